@@ -1,0 +1,89 @@
+package block
+
+import (
+	"math/bits"
+	"sync"
+	"sync/atomic"
+	"syscall"
+)
+
+// Buffer is a page-aligned, reference-counted piece of memory outside the Go
+// heap. It is made by NewBuffer with one reference and returned to its pool when
+// the last one is released; whoever hands it to something asynchronous retains
+// it first. The bytes are not zeroed.
+type Buffer struct {
+	mem  []byte
+	n    int
+	refs atomic.Int32
+	cls  int
+}
+
+// Buffers come in classes of powers of two from one page to MaxIO plus room for
+// a frame's header. A free buffer stays with its class; a class keeps at most
+// freeBytes in total and gives the rest back to the system.
+const (
+	minClassBits = 12
+	maxClassBits = 21
+	freeBytes    = 64 << 20
+)
+
+var classes [maxClassBits - minClassBits + 1]struct {
+	sync.Mutex
+	free []*Buffer
+}
+
+// NewBuffer returns a buffer of n bytes, 0 < n <= 2 MiB, with one reference.
+func NewBuffer(n int) *Buffer {
+	if n <= 0 || n > 1<<maxClassBits {
+		panic("block: buffer size out of range")
+	}
+	c := max(bits.Len(uint(n-1)), minClassBits) - minClassBits
+	cl := &classes[c]
+	cl.Lock()
+	if k := len(cl.free); k > 0 {
+		b := cl.free[k-1]
+		cl.free = cl.free[:k-1]
+		cl.Unlock()
+		b.n = n
+		b.refs.Store(1)
+		return b
+	}
+	cl.Unlock()
+	mem, err := syscall.Mmap(-1, 0, 1<<(c+minClassBits), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	if err != nil {
+		panic("block: out of memory: mmap: " + err.Error())
+	}
+	b := &Buffer{mem: mem, n: n, cls: c}
+	b.refs.Store(1)
+	return b
+}
+
+// Bytes is the buffer's content, valid while the caller holds a reference.
+func (b *Buffer) Bytes() []byte { return b.mem[:b.n:b.n] }
+
+// Retain adds a reference.
+func (b *Buffer) Retain() {
+	if b.refs.Add(1) <= 1 {
+		panic("block: retain of a released buffer")
+	}
+}
+
+// Release drops a reference. After the last one the bytes belong to somebody else.
+func (b *Buffer) Release() {
+	switch r := b.refs.Add(-1); {
+	case r > 0:
+		return
+	case r < 0:
+		panic("block: buffer released twice")
+	}
+	cl := &classes[b.cls]
+	cl.Lock()
+	if len(cl.free)<<(b.cls+minClassBits) < freeBytes {
+		cl.free = append(cl.free, b)
+		cl.Unlock()
+		return
+	}
+	cl.Unlock()
+	// Nobody has a reference; an error here could only mean a corrupt mapping.
+	_ = syscall.Munmap(b.mem)
+}

@@ -1,0 +1,54 @@
+// Package frontend defines how a block device is shown to the host.
+//
+// nbd serves it over the NBD protocol on a socket; fuseloop makes it a
+// /dev/loopN on any kernel. Kernel NBD and ublk fit behind the same interface.
+package frontend
+
+import (
+	"context"
+	"errors"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+)
+
+// Kind names a front end in configuration and on the command line.
+type Kind string
+
+// Kinds.
+const (
+	KindNBD      Kind = "nbd"
+	KindFuseLoop Kind = "fuseloop"
+)
+
+// Frontend shows devices to the host. Methods may be called concurrently for different ids.
+type Frontend interface {
+	Kind() Kind
+
+	// Attach shows d under id, a file-name-safe string. Idempotent: an id that is attached to the
+	// same device returns the same Attachment; to another device it fails with ErrBusy. The device stays the caller's.
+	Attach(ctx context.Context, id string, d block.Device) (Attachment, error)
+
+	// Close detaches everything.
+	Close() error
+}
+
+// Attachment is one showing of a device.
+type Attachment interface {
+	// Path is what a consumer opens: /dev/loop0, or nbd+unix:///id?socket=/run/tandem/nbd.sock.
+	Path() string
+
+	// Detach flushes nothing itself: it waits until the consumer's requests have ended and takes the showing away. It fails with
+	// ErrBusy while the consumer holds the device open (mounted), and nothing is changed then. Twice is nil.
+	Detach(ctx context.Context) error
+
+	// Kill takes the showing away at once: every request of the consumer, now and later, fails. For a
+	// coordinator that was deposed. It never blocks on the consumer.
+	Kill()
+
+	// Done is closed when the showing is gone, however it went; then Err says why (nil after Detach).
+	Done() <-chan struct{}
+	Err() error
+}
+
+// ErrBusy means that a consumer has the device open.
+var ErrBusy = errors.New("frontend: device is in use")

@@ -1,0 +1,104 @@
+package replication
+
+import "slices"
+
+// Phase of a volume, in its configuration.
+type Phase string
+
+// Phases. RECOVERING means that nobody has acknowledged anything in this epoch,
+// so that a second takeover may start from the same in-sync set.
+const (
+	PhaseDetached   Phase = "DETACHED"
+	PhaseRecovering Phase = "RECOVERING"
+	PhaseActive     Phase = "ACTIVE"
+	PhaseDeleting   Phase = "DELETING"
+)
+
+// MemberState is what the configuration says of a replica.
+type MemberState string
+
+// Member states. IN_SYNC is said exactly of the members of the in-sync set.
+const (
+	MemberInSync  MemberState = "IN_SYNC"
+	MemberStale   MemberState = "STALE"   // lacks writes; may be resynced
+	MemberSyncing MemberState = "SYNCING" // being resynced; inconsistent, never read
+	MemberFaulted MemberState = "FAULTED" // its disk failed; resynced in full after an operator's reset
+)
+
+// Protection says what happens to writes when a replica is out of reach.
+type Protection string
+
+// Protection modes.
+const (
+	MaxAvailability Protection = "max_availability" // evict it and go on (default)
+	MaxProtection   Protection = "max_protection"   // stall until it is back in sync
+)
+
+// Config is the configuration of one volume: the only authority on who may
+// write and who holds the data. It is changed by compare-and-set only.
+type Config struct {
+	Version    uint32               `json:"version"` // of this schema: 1
+	Volume     VolumeID             `json:"volume"`
+	Epoch      Epoch                `json:"epoch"`
+	Gen        uint64               `json:"gen"` // random per epoch: tells two epochs of the same number apart
+	Phase      Phase                `json:"phase"`
+	Coord      *Coord               `json:"coord,omitempty"` // nil when detached
+	ISR        []ReplicaID          `json:"isr"`             // the in-sync set; never empty (I2)
+	Members    map[ReplicaID]Member `json:"members"`
+	Protection Protection           `json:"protection"`
+	Size       int64                `json:"size"` // bytes
+	History    []EpochRecord        `json:"history"`
+	ForkGen    uint64               `json:"fork_gen"`    // bumped only by an operator's force
+	ProposalID UUID                 `json:"proposal_id"` // nonce of the writer: tells whether a write of unknown outcome took effect
+}
+
+// HistoryLen is how many epochs Config.History keeps. A replica whose epoch is no
+// longer in it is compared in full.
+const HistoryLen = 64
+
+// Coord names the coordinator.
+type Coord struct {
+	Node     NodeID   `json:"node"`
+	Domain   DomainID `json:"domain"`
+	AttachID AttachID `json:"attach_id"`
+	Term     Term     `json:"term"`
+}
+
+// Member is one replica of the volume.
+type Member struct {
+	Node      NodeID      `json:"node"`
+	Domain    DomainID    `json:"domain"`
+	Pool      string      `json:"pool"`
+	State     MemberState `json:"state"`
+	LeftEpoch Epoch       `json:"left_epoch,omitempty"` // epoch that dropped it from the in-sync set
+	LeftGen   uint64      `json:"left_gen,omitempty"`
+	Reason    string      `json:"reason,omitempty"` // why it is not in sync
+}
+
+// EpochRecord is one line of the history.
+type EpochRecord struct {
+	Epoch Epoch       `json:"epoch"`
+	Gen   uint64      `json:"gen"`
+	Node  NodeID      `json:"node"` // coordinator, "" when detached
+	ISR   []ReplicaID `json:"isr"`
+	Cause string      `json:"cause"`
+}
+
+// InISR reports whether r is in the in-sync set.
+func (c *Config) InISR(r ReplicaID) bool { return slices.Contains(c.ISR, r) }
+
+// Clone returns a deep copy.
+func (c *Config) Clone() *Config {
+	d := *c
+	if c.Coord != nil {
+		co := *c.Coord
+		d.Coord = &co
+	}
+	d.ISR = slices.Clone(c.ISR)
+	d.Members = make(map[ReplicaID]Member, len(c.Members))
+	for id, m := range c.Members {
+		d.Members[id] = m
+	}
+	d.History = slices.Clone(c.History)
+	return &d
+}

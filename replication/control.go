@@ -1,0 +1,83 @@
+package replication
+
+// The control exchange of takeover, eviction and join (protocol.md 5): seal,
+// prepare, commit. Each request names the volume and the replica; each may be
+// repeated without harm. They travel as unary gRPC calls (replicationpb); the
+// identity of the caller comes from its certificate, not from the request.
+
+// SealRequest asks a replica to promise Term: never again to serve an older one.
+type SealRequest struct {
+	Volume      VolumeID
+	Replica     ReplicaID
+	Term        Term
+	Epoch       Epoch // of the configuration in which Term was elected
+	Gen         uint64
+	Incarnation UUID // of the kvdb
+	AttachID    AttachID
+}
+
+// SealResult is answered after the promise is durable and every I/O of older
+// sessions has ended in the kernel (I6, I17).
+type SealResult struct {
+	Status   Status // StatusOK, or why not
+	Term     Term   // highest promised, also when refused
+	Epoch    Epoch  // highest known to the replica
+	Gen      uint64
+	State    MemberState // as the replica's superblock says
+	Boot     BootID
+	Instance UUID
+	Lossy    bool     // it lost power since its last flush: completed writes may be missing
+	LogLost  bool     // it stopped uncleanly: any region may differ from the other replicas
+	Active   []uint32 // regions (RegionSize) whose writes may not be settled; all of them if LogLost
+}
+
+// PrepareRequest sets which members a replica must keep a dirty map for. The set
+// is absolute, never a delta. When it is answered the set is durable, and each
+// map of a member in Missing covers the replica's own unsettled regions.
+type PrepareRequest struct {
+	Volume  VolumeID
+	Replica ReplicaID
+	Term    Term
+	Missing []ReplicaID
+	// MarkAll are members of Missing whose map must be all ones, because nobody
+	// knows what they lack.
+	MarkAll []ReplicaID
+}
+
+// PrepareResult answers PrepareRequest.
+type PrepareResult struct {
+	Status Status
+	Term   Term
+}
+
+// CommitRequest tells a replica the configuration in force. Answered when durable.
+type CommitRequest struct {
+	Volume      VolumeID
+	Replica     ReplicaID
+	Term        Term // of the sender; for a detach, of the coordinator that leaves
+	Incarnation UUID
+	Config      *Config
+}
+
+// CommitResult answers CommitRequest.
+type CommitResult struct {
+	Status Status
+	Epoch  Epoch
+}
+
+// DirtyRequest asks for the dirty map that a replica keeps for Peer.
+type DirtyRequest struct {
+	Volume  VolumeID
+	Replica ReplicaID
+	Term    Term
+	Peer    ReplicaID
+}
+
+// DirtyResult is the map: one bit a ResyncBlock, bit n of byte n/8 for block n.
+type DirtyResult struct {
+	Status Status
+	Bits   []byte
+}
+
+// RegionSize is the unit of the activity log, in bytes.
+const RegionSize = 4 << 20
