@@ -150,7 +150,7 @@ var (
 	ErrNotFound    = errors.New("kvdb: key not found")
 	ErrConflict    = errors.New("kvdb: another change came first") // from the helpers over Txn
 	ErrCompacted   = errors.New("kvdb: revision is no longer kept")
-	ErrNoLeader    = errors.New("kvdb: no leader")       // definite: nothing was changed
+	ErrNoLeader    = errors.New("kvdb: no leader")          // definite: nothing was changed
 	ErrUnavailable = errors.New("kvdb: store out of reach") // outcome unknown
 	ErrLeaseGone   = errors.New("kvdb: lease not found")
 	ErrInvalid     = errors.New("kvdb: invalid request") // definite
