@@ -1,0 +1,234 @@
+// Package config is the configuration of tandemd: one YAML file, decoded
+// strictly, over defaults that start a useful single node without any file.
+//
+// Order: defaults < file < flags. Then what was left empty is derived from the
+// rest (Config.complete), and everything is checked at once (Config.Validate).
+// The comments on the fields of this file are the text of config.sample.yaml
+// and of docs/reference/config.md: go test ./cmd/internal/config -update
+// writes both anew.
+package config
+
+import "time"
+
+// APIVersion and Kind head every file.
+const (
+	APIVersion = "tandem-storage.github.io/v1"
+	Kind       = "Config"
+)
+
+// Config is the whole configuration. Get one from Load, Parse or Default; treat
+// it as read-only from then on.
+type Config struct {
+	// Format of this file.
+	APIVersion string `yaml:"apiVersion"`
+	// What this file is.
+	Kind string `yaml:"kind"`
+	// Name of the cluster, the same on every node. It is part of every certificate: nodes of another cluster are refused.
+	ClusterName string `yaml:"clusterName"`
+	// Name of this node, unique in the cluster and never changed. Empty: the host name.
+	NodeID string `yaml:"nodeID"`
+	// Cluster domain (site) in which this node stands.
+	Domain string `yaml:"domain"`
+	// "node", or "witness": a kvdb member in a third place that holds no data.
+	Role Role `yaml:"role"`
+	// Directory for what must survive a restart: the embedded kvdb, and the pool if none is named.
+	DataDir string `yaml:"dataDir"`
+	// Directory for sockets and mount points; it may be emptied by a reboot.
+	RunDir string `yaml:"runDir"`
+	// Directories that hold replicas, each on its own XFS or ext4. Empty: <dataDir>/pool. A witness has none.
+	Pools []Pool `yaml:"pools"`
+	// How other nodes reach this one.
+	Peer Peer `yaml:"peer"`
+	// How tandemctl reaches this node.
+	API API `yaml:"api"`
+	// Mutual TLS between nodes, and towards api.listen and frontends.nbd.listen. Write this block with ca, cert and key wherever a node listens on more than loopback.
+	TLS TLS `yaml:"tls"`
+	// The small consistent store that all nodes share.
+	KVDB KVDB `yaml:"kvdb"`
+	// How attached volumes are shown to the host.
+	Frontends Frontends `yaml:"frontends"`
+	// Timers and bounds of replication, the same on every node.
+	Replication Replication `yaml:"replication"`
+	// Log output, on standard error.
+	Log Log `yaml:"log"`
+}
+
+// Role of a node.
+type Role string
+
+// Roles.
+const (
+	RoleNode    Role = "node"
+	RoleWitness Role = "witness"
+)
+
+// Pool is a directory that holds replicas.
+type Pool struct {
+	// Absolute path of the directory.
+	Path string `yaml:"path"`
+	// Accept a file system other than XFS and ext4. Tandem's promises about power loss were tested on these two only.
+	AllowAnyFS bool `yaml:"allowAnyFS"`
+}
+
+// Peer is the address for other nodes.
+type Peer struct {
+	// Address to listen on for other nodes, host:port.
+	Listen string `yaml:"listen"`
+	// Address that other nodes dial. Empty: peer.listen. Needed when peer.listen names no single address.
+	Advertise string `yaml:"advertise"`
+}
+
+// API is where operators reach the node.
+type API struct {
+	// Unix socket for tandemctl; who may open it may do everything. Empty: <runDir>/tandemd.sock.
+	Socket string `yaml:"socket"`
+	// TCP address for tandemctl from other machines, host:port. Empty: none.
+	Listen string `yaml:"listen"`
+}
+
+// TLS names the PEM files for mutual TLS.
+type TLS struct {
+	// No TLS. Allowed only while every address to listen on is loopback. False as soon as ca, cert or key is set.
+	Insecure bool `yaml:"insecure"`
+	// File with the certificate of the cluster's CA.
+	CA string `yaml:"ca"`
+	// File with this node's certificate, made by "tandemctl pki issue".
+	Cert string `yaml:"cert"`
+	// File with the private key to tls.cert.
+	Key string `yaml:"key"`
+}
+
+// KVDBKind says which store the cluster uses.
+type KVDBKind string
+
+// Kinds of kvdb.
+const (
+	KVDBRaft KVDBKind = "raft"
+	KVDBEtcd KVDBKind = "etcd"
+)
+
+// KVDB is the cluster's small consistent store.
+type KVDB struct {
+	// "raft": embedded in tandemd. "etcd": an etcd cluster that runs elsewhere.
+	Kind KVDBKind `yaml:"kind"`
+	// Settings for kind "etcd".
+	Etcd Etcd `yaml:"etcd"`
+	// Settings for kind "raft".
+	Raft Raft `yaml:"raft"`
+}
+
+// Etcd says how to reach an etcd cluster.
+type Etcd struct {
+	// Client URLs of the etcd members, as in https://etcd-1:2379.
+	Endpoints []string `yaml:"endpoints"`
+	// TLS towards etcd, for https endpoints.
+	TLS EtcdTLS `yaml:"tls"`
+	// User name, when etcd's authentication is on.
+	Username string `yaml:"username"`
+	// File whose first line is the password of kvdb.etcd.username. Never logged; refused if others than its owner and group can read it.
+	PasswordFile string `yaml:"passwordFile"`
+}
+
+// EtcdTLS names the PEM files for TLS towards etcd.
+type EtcdTLS struct {
+	// File with the CA of etcd's server certificates. Empty: the system's CAs.
+	CA string `yaml:"ca"`
+	// File with a client certificate, if etcd asks for one.
+	Cert string `yaml:"cert"`
+	// File with the private key to kvdb.etcd.tls.cert.
+	Key string `yaml:"key"`
+}
+
+// Raft is the embedded kvdb.
+type Raft struct {
+	// This node is a member (it stores and votes). False: it only asks the members.
+	Member bool `yaml:"member"`
+	// Address to listen on for other members, host:port.
+	Listen string `yaml:"listen"`
+	// All members, the same list on every node: 1, or better 3 (one in each domain and the witness). Empty: this node alone.
+	Members []RaftMember `yaml:"members"`
+	// Create the store from raft.members if this node has none yet. False as soon as raft.members is set, unless written. Turn it off after the first start: a member that lost its disk must not found a second cluster.
+	Bootstrap bool `yaml:"bootstrap"`
+}
+
+// RaftMember is one member of the embedded kvdb.
+type RaftMember struct {
+	// Its nodeID.
+	ID string `yaml:"id"`
+	// Address at which the other members reach its kvdb.raft.listen.
+	RaftAddr string `yaml:"raftAddr"`
+	// Address at which nodes that are no members ask it: its peer.advertise.
+	PeerAddr string `yaml:"peerAddr"`
+}
+
+// FrontendKind names a front end. It is a plain string type of its own so that
+// the configuration does not depend on the data path.
+type FrontendKind string
+
+// Front ends.
+const (
+	FrontendFuseLoop FrontendKind = "fuseloop"
+	FrontendNBD      FrontendKind = "nbd"
+)
+
+// Frontends show attached volumes to the host.
+type Frontends struct {
+	// The one used when an attach names none: "fuseloop" (a real /dev/loopN, needs root and FUSE) or "nbd" (a socket).
+	Default FrontendKind `yaml:"default"`
+	// The NBD server.
+	NBD NBD `yaml:"nbd"`
+	// A FUSE file under a loop device.
+	FuseLoop FuseLoop `yaml:"fuseloop"`
+}
+
+// NBD is where the NBD server listens.
+type NBD struct {
+	// Unix socket. Empty: <runDir>/nbd.sock.
+	Socket string `yaml:"socket"`
+	// TCP address, host:port; with TLS if tls has certificates. Empty: none. The standard port is 10809.
+	Listen string `yaml:"listen"`
+}
+
+// FuseLoop is the loop device front end.
+type FuseLoop struct {
+	// Directory for its FUSE mount points. Empty: <runDir>/fuse.
+	Dir string `yaml:"dir"`
+}
+
+// Replication has the timers and bounds of protocol.md 19. Ranges, defaults and
+// reasons are in limits.go.
+type Replication struct {
+	// Heartbeat between nodes.
+	BeatInterval time.Duration `yaml:"beatInterval"`
+	// Silence after which a peer is given up and its replicas are evicted. At least 4 beats.
+	SuspectTimeout time.Duration `yaml:"suspectTimeout"`
+	// A replica that has not answered one request for this long is evicted, though it beats. At least suspectTimeout.
+	OpTimeout time.Duration `yaml:"opTimeout"`
+	// Deadline of one seal, prepare or commit of a takeover or an eviction.
+	SealTimeout time.Duration `yaml:"sealTimeout"`
+	// How long requests wait while a volume may not proceed, before they fail. At least opTimeout + sealTimeout.
+	StallTimeout time.Duration `yaml:"stallTimeout"`
+	// Resync traffic that this node sends, bytes per second. 0: no limit.
+	ResyncRate Size `yaml:"resyncRate"`
+	// Resync data in flight per volume. A multiple of 64Ki.
+	ResyncWindow Size `yaml:"resyncWindow"`
+	// Requests in flight per volume; more wait.
+	MaxInflight int `yaml:"maxInflight"`
+}
+
+// LogFormat is how lines are written.
+type LogFormat string
+
+// Log formats.
+const (
+	LogJSON    LogFormat = "json"
+	LogConsole LogFormat = "console"
+)
+
+// Log says what is logged, and how.
+type Log struct {
+	// "debug", "info", "warn" or "error". It can be changed while running.
+	Level string `yaml:"level"`
+	// "json" or "console".
+	Format LogFormat `yaml:"format"`
+}

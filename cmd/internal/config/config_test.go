@@ -1,0 +1,357 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const head = "apiVersion: " + APIVersion + "\nkind: Config\n"
+
+func mustParse(t *testing.T, body string) *Config {
+	t.Helper()
+	c, err := Parse("t.yaml", []byte(head+body), Flags{NodeID: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// With no file at all, tandemd starts on one node.
+func TestDefaultsStartALoneNode(t *testing.T) {
+	c, err := Load("", Flags{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{
+		"nodeID": host, "role": RoleNode, "insecure": true, "bootstrap": true, "api": "/run/tandem/tandemd.sock",
+		"pools":   []Pool{{Path: "/var/lib/tandem/pool"}},
+		"members": []RaftMember{{ID: host, RaftAddr: "127.0.0.1:9702", PeerAddr: "127.0.0.1:9701"}},
+	}
+	got := map[string]any{
+		"nodeID": c.NodeID, "role": c.Role, "insecure": c.TLS.Insecure, "bootstrap": c.KVDB.Raft.Bootstrap, "api": c.API.Socket,
+		"pools": c.Pools, "members": c.KVDB.Raft.Members,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	if c.Replication.BeatInterval != 500*time.Millisecond || c.Replication.SuspectTimeout != 3*time.Second || c.Replication.MaxInflight != 256 {
+		t.Errorf("timers are %+v", c.Replication)
+	}
+}
+
+func TestOrderDefaultsFileFlags(t *testing.T) {
+	body := head + "nodeID: from-file\ndomain: from-file\nlog: {level: warn}\n"
+	c, err := Parse("t.yaml", []byte(body), Flags{NodeID: "from-flag"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.NodeID != "from-flag" || c.Domain != "from-file" || c.ClusterName != "tandem" || c.Log.Level != "warn" {
+		t.Errorf("got %q %q %q %q", c.NodeID, c.Domain, c.ClusterName, c.Log.Level)
+	}
+}
+
+const threeMembers = `
+kvdb:
+  raft:
+    listen: 10.0.0.1:9702
+    members:
+      - {id: n1, raftAddr: "10.0.0.1:9702", peerAddr: "10.0.0.1:9701"}
+      - {id: n2, raftAddr: "10.0.0.2:9702", peerAddr: "10.0.0.2:9701"}
+      - {id: w, raftAddr: "10.0.0.3:9702", peerAddr: "10.0.0.3:9701"}
+`
+
+const fullTLS = "tls: {ca: /etc/t/ca.pem, cert: /etc/t/n.pem, key: /etc/t/n.key}\n"
+
+// What is right for a lone node must not stay on by itself in a cluster.
+func TestLoneNodeDefaultsEndInACluster(t *testing.T) {
+	c := mustParse(t, "peer: {listen: 10.0.0.1:9701}\n"+fullTLS+threeMembers)
+	if c.TLS.Insecure || c.KVDB.Raft.Bootstrap {
+		t.Errorf("insecure %v, bootstrap %v, want neither", c.TLS.Insecure, c.KVDB.Raft.Bootstrap)
+	}
+	c = mustParse(t, "peer: {listen: 10.0.0.1:9701}\n"+fullTLS+strings.Replace(threeMembers, "raft:\n", "raft:\n    bootstrap: true\n", 1))
+	if !c.KVDB.Raft.Bootstrap {
+		t.Error("bootstrap was written and is off")
+	}
+}
+
+func TestWitness(t *testing.T) {
+	c := mustParse(t, "role: witness\npeer: {listen: 10.0.0.1:9701}\n"+fullTLS+threeMembers)
+	if len(c.Pools) != 0 {
+		t.Errorf("a witness has pools %v", c.Pools)
+	}
+}
+
+func TestEtcd(t *testing.T) {
+	c := mustParse(t, "kvdb: {kind: etcd, etcd: {endpoints: [\"https://e1:2379\", \"https://e2:2379\"], tls: {ca: /ca.pem}}}\n")
+	if len(c.KVDB.Etcd.Endpoints) != 2 || len(c.KVDB.Raft.Members) != 0 {
+		t.Errorf("got %+v", c.KVDB)
+	}
+}
+
+// Each mistake gives one error that names the key and, when it is in the file, the line.
+func TestErrors(t *testing.T) {
+	for _, tc := range []struct{ name, body, want string }{
+		{"unknown key", "domian: x\n", `t.yaml:3: domian: unknown key: did you mean "domain"?`},
+		{"unknown key below", "peer:\n  address: x\n", "t.yaml:4: peer.address: unknown key, known here: listen, advertise"},
+		{"unknown key in a list", "pools:\n  - path: /p\n    fs: xfs\n", "t.yaml:5: pools[0].fs: unknown key, known here: path, allowAnyFS"},
+		{"case", "Domain: x\n", `Domain: unknown key: did you mean "domain"?`},
+		{"twice", "domain: a\ndomain: b\n", "t.yaml:4: domain: is there twice"},
+		{"not yaml", "domain: [\n", "not YAML"},
+		{"two documents", "---\ndomain: a\n", "more than one YAML document"},
+		{"alias", "domain: &a x\n", "anchors and aliases are not supported"},
+		{"tag", "domain: !!str x\n", "tags are not supported"},
+		{"merge", "<<: {domain: x}\n", "<<: unknown key"},
+		{"mapping for text", "domain: {a: b}\n", "t.yaml:3: domain: is a mapping, want text"},
+		{"list for mapping", "peer: [a]\n", "peer: is a list, want keys and values"},
+		{"text for list", "pools: /p\n", "pools: is a plain value, want a list"},
+		{"bare duration", "replication: {beatInterval: 500}\n", `replication.beatInterval: "500" is not a duration: write a number and a unit`},
+		{"bare size", "replication: {resyncWindow: 8}\n", `replication.resyncWindow: not a size: "8" has no unit: write 8B, 8Mi or 8Gi`},
+		{"decimal size", "replication: {resyncWindow: 8M}\n", `unknown unit "M", use one of B, Ki, Mi, Gi, Ti, Pi`},
+		{"negative size", "replication: {resyncRate: -8Mi}\n", `"-8Mi": write a whole number and a unit`},
+		{"huge size", "replication: {resyncRate: 9223372036854775807Pi}\n", "is more than 8 EiB"},
+		{"text for a number", "replication: {maxInflight: many}\n", `"many" is not a whole number`},
+		{"huge number", "replication: {maxInflight: 99999999999999999999}\n", "is not a whole number"},
+		{"text for a bool", "tls: {insecure: yes}\n", `tls.insecure: "yes" is not true or false`},
+		{"limit", "replication:\n  beatInterval: 1ms\n", "t.yaml:4: replication.beatInterval: 1ms is outside 50ms to 5s"},
+		{"negative duration", "replication: {sealTimeout: -1s}\n", "-1s is outside"},
+		{"suspect below 4 beats", "replication:\n  beatInterval: 1s\n", "replication.suspectTimeout: 3s is less than 4 x replication.beatInterval (4s)"},
+		{"op below suspect", "replication: {opTimeout: 2s}\n", "replication.opTimeout: 2s is less than replication.suspectTimeout (3s)"},
+		{"stall too short", "replication: {stallTimeout: 12s}\n", "replication.stallTimeout: 12s is less than replication.opTimeout + replication.sealTimeout (15s)"},
+		{"window", "replication: {resyncWindow: 100Ki}\n", "100Ki is not a multiple of 64Ki"},
+		{"role", "role: arbiter\n", `role: "arbiter" is not known here: use node or witness`},
+		{"domain name", "domain: A_B\n", `domain: "A_B" is not a name`},
+		{"node name", "nodeID: a/b\n", `nodeID: "a/b" is not a name`},
+		{"relative", "dataDir: data\n", `dataDir: "data" is not an absolute path`},
+		{"same pools", "pools: [{path: /p}, {path: /p/}]\n", "pools[1].path: is the same as pools[0].path"},
+		{"nested pools", "pools: [{path: /p}, {path: /p/q}]\n", "pools[1].path: one of it and pools[0].path lies within the other"},
+		{"witness with pools", "role: witness\npools: [{path: /p}]\n", "pools: a witness holds no data"},
+		{"witness with etcd", "role: witness\nkvdb: {kind: etcd, etcd: {endpoints: [http://e:1]}}\n", "role: a witness is a member of the embedded kvdb"},
+		{"socket too long", "runDir: /" + strings.Repeat("r", 120) + "\n", "a unix socket's path has at most 107"},
+		{"same sockets", "api: {socket: /a}\nfrontends: {nbd: {socket: /a}}\n", "frontends.nbd.socket: is the same as api.socket"},
+		{"no port", "peer: {listen: 127.0.0.1}\n", `peer.listen: "127.0.0.1" is not an address`},
+		{"port 0", "peer: {listen: \"127.0.0.1:0\"}\n", "has no port between 1 and 65535"},
+		{"same port", "api: {listen: \"127.0.0.1:9701\"}\n", "api.listen: is the same address as peer.listen"},
+		{"insecure in the open", "peer: {listen: 10.0.0.1:9701}\n", `t.yaml:3: peer.listen: "10.0.0.1:9701" can be reached from other machines, and there is no TLS`},
+		{"insecure nbd", "frontends: {nbd: {listen: \":10809\"}}\n", `frontends.nbd.listen: ":10809" can be reached from other machines`},
+		{"wildcard", "peer: {listen: \":9701\"}\n" + fullTLS, "peer.advertise: must be set"},
+		{"wildcard advertised", "peer: {listen: \":9701\", advertise: \"0.0.0.0:9701\"}\n" + fullTLS, `peer.advertise: "0.0.0.0:9701" names no single address`},
+		{"insecure and files", "tls: {insecure: true, ca: /ca}\n", "tls.insecure: is true, and tls.ca is set: choose one"},
+		{"half of tls", "tls: {ca: /ca}\n", "tls.cert: must be set"},
+		{"secure without files", "tls: {insecure: false}\n", "tls.ca: must be set"},
+		{"kvdb kind", "kvdb: {kind: consul}\n", `kvdb.kind: "consul" is not known here: use raft or etcd`},
+		{"no endpoints", "kvdb: {kind: etcd}\n", "kvdb.etcd.endpoints: is empty"},
+		{"endpoint", "kvdb: {kind: etcd, etcd: {endpoints: [e1:2379]}}\n", "kvdb.etcd.endpoints[0]: is not a URL"},
+		{"password in URL", "kvdb: {kind: etcd, etcd: {endpoints: [\"http://u:sesame@e:1\"]}}\n", "holds a user name or a password"},
+		{"user alone", "kvdb: {kind: etcd, etcd: {endpoints: [http://e:1], username: u}}\n", "kvdb.etcd.passwordFile must be set together"},
+		{"tls to http", "kvdb: {kind: etcd, etcd: {endpoints: [http://e:1], tls: {ca: /ca}}}\n", "no endpoint begins with https://"},
+		{"two members", "kvdb: {raft: {members: [{id: n1, raftAddr: \"a:1\", peerAddr: \"a:2\"}, {id: n2, raftAddr: \"b:1\", peerAddr: \"b:2\"}]}}\n", "has two members"},
+		{"not listed", "kvdb: {raft: {members: [{id: n2, raftAddr: \"b:1\", peerAddr: \"b:2\"}]}}\n", `does not list this node ("n1")`},
+		{"client listed", "kvdb: {raft: {member: false, members: [{id: n1, raftAddr: \"b:1\", peerAddr: \"b:2\"}]}}\n", `lists this node ("n1")`},
+		{"client of none", "kvdb: {raft: {member: false}}\n", "kvdb.raft.members: is empty, and this node is no member"},
+		{"client founds", "kvdb: {raft: {member: false, bootstrap: true}}\n", "only a member can found the store"},
+		{"same member", "kvdb: {raft: {members: [{id: n1, raftAddr: \"a:1\", peerAddr: \"a:2\"}, {id: n1, raftAddr: \"a:1\", peerAddr: \"b:2\"}, {id: n3, raftAddr: \"c:1\", peerAddr: \"c:2\"}]}}\n", `kvdb.raft.members[1].id: "n1" is kvdb.raft.members[0] already`},
+		{"frontend", "frontends: {default: iscsi}\n", `frontends.default: "iscsi" is not known here: use fuseloop or nbd`},
+		{"level", "log: {level: loud}\n", `log.level: "loud" is not known here`},
+		{"fatal level", "log: {level: fatal}\n", `log.level: "fatal" is not known here`},
+		{"format", "log: {format: xml}\n", `log.format: "xml" is not known here`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := Parse("t.yaml", []byte(head+tc.body), Flags{NodeID: orFile(tc.body, "n1")})
+			if !errors.Is(err, ErrInvalid) {
+				t.Fatalf("got %v, want ErrInvalid", err)
+			}
+			if !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got  %v\nwant %v", err, tc.want)
+			}
+			if strings.Contains(err.Error(), "sesame") {
+				t.Error("the password is in the error")
+			}
+		})
+	}
+}
+
+// orFile returns def unless the body sets nodeID itself.
+func orFile(body, def string) string {
+	if strings.Contains(body, "nodeID:") {
+		return ""
+	}
+	return def
+}
+
+func TestHeadIsRequired(t *testing.T) {
+	for body, want := range map[string]string{
+		"":                               "the file is empty",
+		"# nothing\n":                    "the file is empty",
+		"domain: x\n":                    "apiVersion: is missing",
+		"apiVersion: v0\nkind: Config\n": `apiVersion: "v0" is not known here`,
+		"apiVersion: " + APIVersion:      "kind: is missing",
+		"just text":                      "is a plain value, want keys and values",
+		"- a\n":                          "is a list, want keys and values",
+	} {
+		_, err := Parse("t.yaml", []byte(body), Flags{NodeID: "n1"})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", body, err, want)
+		}
+	}
+	if _, err := Parse("t.yaml", nil, Flags{}); err == nil {
+		t.Error("nil data were taken for no file")
+	}
+}
+
+// All mistakes are reported at once, in one error.
+func TestAllErrorsAtOnce(t *testing.T) {
+	_, err := Parse("t.yaml", []byte(head+"role: x\ndomain: Y\nreplication: {beatInterval: 1ms, maxInflight: 0}\nlog: {level: z}\n"), Flags{NodeID: "n1"})
+	var errs Errors
+	if !errors.As(err, &errs) {
+		t.Fatalf("got %T: %v", err, err)
+	}
+	var keys []string
+	for _, e := range errs {
+		if e.Line == 0 {
+			t.Errorf("%s has no line", e.Key)
+		}
+		keys = append(keys, e.Key)
+	}
+	slices.Sort(keys)
+	want := []string{"domain", "log.level", "replication.beatInterval", "replication.maxInflight", "role"}
+	if !slices.Equal(keys, want) {
+		t.Errorf("got %v, want %v", keys, want)
+	}
+	_, err = Parse("t.yaml", []byte(head+"a: 1\nb: 2\nlog: {c: 3}\n"), Flags{})
+	if !errors.As(err, &errs) || len(errs) != 3 {
+		t.Errorf("got %v, want 3 unknown keys", err)
+	}
+}
+
+func TestLoadMissingFile(t *testing.T) {
+	if _, err := Load(filepath.Join(t.TempDir(), "no.yaml"), Flags{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want ErrNotExist", err)
+	}
+}
+
+func TestEffectiveHasNoSecrets(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "password")
+	if err := os.WriteFile(file, []byte("sesame\nsecond line\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := mustParse(t, "kvdb: {kind: etcd, etcd: {endpoints: [http://e:1], username: u, passwordFile: "+file+"}}\n")
+	pw, err := c.KVDB.Etcd.Password()
+	if err != nil || pw != "sesame" {
+		t.Fatalf("got %q, %v", pw, err)
+	}
+	eff := c.Effective()
+	for k, v := range eff {
+		if strings.Contains(v, "sesame") {
+			t.Errorf("%s = %s", k, v)
+		}
+	}
+	if eff["kvdb.etcd.passwordFile"] != file || eff["replication.stallTimeout"] != "1m30s" || eff["replication.resyncWindow"] != "4Mi" || eff["pools[0].path"] != "/var/lib/tandem/pool" {
+		t.Errorf("got %v", eff)
+	}
+	if err := os.Chmod(file, 0o604); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.KVDB.Etcd.Password(); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a file that everybody can read: got %v", err)
+	}
+	if err := os.WriteFile(file, []byte("\nx"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.KVDB.Etcd.Password(); !errors.Is(err, ErrInvalid) {
+		t.Errorf("an empty first line: got %v", err)
+	}
+}
+
+// Every number of Config has a row in the table, and every default is within its range.
+func TestLimitsCoverEveryNumber(t *testing.T) {
+	numbers := map[string]bool{}
+	flatten("", reflect.ValueOf(Default()).Elem(), func(key string, v reflect.Value) {
+		if v.CanInt() {
+			numbers[key] = true
+		}
+	})
+	c := Default()
+	for _, l := range Limits() {
+		if !numbers[l.Key] {
+			t.Errorf("%s is no number of Config, or is there twice", l.Key)
+		}
+		delete(numbers, l.Key)
+		if l.Min > l.Default || l.Default > l.Max || l.Why == "" {
+			t.Errorf("%s: bad row %+v", l.Key, l)
+		}
+		l.field.set(c, l.Max)
+		if got := c.Effective()[l.Key]; got != l.Text(l.Max) {
+			t.Errorf("%s points at another field: set %s, reads %s", l.Key, l.Text(l.Max), got)
+		}
+	}
+	if len(numbers) > 0 {
+		t.Errorf("no limits for %v", numbers)
+	}
+}
+
+func TestSize(t *testing.T) {
+	for s, want := range map[string]Size{
+		"0": 0, "0B": 0, "512B": 512, "64Ki": 64 << 10, "8Mi": 8 << 20, "8MiB": 8 << 20, "2GiB": 2 << 30, "1Ti": 1 << 40, "7Pi": 7 << 50,
+		"9223372036854775807B": 1<<63 - 1,
+	} {
+		got, err := ParseSize(s)
+		if err != nil || got != want {
+			t.Errorf("ParseSize(%q) = %d, %v, want %d", s, got, err, want)
+		}
+		if back, err := ParseSize(got.String()); err != nil || back != want {
+			t.Errorf("%d is written as %q, which is %d, %v", want, got, back, err)
+		}
+	}
+	for _, s := range []string{"", "-1", "1", "10X", "10G", "10GB", "1.5Gi", "Gi", " 1Gi", "1 Gi", "+1Gi", "1BB", "0x10Mi", "8388608Ti", "１Gi"} {
+		if got, err := ParseSize(s); !errors.Is(err, ErrBadSize) {
+			t.Errorf("ParseSize(%q) = %d, %v, want ErrBadSize", s, got, err)
+		}
+	}
+}
+
+// Whatever the file holds: no panic, an error that says ErrInvalid, or a configuration
+// that is valid and says the same when written out.
+func FuzzParse(f *testing.F) {
+	sample, err := os.ReadFile(samplePath)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(sample)
+	f.Add([]byte(head + fullTLS + "peer: {listen: 10.0.0.1:9701}\n" + threeMembers))
+	f.Add([]byte(head + "a: &a [*a, *a]\n<<: *a\n"))
+	f.Add([]byte(head + "pools: [{path: /a}, null, {}]\nreplication: {beatInterval: 1h, resyncRate: 1Pi}\n"))
+	f.Add([]byte("\xff\xfe\x00k"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := Parse("f.yaml", data, Flags{NodeID: "n1"})
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Fatalf("an error of another kind: %v", err)
+			}
+			return
+		}
+		if err := c.Validate(); err != nil {
+			t.Fatalf("accepted, and not valid: %v", err)
+		}
+		if c.TLS.Insecure {
+			for _, l := range c.listeners() {
+				if !isLoopback(l.value) {
+					t.Fatalf("%s listens on %s without TLS", l.key, l.value)
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,107 @@
+package config
+
+import (
+	"strconv"
+	"time"
+)
+
+// Unit of a Limit.
+type Unit string
+
+// Units.
+const (
+	UnitDuration Unit = "duration" // in ns inside, "500ms" in the file
+	UnitBytes    Unit = "bytes"    // "8Mi" in the file
+	UnitRate     Unit = "bytes/s"  // "100Mi" in the file, 0 for no limit
+	UnitCount    Unit = "count"
+)
+
+// Limit is the range of one key that has a number: the only place where it
+// stands. Default, Validate, the sample and the reference use it.
+type Limit struct {
+	Key               string
+	Min, Max, Default int64 // in Unit
+	Unit              Unit
+	Why               string // reason for the range
+
+	field field
+}
+
+// field reads and writes one number of a Config.
+type field struct {
+	get func(*Config) int64
+	set func(*Config, int64)
+}
+
+func at[T ~int | ~int64](p func(*Config) *T) field {
+	return field{
+		get: func(c *Config) int64 { return int64(*p(c)) },
+		set: func(c *Config, v int64) { *p(c) = T(v) },
+	}
+}
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+	gib = 1 << 30
+)
+
+var limits = []Limit{
+	{
+		"replication.beatInterval", int64(50 * time.Millisecond), int64(5 * time.Second), int64(500 * time.Millisecond), UnitDuration,
+		"below, beats cost more than they tell; above, a dead peer is noticed too late",
+		at(func(c *Config) *time.Duration { return &c.Replication.BeatInterval }),
+	},
+	{
+		"replication.suspectTimeout", int64(400 * time.Millisecond), int64(60 * time.Second), int64(3 * time.Second), UnitDuration,
+		"writes pause this long when a replica dies; too short and a hiccup of the network costs a resync (1.2s is the least to recommend)",
+		at(func(c *Config) *time.Duration { return &c.Replication.SuspectTimeout }),
+	},
+	{
+		"replication.opTimeout", int64(time.Second), int64(5 * time.Minute), int64(10 * time.Second), UnitDuration,
+		"a disk that hangs must not hold a volume longer than its consumers bear",
+		at(func(c *Config) *time.Duration { return &c.Replication.OpTimeout }),
+	},
+	{
+		"replication.sealTimeout", int64(500 * time.Millisecond), int64(time.Minute), int64(5 * time.Second), UnitDuration,
+		"a replica answers a seal after its last I/O has ended and the promise is on disk",
+		at(func(c *Config) *time.Duration { return &c.Replication.SealTimeout }),
+	},
+	{
+		"replication.stallTimeout", int64(5 * time.Second), int64(24 * time.Hour), int64(90 * time.Second), UnitDuration,
+		"long enough to fail over by hand without an I/O error, short enough that a hopeless wait ends",
+		at(func(c *Config) *time.Duration { return &c.Replication.StallTimeout }),
+	},
+	{
+		"replication.resyncRate", 0, 100 * gib, 0, UnitRate,
+		"0 is no limit; a small rate on a busy volume may never catch up",
+		at(func(c *Config) *Size { return &c.Replication.ResyncRate }),
+	},
+	{
+		"replication.resyncWindow", 64 * kib, 64 * mib, 4 * mib, UnitBytes,
+		"one resync block is 64Ki; the window times the round trip bounds the resync speed, and it is memory per volume",
+		at(func(c *Config) *Size { return &c.Replication.ResyncWindow }),
+	},
+	{
+		"replication.maxInflight", 1, 4096, 256, UnitCount,
+		"queues are bounded; every request in flight holds its buffer on both ends",
+		at(func(c *Config) *int { return &c.Replication.MaxInflight }),
+	},
+}
+
+// Limits returns a copy of the table.
+func Limits() []Limit {
+	return append([]Limit(nil), limits...)
+}
+
+// Text shows v, a value of l, as it is written in the file.
+func (l *Limit) Text(v int64) string {
+	switch l.Unit {
+	case UnitDuration:
+		return durationText(time.Duration(v))
+	case UnitBytes, UnitRate:
+		return Size(v).String()
+	default:
+		return strconv.FormatInt(v, 10)
+	}
+}
