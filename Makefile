@@ -1,0 +1,117 @@
+# Tandem. `make` tells what there is; each check has its repair (verify / fix).
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+GO       ?= go
+BIN      := $(CURDIR)/bin
+# Tools pinned in deploy/tools/go.mod and deploy/tools/lint/go.mod are built from their Go modules, once: buf takes about two
+# minutes on two cores and golangci-lint about four. They stay here until one of those files changes; `make clean` keeps them.
+TOOLS    := $(CURDIR)/.cache/tools
+PROTOS   := $(shell find . -name '*.proto' -not -path './.cache/*' 2>/dev/null)
+# Every Go file of ours that a person wrote.
+GOFILES   = $(shell git ls-files --cached --others --exclude-standard '*.go' | grep -v '\.pb\.go$$')
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -X main.version=$(VERSION)
+
+KVDB     ?= raft
+FUZZTIME ?= 20s
+PKG      ?= ./...
+
+.PHONY: help
+help: ## this list
+	@echo "Tandem: metro-replicated block storage. Targets:"
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+##@ build
+
+.PHONY: build
+build: ## bin/tandemd, bin/tandemctl and bin/etcd (the etcd server, from its Go module, for tests and the demo)
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/tandemd ./cmd/tandemctl
+	$(GO) -C deploy/etcd build -trimpath -o $(BIN)/etcd .
+
+.PHONY: deps
+deps: ## install the Debian packages that tests, demo and benchmark drive (needs root; says what is missing otherwise)
+	@deploy/hack/deps.sh
+
+.PHONY: clean
+clean: ## remove what was built, except the pinned tools
+	rm -rf $(BIN)
+	$(GO) clean -testcache
+
+##@ try it
+
+.PHONY: demo
+demo: build ## two sites, a witness, PostgreSQL, a killed site, nothing lost (KVDB=etcd: on a real etcd)
+	@deploy/hack/deps.sh --optional demo
+	@$(GO) build -trimpath -o $(BIN)/demo ./deploy/demo
+	@$(BIN)/demo -bin $(BIN) -kvdb $(KVDB) $(DEMOFLAGS)
+
+.PHONY: bench
+bench: build ## latency and throughput beside the floor of this machine, into bench/results/
+	@deploy/hack/deps.sh bench
+	@$(GO) build -trimpath -o $(BIN)/ ./bench/harness ./deploy/demo
+	@$(BIN)/harness -bin $(BIN) -jobs bench/fio -out bench/results $(BENCHFLAGS)
+
+##@ test
+
+.PHONY: test
+test: deps build ## everything but fuzzing and benchmarks (installs what it needs; some minutes)
+	$(GO) test -timeout 18m $(PKG)
+
+.PHONY: test-race
+test-race: deps build ## the same under the race detector
+	$(GO) test -race -timeout 40m $(PKG)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME each (default 20s)
+	@deploy/hack/fuzz.sh $(FUZZTIME)
+
+##@ check and repair
+
+.PHONY: lint
+lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint and buf lint
+	$(TOOLS)/golangci-lint run ./...
+	$(TOOLS)/buf lint
+
+.PHONY: verify
+verify: verify-format verify-mod verify-generate ## formatting, go vet, module files, generated files
+	$(GO) vet ./...
+
+.PHONY: verify-format
+verify-format:
+	@bad=$$(gofmt -l $(GOFILES)); [[ -z $$bad ]] || { echo "gofmt differs (make fix): $$bad"; exit 1; }
+
+.PHONY: verify-mod
+verify-mod:
+	@$(GO) mod tidy -diff >/dev/null || { $(GO) mod tidy -diff | head -40; echo "go.mod or go.sum differs from what go mod tidy writes (make fix)"; exit 1; }
+	@$(GO) mod verify
+
+.PHONY: verify-generate
+verify-generate: $(TOOLS)/buf ## generated files are what the generators write now
+	@deploy/hack/verify-generate.sh $(MAKE)
+
+.PHONY: generate
+generate: $(TOOLS)/buf ## Go from protos; configuration sample and reference
+	PATH="$(TOOLS):$$PATH" $(TOOLS)/buf generate
+	$(GO) generate ./...
+
+.PHONY: fix
+fix: $(TOOLS)/golangci-lint generate ## repair what verify and lint complain about, as far as a machine can
+	gofmt -w $(GOFILES)
+	$(GO) mod tidy
+	$(TOOLS)/golangci-lint run --fix ./... || true
+
+$(TOOLS)/buf: deploy/tools/go.mod deploy/tools/go.sum
+	@mkdir -p $(TOOLS)
+	@echo "building buf and the protobuf generators (about two minutes, once)"
+	@$(GO) -C deploy/tools build -o $(TOOLS)/ tool
+	@touch $@
+
+$(TOOLS)/golangci-lint: deploy/tools/lint/go.mod deploy/tools/lint/go.sum
+	@mkdir -p $(TOOLS)
+	@echo "building golangci-lint (about four minutes, once)"
+	@$(GO) -C deploy/tools/lint build -o $(TOOLS)/ tool
+	@touch $@

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Installs the Debian packages whose programs the tests, the demo and the benchmark drive, those that are missing only.
+#
+#   deps.sh [--optional] [test|demo|bench]     (default: test)
+#
+# Without root, or where apt-get is not to be had, one line says what is missing; that is an error unless --optional.
+set -euo pipefail
+
+optional=
+[[ ${1:-} != --optional ]] || { optional=1; shift; }
+for_what=${1:-test}
+
+# A file that the package brings, and the package. Globs may match more than one version.
+demo=(
+	/usr/sbin/mkfs.xfs                       xfsprogs
+	/usr/bin/fusermount3                     fuse3
+	'/usr/lib/postgresql/*/bin/postgres'     postgresql
+	/usr/sbin/losetup                        mount
+	/usr/bin/nbdinfo                         libnbd-bin
+	'/usr/lib/python3/dist-packages/nbd.py'  python3-libnbd
+)
+bench=(
+	/usr/bin/fio                             fio
+)
+case $for_what in
+demo)  want=("${demo[@]}") ;;
+bench) want=("${demo[@]}" "${bench[@]}") ;;
+test)  want=("${demo[@]}" "${bench[@]}"
+	/usr/bin/qemu-img                        qemu-utils
+	/usr/sbin/mkfs.ext4                      e2fsprogs
+	/usr/bin/nbdkit                          nbdkit) ;;
+*)     echo "deps.sh: unknown set '$for_what' (test, demo or bench)" >&2; exit 2 ;;
+esac
+
+missing=()
+for ((i = 0; i < ${#want[@]}; i += 2)); do
+	compgen -G "${want[i]}" >/dev/null || missing+=("${want[i + 1]}")
+done
+[[ ${#missing[@]} -gt 0 ]] || exit 0
+
+if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
+	echo "missing Debian packages: ${missing[*]} (install them as root: apt-get install ${missing[*]})" >&2
+	[[ -n $optional ]] && exit 0 || exit 1
+fi
+
+echo "installing ${missing[*]}"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+if ! { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
+	tail -n 15 "$log" >&2
+	echo "could not install: ${missing[*]}" >&2
+	[[ -n $optional ]] && exit 0 || exit 1
+fi
