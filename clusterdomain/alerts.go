@@ -1,0 +1,146 @@
+package clusterdomain
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
+)
+
+// RTTWarning is the p99 round trip above which a peer is reported: synchronous
+// replication adds it to every write.
+const RTTWarning = 10 * time.Millisecond
+
+// RTT is a digest of the round-trip times of beats to another node over the last minute.
+type RTT struct {
+	Node, Domain string
+	P50, P99     time.Duration
+	Samples      int
+	LastSeen     time.Time // when the last beat was answered; zero: never
+}
+
+// High reports whether the round trip is too long for synchronous replication.
+func (r RTT) High() bool { return r.Samples > 0 && r.P99 > RTTWarning }
+
+// Severity of an Alert; a higher one is worse.
+type Severity int
+
+// Severities.
+const (
+	Notify Severity = iota + 1 // for information
+	Warn                       // may heal
+	Alarm                      // redundancy or service is lost
+)
+
+// AlertCode is the machine-readable kind of an Alert.
+type AlertCode string
+
+// Alert codes.
+const (
+	AlertDomainFenced    AlertCode = "domain-fenced"
+	AlertDomainInactive  AlertCode = "domain-inactive"
+	AlertDomainDraining  AlertCode = "domain-draining"
+	AlertDomainRejoining AlertCode = "domain-rejoining"
+	AlertNodeOffline     AlertCode = "node-offline"
+	AlertRTTHigh         AlertCode = "rtt-high"
+	AlertVolumeNotInSync AlertCode = "volume-not-in-sync"
+	AlertVolumeLastCopy  AlertCode = "volume-last-copy"
+	AlertPoolNearlyFull  AlertCode = "pool-nearly-full"
+	AlertPoolFull        AlertCode = "pool-full"
+	AlertPoolCritical    AlertCode = "pool-critical"
+	AlertKvdbUnhealthy   AlertCode = "kvdb-unhealthy"
+)
+
+// Alert is something that the operator should know.
+type Alert struct {
+	Code     AlertCode
+	Severity Severity
+	Resource string // domain/NAME, node/NAME, volume/ID, pool/UUID, kvdb
+	Text     string
+}
+
+// Observed is what alerts are made of.
+type Observed struct {
+	View    *View
+	Volumes []arbiter.Volume // nil if they could not be read
+	RTTs    []RTT            // from this node
+	Kvdb    error            // why the kvdb is not healthy, nil if it is
+}
+
+// Alerts returns what is wrong, worst first. The same state gives the same alerts: nothing is remembered.
+func Alerts(o Observed) []Alert {
+	var as []Alert
+	add := func(c AlertCode, s Severity, resource, format string, args ...any) {
+		as = append(as, Alert{c, s, resource, fmt.Sprintf(format, args...)})
+	}
+	if o.Kvdb != nil {
+		add(AlertKvdbUnhealthy, Alarm, "kvdb", "the kvdb is out of reach: volumes in sync go on, nothing can be changed: %v", o.Kvdb)
+	}
+	for _, d := range o.View.Domains {
+		on, res := fmt.Sprintf("domain %s is %s since %s (by %s: %s)", d.Name, d.State, d.Time.Format(time.RFC3339), d.Actor, d.Reason), "domain/"+d.Name
+		switch d.State {
+		case Fenced:
+			add(AlertDomainFenced, Alarm, res, "%s: activate it when it is back", on)
+		case Inactive:
+			add(AlertDomainInactive, Warn, res, "%s: activate it when it may return", on)
+		case Draining:
+			add(AlertDomainDraining, Notify, res, "%s", on)
+		case Rejoining:
+			add(AlertDomainRejoining, Notify, res, "%s", on)
+		}
+	}
+	for _, n := range o.View.Nodes {
+		if !n.Online {
+			add(AlertNodeOffline, Warn, "node/"+n.Name, "node %s (%s, domain %s) does not keep its registration alive", n.Name, n.Address, n.Domain)
+			continue
+		}
+		for _, p := range n.Pools {
+			poolAlert(n, p, add)
+		}
+	}
+	for _, r := range o.RTTs {
+		if r.High() {
+			add(AlertRTTHigh, Warn, "node/"+r.Node, "round trip to node %s (domain %s) is %v at p99, above %v: every write waits for it", r.Node, r.Domain, r.P99, RTTWarning)
+		}
+	}
+	for _, v := range o.Volumes {
+		volumeAlert(v, add)
+	}
+	slices.SortStableFunc(as, func(a, b Alert) int { return cmp.Compare(b.Severity, a.Severity) })
+	return as
+}
+
+type addAlert func(c AlertCode, s Severity, resource, format string, args ...any)
+
+func poolAlert(n Node, p Pool, add addAlert) {
+	if p.Total <= 0 {
+		return // unknown: the node that has it reports why
+	}
+	used, res := p.UsedPercent(), "pool/"+p.UUID
+	switch {
+	case used >= PoolEvictPercent:
+		add(AlertPoolCritical, Alarm, res, "pool %s on node %s is %d %% full: its replicas leave the in-sync set", p.Path, n.Name, used)
+	case used >= PoolFullPercent:
+		add(AlertPoolFull, Alarm, res, "pool %s on node %s is %d %% full: it takes no new replicas", p.Path, n.Name, used)
+	case used >= PoolWarnPercent:
+		add(AlertPoolNearlyFull, Warn, res, "pool %s on node %s is %d %% full", p.Path, n.Name, used)
+	}
+}
+
+func volumeAlert(v arbiter.Volume, add addAlert) {
+	inSync := 0
+	for _, r := range v.Replicas {
+		if r.InSync {
+			inSync++
+		}
+	}
+	switch {
+	case inSync == len(v.Replicas):
+	case inSync <= 1:
+		add(AlertVolumeLastCopy, Alarm, "volume/"+v.ID, "volume %s has %d of %d replicas in sync: losing it loses data", v.Name, inSync, len(v.Replicas))
+	default:
+		add(AlertVolumeNotInSync, Warn, "volume/"+v.ID, "volume %s has %d of %d replicas in sync", v.Name, inSync, len(v.Replicas))
+	}
+}

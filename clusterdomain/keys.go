@@ -1,0 +1,27 @@
+package clusterdomain
+
+// Keys of the kvdb that this package owns, all under /tandem/<cluster>/.
+
+func root(cluster string) string { return "/tandem/" + cluster + "/" }
+
+// IncarnationKey holds which life of the kvdb's content this is. Every change of a
+// volume's configuration compares its value; a restore from a backup writes a new one.
+func IncarnationKey(cluster string) string { return root(cluster) + "incarnation" }
+
+// DomainKey holds a Domain, see ParseDomain.
+func DomainKey(cluster, domain string) string { return domainPrefix(cluster) + domain }
+
+// LastCopyKey is written, with any value, by every transaction that leaves the
+// in-sync set of a volume with members in no domain but this one: the gate of Deactivate compares it.
+func LastCopyKey(cluster, domain string) string { return root(cluster) + "lastcopy/" + domain }
+
+func domainPrefix(cluster string) string { return root(cluster) + "dom/" }
+
+// nodePrefix: registrations, attached to leases.
+func nodePrefix(cluster string) string { return root(cluster) + "node/" }
+
+// knownPrefix: the same records, which stay when the node is gone.
+func knownPrefix(cluster string) string { return root(cluster) + "known/" }
+
+// opKey holds the record of a data-losing action (I24).
+func opKey(cluster, id string) string { return root(cluster) + "op/" + id }

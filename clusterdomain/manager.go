@@ -1,0 +1,210 @@
+package clusterdomain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
+	"github.com/tandem-storage/tandem/kvdb"
+)
+
+// Volumes is what the manager asks of the volumes.
+type Volumes interface {
+	// Facts returns all volumes that have a configuration, read linearizably. Coordinator.Online is the manager's to fill.
+	Facts(ctx context.Context) ([]arbiter.Volume, error)
+
+	// EvictDetached takes the replicas in the domain, which is DRAINING, out of the in-sync set of a detached volume.
+	// A volume that was attached or changed meanwhile is left alone; that is no error.
+	EvictDetached(ctx context.Context, volume, domain string) error
+}
+
+// Options of a Manager. Cluster, Node.Name, Node.Domain and Volumes are required.
+type Options struct {
+	Cluster string
+	Node    Node          // what this node tells of itself, but for Pools
+	Pools   func() []Pool // called at every Refresh; nil: none. Must not block.
+	Volumes Volumes
+
+	TTL     time.Duration // of the registration; default 10 s
+	Refresh time.Duration // how often a changed registration is written; default 10 s
+	Poll    time.Duration // how often the domains are read in any case; default 5 s
+	Logger  *zap.Logger
+}
+
+func (o *Options) ensureDefaults() {
+	if o.Pools == nil {
+		o.Pools = func() []Pool { return nil }
+	}
+	if o.TTL == 0 {
+		o.TTL = 10 * time.Second
+	}
+	if o.Refresh == 0 {
+		o.Refresh = 10 * time.Second
+	}
+	if o.Poll == 0 {
+		o.Poll = 5 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+}
+
+// Manager is one node's part in the cluster: it keeps the node registered, follows
+// domains and nodes, and changes domains. All methods may be called concurrently.
+type Manager struct {
+	store kvdb.Store
+	o     Options
+	lg    *zap.Logger
+
+	view  atomic.Pointer[View]
+	ready chan struct{} // closed with the first view
+
+	refreshMu sync.Mutex // held over reading and publishing: views never go back
+
+	subs struct {
+		sync.Mutex
+		m map[chan *View]struct{}
+	}
+}
+
+// New returns a Manager that knows nothing until Run.
+func New(store kvdb.Store, o Options) (*Manager, error) {
+	o.ensureDefaults()
+	if err := errors.Join(
+		CheckName("cluster", o.Cluster), CheckName("node", o.Node.Name), CheckName("domain", o.Node.Domain),
+	); err != nil {
+		return nil, err
+	}
+	if o.Volumes == nil {
+		return nil, fmt.Errorf("%w: no Volumes given", ErrInvalid)
+	}
+	m := &Manager{store: store, o: o, lg: o.Logger, ready: make(chan struct{})}
+	m.subs.m = make(map[chan *View]struct{})
+	m.view.Store(&View{Local: o.Node.Name})
+	return m, nil
+}
+
+// Run registers the node, follows the cluster and carries draining and rejoining domains on, until ctx
+// ends, then it takes the registration back and returns nil. An error means that the node must not run as
+// it is configured (ErrNodeDomain). A kvdb out of reach is waited for.
+func (m *Manager) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { m.follow(ctx) })
+	wg.Go(func() { m.settleLoop(ctx) })
+	err := m.register(ctx)
+	cancel()
+	wg.Wait()
+	return err
+}
+
+// Ready is closed when the cluster has been read for the first time.
+func (m *Manager) Ready() <-chan struct{} { return m.ready }
+
+// View returns the latest view; never nil, empty until Ready. It is cheap: one atomic load.
+func (m *Manager) View() *View { return m.view.Load() }
+
+// DomainState is the state of a domain as last read, "" if it is not known. It takes no
+// lock and does no I/O: the data path asks it.
+func (m *Manager) DomainState(domain string) State { return m.view.Load().State(domain) }
+
+// LocalState is DomainState of this node's domain.
+func (m *Manager) LocalState() State { return m.DomainState(m.o.Node.Domain) }
+
+// Watch sends the present view at once and then a view after every change, until ctx ends and the channel is
+// closed. A slow receiver gets the latest view only; that a domain was changed twice shows in its epoch.
+func (m *Manager) Watch(ctx context.Context) <-chan *View {
+	ch := make(chan *View, 1)
+	m.subs.Lock()
+	m.subs.m[ch] = struct{}{}
+	ch <- m.View()
+	m.subs.Unlock()
+	context.AfterFunc(ctx, func() {
+		m.subs.Lock()
+		defer m.subs.Unlock()
+		delete(m.subs.m, ch)
+		close(ch)
+	})
+	return ch
+}
+
+// follow keeps the view current: after every change, and every Poll in any case.
+func (m *Manager) follow(ctx context.Context) {
+	domains := Signal(ctx, m.store, domainPrefix(m.o.Cluster))
+	nodes := Signal(ctx, m.store, nodePrefix(m.o.Cluster))
+	tick := time.NewTicker(m.o.Poll)
+	defer tick.Stop()
+	for failing := false; ; {
+		if err := m.refresh(ctx); err != nil && ctx.Err() == nil {
+			if !failing {
+				m.lg.Warn("cluster state not readable", zap.Error(err))
+			}
+			failing = true
+		} else {
+			failing = false
+		}
+		ok := true
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok = <-domains:
+		case _, ok = <-nodes:
+		case <-tick.C:
+		}
+		if !ok {
+			return // the store was closed
+		}
+	}
+}
+
+// refresh reads the cluster and publishes what it finds.
+func (m *Manager) refresh(ctx context.Context) error {
+	m.refreshMu.Lock()
+	defer m.refreshMu.Unlock()
+	v, err := readView(ctx, m.store, m.o.Cluster, m.o.Node.Name)
+	if err != nil {
+		return err
+	}
+	m.subs.Lock()
+	defer m.subs.Unlock()
+	old := m.view.Swap(v)
+	select {
+	case <-m.ready:
+	default:
+		close(m.ready)
+	}
+	if v.sameAs(old) {
+		return nil
+	}
+	m.logChanges(old, v)
+	for ch := range m.subs.m {
+		select {
+		case <-ch: // the view that nobody took
+		default:
+		}
+		ch <- v
+	}
+	return nil
+}
+
+func (m *Manager) logChanges(old, v *View) {
+	for _, d := range v.Domains {
+		if was, known := old.Domain(d.Name); !known || was.Epoch != d.Epoch {
+			m.lg.Info("domain changed", zap.String("domain", d.Name), zap.String("state", string(d.State)),
+				zap.String("prev-state", string(d.PrevState)), zap.Uint64("domain-epoch", d.Epoch),
+				zap.String("actor", d.Actor), zap.String("reason", d.Reason))
+		}
+	}
+	for _, n := range v.Nodes {
+		if was, known := old.Node(n.Name); !known || was.Online != n.Online {
+			m.lg.Info("node changed", zap.String("node", n.Name), zap.String("domain", n.Domain), zap.Bool("online", n.Online))
+		}
+	}
+}

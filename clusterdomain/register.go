@@ -1,0 +1,188 @@
+package clusterdomain
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/kvdb"
+)
+
+// revokeWait bounds how long a node that stops waits for its registration to be taken back.
+const revokeWait = 2 * time.Second
+
+// register keeps the node's registration alive until ctx ends. A lease that was lost is replaced.
+func (m *Manager) register(ctx context.Context) error {
+	for failing := false; ctx.Err() == nil; {
+		err := m.hold(ctx)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, kvdb.ErrClosed):
+			return nil
+		case errors.Is(err, ErrNodeDomain):
+			return err
+		case err == nil:
+			m.lg.Warn("registration lost, registering again")
+			failing = false
+			continue
+		case !failing:
+			m.lg.Warn("node not registered", zap.Error(err))
+			failing = true
+		}
+		sleep(ctx, retryAfter)
+	}
+	return nil
+}
+
+// hold registers the node and returns nil when its lease is gone.
+func (m *Manager) hold(ctx context.Context) error {
+	if err := m.bootstrap(ctx); err != nil {
+		return err
+	}
+	lease, err := m.store.Grant(ctx, m.o.TTL)
+	if err != nil {
+		return fmt.Errorf("grant lease: %w", err)
+	}
+	defer func() {
+		// Also after an error: a lease that nobody holds would be kept alive for ever.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeWait)
+		defer cancel()
+		if err := lease.Revoke(ctx); err != nil && !errors.Is(err, kvdb.ErrLeaseGone) && !errors.Is(err, kvdb.ErrClosed) {
+			m.lg.Warn("registration not taken back, it expires by itself", zap.Error(err))
+		}
+	}()
+	for written, failing := (Node{}), false; ; {
+		n := m.o.Node
+		n.Pools = m.o.Pools()
+		wait := m.o.Refresh
+		if !reflect.DeepEqual(n, written) {
+			switch err := m.write(ctx, n, lease.ID()); {
+			case err == nil:
+				written, failing = n, false
+			case errors.Is(err, ErrNodeDomain), errors.Is(err, kvdb.ErrClosed):
+				return err
+			case errors.Is(err, kvdb.ErrLeaseGone):
+				return nil
+			default:
+				if !failing && ctx.Err() == nil {
+					m.lg.Warn("registration not written", zap.Error(err))
+				}
+				failing, wait = true, retryAfter
+			}
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		case <-lease.Done():
+			t.Stop()
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// bootstrap makes the records that the first node of a cluster or of a domain finds missing.
+// What is there already is left as it is: a node that returns does not activate its domain.
+func (m *Manager) bootstrap(ctx context.Context) error {
+	if _, err := Incarnation(ctx, m.store, m.o.Cluster, m.o.Node.Name); err != nil {
+		return err
+	}
+	if m.o.Node.Witness {
+		return nil
+	}
+	d := Domain{
+		Name: m.o.Node.Domain, State: Active, Epoch: 1, Actor: "node " + m.o.Node.Name,
+		Reason: "first node registered", Time: time.Now().UTC(), Proposal: uuid.NewString(),
+	}
+	_, err := kvdb.Create(ctx, m.store, DomainKey(m.o.Cluster, d.Name), encode(d))
+	if err != nil && !errors.Is(err, kvdb.ErrConflict) {
+		return fmt.Errorf("create domain %s: %w", d.Name, err)
+	}
+	return nil
+}
+
+// write puts the registration, unless the cluster knows the node in another domain: its
+// replicas count as copies in that one.
+func (m *Manager) write(ctx context.Context, n Node, lease kvdb.LeaseID) error {
+	n.Time = time.Now().UTC()
+	key := knownPrefix(m.o.Cluster) + n.Name
+	var mod kvdb.Revision
+	switch kv, err := m.store.Get(ctx, key); {
+	case err == nil:
+		var known Node
+		if err := json.Unmarshal(kv.Value, &known); err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
+		}
+		if known.Domain != n.Domain {
+			return fmt.Errorf("%w: node %s is configured for domain %s, but the cluster knows it in domain %s: give a node that moves a new name",
+				ErrNodeDomain, n.Name, n.Domain, known.Domain)
+		}
+		mod = kv.Mod
+	case !errors.Is(err, kvdb.ErrNotFound):
+		return fmt.Errorf("read node %s: %w", n.Name, err)
+	}
+	value := encode(n)
+	res, err := m.store.Txn(ctx, kvdb.Txn{
+		If: []kvdb.Cmp{{Key: key, Target: kvdb.CmpMod, Revision: mod}},
+		Then: []kvdb.Op{
+			{Kind: kvdb.OpPut, Key: key, Value: value},
+			{Kind: kvdb.OpPut, Key: nodePrefix(m.o.Cluster) + n.Name, Value: value, Lease: lease},
+		},
+	})
+	if err == nil && !res.Succeeded {
+		err = kvdb.ErrConflict
+	}
+	if err != nil {
+		return fmt.Errorf("register node %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// incarnation is the value of IncarnationKey.
+type incarnation struct {
+	UUID    string `json:"uuid"`
+	Counter uint64 `json:"counter"`
+	Creator string `json:"created_by"`
+}
+
+// Incarnation returns the id of this life of the kvdb's content, and gives it one if it has none yet.
+func Incarnation(ctx context.Context, s kvdb.Store, cluster, creator string) (string, error) {
+	id, err := readIncarnation(ctx, s, cluster)
+	if !errors.Is(err, kvdb.ErrNotFound) {
+		return id, err
+	}
+	key, first := IncarnationKey(cluster), incarnation{UUID: uuid.NewString(), Counter: 1, Creator: creator}
+	if _, err := kvdb.Create(ctx, s, key, encode(first)); err != nil && !errors.Is(err, kvdb.ErrConflict) {
+		return "", fmt.Errorf("create %s: %w", key, err)
+	}
+	return readIncarnation(ctx, s, cluster)
+}
+
+func readIncarnation(ctx context.Context, s kvdb.Store, cluster string) (string, error) {
+	key := IncarnationKey(cluster)
+	kv, err := s.Get(ctx, key)
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", key, err)
+	}
+	var in incarnation
+	if err := json.Unmarshal(kv.Value, &in); err != nil {
+		return "", fmt.Errorf("%w: %s: %w", ErrBadRecord, key, err)
+	}
+	return in.UUID, nil
+}
+
+// encode cannot fail: the types given hold nothing that JSON cannot.
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("clusterdomain: " + err.Error())
+	}
+	return b
+}

@@ -1,0 +1,148 @@
+package clusterdomain
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
+	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+)
+
+// KvdbStatus is what the status shows of the kvdb.
+type KvdbStatus struct {
+	Kind      string // "raft", "etcd", "mem"
+	Err       error  // why it is not healthy, nil if it is
+	Endpoints []string
+	Leader    string // member name, "" if there is none
+	Members   []KvdbMember
+}
+
+// KvdbMember is one member of the kvdb.
+type KvdbMember struct {
+	Name, Address string
+	Role          string // leader, follower, learner, unknown
+	Healthy       bool
+}
+
+// ServerOptions are what the services show that the manager does not know itself.
+type ServerOptions struct {
+	Version string                               // of the daemon
+	RTTs    func() []RTT                         // from this node to the others
+	Kvdb    func(ctx context.Context) KvdbStatus // must not wait for a store out of reach
+}
+
+// Server implements the gRPC services ClusterDomains and Cluster. It returns errors
+// of this package and of the store; an interceptor gives them their codes.
+type Server struct {
+	clusterdomainpb.UnimplementedClusterDomainsServer
+	clusterdomainpb.UnimplementedClusterServer
+	m *Manager
+	o ServerOptions
+}
+
+var (
+	_ clusterdomainpb.ClusterDomainsServer = (*Server)(nil)
+	_ clusterdomainpb.ClusterServer        = (*Server)(nil)
+)
+
+// NewServer returns the services over m.
+func NewServer(m *Manager, o ServerOptions) *Server { return &Server{m: m, o: o} }
+
+// statusWait bounds how long a status waits for the kvdb: it is wanted most when that is out of reach.
+const statusWait = 2 * time.Second
+
+// ListDomains implements ClusterDomains. Without the kvdb it shows what was last known.
+func (s *Server) ListDomains(ctx context.Context, _ *clusterdomainpb.ListDomainsRequest) (*clusterdomainpb.ListDomainsResponse, error) {
+	v, vols, _ := s.read(ctx)
+	return &clusterdomainpb.ListDomainsResponse{LocalDomain: s.m.o.Node.Domain, Domains: domainsPB(v, vols)}, nil
+}
+
+// ActivateDomain implements ClusterDomains.
+func (s *Server) ActivateDomain(ctx context.Context, r *clusterdomainpb.ActivateDomainRequest) (*clusterdomainpb.ActivateDomainResponse, error) {
+	d, err := s.m.Activate(ctx, Change{Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: actor(ctx, r.Actor), Reason: r.Reason})
+	if err != nil {
+		return nil, err
+	}
+	return &clusterdomainpb.ActivateDomainResponse{Domain: s.domain(ctx, d)}, nil
+}
+
+// DeactivateDomain implements ClusterDomains.
+func (s *Server) DeactivateDomain(ctx context.Context, r *clusterdomainpb.DeactivateDomainRequest) (*clusterdomainpb.DeactivateDomainResponse, error) {
+	d, err := s.m.Deactivate(ctx, Change{
+		Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: actor(ctx, r.Actor), Reason: r.Reason,
+		PeerLost: r.PeerLost, AcceptDataLoss: r.AcceptDataLossVolumes,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &clusterdomainpb.DeactivateDomainResponse{Domain: s.domain(ctx, d)}, nil
+}
+
+// GetStatus implements Cluster. It answers also without the kvdb.
+func (s *Server) GetStatus(ctx context.Context, _ *clusterdomainpb.GetStatusRequest) (*clusterdomainpb.GetStatusResponse, error) {
+	v, vols, err := s.read(ctx)
+	r := &clusterdomainpb.GetStatusResponse{
+		ClusterName: s.m.o.Cluster, ThisNode: s.m.o.Node.Name, Version: s.o.Version, Domains: domainsPB(v, vols),
+	}
+	for _, n := range v.Nodes {
+		r.Nodes = append(r.Nodes, nodePB(n, v.Local))
+	}
+	o := Observed{View: v, Volumes: vols, Kvdb: err}
+	if s.o.Kvdb != nil {
+		st := s.o.Kvdb(ctx)
+		if st.Err == nil {
+			st.Err = err
+		}
+		o.Kvdb, r.Kvdb = st.Err, kvdbPB(st)
+	}
+	if s.o.RTTs != nil {
+		o.RTTs = s.o.RTTs()
+	}
+	for _, t := range o.RTTs {
+		r.Rtts = append(r.Rtts, rttPB(t))
+	}
+	for _, a := range Alerts(o) {
+		r.Alerts = append(r.Alerts, &clusterdomainpb.Alert{
+			Code: string(a.Code), Severity: clusterdomainpb.Severity(a.Severity), Resource: a.Resource, Text: a.Text,
+		})
+	}
+	ctx, cancel := context.WithTimeout(ctx, statusWait)
+	defer cancel()
+	if r.ClusterId, err = readIncarnation(ctx, s.m.store, s.m.o.Cluster); err != nil {
+		r.ClusterId = "" // shown as unknown; the alert about the kvdb says why
+	}
+	return r, nil
+}
+
+// read returns the view, read anew if the kvdb answers in time, the volumes (nil if it does not), and why not.
+func (s *Server) read(ctx context.Context) (*View, []arbiter.Volume, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusWait)
+	defer cancel()
+	if err := s.m.refresh(ctx); err != nil {
+		return s.m.View(), nil, err
+	}
+	vols, err := s.m.Facts(ctx)
+	return s.m.View(), vols, err
+}
+
+// domain is d as it was written, with the counts of the present view.
+func (s *Server) domain(ctx context.Context, d Domain) *clusterdomainpb.Domain {
+	v, vols, _ := s.read(ctx)
+	return domainPB(v, vols, d)
+}
+
+// actor is who asks: what he says, or else the name in his certificate.
+func actor(ctx context.Context, said string) string {
+	if said != "" {
+		return said
+	}
+	if p, ok := peer.FromContext(ctx); ok {
+		if t, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
+			return t.State.PeerCertificates[0].Subject.CommonName
+		}
+	}
+	return "unknown"
+}
