@@ -57,6 +57,9 @@ type CommitRequest struct {
 	Term        Term // of the sender; for a detach, of the coordinator that leaves
 	Incarnation UUID
 	Config      *Config
+	// Settled: every write is stable on every member, nothing is in flight: the
+	// activity log may be emptied. Sent with the configuration of a detach.
+	Settled bool
 }
 
 // CommitResult answers CommitRequest.

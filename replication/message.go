@@ -25,8 +25,7 @@ const (
 	MsgStable      MessageType = 11 // C→R StableSeq only
 	MsgHashReq     MessageType = 12 // C→R
 	MsgHash        MessageType = 13 // R→C body: one 16-byte hash per ResyncBlock
-	MsgResyncWrite MessageType = 14 // C→R a block of a resync or reconcile
-	MsgClean       MessageType = 15 // C→R peer Seq (index into Members) is clean in [Offset, Offset+Length): clear its dirty map
+	MsgResyncWrite MessageType = 14 // C→R a block of a resync or reconcile; without payload: zeroes
 	MsgClose       MessageType = 20 // both: no more messages follow
 )
 
@@ -60,8 +59,6 @@ func (t MessageType) String() string {
 		return "hash"
 	case MsgResyncWrite:
 		return "resync-write"
-	case MsgClean:
-		return "clean"
 	case MsgClose:
 		return "close"
 	default:

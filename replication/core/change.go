@@ -1,0 +1,417 @@
+package core
+
+import (
+	"slices"
+
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// changeKind is what a configuration change is for.
+type changeKind uint8
+
+const (
+	changeElect     changeKind = iota + 1 // IDLE → RECOVERING
+	changeActivate                        // RECOVERING → ACTIVE
+	changeEvict                           // a member leaves the in-sync set
+	changeRestore                         // an eviction that was called off: survivors forget it
+	changeStartSync                       // STALE → SYNCING
+	changeStopSync                        // SYNCING → STALE
+	changeJoin                            // SYNCING → IN_SYNC
+	changeDetach                          // ACTIVE → DETACHED
+)
+
+// changeStep is how far a change has come.
+type changeStep uint8
+
+const (
+	stepPrepare changeStep = iota // survivors note the missing member
+	stepPropose                   // the compare-and-set is to be sent, or sent again
+	stepCAS                       // it is on its way
+	stepCommit                    // members store the new configuration
+	stepQuiesce                   // start of resync: wait until nothing is in flight
+	stepDirty                     // fetch the dirty map
+	stepTell                      // tell the joiner
+	stepConnect                   // open its session
+	stepFlush                     // detach: everything stable
+)
+
+// change is the one configuration change under way.
+type change struct {
+	kind  changeKind
+	step  changeStep
+	q     mask // members that leave or come
+	isr   mask // the in-sync set afterwards
+	next  *replication.Config
+	retry int64 // when to propose again
+	until int64 // when to give it up
+}
+
+// progress carries the state machine as far as it goes without further input.
+func (c *Coordinator) progress() {
+	for c.advanceStage() {
+	}
+	c.driveRound()
+	c.dispatchWaiting()
+}
+
+// advanceStage makes one transition, if one is due.
+func (c *Coordinator) advanceStage() bool {
+	switch c.stage {
+	case stageSealing:
+		if s, ok := c.sealed(); ok {
+			c.prepare(s)
+			return true
+		}
+	case stagePreparing:
+		switch {
+		case c.round.done():
+			c.activate(c.round.got)
+			return true
+		case c.now >= c.sealUntil && c.round.got != 0:
+			c.prepare(c.round.got)
+			return true
+		}
+	case stageCommitting:
+		switch {
+		case c.round.done():
+			c.serve()
+			return true
+		case c.now >= c.sealUntil && c.round.got != 0:
+			lost := c.isr &^ c.round.got
+			c.serve()
+			c.holdAcks = true // released by the eviction, which commits to the rest
+			for i := range c.m {
+				if lost.has(i) {
+					c.requestEvict(i, "not reachable at takeover")
+				}
+			}
+			return true
+		}
+	case stageServing:
+		if c.change != nil {
+			return c.advanceChange()
+		}
+		return c.nextChange()
+	case stageIdle, stageElecting, stageActivating, stageDetached, stageDead:
+	}
+	return false
+}
+
+// requestEvict notes that member i has to leave the in-sync set.
+func (c *Coordinator) requestEvict(i int, why string) {
+	if c.isr.has(i) && !c.evictReq.has(i) {
+		c.evictReq |= bit(i)
+		c.evictWhy[i] = why
+	}
+	if c.join != nil && c.join.q == i {
+		c.join.fail(why)
+	}
+}
+
+// suspected is why a member is evicted that merely cannot be reached.
+const suspected = "not reachable"
+
+// pardon drops the wish to evict member i if it was only out of reach.
+func (c *Coordinator) pardon(i int) {
+	if c.evictReq.has(i) && c.evictWhy[i] == suspected {
+		c.evictReq &^= bit(i)
+	}
+}
+
+// evictable reports whether the eviction wished for may begin (5.2, guards).
+func (c *Coordinator) evictable() (rest mask, ok bool) {
+	q := c.evictReq & c.isr
+	rest = c.isr &^ q
+	return rest, q != 0 && rest != 0 && c.openSet().covers(rest) && c.cfg.Protection != replication.MaxProtection
+}
+
+// nextChange begins the most urgent change, if there is one to begin.
+func (c *Coordinator) nextChange() bool {
+	if rest, ok := c.evictable(); ok {
+		c.holdAcks = true
+		c.change = &change{kind: changeEvict, q: c.isr &^ rest, isr: rest}
+		c.prepareRound(rest, c.all()&^(rest|c.syncing()))
+		return true
+	}
+	if c.holdAcks && c.openSet().covers(c.isr) && c.evictReq&c.isr == 0 {
+		c.change = &change{kind: changeRestore, isr: c.isr}
+		c.prepareRound(c.isr, c.all()&^(c.isr|c.syncing()))
+		return true
+	}
+	if j := c.join; j != nil && j.failed != "" {
+		if !j.mirrored && c.cfg.Members[c.m[j.q].id].State != replication.MemberSyncing {
+			c.forgetJoin()
+			return true
+		}
+		return c.beginStopSync()
+	}
+	if c.detachReq {
+		return c.beginDetach()
+	}
+	return c.advanceJoin()
+}
+
+// advanceChange carries the change under way on.
+func (c *Coordinator) advanceChange() bool {
+	ch := c.change
+	switch ch.kind {
+	case changeEvict:
+		return c.advanceEvict(ch)
+	case changeRestore:
+		switch {
+		case c.round.done():
+			c.endChange()
+			c.holdAcks = false
+			c.settleAll()
+			return true
+		case c.lostOf(ch.isr) != 0:
+			c.endChange()
+			return true
+		}
+	case changeStartSync:
+		return c.advanceStartSync(ch)
+	case changeStopSync:
+		return c.advanceStopSync(ch)
+	case changeJoin:
+		return c.advanceFinishJoin(ch)
+	case changeDetach:
+		return c.advanceDetach(ch)
+	case changeElect, changeActivate:
+	}
+	return false
+}
+
+func (c *Coordinator) endChange() { c.change, c.round = nil, nil }
+
+// lostOf is the members of s that are wished to be evicted.
+func (c *Coordinator) lostOf(s mask) mask { return c.evictReq & s }
+
+func (c *Coordinator) advanceEvict(ch *change) bool {
+	switch ch.step {
+	case stepPrepare, stepPropose:
+		switch {
+		case c.lostOf(ch.q) != ch.q && c.openSet().covers(ch.q):
+			// Every member that was to leave is back, and nothing was proposed.
+			c.endChange()
+			return true
+		case c.lostOf(ch.isr) != 0:
+			c.endChange() // begin again with a smaller rest
+			return true
+		case ch.step == stepPrepare && c.round.done():
+			ch.step = stepPropose
+			return true
+		case ch.step == stepPropose && c.now >= ch.retry:
+			n := c.next("evict")
+			c.setISR(n, ch.isr, c.evictedState)
+			ch.next, ch.step = n, stepCAS
+			c.propose(n)
+		}
+	case stepCommit:
+		switch {
+		case c.round.done():
+			c.endChange()
+			if c.evictReq&c.isr == 0 {
+				c.holdAcks = false
+			}
+			c.settleAll()
+			return true
+		case c.lostOf(ch.isr) != 0:
+			c.endChange()
+			return true
+		}
+	default: // stepCAS: wait for ChangeDone
+	}
+	return false
+}
+
+func (c *Coordinator) evictedState(i int) (replication.MemberState, string) {
+	if c.evictWhy[i] == diskFailed {
+		return replication.MemberFaulted, diskFailed
+	}
+	return replication.MemberStale, c.evictWhy[i]
+}
+
+const diskFailed = "disk failed"
+
+// ChangeDone brings the outcome of a Change. rev is the revision in force; cfg is
+// the configuration in force for ChangeConflict.
+func (c *Coordinator) ChangeDone(now int64, out Outcome, cfg *replication.Config, rev uint64) {
+	c.now = now
+	if c.stage == stageDead || c.stage == stageDetached || !c.changeSent {
+		return
+	}
+	c.changeSent = false
+	c.kvdbDown = out == ChangeNotSent
+	ch := c.change
+	switch out {
+	case ChangeOK:
+		c.rev = rev
+		c.cfg = ch.next
+		c.changed(ch)
+	case ChangeConflict:
+		c.conflict(ch, cfg, rev)
+	case ChangeNotSent, ChangeRefused:
+		c.notSent(ch, out)
+	}
+	c.progress()
+}
+
+// changed acts on a configuration that has come into force.
+func (c *Coordinator) changed(ch *change) {
+	switch ch.kind {
+	case changeElect:
+		c.change = nil
+		c.term = ch.next.Coord.Term
+		c.seal()
+	case changeActivate:
+		c.isr = ch.isr
+		c.stage = stageCommitting
+		c.sealUntil = c.now + c.o.SealTimeout
+		c.change = nil
+		c.commitRound(c.isr, false)
+	case changeEvict:
+		c.isr = ch.isr
+		for i, m := range c.m {
+			if ch.q.has(i) {
+				c.event(Event{Kind: EventEvicted, Replica: m.id, Reason: c.evictWhy[i]})
+				c.dropMember(i)
+			}
+		}
+		c.evictReq &= c.isr
+		ch.step = stepCommit
+		c.commitRound(c.isr, false)
+	case changeStartSync:
+		ch.step = stepTell
+		c.tellJoiner(ch)
+	case changeStopSync:
+		ch.step = stepCommit
+		c.commitRound(c.isr, false)
+	case changeJoin:
+		c.joined(ch)
+	case changeDetach:
+		ch.step = stepCommit
+		ch.until = c.now + c.o.SealTimeout
+		c.commitRound(c.isr, c.reconcile.Count() == 0)
+	case changeRestore:
+	}
+}
+
+// conflict acts on a lost compare-and-set.
+func (c *Coordinator) conflict(ch *change, cfg *replication.Config, rev uint64) {
+	if c.stage == stageElecting || !c.mine(cfg) {
+		c.die(replication.ErrDeposed)
+		return
+	}
+	// Somebody else may change what is not the coordinator's (a label, the
+	// protection mode): take it over and propose again.
+	c.cfg, c.rev = cfg.Clone(), rev
+	c.notSent(ch, ChangeNotSent)
+}
+
+// notSent brings a change back to where it may be proposed again, or given up.
+func (c *Coordinator) notSent(ch *change, out Outcome) {
+	if out == ChangeRefused && (ch.kind == changeElect || ch.kind == changeActivate) {
+		c.die(replication.ErrDomainFenced)
+		return
+	}
+	ch.retry = c.now + c.o.RetryInterval
+	switch ch.kind {
+	case changeElect, changeActivate, changeEvict, changeJoin, changeDetach, changeStopSync:
+		ch.step = stepPropose
+	case changeStartSync:
+		c.abandonStartSync("kvdb not reachable")
+	case changeRestore:
+	}
+}
+
+// proposeAgain sends a takeover's change again when it is due.
+func (c *Coordinator) proposeAgain() {
+	ch := c.change
+	if ch == nil || ch.step != stepPropose || c.now < ch.retry || c.changeSent {
+		return
+	}
+	switch ch.kind {
+	case changeElect:
+		c.elect()
+	case changeActivate:
+		c.activate(ch.isr)
+	default:
+	}
+}
+
+// dropMember forgets the session of a member that left the in-sync set.
+func (c *Coordinator) dropMember(i int) {
+	m := c.m[i]
+	if m.open || m.pending {
+		c.ready.Disconnect = append(c.ready.Disconnect, Session{To: i, ID: m.sess})
+	}
+	c.sessionLost(i)
+	m.boot = replication.BootID{}
+	c.joinAt = c.now + c.o.RetryInterval
+	if c.isr&(c.isr-1) == 0 {
+		c.reconcile.Reset() // one copy: nothing to differ from
+	}
+	c.cursor = 0 // the sweep goes on with another authority
+}
+
+// beginDetach drains, flushes and gives the volume up.
+func (c *Coordinator) beginDetach() bool {
+	if c.join != nil {
+		c.join.fail("volume is being detached")
+		return true
+	}
+	for _, io := range c.waiting {
+		if io.copy != nil {
+			io.copy.failed = true
+		}
+	}
+	c.retry = true
+	c.change = &change{kind: changeDetach, step: stepQuiesce}
+	return true
+}
+
+func (c *Coordinator) advanceDetach(ch *change) bool {
+	if lost := c.lostOf(c.isr); lost != 0 && ch.step != stepCommit && ch.step != stepCAS {
+		if _, ok := c.evictable(); ok {
+			c.endChange()
+			c.hold = false
+			return true
+		}
+	}
+	switch ch.step {
+	case stepQuiesce:
+		if c.quiet() && len(c.waiting) == 0 {
+			c.hold = true
+			ch.step = stepFlush
+			c.flushNow()
+		}
+	case stepFlush:
+		if c.quiet() && !c.flushing {
+			ch.step = stepPropose
+			return true
+		}
+	case stepPropose:
+		if c.now >= ch.retry {
+			n := c.next("detach")
+			n.Phase, n.Coord = replication.PhaseDetached, nil
+			n.History[len(n.History)-1].ISR = slices.Clone(n.ISR)
+			ch.next, ch.step = n, stepCAS
+			c.propose(n)
+		}
+	case stepCommit:
+		if c.round.done() || c.now >= ch.until {
+			// A replica that did not get the message counts as stopped uncleanly: slower, not wrong.
+			c.stage = stageDetached
+			for i, m := range c.m {
+				if m.open || m.pending {
+					c.ready.Disconnect = append(c.ready.Disconnect, Session{To: i, ID: m.sess})
+					m.open, m.pending = false, false
+				}
+			}
+			c.endChange()
+			c.event(Event{Kind: EventDetached})
+		}
+	default:
+	}
+	return false
+}

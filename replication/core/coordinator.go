@@ -1,0 +1,470 @@
+package core
+
+import (
+	"slices"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// Options configure a Coordinator. Durations are in nanoseconds.
+type Options struct {
+	Volume      replication.VolumeID
+	Node        replication.NodeID
+	Domain      replication.DomainID
+	Attach      replication.AttachID
+	Incarnation replication.UUID
+	Local       replication.ReplicaID // the replica on this node, preferred for reads; zero if none
+
+	SuspectTimeout int64 // a member without session for so long is evicted
+	OpTimeout      int64 // a member that does not answer a request for so long is evicted
+	SealTimeout    int64 // how long a takeover waits for further members once it has one
+	LossyTimeout   int64 // the same while all that answered lost power
+	StallTimeout   int64 // a request that cannot proceed for so long fails; 0 never
+	RetryInterval  int64 // between attempts of control requests, connections and joins
+	FlushInterval  int64 // writes are flushed in the background after so long
+	FlushBytes     int64 // and after so many bytes
+	ResyncRate     int64 // bytes compared or copied a second; 0 unlimited
+	ResyncWindow   int   // spans of copySpan compared at once
+	JoinerLag      int64 // bytes that a joiner may be behind before writes wait for it
+
+	Rand func() uint64 // source of session numbers, generations and nonces
+}
+
+// stage of a coordinator's life (protocol.md 3.3).
+type stage uint8
+
+const (
+	stageIdle       stage = iota // nothing asked yet
+	stageElecting                // compare-and-set to RECOVERING is on its way
+	stageSealing                 // collecting promises of the in-sync set
+	stagePreparing               // survivors note who is missing
+	stageActivating              // compare-and-set to ACTIVE is on its way
+	stageCommitting              // survivors store the new configuration
+	stageServing                 // I/O is ordered and fanned out
+	stageDetached                // left in order; terminal
+	stageDead                    // deposed or poisoned; terminal
+)
+
+// Coordinator is the state machine of the node where a volume is attached: it
+// takes the volume over, orders its I/O, fans it out to the in-sync set, and
+// evicts and joins members. It starts no goroutine, reads no clock and does no
+// I/O; the same inputs give the same outputs. Not safe for concurrent use.
+//
+// After each input, or each batch of inputs, the caller takes Ready and carries
+// it out. Within one Ready the order of Messages to one member matters; nothing
+// else does.
+type Coordinator struct {
+	o     Options
+	now   int64
+	stage stage
+	dead  error // why stageDead
+
+	cfg  *replication.Config // in force as far as known
+	term replication.Term    // 0 before the election
+	rev  uint64              // its revision in the kvdb
+	m    []*member           // fixed for the coordinator's life, by id
+	isr  mask
+
+	change     *change // the configuration change under way, nil if none
+	round      *round  // the control round of the takeover or of the change
+	evictReq   mask
+	evictWhy   []string
+	detachReq  bool
+	holdAcks   bool // no write is acknowledged (5.2 step 1)
+	hold       bool // no write or flush is dispatched (9.1 step 3)
+	changeSent bool // a compare-and-set is unresolved
+	kvdbDown   bool // the last one could not be sent
+
+	seals     []*replication.SealResult // by member, of the takeover
+	sealUntil int64
+	lossUntil int64
+	nextCtl   uint64
+	ctl       map[uint64]*control
+
+	flight    flightTable
+	waiting   []*IO
+	retry     bool // something was removed from flight or a state changed: look at waiting again
+	lastSeq   replication.Seq
+	stable    replication.Seq
+	unflushed int64 // bytes written since the last flush was dispatched
+	wroteSeq  bool  // something was written since the last flush was dispatched
+	flushing  bool  // an internal flush is in flight
+	lastFlush int64
+
+	blocks    int     // ResyncBlocks of the volume
+	reconcile *Bitmap // blocks in which in-sync members may differ (D of protocol.md 8)
+	jobs      []*copyJob
+	reqs      map[replication.Seq]copyRequest
+	cursor    int // of the reconcile sweep
+	join      *join
+	joinAt    int64 // earliest time of the next join attempt
+	tokens    int64 // bytes that resync may start now
+	tokensAt  int64
+
+	ready   Ready
+	freeIOs []*IO // internal flushes
+}
+
+// member is one replica as the coordinator sees it.
+type member struct {
+	id      replication.ReplicaID
+	usable  bool // its cluster domain may hold in-sync replicas
+	up      bool // its node answers beats
+	sess    replication.SessionID
+	open    bool
+	pending bool // a Connect is under way
+	downAt  int64
+	tryAt   int64
+	boot    replication.BootID // of the current attachment; zero until known
+	stable  replication.Seq    // last StableSeq told
+	lag     int64              // bytes sent and not acknowledged
+}
+
+// Ready is what the caller has to do. The slices are valid until the next input.
+type Ready struct {
+	Messages    []Outgoing   // to send, in order per member; a message to a session that is gone is dropped
+	Control     []Control    // unary requests; each is answered by one ControlDone
+	Change      *Change      // a compare-and-set; answered by one ChangeDone
+	Connect     []Session    // sessions to open; answered by MsgHelloAck through Step, or SessionDown
+	Disconnect  []Session    // sessions to close
+	Completions []Completion // answers to the consumer
+	Released    []*IO        // requests that the core no longer refers to; each after its completion
+	Events      []Event      // for listeners; never needed for correctness
+}
+
+// Outgoing is a message for member To (an index into Members).
+type Outgoing struct {
+	To  int
+	Msg replication.Message
+}
+
+// Session names an incarnation of a stream to member To.
+type Session struct {
+	To    int
+	ID    replication.SessionID
+	Term  replication.Term
+	Hello replication.Hello
+}
+
+// Control is one unary request to member To. Exactly one of the pointers is set.
+type Control struct {
+	ID      uint64
+	To      int
+	Seal    *replication.SealRequest
+	Prepare *replication.PrepareRequest
+	Commit  *replication.CommitRequest
+	Dirty   *replication.DirtyRequest
+}
+
+// ControlResult answers a Control. Failed means that no answer came (the request
+// may have taken effect); otherwise the pointer that matches the request is set.
+type ControlResult struct {
+	Failed  bool
+	Seal    *replication.SealResult
+	Prepare *replication.PrepareResult
+	Commit  *replication.CommitResult
+	Dirty   *replication.DirtyResult
+}
+
+// Change asks for a compare-and-set of the configuration from revision Rev to Next.
+type Change struct {
+	Rev  uint64
+	Next *replication.Config
+}
+
+// Outcome of a Change.
+type Outcome uint8
+
+// Outcomes. An unknown one is not among them: the caller finds out, however long
+// that takes, before it answers (I10).
+const (
+	ChangeOK       Outcome = iota // Next is in force
+	ChangeConflict                // another change came first; the configuration in force is given
+	ChangeNotSent                 // the kvdb is out of reach and certainly did not get it
+	ChangeRefused                 // this node's cluster domain is not ACTIVE
+)
+
+// Completion is the answer to a consumer's request.
+type Completion struct {
+	IO  *IO
+	Err error
+}
+
+// New returns a coordinator for the volume of cfg, a configuration read at
+// revision rev of the kvdb.
+func New(o Options, cfg *replication.Config, rev uint64) *Coordinator {
+	ids := make([]replication.ReplicaID, 0, len(cfg.Members))
+	for id := range cfg.Members {
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, func(a, b replication.ReplicaID) int { return slices.Compare(a[:], b[:]) })
+	c := &Coordinator{
+		o: o, cfg: cfg.Clone(), rev: rev,
+		ctl:    make(map[uint64]*control),
+		flight: newFlightTable(),
+		blocks: int((cfg.Size + replication.ResyncBlock - 1) / replication.ResyncBlock),
+		reqs:   make(map[replication.Seq]copyRequest),
+	}
+	c.reconcile = NewBitmap(c.blocks)
+	for _, id := range ids {
+		c.m = append(c.m, &member{id: id, usable: true, up: true})
+	}
+	c.evictWhy = make([]string, len(c.m))
+	c.seals = make([]*replication.SealResult, len(c.m))
+	return c
+}
+
+// Members lists the replicas in the order of their indexes.
+func (c *Coordinator) Members() []replication.ReplicaID {
+	ids := make([]replication.ReplicaID, len(c.m))
+	for i, m := range c.m {
+		ids[i] = m.id
+	}
+	return ids
+}
+
+// Config returns the configuration in force as far as the coordinator knows. It must not be changed.
+func (c *Coordinator) Config() *replication.Config { return c.cfg }
+
+// Term is the coordinator's term, 0 before its election.
+func (c *Coordinator) Term() replication.Term { return c.term }
+
+// Ready returns what is to be done since the last call.
+func (c *Coordinator) Ready() *Ready { return &c.ready }
+
+// Advance tells that the last Ready was carried out, or handed to somebody who will.
+func (c *Coordinator) Advance() {
+	r := &c.ready
+	clear(r.Messages)
+	clear(r.Completions)
+	clear(r.Released)
+	*r = Ready{
+		Messages: r.Messages[:0], Control: r.Control[:0], Connect: r.Connect[:0], Disconnect: r.Disconnect[:0],
+		Completions: r.Completions[:0], Released: r.Released[:0], Events: r.Events[:0],
+	}
+}
+
+// Start begins the takeover (protocol.md 5.1).
+func (c *Coordinator) Start(now int64) {
+	c.now = now
+	if c.stage == stageIdle {
+		c.elect()
+	}
+}
+
+// Propose takes a request of the consumer. It is completed once, in this or a later Ready.
+func (c *Coordinator) Propose(now int64, io *IO) {
+	c.now = now
+	io.slot, io.from, io.born = -1, -1, now
+	io.targets, io.acked, io.full, io.failed, io.damaged, io.cover = 0, 0, 0, 0, 0, 0
+	io.delivered, io.internal, io.copy = false, false, nil
+	switch {
+	case c.stage == stageDead || c.stage == stageDetached:
+		c.complete(io, c.deadErr())
+		c.release(io)
+	case len(c.waiting) == 0 && c.dispatchable(io):
+		c.dispatch(io)
+	default:
+		c.enqueue(io)
+	}
+}
+
+// Detach begins an orderly end: drain, flush, configuration without coordinator.
+func (c *Coordinator) Detach(now int64) {
+	c.now = now
+	c.detachReq = true
+	c.progress()
+}
+
+// Kill ends the coordinator at once: every request, now and later, fails with err.
+func (c *Coordinator) Kill(now int64, err error) {
+	c.now = now
+	c.die(err)
+}
+
+// Dead returns why the coordinator ended, nil while it lives.
+func (c *Coordinator) Dead() error {
+	if c.stage == stageDead || c.stage == stageDetached {
+		return c.deadErr()
+	}
+	return nil
+}
+
+// Detached reports whether the coordinator left in order.
+func (c *Coordinator) Detached() bool { return c.stage == stageDetached }
+
+func (c *Coordinator) deadErr() error {
+	if c.dead != nil {
+		return c.dead
+	}
+	return replication.ErrClosed
+}
+
+// SetUsable tells whether the cluster domain of member i may hold in-sync
+// replicas (it is neither FENCED nor INACTIVE).
+func (c *Coordinator) SetUsable(now int64, i int, usable bool) {
+	c.now = now
+	m := c.m[i]
+	if m.usable == usable {
+		return
+	}
+	m.usable = usable
+	if !usable && c.stage == stageServing {
+		c.requestEvict(i, "cluster domain is not active")
+	}
+	c.progress()
+}
+
+// SetUp tells whether the node of member i answers beats.
+func (c *Coordinator) SetUp(now int64, i int, up bool) {
+	c.now = now
+	m := c.m[i]
+	m.up = up
+	if up {
+		m.tryAt = now
+		c.joinAt = min(c.joinAt, now)
+	}
+	c.progress()
+}
+
+// ConfigSeen tells of a configuration found in the kvdb.
+func (c *Coordinator) ConfigSeen(now int64, cfg *replication.Config) {
+	c.now = now
+	if c.stage == stageDead || c.stage == stageDetached || cfg.Epoch <= c.cfg.Epoch || c.stage <= stageElecting {
+		return
+	}
+	if !c.mine(cfg) {
+		c.die(replication.ErrDeposed)
+	}
+}
+
+// mine reports whether cfg names this coordinator in its term.
+func (c *Coordinator) mine(cfg *replication.Config) bool {
+	return cfg.Coord != nil && cfg.Coord.AttachID == c.o.Attach && cfg.Coord.Node == c.o.Node && cfg.Coord.Term == c.term
+}
+
+// die is the end: everything fails, nothing is revived (I23b).
+func (c *Coordinator) die(err error) {
+	if c.stage == stageDead || c.stage == stageDetached {
+		return
+	}
+	c.stage, c.dead = stageDead, err
+	c.change, c.round, c.join = nil, nil, nil
+	clear(c.ctl)
+	c.jobs = nil
+	clear(c.reqs)
+	for len(c.flight.ios) > 0 {
+		io := c.flight.ios[0]
+		c.flight.remove(io)
+		c.complete(io, err)
+		c.release(io)
+	}
+	for _, io := range c.waiting {
+		c.complete(io, err)
+		c.release(io)
+	}
+	c.waiting = nil
+	for i, m := range c.m {
+		if m.open || m.pending {
+			c.ready.Disconnect = append(c.ready.Disconnect, Session{To: i, ID: m.sess})
+			m.open, m.pending = false, false
+		}
+	}
+	c.event(Event{Kind: EventDied, Err: err})
+}
+
+// complete answers the consumer, once.
+func (c *Coordinator) complete(io *IO, err error) {
+	if io.delivered || io.internal || io.copy != nil {
+		return
+	}
+	io.delivered = true
+	c.ready.Completions = append(c.ready.Completions, Completion{IO: io, Err: err})
+}
+
+// release gives a request back that nothing in the core refers to any more.
+func (c *Coordinator) release(io *IO) {
+	switch {
+	case io.copy != nil:
+	case io.internal:
+		c.freeIOs = append(c.freeIOs, io)
+	default:
+		c.ready.Released = append(c.ready.Released, io)
+	}
+}
+
+// send queues a message for member i's session.
+func (c *Coordinator) send(i int, msg replication.Message) {
+	m := c.m[i]
+	msg.Session, msg.Term, msg.StableSeq = m.sess, c.term, c.stable
+	m.stable = c.stable
+	c.ready.Messages = append(c.ready.Messages, Outgoing{To: i, Msg: msg})
+}
+
+func (c *Coordinator) event(e Event) {
+	e.Epoch = c.cfg.Epoch
+	c.ready.Events = append(c.ready.Events, e)
+}
+
+// ids turns a set of indexes into replica ids.
+func (c *Coordinator) ids(s mask) []replication.ReplicaID {
+	var r []replication.ReplicaID
+	for i, m := range c.m {
+		if s.has(i) {
+			r = append(r, m.id)
+		}
+	}
+	return r
+}
+
+// set turns replica ids into a set of indexes.
+func (c *Coordinator) set(ids []replication.ReplicaID) mask {
+	var s mask
+	for i, m := range c.m {
+		if slices.Contains(ids, m.id) {
+			s |= bit(i)
+		}
+	}
+	return s
+}
+
+func (c *Coordinator) all() mask { return bit(len(c.m)) - 1 }
+
+// syncing is the member being resynced, as a set.
+func (c *Coordinator) syncing() mask {
+	if c.join != nil && c.join.mirrored {
+		return bit(c.join.q)
+	}
+	return 0
+}
+
+// local is the index of the local replica if it is in s, else the first of s, else -1.
+func (c *Coordinator) prefer(s mask) int {
+	first := -1
+	for i, m := range c.m {
+		if !s.has(i) {
+			continue
+		}
+		if m.id == c.o.Local {
+			return i
+		}
+		if first < 0 {
+			first = i
+		}
+	}
+	return first
+}
+
+// openSet is the set of members with an open session.
+func (c *Coordinator) openSet() mask {
+	var s mask
+	for i, m := range c.m {
+		if m.open {
+			s |= bit(i)
+		}
+	}
+	return s
+}
+
+const sector = block.SectorSize

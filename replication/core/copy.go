@@ -1,0 +1,356 @@
+package core
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"slices"
+
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// copySpan is how much is compared and copied under one range lock, in bytes.
+const copySpan = 1 << 20
+
+const spanBlocks = copySpan / replication.ResyncBlock
+
+// zeroHash is the hash of a ResyncBlock of zeroes.
+var zeroHash = func() []byte {
+	h := sha256.Sum256(make([]byte, replication.ResyncBlock))
+	return h[:replication.HashLen]
+}()
+
+// copyJob brings some members to the content of another one in a span, under the
+// span's range lock: nothing else is in flight there (I15).
+type copyJob struct {
+	io        IO // the lock
+	src       int
+	dst       mask
+	reconcile bool // for D; else for the joiner
+	hashes    [][]byte
+	open      int // requests without answer
+	failed    bool
+}
+
+// ask is what a copyRequest wants to know.
+type ask uint8
+
+const (
+	askHash  ask = iota + 1
+	askRead      // a block from the source
+	askWrite     // a block to a destination
+	askFlush     // the joiner's flush before it joins
+)
+
+// copyRequest is one message of a copy that waits for its answer.
+type copyRequest struct {
+	job  *copyJob
+	to   int
+	kind ask
+	off  int64
+	n    int64
+	dst  mask // askRead: who needs the block
+}
+
+// request sends a message that is answered by copyAnswer.
+func (c *Coordinator) request(r copyRequest, msg replication.Message) {
+	c.lastSeq++
+	msg.Seq = c.lastSeq
+	c.reqs[msg.Seq] = r
+	if r.job != nil {
+		r.job.open++
+	}
+	c.send(r.to, msg)
+}
+
+// copying reports whether a copy of the joiner is under way or waits for its range.
+func (c *Coordinator) copying() bool { return len(c.jobs) > 0 }
+
+// unreconciled reports whether a range touches blocks of D.
+func (c *Coordinator) unreconciled(off, n int64) bool {
+	if c.reconcile.Count() == 0 {
+		return false
+	}
+	b := c.reconcile.Next(int(off / replication.ResyncBlock))
+	return b >= 0 && int64(b)*replication.ResyncBlock < off+n
+}
+
+// budget says whether another span may start, and takes it from the rate.
+func (c *Coordinator) budget(n int64) bool {
+	if len(c.jobs) >= c.o.ResyncWindow {
+		return false
+	}
+	if c.o.ResyncRate <= 0 {
+		return true
+	}
+	if c.tokensAt == 0 {
+		c.tokensAt = c.now
+	}
+	c.tokens = min(c.tokens+(c.now-c.tokensAt)*c.o.ResyncRate/1e9, max(c.o.ResyncRate, copySpan))
+	c.tokensAt = c.now
+	if c.tokens < n {
+		return false
+	}
+	c.tokens -= n
+	return true
+}
+
+// fillCopies starts as many spans of the joiner as may run.
+func (c *Coordinator) fillCopies() {
+	j := c.join
+	src := c.prefer(c.isr & c.openSet())
+	if src < 0 || j.failed != "" || c.hold {
+		return
+	}
+	for j.todo.Count() > 0 {
+		b := j.todo.Next(j.cursor)
+		if b < 0 {
+			if len(c.jobs) > 0 {
+				return // the rest is in those
+			}
+			j.cursor = 0
+			continue
+		}
+		if !c.budget(copySpan) {
+			return
+		}
+		j.cursor = c.startSpan(j.todo, b, src, bit(j.q), false)
+	}
+}
+
+// fillReconcile starts spans of D: first those that a read waits for, then the sweep.
+func (c *Coordinator) fillReconcile() {
+	if c.reconcile.Count() == 0 || c.stage != stageServing || c.hold || c.holdAcks || !c.openSet().covers(c.isr) {
+		return
+	}
+	src := c.prefer(c.isr)
+	dst := c.isr &^ bit(src)
+	for _, io := range c.waiting {
+		if io.Kind != replication.MsgRead || io.copy != nil {
+			continue
+		}
+		for b := c.reconcile.Next(int(io.Off / replication.ResyncBlock)); b >= 0 && int64(b)*replication.ResyncBlock < io.Off+io.Len; {
+			next := min(b+spanBlocks, c.blocks)
+			if !c.spanTaken(b) {
+				next = c.startSpan(c.reconcile, b, src, dst, true)
+			}
+			b = c.reconcile.Next(next)
+		}
+	}
+	for {
+		b := c.reconcile.Next(c.cursor)
+		if b < 0 {
+			if len(c.jobs) > 0 || c.cursor == 0 {
+				return
+			}
+			c.cursor = 0
+			continue
+		}
+		if c.spanTaken(b) {
+			c.cursor = b + 1
+			continue
+		}
+		if !c.budget(copySpan) {
+			return
+		}
+		c.cursor = c.startSpan(c.reconcile, b, src, dst, true)
+	}
+}
+
+// spanTaken reports whether a job already has block b.
+func (c *Coordinator) spanTaken(b int) bool {
+	off := int64(b) * replication.ResyncBlock
+	for _, j := range c.jobs {
+		if j.io.Off <= off && off < j.io.Off+j.io.Len {
+			return true
+		}
+	}
+	return false
+}
+
+// startSpan makes a job of the run of marked blocks that begins at b, and returns
+// the first block behind it. The job waits for its range like any request.
+func (c *Coordinator) startSpan(marks *Bitmap, b, src int, dst mask, rec bool) int {
+	end := b + 1
+	for end < marks.Len() && end-b < spanBlocks && marks.Test(end) && !c.spanTaken(end) {
+		end++
+	}
+	off := int64(b) * replication.ResyncBlock
+	j := &copyJob{src: src, dst: dst, reconcile: rec, hashes: make([][]byte, len(c.m))}
+	j.io = IO{Off: off, Len: min(int64(end)*replication.ResyncBlock, c.cfg.Size) - off, slot: -1, from: -1, born: c.now, copy: j}
+	c.jobs = append(c.jobs, j)
+	blocked := !c.dispatchable(&j.io)
+	for k := 0; !blocked && k < len(c.waiting); k++ {
+		blocked = overlap(c.waiting[k], &j.io)
+	}
+	if blocked {
+		c.waiting = append(c.waiting, &j.io)
+	} else {
+		c.dispatch(&j.io)
+	}
+	return end
+}
+
+// startCopy begins the work of a job that has its range.
+func (c *Coordinator) startCopy(j *copyJob) {
+	if j.failed || !c.openSet().covers(j.dst|bit(j.src)) {
+		j.failed = true
+		c.copyStep(j)
+		return
+	}
+	for i := range c.m {
+		if (j.dst | bit(j.src)).has(i) {
+			c.request(copyRequest{job: j, to: i, kind: askHash},
+				replication.Message{Type: replication.MsgHashReq, Offset: j.io.Off, Length: j.io.Len})
+		}
+	}
+}
+
+// copyAnswer takes the answer of a copy's request.
+func (c *Coordinator) copyAnswer(r copyRequest, msg *replication.Message) {
+	delete(c.reqs, msg.Seq)
+	bad := msg.Type == replication.MsgNack || msg.Status != replication.StatusOK
+	if r.kind == askFlush {
+		if j := c.join; j != nil && j.q == r.to {
+			if bad {
+				j.fail("flush of the joiner failed")
+			} else {
+				j.flushed = true
+			}
+		}
+		return
+	}
+	j := r.job
+	j.open--
+	switch {
+	case bad:
+		c.copyRefused(r, msg.Status)
+	case r.kind == askHash:
+		blocks := int((j.io.Len + replication.ResyncBlock - 1) / replication.ResyncBlock)
+		if len(msg.Data) != blocks*replication.HashLen {
+			j.failed = true
+			break
+		}
+		j.hashes[r.to] = bytes.Clone(msg.Data)
+		if j.open == 0 && !j.failed {
+			c.compare(j)
+		}
+	case r.kind == askRead:
+		if int64(len(msg.Data)) != r.n {
+			j.failed = true
+			break
+		}
+		for i := range c.m {
+			if r.dst.has(i) && !j.failed {
+				c.request(copyRequest{job: j, to: i, kind: askWrite, off: r.off, n: r.n}, replication.Message{
+					Type: replication.MsgResyncWrite, Offset: r.off, Length: r.n, Data: msg.Data, Buf: msg.Buf, Sums: msg.Sums,
+				})
+			}
+		}
+	default: // askWrite: it is there
+	}
+	c.copyStep(j)
+}
+
+func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
+	r.job.failed = true
+	switch {
+	case st == replication.StatusCRC: // tried again
+	case c.isr.has(r.to):
+		if c.isr != bit(r.to) {
+			c.requestEvict(r.to, diskFailed)
+		}
+	case c.join != nil && c.join.q == r.to:
+		c.join.fail("refused a resync write: " + st.String())
+	}
+}
+
+// compare reads what differs.
+func (c *Coordinator) compare(j *copyJob) {
+	for off := int64(0); off < j.io.Len; off += replication.ResyncBlock {
+		k := int(off/replication.ResyncBlock) * replication.HashLen
+		h := j.hashes[j.src][k : k+replication.HashLen]
+		var dst mask
+		for i := range c.m {
+			if j.dst.has(i) && !bytes.Equal(h, j.hashes[i][k:k+replication.HashLen]) {
+				dst |= bit(i)
+			}
+		}
+		if dst == 0 {
+			continue
+		}
+		n := min(replication.ResyncBlock, j.io.Len-off)
+		if n == replication.ResyncBlock && bytes.Equal(h, zeroHash) {
+			for i := range c.m {
+				if dst.has(i) {
+					c.request(copyRequest{job: j, to: i, kind: askWrite, off: j.io.Off + off, n: n},
+						replication.Message{Type: replication.MsgResyncWrite, Offset: j.io.Off + off, Length: n})
+				}
+			}
+			continue
+		}
+		c.request(copyRequest{job: j, to: j.src, kind: askRead, off: j.io.Off + off, n: n, dst: dst},
+			replication.Message{Type: replication.MsgRead, Offset: j.io.Off + off, Length: n})
+	}
+}
+
+// copyStep ends a job that has nothing more to wait for. The range stays locked
+// until every copy on the way is answered or its session is gone.
+func (c *Coordinator) copyStep(j *copyJob) {
+	if j.open > 0 {
+		return
+	}
+	if j.io.slot >= 0 {
+		c.flight.remove(&j.io)
+	}
+	c.endJob(j)
+}
+
+// endJob forgets a job and, if it went well, its marks.
+func (c *Coordinator) endJob(j *copyJob) {
+	c.jobs = slices.DeleteFunc(c.jobs, func(k *copyJob) bool { return k == j })
+	c.retry = true
+	if j.failed {
+		return
+	}
+	marks := c.reconcile
+	if !j.reconcile {
+		if c.join == nil || !j.dst.has(c.join.q) {
+			return
+		}
+		marks = c.join.todo
+	}
+	for b := j.io.Off / replication.ResyncBlock; b*replication.ResyncBlock < j.io.Off+j.io.Len; b++ {
+		marks.Clear(int(b))
+	}
+	if !j.reconcile {
+		c.event(Event{Kind: EventResyncProgress, Replica: c.m[c.join.q].id, Dirty: marks.Count()})
+	}
+}
+
+// abandon ends a failed job that never got its range.
+func (c *Coordinator) abandon(j *copyJob) { c.endJob(j) }
+
+// failRequests ends what waits for an answer of member i.
+func (c *Coordinator) failRequests(i int) {
+	var seqs []replication.Seq
+	for s, r := range c.reqs {
+		if r.to == i {
+			seqs = append(seqs, s)
+		}
+	}
+	slices.Sort(seqs)
+	for _, s := range seqs {
+		r := c.reqs[s]
+		delete(c.reqs, s)
+		if r.job != nil {
+			r.job.open--
+			r.job.failed = true
+			c.copyStep(r.job)
+		}
+	}
+	for _, j := range c.jobs {
+		if j.dst.has(i) || j.src == i {
+			j.failed = true
+		}
+	}
+}

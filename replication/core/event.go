@@ -1,0 +1,102 @@
+package core
+
+import "github.com/tandem-storage/tandem/replication"
+
+// EventKind is a state transition worth telling.
+type EventKind uint8
+
+// Events.
+const (
+	EventElected        EventKind = iota + 1 // the takeover has begun
+	EventServing                             // I/O is served; Dirty blocks are to be reconciled
+	EventEvicted                             // Replica left the in-sync set for Reason
+	EventResyncStarted                       // Replica is being resynced; Dirty blocks to compare
+	EventResyncProgress                      // Dirty blocks are left
+	EventResyncStopped                       // it was given up for Reason
+	EventJoined                              // Replica is in sync
+	EventDetached                            // left in order
+	EventDied                                // deposed or poisoned: Err
+)
+
+// Event is a state transition, for logs and metrics; never needed for correctness.
+type Event struct {
+	Kind    EventKind
+	Epoch   replication.Epoch
+	Replica replication.ReplicaID
+	Dirty   int // ResyncBlocks
+	Reason  string
+	Err     error
+}
+
+// Stall is why a volume does not proceed, for machines (G7).
+type Stall string
+
+// Stalls.
+const (
+	StallNone         Stall = ""
+	StallTakeover     Stall = "TAKEOVER"           // the takeover is on its way
+	StallNoReplica    Stall = "NO_IN_SYNC_REPLICA" // no in-sync replica answers
+	StallNeedReplica  Stall = "NEED_REPLICA"       // an in-sync replica is out of reach and not evicted yet
+	StallKVDB         Stall = "KVDB"               // the configuration cannot be changed: the kvdb is out of reach
+	StallProtection   Stall = "PROTECTION"         // max_protection: a cluster domain has no in-sync replica
+	StallResyncStart  Stall = "RESYNC_START"       // a short pause at the start of a resync
+	StallDetaching    Stall = "DETACHING"
+	StallNotAttached  Stall = "NOT_ATTACHED"
+	StallConfigChange Stall = "CONFIG_CHANGE" // a change of the in-sync set is on its way
+)
+
+// Stall returns why writes do not proceed now, StallNone if they do.
+func (c *Coordinator) Stall() Stall {
+	switch c.stage {
+	case stageServing:
+	case stageSealing:
+		if c.round != nil && c.round.got == 0 && c.now >= c.sealUntil {
+			return StallNoReplica
+		}
+		return StallTakeover
+	case stageDead, stageDetached, stageIdle:
+		return StallNotAttached
+	case stageElecting, stagePreparing, stageActivating, stageCommitting:
+		if c.kvdbDown {
+			return StallKVDB
+		}
+		return StallTakeover
+	}
+	switch {
+	case c.detachReq:
+		return StallDetaching
+	case c.protectionStall():
+		return StallProtection
+	case c.change != nil && c.holdAcks && c.kvdbDown:
+		return StallKVDB
+	case !c.openSet().covers(c.isr):
+		return StallNeedReplica
+	case c.holdAcks:
+		return StallConfigChange
+	case c.hold:
+		return StallResyncStart
+	}
+	return StallNone
+}
+
+// Progress of the resync of one member.
+type Progress struct {
+	Replica       replication.ReplicaID
+	Total, Left   int // ResyncBlocks
+	WaitingToJoin bool
+}
+
+// Resync returns the progress of the resync under way, nil if there is none.
+func (c *Coordinator) Resync() *Progress {
+	j := c.join
+	if j == nil || !j.mirrored {
+		return nil
+	}
+	return &Progress{Replica: c.m[j.q].id, Total: j.total, Left: j.todo.Count(), WaitingToJoin: j.wait}
+}
+
+// Unreconciled is the number of ResyncBlocks in which in-sync replicas may still differ.
+func (c *Coordinator) Unreconciled() int { return c.reconcile.Count() }
+
+// InSync lists the in-sync set.
+func (c *Coordinator) InSync() []replication.ReplicaID { return c.ids(c.isr) }

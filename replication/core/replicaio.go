@@ -1,0 +1,153 @@
+package core
+
+import (
+	"errors"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// Step takes a message of the session on conn. The replica refers to its payload
+// until the IODone of the operation that it causes.
+func (r *Replica) Step(conn ConnID, msg *replication.Message) {
+	if conn != r.conn || msg.Session != r.session {
+		r.nack(conn, msg.Session, msg.Seq, replication.StatusFenced)
+		return
+	}
+	if msg.StableSeq > r.stable && r.meta.State == replication.MemberInSync {
+		// Settled everywhere: these regions need no comparison after a crash (I13).
+		r.stable, r.logLost, r.o.Lossy = msg.StableSeq, false, false
+	}
+	if st := r.check(msg); st != replication.StatusOK {
+		r.nack(conn, msg.Session, msg.Seq, st)
+		return
+	}
+	switch msg.Type {
+	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite:
+		r.touch(msg)
+	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq:
+	case replication.MsgClose:
+		r.CloseSessions()
+		return
+	default: // MsgStable and what a later version may add
+		return
+	}
+	var io *LocalIO
+	if n := len(r.free); n > 0 {
+		io, r.free = r.free[n-1], r.free[:n-1]
+	} else {
+		io = &LocalIO{}
+	}
+	*io = LocalIO{
+		Kind: msg.Type, Flags: msg.Flags, Off: msg.Offset, Len: msg.Length, Data: msg.Data, Buf: msg.Buf, Sums: msg.Sums,
+		conn: conn, session: msg.Session, seq: msg.Seq,
+	}
+	r.inUse++
+	r.ready.IO = append(r.ready.IO, io)
+}
+
+// check says whether a message can be served.
+func (r *Replica) check(msg *replication.Message) replication.Status {
+	if msg.Status == replication.StatusCRC {
+		return replication.StatusCRC
+	}
+	if r.faulted {
+		return replication.StatusIO
+	}
+	switch msg.Type {
+	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite, replication.MsgRead, replication.MsgHashReq:
+		if msg.Offset < 0 || msg.Length <= 0 || msg.Offset%sector != 0 || msg.Length%sector != 0 ||
+			msg.Offset > r.o.Size || msg.Length > r.o.Size-msg.Offset {
+			return replication.StatusInvalid
+		}
+	default:
+	}
+	switch msg.Type {
+	case replication.MsgWrite:
+		if int64(len(msg.Data)) != msg.Length {
+			return replication.StatusInvalid
+		}
+	case replication.MsgResyncWrite:
+		if len(msg.Data) != 0 && int64(len(msg.Data)) != msg.Length {
+			return replication.StatusInvalid
+		}
+	case replication.MsgRead:
+		if r.meta.State != replication.MemberInSync { // I20
+			return replication.StatusState
+		}
+		if msg.Length > block.MaxIO {
+			return replication.StatusInvalid
+		}
+	case replication.MsgHashReq:
+		if msg.Length > copySpan {
+			return replication.StatusInvalid
+		}
+	default:
+	}
+	return replication.StatusOK
+}
+
+// touch marks the regions of a write active (I11) and its blocks dirty for every
+// missing member (I14), before it is submitted.
+func (r *Replica) touch(msg *replication.Message) {
+	end := msg.Offset + msg.Length - 1
+	for g := msg.Offset / replication.RegionSize; g <= end/replication.RegionSize; g++ {
+		r.al[g] = max(r.al[g], msg.Seq+1)
+	}
+	for _, m := range r.maps {
+		m.SetRange(int(msg.Offset/replication.ResyncBlock), int(end/replication.ResyncBlock)+1)
+	}
+}
+
+func (r *Replica) nack(conn ConnID, s replication.SessionID, seq replication.Seq, st replication.Status) {
+	r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: conn, Msg: replication.Message{
+		Type: replication.MsgNack, Status: st, Session: s, Term: r.meta.Term, Seq: seq,
+	}})
+}
+
+// IODone tells that an operation left the kernel. data and buf are the result of
+// a read or of a hash; they go out with the answer.
+func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, sums []uint32, err error) {
+	r.inUse--
+	alive := io.conn == r.conn && io.session == r.session
+	msg := replication.Message{Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
+	modifies := io.Kind != replication.MsgRead && io.Kind != replication.MsgHashReq
+	switch {
+	case err == nil:
+		msg.Type = replication.MsgAck
+		switch io.Kind {
+		case replication.MsgRead:
+			msg.Type = replication.MsgData
+		case replication.MsgHashReq:
+			msg.Type = replication.MsgHash
+		default:
+		}
+		msg.Data, msg.Buf, msg.Sums = data, buf, sums
+		if io.Flags&replication.FlagFUA != 0 || io.Kind == replication.MsgFlush {
+			msg.Flags |= replication.FlagStable
+		}
+		msg.Credit = uint32(len(io.Data))
+	case errors.Is(err, block.ErrNoSpace):
+		msg.Type, msg.Status, msg.Credit = replication.MsgNack, replication.StatusNoSpace, uint32(len(io.Data))
+	case errors.Is(err, block.ErrClosed):
+		msg.Type, msg.Status = replication.MsgNack, replication.StatusShuttingDown
+	default:
+		msg.Type, msg.Status = replication.MsgNack, replication.StatusIO
+		if modifies && !r.faulted {
+			// What is on the disk is unknown now: never served again (I25).
+			r.faulted = true
+			r.ready.Faulted = true
+			r.enqueue(&replicaTask{fault: true})
+		}
+	}
+	if alive {
+		r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: io.conn, Msg: msg})
+	} else if buf != nil {
+		buf.Release()
+	}
+	io.Data, io.Buf, io.Sums = nil, nil, nil
+	r.free = append(r.free, io)
+	if len(r.queue) > 0 {
+		r.run()
+	}
+}

@@ -1,0 +1,281 @@
+package core
+
+import (
+	"slices"
+
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// control is a unary request under way.
+type control struct {
+	to    int
+	round *round
+	reply func(r ControlResult) // for requests outside a round
+}
+
+// round asks the same of several members, again and again, until each has
+// answered well.
+type round struct {
+	want, got, sent mask
+	retryAt         []int64
+	request         func(i int) Control
+	reply           func(i int, r ControlResult) bool // whether that was the answer wanted
+}
+
+func (c *Coordinator) startRound(want mask, request func(i int) Control, reply func(i int, r ControlResult) bool) {
+	c.round = &round{want: want, retryAt: make([]int64, len(c.m)), request: request, reply: reply}
+	c.driveRound()
+}
+
+// driveRound sends what is due.
+func (c *Coordinator) driveRound() {
+	r := c.round
+	if r == nil {
+		return
+	}
+	for i := range c.m {
+		if (r.want &^ r.got &^ r.sent).has(i) && c.now >= r.retryAt[i] {
+			r.sent |= bit(i)
+			c.ask(i, r.request(i), &control{to: i, round: r})
+		}
+	}
+}
+
+func (r *round) done() bool { return r != nil && r.got.covers(r.want) }
+
+func (c *Coordinator) ask(i int, req Control, ctl *control) {
+	c.nextCtl++
+	req.ID, req.To = c.nextCtl, i
+	c.ctl[req.ID] = ctl
+	c.ready.Control = append(c.ready.Control, req)
+}
+
+// ControlDone brings the answer of a Control.
+func (c *Coordinator) ControlDone(now int64, id uint64, res ControlResult) {
+	c.now = now
+	ctl := c.ctl[id]
+	if ctl == nil {
+		return
+	}
+	delete(c.ctl, id)
+	if term := res.term(); !res.Failed && c.term != 0 && term > c.term {
+		c.die(replication.ErrDeposed)
+		return
+	}
+	switch {
+	case ctl.reply != nil:
+		ctl.reply(res)
+	case ctl.round == c.round:
+		r := ctl.round
+		r.sent &^= bit(ctl.to)
+		if !res.Failed && r.reply(ctl.to, res) {
+			r.got |= bit(ctl.to)
+		} else {
+			r.retryAt[ctl.to] = c.now + c.o.RetryInterval
+		}
+	}
+	c.progress()
+}
+
+// term is the promised term in an answer that was refused for it.
+func (r *ControlResult) term() replication.Term {
+	switch {
+	case r.Seal != nil && r.Seal.Status == replication.StatusFenced:
+		return r.Seal.Term
+	case r.Prepare != nil && r.Prepare.Status == replication.StatusFenced:
+		return r.Prepare.Term
+	default:
+		return 0
+	}
+}
+
+// next returns a copy of the configuration with the following epoch. Members
+// that it calls SYNCING without this coordinator mirroring to them become STALE.
+func (c *Coordinator) next(cause string) *replication.Config {
+	n := c.cfg.Clone()
+	n.Epoch++
+	n.Gen = c.o.Rand()
+	n.ProposalID = replication.UUID{}
+	for i := 0; i < 16; i += 8 {
+		v := c.o.Rand()
+		for k := range 8 {
+			n.ProposalID[i+k] = byte(v >> (8 * k))
+		}
+	}
+	for i, m := range c.m {
+		if v := n.Members[m.id]; v.State == replication.MemberSyncing && !c.syncing().has(i) {
+			v.State = replication.MemberStale
+			n.Members[m.id] = v
+		}
+	}
+	n.History = append(n.History, replication.EpochRecord{Epoch: n.Epoch, Gen: n.Gen, Node: c.o.Node, Cause: cause})
+	if k := len(n.History) - replication.HistoryLen; k > 0 {
+		n.History = slices.Delete(n.History, 0, k)
+	}
+	return n
+}
+
+// setISR makes s the in-sync set of n and the others what state and reason say.
+func (c *Coordinator) setISR(n *replication.Config, s mask, why func(i int) (replication.MemberState, string)) {
+	n.ISR = c.ids(s)
+	for i, m := range c.m {
+		v := n.Members[m.id]
+		switch {
+		case s.has(i):
+			v.State, v.Reason, v.LeftEpoch, v.LeftGen = replication.MemberInSync, "", 0, 0
+		case v.State == replication.MemberInSync:
+			v.State, v.Reason = why(i)
+			v.LeftEpoch, v.LeftGen = c.cfg.Epoch, c.cfg.Gen
+		}
+		n.Members[m.id] = v
+	}
+	n.History[len(n.History)-1].ISR = slices.Clone(n.ISR)
+}
+
+func (c *Coordinator) propose(n *replication.Config) {
+	c.changeSent = true
+	c.ready.Change = &Change{Rev: c.rev, Next: n}
+}
+
+// elect is step 2 of 5.1.
+func (c *Coordinator) elect() {
+	n := c.next("takeover")
+	n.Phase = replication.PhaseRecovering
+	n.Coord = &replication.Coord{Node: c.o.Node, Domain: c.o.Domain, AttachID: c.o.Attach, Term: replication.Term(n.Epoch)}
+	n.History[len(n.History)-1].ISR = slices.Clone(n.ISR)
+	c.stage = stageElecting
+	c.isr = c.set(n.ISR)
+	c.change = &change{kind: changeElect, next: n}
+	c.propose(n)
+}
+
+// seal is step 3.
+func (c *Coordinator) seal() {
+	c.stage = stageSealing
+	c.sealUntil = c.now + c.o.SealTimeout
+	c.lossUntil = c.now + c.o.LossyTimeout
+	c.startRound(c.isr, c.sealRequest, func(i int, r ControlResult) bool {
+		if r.Seal == nil || r.Seal.Status != replication.StatusOK || r.Seal.State == replication.MemberFaulted {
+			return false
+		}
+		c.seals[i] = r.Seal
+		return true
+	})
+	c.event(Event{Kind: EventElected})
+}
+
+func (c *Coordinator) sealRequest(i int) Control {
+	return Control{Seal: &replication.SealRequest{
+		Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Epoch: c.cfg.Epoch, Gen: c.cfg.Gen,
+		Incarnation: c.o.Incarnation, AttachID: c.o.Attach,
+	}}
+}
+
+// sealed decides whether the takeover may go on, and with whom (step 4).
+func (c *Coordinator) sealed() (s mask, ok bool) {
+	var usable, lossy mask
+	for i, m := range c.m {
+		if c.isr.has(i) && m.usable {
+			usable |= bit(i)
+		}
+		if r := c.seals[i]; r != nil && r.Lossy {
+			lossy |= bit(i)
+		}
+	}
+	s = c.round.got & usable
+	switch {
+	case s == 0:
+		return 0, false
+	case s != usable && c.now < c.sealUntil:
+		return 0, false
+	case s&^lossy == 0 && s != usable && c.now < c.lossUntil:
+		return 0, false // the absent one may still hold what these lost
+	}
+	if solid := s &^ lossy; solid != 0 {
+		s = solid // I19
+	}
+	return s, true
+}
+
+// prepare is step 5. The set of missing members is absolute.
+func (c *Coordinator) prepare(s mask) {
+	c.stage = stagePreparing
+	c.sealUntil = c.now + c.o.SealTimeout
+	c.prepareRound(s, c.all()&^s)
+}
+
+func (c *Coordinator) prepareRound(s, missing mask) {
+	c.startRound(s, func(i int) Control {
+		return Control{Prepare: &replication.PrepareRequest{
+			Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Missing: c.ids(missing &^ bit(i)),
+		}}
+	}, func(_ int, r ControlResult) bool {
+		return r.Prepare != nil && r.Prepare.Status == replication.StatusOK
+	})
+}
+
+func (c *Coordinator) commitRound(s mask, settled bool) {
+	cfg := c.cfg.Clone()
+	c.startRound(s, func(i int) Control {
+		return Control{Commit: &replication.CommitRequest{
+			Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Incarnation: c.o.Incarnation, Config: cfg, Settled: settled,
+		}}
+	}, func(_ int, r ControlResult) bool {
+		return r.Commit != nil && r.Commit.Status == replication.StatusOK
+	})
+}
+
+// activate is step 6.
+func (c *Coordinator) activate(s mask) {
+	n := c.next("activate")
+	n.Phase = replication.PhaseActive
+	c.setISR(n, s, func(i int) (replication.MemberState, string) {
+		switch r := c.seals[i]; {
+		case r != nil && r.Lossy:
+			return replication.MemberStale, "lost power"
+		case !c.m[i].usable:
+			return replication.MemberStale, "cluster domain is not active"
+		default:
+			return replication.MemberStale, "not reachable at takeover"
+		}
+	})
+	c.stage = stageActivating
+	c.round = nil
+	c.change = &change{kind: changeActivate, next: n, isr: s}
+	c.propose(n)
+}
+
+// serve is step 8.
+func (c *Coordinator) serve() {
+	c.stage = stageServing
+	c.round, c.change = nil, nil
+	if c.isr&(c.isr-1) != 0 {
+		for i := range c.m {
+			if c.isr.has(i) {
+				c.markActive(c.reconcile, c.seals[i])
+			}
+		}
+	}
+	for i, m := range c.m {
+		if r := c.seals[i]; r != nil && c.isr.has(i) {
+			m.boot = r.Boot
+		}
+		c.seals[i] = nil
+		m.downAt, m.tryAt = c.now, c.now
+	}
+	c.lastFlush = c.now
+	c.retry = true
+	c.event(Event{Kind: EventServing, Dirty: c.reconcile.Count()})
+}
+
+// markActive adds the regions that a replica's activity log names.
+func (c *Coordinator) markActive(b *Bitmap, r *replication.SealResult) {
+	if r.LogLost {
+		b.SetAll()
+		return
+	}
+	const n = replication.RegionSize / replication.ResyncBlock
+	for _, g := range r.Active {
+		b.SetRange(min(int(g)*n, b.Len()), min((int(g)+1)*n, b.Len()))
+	}
+}

@@ -1,0 +1,19 @@
+package replication
+
+import "errors"
+
+// What can be wrong with a volume. Test with errors.Is.
+var (
+	ErrVolumeNotFound  = errors.New("replication: volume not found")
+	ErrNotCoordinator  = errors.New("replication: volume is not attached on this node")
+	ErrDeposed         = errors.New("replication: another node has taken the volume over")
+	ErrPoisoned        = errors.New("replication: acknowledged data that were not flushed are lost; detach and attach again")
+	ErrStalled         = errors.New("replication: volume could not proceed in time")
+	ErrNoInSyncReplica = errors.New("replication: no in-sync replica can be reached")
+	ErrFenced          = errors.New("replication: a later term is sealed")
+	ErrStaleEpoch      = errors.New("replication: configuration is older than the replica's")
+	ErrReplicaFaulted  = errors.New("replication: replica's disk has failed")
+	ErrDomainFenced    = errors.New("replication: cluster domain is fenced")
+	ErrBusy            = errors.New("replication: volume is attached elsewhere")
+	ErrClosed          = errors.New("replication: volume is closed")
+)
