@@ -1,0 +1,114 @@
+package meta
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+)
+
+// PageFile is where metadata live. Offsets and lengths are multiples of PageSize.
+// A write is stable when WriteAt returns nil; after an error, or a crash during
+// it, each page of it is old, new or damaged. Reads and writes of different
+// pages may be concurrent.
+type PageFile interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
+// Pages is a PageFile on a local file, opened with O_DIRECT and O_DSYNC: nothing
+// of it is ever in the page cache, and every write is on the medium on return.
+type Pages struct {
+	f *os.File
+
+	mu  sync.Mutex
+	buf *block.Buffer // aligned, one page; nil when closed
+}
+
+// OpenPages opens the existing file at path.
+func OpenPages(path string) (*Pages, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT|unix.O_DSYNC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Pages{f: f, buf: block.NewBuffer(PageSize)}, nil
+}
+
+// CreatePages makes a file of n zero pages at path with all its space allocated
+// and written, so that later writes need none. The file is stable on return, its
+// directory entry is not. It fails if path exists.
+func CreatePages(path string, n int64) (*Pages, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_DIRECT, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := fillZero(f, n); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	return OpenPages(path)
+}
+
+func fillZero(f *os.File, n int64) error {
+	buf := block.NewBuffer(block.MaxIO)
+	defer buf.Release()
+	clear(buf.Bytes())
+	for off := int64(0); off < n*PageSize; {
+		k, err := f.WriteAt(buf.Bytes()[:min(block.MaxIO, n*PageSize-off)], off)
+		if err != nil {
+			return err
+		}
+		off += int64(k)
+	}
+	return f.Sync()
+}
+
+// ReadAt implements io.ReaderAt.
+func (p *Pages) ReadAt(b []byte, off int64) (int, error) { return p.each(b, off, false) }
+
+// WriteAt implements io.WriterAt. Every page is stable on return.
+func (p *Pages) WriteAt(b []byte, off int64) (int, error) { return p.each(b, off, true) }
+
+func (p *Pages) each(b []byte, off int64, write bool) (int, error) {
+	if off%PageSize != 0 || len(b)%PageSize != 0 {
+		return 0, fmt.Errorf("%w: %d bytes at %d are not whole pages", ErrInvalid, len(b), off)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.buf == nil {
+		return 0, os.ErrClosed
+	}
+	for done := 0; done < len(b); done += PageSize {
+		page, at := b[done:done+PageSize], off+int64(done)
+		var err error
+		if write {
+			copy(p.buf.Bytes(), page)
+			_, err = p.f.WriteAt(p.buf.Bytes(), at)
+		} else if _, err = p.f.ReadAt(p.buf.Bytes(), at); err == nil {
+			copy(page, p.buf.Bytes())
+		}
+		if err != nil {
+			return done, err
+		}
+	}
+	return len(b), nil
+}
+
+// Close releases the file. Twice is nil.
+func (p *Pages) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.buf == nil {
+		return nil
+	}
+	p.buf.Release()
+	p.buf = nil
+	return p.f.Close()
+}
