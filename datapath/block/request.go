@@ -91,6 +91,9 @@ func (r *Request) Check(i Info) error {
 		if r.Len > MaxIO {
 			return &RequestError{Op: r.Op, Off: r.Off, Len: r.Len, Err: ErrTooLarge}
 		}
+		if r.Sums != nil && int64(len(r.Sums)) != (r.Len+SectorSize-1)/SectorSize {
+			return &RequestError{Op: r.Op, Off: r.Off, Len: r.Len, Err: ErrInvalid}
+		}
 	case OpWriteZeroes:
 		if i.Caps&CapWriteZeroes == 0 {
 			return &RequestError{Op: r.Op, Off: r.Off, Len: r.Len, Err: ErrNotSupported}

@@ -5,7 +5,8 @@ import "sync"
 // waiter is a Request that somebody waits for.
 type waiter struct {
 	Request
-	done chan error
+	batch [1]*Request
+	done  chan error
 }
 
 // Complete implements Completer.
@@ -18,7 +19,8 @@ func Do(d Device, r Request) error {
 	w := waiters.Get().(*waiter)
 	w.Request = r
 	w.Request.By = w
-	d.Submit([]*Request{&w.Request})
+	w.batch[0] = &w.Request
+	d.Submit(w.batch[:])
 	err := <-w.done
 	w.Request = Request{}
 	waiters.Put(w)
