@@ -129,7 +129,7 @@ func TestErrors(t *testing.T) {
 		{"stall too short", "replication: {stallTimeout: 12s}\n", "replication.stallTimeout: 12s is less than replication.opTimeout + replication.sealTimeout (15s)"},
 		{"window", "replication: {resyncWindow: 100Ki}\n", "100Ki is not a multiple of 64Ki"},
 		{"role", "role: arbiter\n", `role: "arbiter" is not known here: use node or witness`},
-		{"domain name", "domain: A_B\n", `domain: "A_B" is not a name`},
+		{"domain name", "domain: a_\n", `domain: "a_" is not a name`},
 		{"node name", "nodeID: a/b\n", `nodeID: "a/b" is not a name`},
 		{"relative", "dataDir: data\n", `dataDir: "data" is not an absolute path`},
 		{"same pools", "pools: [{path: /p}, {path: /p/}]\n", "pools[1].path: is the same as pools[0].path"},
@@ -210,7 +210,7 @@ func TestHeadIsRequired(t *testing.T) {
 
 // All mistakes are reported at once, in one error.
 func TestAllErrorsAtOnce(t *testing.T) {
-	_, err := Parse("t.yaml", []byte(head+"role: x\ndomain: Y\nreplication: {beatInterval: 1ms, maxInflight: 0}\nlog: {level: z}\n"), Flags{NodeID: "n1"})
+	_, err := Parse("t.yaml", []byte(head+"role: x\ndomain: a_\nreplication: {beatInterval: 1ms, maxInflight: 0}\nlog: {level: z}\n"), Flags{NodeID: "n1"})
 	var errs Errors
 	if !errors.As(err, &errs) {
 		t.Fatalf("got %T: %v", err, err)

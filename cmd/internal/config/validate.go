@@ -14,11 +14,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// Names go into certificates, kvdb keys and file names.
-var (
-	nameRE   = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
-	nodeIDRE = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
-)
+// nameRE is the syntax of names: they go into certificates, kvdb keys and file names.
+var nameRE = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
 // maxSocketPath is what fits into a sockaddr_un, without the final zero.
 const maxSocketPath = 107
@@ -53,13 +50,10 @@ func (k *checker) names(c *Config) {
 	k.oneOf("apiVersion", c.APIVersion, APIVersion)
 	k.oneOf("kind", c.Kind, Kind)
 	k.oneOf("role", string(c.Role), string(RoleNode), string(RoleWitness))
-	for _, n := range []keyed{{"clusterName", c.ClusterName}, {"domain", c.Domain}} {
+	for _, n := range []keyed{{"clusterName", c.ClusterName}, {"nodeID", c.NodeID}, {"domain", c.Domain}} {
 		if !nameRE.MatchString(n.value) {
-			k.fail(n.key, "%q is not a name: use 1 to 63 of a-z, 0-9, '-' and '.', beginning and ending with a letter or a digit", n.value)
+			k.fail(n.key, "%q is not a name: use 1 to 63 letters, digits, '-', '.' and '_', beginning and ending with a letter or a digit", n.value)
 		}
-	}
-	if !nodeIDRE.MatchString(c.NodeID) {
-		k.fail("nodeID", "%q is not a name: use 1 to 63 letters, digits, '-', '.' and '_', beginning and ending with a letter or a digit", c.NodeID)
 	}
 }
 
@@ -230,7 +224,7 @@ func (k *checker) raft(c *Config) {
 	ids, addrs := map[string]int{}, map[string]int{}
 	for i, m := range r.Members {
 		key := fmt.Sprintf("kvdb.raft.members[%d]", i)
-		if !nodeIDRE.MatchString(m.ID) {
+		if !nameRE.MatchString(m.ID) {
 			k.fail(key+".id", "%q is not a node's name", m.ID)
 		} else if j, dup := ids[m.ID]; dup {
 			k.fail(key+".id", "%q is kvdb.raft.members[%d] already", m.ID, j)

@@ -1,0 +1,102 @@
+package rpcstatus
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// exempt are the sentinels that need no row, and why.
+var exempt = map[string]string{}
+
+var sentinelName = regexp.MustCompile(`^Err[A-Z]`)
+
+// sentinels walks the source tree: "pkg.ErrX" -> the folder it stands in.
+func sentinels(t *testing.T) map[string]string {
+	t.Helper()
+	const root = "../../.."
+	found := map[string]string{}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			if n := d.Name(); n == ".git" || n == "testdata" || n == "deploy" {
+				return fs.SkipDir
+			}
+			return nil
+		case !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || strings.HasSuffix(path, ".pb.go"):
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		for _, decl := range file.Decls {
+			gd, ok := decl.(*ast.GenDecl)
+			if !ok || gd.Tok != token.VAR {
+				continue
+			}
+			for _, spec := range gd.Specs {
+				for _, name := range spec.(*ast.ValueSpec).Names {
+					if sentinelName.MatchString(name.Name) {
+						found[file.Name.Name+"."+name.Name] = filepath.Dir(strings.TrimPrefix(path, root+"/"))
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// Every exported sentinel of the tree is in the table or exempt with a reason, and nothing else is.
+func TestEverySentinelHasACode(t *testing.T) {
+	found := sentinels(t)
+	if len(found) < 30 {
+		t.Fatalf("found only %d sentinels: the walk is broken", len(found))
+	}
+	rows := map[string]bool{}
+	for _, r := range table {
+		if rows[r.name] {
+			t.Errorf("%s has two rows", r.name)
+		}
+		rows[r.name] = true
+		if _, ok := found[r.name]; !ok {
+			t.Errorf("%s is in the table and not in the source", r.name)
+		}
+		// The name stands for the variable: both packages say the same of themselves.
+		pkg, _, _ := strings.Cut(r.name, ".")
+		if !strings.HasPrefix(r.err.Error(), pkg+": ") {
+			t.Errorf("%s says %q: a sentinel's text begins with its package", r.name, r.err)
+		}
+	}
+	var missing []string
+	for name, dir := range found {
+		_, ex := exempt[name]
+		switch {
+		case ex && rows[name]:
+			t.Errorf("%s is in the table and exempt", name)
+		case !ex && !rows[name]:
+			missing = append(missing, name+" ("+dir+")")
+		}
+	}
+	slices.Sort(missing)
+	if len(missing) > 0 {
+		t.Errorf("no row for:\n\t%s", strings.Join(missing, "\n\t"))
+	}
+	for name, why := range exempt {
+		if _, ok := found[name]; !ok || why == "" {
+			t.Errorf("the exemption of %s is stale or has no reason", name)
+		}
+	}
+}
