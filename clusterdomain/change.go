@@ -145,7 +145,7 @@ func (p *proposal) attempt(ctx context.Context) (_ Domain, done bool, _ error) {
 	}
 	var vols []arbiter.Volume
 	if p.cmd != arbiter.Activate {
-		key := LastCopyKey(m.o.Cluster, c.Domain)
+		key := ShrunkKey(m.o.Cluster, c.Domain)
 		kv, err := m.store.Get(ctx, key)
 		if err != nil && !errors.Is(err, kvdb.ErrNotFound) {
 			return Domain{}, false, fmt.Errorf("read %s: %w", key, err)

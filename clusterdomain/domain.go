@@ -20,9 +20,9 @@
 //
 // Deactivate refuses to take the last usable in-sync replica of a volume out of
 // service (I23c). Volumes change while it looks, so the decision is written by a transaction
-// that compares every domain record and the key lastcopy/<d>, which each change that leaves a
-// volume's in-sync set within the one domain d writes too. If that
-// fails the gate looks again.
+// that compares every domain record and the key shrunk/<d>, which each change that makes an in-sync set
+// with a member in d smaller writes too (ShrunkKey). If that fails the gate looks again. Evictions of
+// the replicas of a lost domain do not disturb its own deactivation.
 //
 // # Liveness
 //

@@ -11,9 +11,9 @@ func IncarnationKey(cluster string) string { return root(cluster) + "incarnation
 // DomainKey holds a Domain, see ParseDomain.
 func DomainKey(cluster, domain string) string { return domainPrefix(cluster) + domain }
 
-// LastCopyKey is written, with any value, by every transaction that leaves the
-// in-sync set of a volume with members in no domain but this one: the gate of Deactivate compares it.
-func LastCopyKey(cluster, domain string) string { return root(cluster) + "lastcopy/" + domain }
+// ShrunkKey is written, with any value, by every transaction that makes the in-sync set of a volume smaller and
+// keeps a member in this domain, or that makes a new volume with one: the gate of Deactivate compares it.
+func ShrunkKey(cluster, domain string) string { return root(cluster) + "shrunk/" + domain }
 
 func domainPrefix(cluster string) string { return root(cluster) + "dom/" }
 

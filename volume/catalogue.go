@@ -1,0 +1,354 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// Cluster tells of domains and nodes.
+type Cluster interface {
+	View() *clusterdomain.View
+}
+
+// Catalogue is the list of volumes. Methods may be called concurrently, on any
+// node. What they begin is carried on by the Reconcilers of all nodes.
+type Catalogue struct {
+	store   kvdb.Store
+	keys    keys
+	configs *Configs
+	cluster Cluster
+}
+
+// NewCatalogue returns the catalogue behind c.
+func NewCatalogue(c *Configs, cl Cluster) *Catalogue {
+	return &Catalogue{store: c.store, keys: c.keys, configs: c, cluster: cl}
+}
+
+// Entry is a volume with everything that the kvdb knows of it.
+type Entry struct {
+	Spec
+	Config   *replication.Config     // nil while CREATING
+	Revision kvdb.Revision           // of Config
+	Reported []replication.ReplicaID // replicas that were made (CREATING) or removed (DELETING)
+}
+
+// Missing are the placements that the volume waits for, while CREATING or DELETING.
+func (e *Entry) Missing() []Placement {
+	if e.State == Ready {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(e.Placed), func(p Placement) bool { return slices.Contains(e.Reported, p.Replica) })
+}
+
+// Progress says in words what a volume that is not READY waits for; else "".
+func (e *Entry) Progress() string {
+	var nodes []string
+	for _, p := range e.Missing() {
+		nodes = append(nodes, string(p.Node))
+	}
+	switch {
+	case e.State == Creating:
+		return "waits for its replica to be made on " + strings.Join(nodes, ", ")
+	case e.State == Deleting:
+		s := "waits for its replica to be removed on " + strings.Join(nodes, ", ")
+		if e.Failure != "" {
+			s = "creation failed: " + e.Failure + "; " + s
+		}
+		return s
+	default:
+		return ""
+	}
+}
+
+// Create makes a volume and returns when it is READY. It is idempotent by name: if the same volume exists it is returned, or
+// waited for. When ctx ends first the creation goes on.
+//
+// Errors: ErrInvalid, ErrVolumeExists, ErrTooFewNodes, ErrTooLarge, ErrNoRoom, clusterdomain.ErrDomainNotFound,
+// ErrCreateFailed (a replica could not be made; what was made is removed again), ErrNotReady (ctx ended), those of the store.
+func (c *Catalogue) Create(ctx context.Context, r Request) (*Entry, error) {
+	r = r.normalise()
+	if err := r.validate(); err != nil {
+		return nil, err
+	}
+	id := replication.VolumeID(replication.NewUUID())
+	for {
+		found, err := c.create(ctx, id, r)
+		if err == nil && found != nil {
+			return c.wait(ctx, found.ID, found.Name)
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil && (!errors.Is(err, kvdb.ErrUnavailable) || !sleep(ctx, casPause)) {
+			return nil, fmt.Errorf("create volume %s: %w", r.Name, err)
+		}
+	}
+}
+
+// create looks for the volume and, if there is none, proposes it as id. Nil
+// without error: it is to be repeated.
+func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Request) (*Spec, error) {
+	old, err := c.byName(ctx, r.Name)
+	switch {
+	case err == nil && old.State == Deleting:
+		return nil, nil // its name is free by now
+	case err == nil && !old.Request.equal(r):
+		return nil, fmt.Errorf("%w: id %s, %d bytes, %d replicas, %s", ErrVolumeExists, old.ID, old.Size, old.Replicas, old.Protection)
+	case err == nil:
+		return &old, nil
+	case !errors.Is(err, replication.ErrVolumeNotFound):
+		return nil, err
+	}
+	placed, err := place(c.cluster.View(), r)
+	if err != nil {
+		return nil, err
+	}
+	for i := range placed {
+		placed[i].Replica = replication.ReplicaID(replication.NewUUID())
+	}
+	s := Spec{ID: id, Request: r, State: Creating, Created: time.Now().UTC(), Placed: placed}
+	res, err := c.store.Txn(ctx, kvdb.Txn{
+		If: []kvdb.Cmp{
+			{Key: c.keys.name(r.Name), Target: kvdb.CmpAbsent},
+			{Key: c.keys.spec(id), Target: kvdb.CmpAbsent},
+		},
+		Then: []kvdb.Op{
+			{Kind: kvdb.OpPut, Key: c.keys.name(r.Name), Value: []byte(id.String())},
+			{Kind: kvdb.OpPut, Key: c.keys.spec(id), Value: encode(s)},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !res.Succeeded {
+		return nil, nil // somebody was faster, or an earlier attempt of ours took effect
+	}
+	return &s, nil
+}
+
+// byName returns the volume that has the name, or ErrVolumeNotFound. The spec may be gone
+// between the two reads: then so is the name.
+func (c *Catalogue) byName(ctx context.Context, name string) (Spec, error) {
+	kv, err := c.store.Get(ctx, c.keys.name(name))
+	if errors.Is(err, kvdb.ErrNotFound) {
+		return Spec{}, fmt.Errorf("%w: %s", replication.ErrVolumeNotFound, name)
+	}
+	if err != nil {
+		return Spec{}, err
+	}
+	id, err := replication.ParseVolumeID(string(kv.Value))
+	if err != nil {
+		return Spec{}, fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
+	}
+	kv, err = c.store.Get(ctx, c.keys.spec(id))
+	if errors.Is(err, kvdb.ErrNotFound) {
+		return Spec{}, fmt.Errorf("%w: %s", replication.ErrVolumeNotFound, name)
+	}
+	if err != nil {
+		return Spec{}, err
+	}
+	return parseSpec(kv)
+}
+
+// wait returns the volume when it is READY.
+func (c *Catalogue) wait(ctx context.Context, id replication.VolumeID, name string) (*Entry, error) {
+	sigCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var last *Entry
+	for range clusterdomain.Signal(sigCtx, c.store, c.keys.volume(id)) {
+		e, err := c.Get(ctx, id)
+		switch {
+		case errors.Is(err, replication.ErrVolumeNotFound):
+			return nil, fmt.Errorf("%w: volume %s was deleted meanwhile", ErrCreateFailed, name)
+		case err != nil:
+			continue // the signal comes again when the store does
+		case e.State == Ready:
+			return e, nil
+		case e.State == Deleting && e.Failure != "":
+			return nil, fmt.Errorf("%w: volume %s: %s", ErrCreateFailed, name, e.Failure)
+		case e.State == Deleting:
+			return nil, fmt.Errorf("%w: volume %s was deleted meanwhile", ErrCreateFailed, name)
+		}
+		last = e
+	}
+	what := ""
+	if last != nil {
+		what = ": " + last.Progress()
+	}
+	return nil, fmt.Errorf("%w: volume %s%s: %w", ErrNotReady, name, what, context.Cause(ctx))
+}
+
+// Resolve returns the id of a volume given by id or name. An id is not looked up.
+func (c *Catalogue) Resolve(ctx context.Context, ref string) (replication.VolumeID, error) {
+	if id, err := replication.ParseVolumeID(ref); err == nil {
+		return id, nil
+	}
+	s, err := c.byName(ctx, ref)
+	return s.ID, err
+}
+
+// Get returns one volume. Errors: replication.ErrVolumeNotFound, those of the store.
+func (c *Catalogue) Get(ctx context.Context, id replication.VolumeID) (*Entry, error) {
+	kvs, _, err := c.store.List(ctx, c.keys.volume(id))
+	if err != nil {
+		return nil, fmt.Errorf("read volume %s: %w", id, err)
+	}
+	es, err := c.entries(kvs)
+	if err != nil {
+		return nil, err
+	}
+	e, ok := es[id]
+	if !ok {
+		return nil, notFound(id)
+	}
+	e.Config, e.Revision, err = c.configs.Load(ctx, id)
+	if err != nil && !errors.Is(err, replication.ErrVolumeNotFound) {
+		return nil, err
+	}
+	return e, nil
+}
+
+// List returns all volumes, by name.
+func (c *Catalogue) List(ctx context.Context) ([]*Entry, error) {
+	kvs, _, err := c.store.List(ctx, c.keys.volumes())
+	if err != nil {
+		return nil, fmt.Errorf("read volumes: %w", err)
+	}
+	es, err := c.entries(kvs)
+	if err != nil {
+		return nil, err
+	}
+	cfgs, _, err := c.store.List(ctx, c.keys.configs())
+	if err != nil {
+		return nil, fmt.Errorf("read configurations: %w", err)
+	}
+	for _, kv := range cfgs {
+		id, ok := c.keys.configOf(kv.Key)
+		if e := es[id]; ok && e != nil {
+			if e.Config, e.Revision, err = parseConfig(kv); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Values(es), func(a, b *Entry) int {
+		return strings.Compare(a.Name+"\x00"+a.ID.String(), b.Name+"\x00"+b.ID.String())
+	}), nil
+}
+
+// entries groups the keys under volumes by volume. A report without a spec belongs to
+// a volume that was removed while its node wrote it; there is none, every report is guarded on the spec.
+func (c *Catalogue) entries(kvs []kvdb.KV) (map[replication.VolumeID]*Entry, error) {
+	es := map[replication.VolumeID]*Entry{}
+	reports := map[replication.VolumeID]map[string][]replication.ReplicaID{}
+	for _, kv := range kvs {
+		id, rest, ok := c.keys.splitVolume(kv.Key)
+		if !ok {
+			continue
+		}
+		if rest == "spec" {
+			s, err := parseSpec(kv)
+			if err != nil {
+				return nil, err
+			}
+			es[id] = &Entry{Spec: s}
+			continue
+		}
+		kind, replica, _ := strings.Cut(rest, "/")
+		u, err := replication.ParseUUID(replica)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
+		}
+		if reports[id] == nil {
+			reports[id] = map[string][]replication.ReplicaID{}
+		}
+		reports[id][kind] = append(reports[id][kind], replication.ReplicaID(u))
+	}
+	for id, e := range es {
+		switch e.State {
+		case Creating:
+			e.Reported = reports[id]["made"]
+		case Deleting:
+			e.Reported = reports[id]["removed"]
+		}
+	}
+	return es, nil
+}
+
+// Delete turns a volume to DELETING; nobody can attach it any more. A volume that
+// does not exist, or is being deleted, is no error. Errors: ErrAttached, those of the store.
+func (c *Catalogue) Delete(ctx context.Context, id replication.VolumeID) error {
+	for {
+		done, err := c.toDeleting(ctx, id, "")
+		if done {
+			return nil
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		switch {
+		case err == nil:
+		case !errors.Is(err, kvdb.ErrUnavailable) || !sleep(ctx, casPause):
+			return fmt.Errorf("delete volume %s: %w", id, err)
+		}
+	}
+}
+
+// toDeleting tries once to turn a volume to DELETING; with a failure only if it is CREATING.
+func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, failure string) (done bool, _ error) {
+	inc := clusterdomain.IncarnationKey(c.configs.cluster)
+	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
+		{Kind: kvdb.OpGet, Key: c.keys.spec(id)}, {Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: inc},
+	}})
+	if err != nil {
+		return false, err
+	}
+	kv, cfgKV := look.Gets[0], look.Gets[1]
+	if kv == nil {
+		return true, nil
+	}
+	if err := c.configs.checkIncarnation(look.Gets[2]); err != nil {
+		return false, err
+	}
+	s, err := parseSpec(*kv)
+	if err != nil {
+		return false, err
+	}
+	if s.State == Deleting || failure != "" && s.State != Creating {
+		return true, nil
+	}
+	s.State, s.Failure = Deleting, failure
+	t := kvdb.Txn{
+		If: []kvdb.Cmp{
+			{Key: c.keys.spec(id), Target: kvdb.CmpMod, Revision: kv.Mod},
+			{Key: inc, Target: kvdb.CmpValue, Value: c.configs.incarnation},
+		},
+		Then: []kvdb.Op{
+			{Kind: kvdb.OpPut, Key: c.keys.spec(id), Value: encode(s)},
+			{Kind: kvdb.OpDelete, Key: c.keys.name(s.Name)},
+		},
+	}
+	guard := kvdb.Cmp{Key: c.keys.config(id), Target: kvdb.CmpAbsent}
+	if cfgKV != nil {
+		cfg, mod, err := parseConfig(*cfgKV)
+		if err != nil {
+			return false, err
+		}
+		if cfg.Phase != replication.PhaseDetached {
+			return false, fmt.Errorf("%w on node %s: detach it first", ErrAttached, coordinator(cfg).Node)
+		}
+		guard = kvdb.Cmp{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod}
+		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpPut, Key: c.keys.config(id), Value: encode(nextConfig(cfg, replication.PhaseDeleting, "delete"))})
+	}
+	t.If = append(t.If, guard)
+	res, err := c.store.Txn(ctx, t)
+	return err == nil && res.Succeeded, err
+}

@@ -1,0 +1,248 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// Configs is the door to the configurations of all volumes of a cluster. Methods
+// may be called concurrently.
+type Configs struct {
+	store       kvdb.Store
+	cluster     string
+	keys        keys
+	incarnation []byte // the value of the key when this process started
+}
+
+// NewConfigs reads the incarnation of the kvdb, which must have been made (clusterdomain.Incarnation), and
+// returns the Configs of that incarnation: once the kvdb is restored it changes nothing any more.
+func NewConfigs(ctx context.Context, store kvdb.Store, cluster string) (*Configs, error) {
+	kv, err := store.Get(ctx, clusterdomain.IncarnationKey(cluster))
+	if err != nil {
+		return nil, fmt.Errorf("volume: read the incarnation of the kvdb: %w", err)
+	}
+	return &Configs{store: store, cluster: cluster, keys: newKeys(cluster), incarnation: kv.Value}, nil
+}
+
+// Load returns a volume's configuration and its revision, a linearizable read.
+// Errors: replication.ErrVolumeNotFound, those of the store.
+func (c *Configs) Load(ctx context.Context, id replication.VolumeID) (*replication.Config, kvdb.Revision, error) {
+	kv, err := c.store.Get(ctx, c.keys.config(id))
+	if errors.Is(err, kvdb.ErrNotFound) {
+		return nil, 0, notFound(id)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("volume: load configuration of %s: %w", id, err)
+	}
+	return parseConfig(kv)
+}
+
+func notFound(id replication.VolumeID) error {
+	return fmt.Errorf("%w: %s", replication.ErrVolumeNotFound, id)
+}
+
+func parseConfig(kv kvdb.KV) (*replication.Config, kvdb.Revision, error) {
+	cfg := new(replication.Config)
+	if err := json.Unmarshal(kv.Value, cfg); err != nil {
+		return nil, 0, fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
+	}
+	if cfg.Version != configVersion {
+		return nil, 0, fmt.Errorf("%w: %s: schema version %d, want %d", ErrBadRecord, kv.Key, cfg.Version, configVersion)
+	}
+	return cfg, kv.Mod, nil
+}
+
+// DomainStateError is ErrDomainNotActive with the state.
+type DomainStateError struct {
+	Domain replication.DomainID
+	State  clusterdomain.State // "" if there is no such domain
+}
+
+func (e *DomainStateError) Error() string {
+	s := string(e.State)
+	if s == "" {
+		s = "unknown"
+	}
+	return fmt.Sprintf("%v: domain %s is %s", ErrDomainNotActive, e.Domain, s)
+}
+
+func (e *DomainStateError) Unwrap() error { return ErrDomainNotActive }
+
+// casPause is the first pause before a change is tried again; it doubles up to casPauseMax.
+const (
+	casPause    = 20 * time.Millisecond
+	casPauseMax = time.Second
+)
+
+// CompareAndSwap makes next the configuration if the one in force is that of
+// revision rev, on behalf of a coordinator in domain actor, and returns next's
+// revision. When it returns nil the change is in force, and no coordinator of a
+// domain that was deactivated before has made it (see the package comment).
+//
+// A domain that is ACTIVE may do everything; one that is STANDBY or DRAINING
+// may detach; any other nothing.
+//
+// An outcome that is not known is resolved by looking whether next.ProposalID came into force, and by
+// sending the same change again, until ctx ends. Only then ErrOutcomeUnknown is returned: the change may be in force, or come
+// into force later. The same call may be repeated to find out. Every other error means that the change is not in force and will not be:
+// ErrConflict (another is in force, which may have come on top of this one: Load and decide again), *DomainStateError, ErrIncarnation, ErrInvalidChange,
+// ErrDeleting, ErrNotSent (the kvdb is out of reach), replication.ErrVolumeNotFound.
+func (c *Configs) CompareAndSwap(ctx context.Context, rev kvdb.Revision, next *replication.Config, actor replication.DomainID) (kvdb.Revision, error) {
+	s := swap{c: c, rev: rev, next: next, actor: actor}
+	for pause := casPause; ; pause = min(2*pause, casPauseMax) {
+		mod, done, err := s.attempt(ctx)
+		switch {
+		case done && err != nil:
+			return 0, fmt.Errorf("volume %s: change to epoch %d: %w", next.Volume, next.Epoch, err)
+		case done:
+			return mod, nil
+		}
+		if err != nil && (errors.Is(err, kvdb.ErrClosed) || !s.sent || !sleep(ctx, pause)) || ctx.Err() != nil {
+			is := ErrNotSent
+			if s.sent {
+				is = ErrOutcomeUnknown
+			}
+			if err == nil {
+				err = ctx.Err()
+			}
+			return 0, fmt.Errorf("volume %s: change to epoch %d: %w: %w", next.Volume, next.Epoch, is, err)
+		}
+	}
+}
+
+// swap is one CompareAndSwap under way.
+type swap struct {
+	c     *Configs
+	rev   kvdb.Revision
+	next  *replication.Config
+	actor replication.DomainID
+	sent  bool // a transaction whose outcome was not told is or was on its way
+}
+
+// attempt looks and, if the change is permitted, sends it. done: the outcome is known. Otherwise
+// it is to be repeated; an error says why.
+func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error) {
+	k := s.c.keys
+	domKey, incKey := clusterdomain.DomainKey(s.c.cluster, string(s.actor)), clusterdomain.IncarnationKey(s.c.cluster)
+	look, err := s.c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
+		{Kind: kvdb.OpGet, Key: k.config(s.next.Volume)}, {Kind: kvdb.OpGet, Key: domKey}, {Kind: kvdb.OpGet, Key: incKey},
+	}})
+	if err != nil {
+		return 0, false, err
+	}
+	cur, dom, inc := look.Gets[0], look.Gets[1], look.Gets[2]
+	if cur == nil {
+		return 0, true, replication.ErrVolumeNotFound
+	}
+	prev, mod, err := parseConfig(*cur)
+	switch {
+	case err != nil:
+		return 0, true, err
+	case prev.ProposalID == s.next.ProposalID && prev.Epoch == s.next.Epoch:
+		return mod, true, nil
+	case mod != s.rev:
+		return 0, true, fmt.Errorf("%w: epoch %d is in force", ErrConflict, prev.Epoch)
+	}
+	if err := s.c.checkIncarnation(inc); err != nil {
+		return 0, true, err
+	}
+	if err := checkChange(prev, s.next); err != nil {
+		return 0, true, err
+	}
+	domMod, err := s.permitted(prev, dom)
+	if err != nil {
+		return 0, true, err
+	}
+	t := kvdb.Txn{
+		If: []kvdb.Cmp{
+			{Key: k.config(s.next.Volume), Target: kvdb.CmpMod, Revision: s.rev},
+			{Key: domKey, Target: kvdb.CmpMod, Revision: domMod},
+			{Key: incKey, Target: kvdb.CmpValue, Value: s.c.incarnation},
+		},
+		Then: append(s.c.shrunk(prev, s.next), kvdb.Op{Kind: kvdb.OpPut, Key: k.config(s.next.Volume), Value: encode(s.next)}),
+	}
+	res, err := s.c.store.Txn(ctx, t)
+	switch {
+	case errors.Is(err, kvdb.ErrInvalid):
+		return 0, true, err
+	case errors.Is(err, kvdb.ErrNoLeader): // definite: this one will not be heard of again
+		return 0, false, err
+	case err != nil:
+		s.sent = true
+		return 0, false, err
+	case !res.Succeeded:
+		return 0, false, nil // something moved: the next look tells what
+	}
+	return res.Revision, true, nil
+}
+
+// checkIncarnation reports ErrIncarnation unless kv is the incarnation that this process started with.
+func (c *Configs) checkIncarnation(kv *kvdb.KV) error {
+	if kv == nil || !bytes.Equal(kv.Value, c.incarnation) {
+		return fmt.Errorf("%w: restart the node", ErrIncarnation)
+	}
+	return nil
+}
+
+// permitted reports whether the actor's domain may make the change, and the
+// revision of the record that says so.
+func (s *swap) permitted(prev *replication.Config, kv *kvdb.KV) (kvdb.Revision, error) {
+	co := s.next.Coord
+	if co == nil {
+		co = prev.Coord // a detach is the coordinator's own
+	}
+	if co == nil || co.Domain != s.actor {
+		return 0, fmt.Errorf("%w: domain %s speaks for a coordinator of another", ErrInvalidChange, s.actor)
+	}
+	if kv == nil {
+		return 0, &DomainStateError{Domain: s.actor}
+	}
+	d, err := clusterdomain.ParseDomain(*kv)
+	if err != nil {
+		return 0, err
+	}
+	detach := s.next.Phase == replication.PhaseDetached
+	if !d.State.MayAttach() && !(detach && d.State.MayDetach()) {
+		return 0, &DomainStateError{Domain: s.actor, State: d.State}
+	}
+	return d.Mod, nil
+}
+
+// shrunk are the writes that tell the gate of a deactivation that an in-sync set got smaller; prev
+// is nil for a new volume.
+func (c *Configs) shrunk(prev, next *replication.Config) []kvdb.Op {
+	if prev != nil && subset(prev.ISR, next.ISR) {
+		return nil
+	}
+	var ops []kvdb.Op
+	seen := map[replication.DomainID]bool{}
+	for _, r := range next.ISR {
+		if d := next.Members[r].Domain; !seen[d] {
+			seen[d] = true
+			ops = append(ops, kvdb.Op{
+				Kind: kvdb.OpPut, Key: clusterdomain.ShrunkKey(c.cluster, string(d)), Value: []byte(next.Volume.String()),
+			})
+		}
+	}
+	return ops
+}
+
+// sleep reports whether d passed before ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,148 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
+	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// DomainView shows the volumes to the manager of the domains. It implements clusterdomain.Volumes.
+type DomainView struct{ c *Configs }
+
+var _ clusterdomain.Volumes = DomainView{}
+
+// NewDomainView returns the DomainView of the volumes behind c.
+func NewDomainView(c *Configs) DomainView { return DomainView{c} }
+
+// Facts implements clusterdomain.Volumes.
+func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
+	cfgs, _, err := d.c.store.List(ctx, d.c.keys.configs())
+	if err != nil {
+		return nil, fmt.Errorf("read configurations: %w", err)
+	}
+	specs, _, err := d.c.store.List(ctx, d.c.keys.volumes())
+	if err != nil {
+		return nil, fmt.Errorf("read volumes: %w", err)
+	}
+	name := map[replication.VolumeID]string{}
+	for _, kv := range specs {
+		if id, rest, ok := d.c.keys.splitVolume(kv.Key); ok && rest == "spec" {
+			s, err := parseSpec(kv)
+			if err != nil {
+				return nil, err
+			}
+			name[id] = s.Name
+		}
+	}
+	vols := make([]arbiter.Volume, 0, len(cfgs))
+	for _, kv := range cfgs {
+		cfg, _, err := parseConfig(kv)
+		if err != nil {
+			return nil, err
+		}
+		if cfg.Phase != replication.PhaseDeleting {
+			vols = append(vols, fact(cfg, name[cfg.Volume]))
+		}
+	}
+	return vols, nil
+}
+
+func fact(cfg *replication.Config, name string) arbiter.Volume {
+	v := arbiter.Volume{ID: cfg.Volume.String(), Name: name}
+	if co := cfg.Coord; co != nil {
+		v.Coordinator = arbiter.Coordinator{Node: string(co.Node), Domain: string(co.Domain)}
+	}
+	for _, id := range sortedMembers(cfg) {
+		m := cfg.Members[id]
+		v.Replicas = append(v.Replicas, arbiter.Replica{
+			Node: string(m.Node), Domain: string(m.Domain), State: string(m.State), InSync: cfg.InISR(id),
+		})
+	}
+	return v
+}
+
+// sortedMembers are the ids of cfg's members by domain, then node.
+func sortedMembers(cfg *replication.Config) []replication.ReplicaID {
+	return slices.SortedFunc(maps.Keys(cfg.Members), func(a, b replication.ReplicaID) int {
+		ka, kb := memberKey(cfg, a), memberKey(cfg, b)
+		return slices.Compare(ka[:], kb[:])
+	})
+}
+
+func memberKey(cfg *replication.Config, r replication.ReplicaID) [3]string {
+	m := cfg.Members[r]
+	return [3]string{string(m.Domain), string(m.Node), r.String()}
+}
+
+// EvictDetached implements clusterdomain.Volumes. It needs no PREPARE: a detached volume has no write in flight and its replicas are
+// equal; the takeover of the next attach names every missing member before it serves.
+func (d DomainView) EvictDetached(ctx context.Context, volume, domain string) error {
+	c := d.c
+	id, err := replication.ParseVolumeID(volume)
+	if err != nil {
+		return err
+	}
+	domKey, incKey := clusterdomain.DomainKey(c.cluster, domain), clusterdomain.IncarnationKey(c.cluster)
+	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
+		{Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: domKey}, {Kind: kvdb.OpGet, Key: incKey},
+	}})
+	if err != nil {
+		return err
+	}
+	if look.Gets[0] == nil || look.Gets[1] == nil {
+		return nil
+	}
+	if err := c.checkIncarnation(look.Gets[2]); err != nil {
+		return err
+	}
+	cfg, mod, err := parseConfig(*look.Gets[0])
+	if err != nil {
+		return err
+	}
+	dom, err := clusterdomain.ParseDomain(*look.Gets[1])
+	if err != nil {
+		return err
+	}
+	next := withoutDomain(cfg, replication.DomainID(domain))
+	if cfg.Phase != replication.PhaseDetached || dom.State != clusterdomain.Draining || next == nil {
+		return nil
+	}
+	_, err = c.store.Txn(ctx, kvdb.Txn{
+		If: []kvdb.Cmp{
+			{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod},
+			{Key: domKey, Target: kvdb.CmpMod, Revision: dom.Mod},
+			{Key: incKey, Target: kvdb.CmpValue, Value: c.incarnation},
+		},
+		Then: append(c.shrunk(cfg, next), kvdb.Op{Kind: kvdb.OpPut, Key: c.keys.config(id), Value: encode(next)}),
+	})
+	return err
+}
+
+// withoutDomain is cfg's successor without the domain's replicas in the in-sync set; nil if there are none, or no others (I2).
+func withoutDomain(cfg *replication.Config, d replication.DomainID) *replication.Config {
+	here := func(r replication.ReplicaID) bool { return cfg.Members[r].Domain == d }
+	if !slices.ContainsFunc(cfg.ISR, here) {
+		return nil
+	}
+	rest := slices.DeleteFunc(slices.Clone(cfg.ISR), here)
+	if len(rest) == 0 {
+		return nil
+	}
+	next := cfg.Clone()
+	next.ISR = rest
+	for _, r := range cfg.ISR {
+		if here(r) {
+			m := cfg.Members[r]
+			m.State, m.Reason = replication.MemberStale, "domain "+string(d)+" is deactivated"
+			m.LeftEpoch, m.LeftGen = cfg.Epoch, cfg.Gen
+			next.Members[r] = m
+		}
+	}
+	return nextConfig(next, replication.PhaseDetached, "domain deactivated")
+}

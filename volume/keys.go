@@ -1,0 +1,35 @@
+package volume
+
+import (
+	"strings"
+
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// keys are the keys of one cluster.
+type keys struct{ root string }
+
+func newKeys(cluster string) keys { return keys{"/tandem/" + cluster + "/"} }
+
+func (k keys) volumes() string                       { return k.root + "volume/" }
+func (k keys) volume(v replication.VolumeID) string  { return k.volumes() + v.String() + "/" }
+func (k keys) spec(v replication.VolumeID) string    { return k.volume(v) + "spec" }
+func (k keys) made(v replication.VolumeID) string    { return k.volume(v) + "made/" }
+func (k keys) removed(v replication.VolumeID) string { return k.volume(v) + "removed/" }
+func (k keys) name(name string) string               { return k.root + "volname/" + name }
+func (k keys) configs() string                       { return k.root + "vol/" }
+func (k keys) config(v replication.VolumeID) string  { return k.configs() + v.String() + "/cfg" }
+
+// splitVolume takes a key under volumes apart: the volume's id, and what follows it.
+func (k keys) splitVolume(key string) (replication.VolumeID, string, bool) {
+	id, rest, ok := strings.Cut(strings.TrimPrefix(key, k.volumes()), "/")
+	v, err := replication.ParseVolumeID(id)
+	return v, rest, ok && err == nil
+}
+
+// configOf is the volume of a key that config made.
+func (k keys) configOf(key string) (replication.VolumeID, bool) {
+	id, ok := strings.CutSuffix(strings.TrimPrefix(key, k.configs()), "/cfg")
+	v, err := replication.ParseVolumeID(id)
+	return v, ok && err == nil
+}

@@ -1,0 +1,300 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// ReplicaSpec is a replica to be made on this node.
+type ReplicaSpec struct {
+	Volume  replication.VolumeID
+	Replica replication.ReplicaID
+	Pool    string // UUID
+	Size    int64  // bytes
+}
+
+// LocalReplica is a replica found on this node's disks.
+type LocalReplica struct {
+	Volume  replication.VolumeID
+	Replica replication.ReplicaID
+	Pool    string
+}
+
+// Replicas makes and removes replicas on this node. It is called by one goroutine.
+type Replicas interface {
+	// Make makes an empty replica. When it returns nil the replica is durable, and will be found by List after a
+	// power loss. A replica that exists already, or was begun, is completed.
+	Make(ctx context.Context, s ReplicaSpec) error
+	// Remove ends what uses the replica and removes it for good. One that does not exist, or was removed in part, is no error.
+	Remove(ctx context.Context, v replication.VolumeID, r replication.ReplicaID) error
+	// List returns every replica on the node's pools, in part made ones too.
+	List(ctx context.Context) ([]LocalReplica, error)
+}
+
+// ReconcilerOptions of a Reconciler. Node and Replicas are required.
+type ReconcilerOptions struct {
+	Node     replication.NodeID
+	Replicas Replicas
+
+	CreateTimeout time.Duration // after which a volume that is still CREATING is given up; default 2 min
+	OpTimeout     time.Duration // of one Make or Remove; default 1 min
+	Poll          time.Duration // how often the records are read in any case; default 10 s
+	Logger        *zap.Logger
+}
+
+func (o *ReconcilerOptions) ensureDefaults() {
+	if o.CreateTimeout == 0 {
+		o.CreateTimeout = 2 * time.Minute
+	}
+	if o.OpTimeout == 0 {
+		o.OpTimeout = time.Minute
+	}
+	if o.Poll == 0 {
+		o.Poll = 10 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+}
+
+// Reconciler does one node's part of creating and deleting volumes.
+type Reconciler struct {
+	c  *Catalogue
+	o  ReconcilerOptions
+	lg *zap.Logger
+
+	creating map[replication.VolumeID]time.Time // since when it is seen CREATING
+
+	mu struct {
+		sync.Mutex
+		orphans []LocalReplica
+	}
+}
+
+// NewReconciler returns the Reconciler of a node.
+func NewReconciler(c *Catalogue, o ReconcilerOptions) *Reconciler {
+	o.ensureDefaults()
+	return &Reconciler{c: c, o: o, lg: o.Logger, creating: map[replication.VolumeID]time.Time{}}
+}
+
+// Run reconciles after every change of a volume's records, and every Poll, until ctx ends.
+func (r *Reconciler) Run(ctx context.Context) {
+	changes := clusterdomain.Signal(ctx, r.c.store, r.c.keys.volumes())
+	tick := time.NewTicker(r.o.Poll)
+	defer tick.Stop()
+	for failing := false; ; {
+		select {
+		case _, ok := <-changes:
+			if !ok {
+				return
+			}
+		case <-tick.C:
+		}
+		err := r.Reconcile(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			r.lg.Warn("volumes not reconciled", zap.Error(err))
+		}
+		failing = err != nil
+	}
+}
+
+// Orphans are the replicas on this node that no volume claims, as of the last Reconcile.
+func (r *Reconciler) Orphans() []LocalReplica {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.mu.orphans)
+}
+
+// Reconcile looks at every volume once and does what this node can do for it. It goes on with the others
+// when one fails, and returns all errors. Not to be called by two goroutines at once.
+func (r *Reconciler) Reconcile(ctx context.Context) error {
+	// The disks before the records: a replica that is found is claimed by a record, unless that is gone for good.
+	local, err := r.o.Replicas.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list replicas: %w", err)
+	}
+	kvs, _, err := r.c.store.List(ctx, r.c.keys.volumes())
+	if err != nil {
+		return fmt.Errorf("read volumes: %w", err)
+	}
+	es, err := r.c.entries(kvs)
+	if err != nil {
+		return err
+	}
+	r.noteOrphans(local, es)
+	for id := range r.creating {
+		if e := es[id]; e == nil || e.State != Creating {
+			delete(r.creating, id)
+		}
+	}
+	var errs []error
+	for _, kv := range kvs {
+		id, rest, ok := r.c.keys.splitVolume(kv.Key)
+		if !ok || rest != "spec" {
+			continue
+		}
+		e := es[id]
+		switch e.State {
+		case Creating:
+			err = r.create(ctx, e, kv.Mod)
+		case Deleting:
+			err = r.remove(ctx, e, kv.Mod)
+		default:
+			continue
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("volume %s (%s): %w", e.Name, id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Reconciler) noteOrphans(local []LocalReplica, es map[replication.VolumeID]*Entry) {
+	var orphans []LocalReplica
+	for _, l := range local {
+		e := es[l.Volume]
+		if e == nil || !slices.ContainsFunc(e.Placed, func(p Placement) bool {
+			return p.Replica == l.Replica && p.Node == r.o.Node && p.Pool == l.Pool
+		}) {
+			orphans = append(orphans, l)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, o := range orphans {
+		if !slices.Contains(r.mu.orphans, o) {
+			r.lg.Warn("replica that no volume claims", zap.Stringer("volume-id", o.Volume), zap.Stringer("replica", o.Replica), zap.String("pool", o.Pool))
+		}
+	}
+	r.mu.orphans = orphans
+}
+
+// create makes this node's replicas of a volume that is CREATING at mod, and
+// finishes or gives up the volume when that is due.
+func (r *Reconciler) create(ctx context.Context, e *Entry, mod kvdb.Revision) error {
+	for _, p := range e.Missing() {
+		if p.Node != r.o.Node {
+			continue
+		}
+		switch err := r.make(ctx, e, p); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			r.lg.Error("replica not made", zap.Stringer("volume-id", e.ID), zap.Stringer("replica", p.Replica), zap.Error(err))
+			_, err = r.c.toDeleting(ctx, e.ID, fmt.Sprintf("replica on node %s: %v", p.Node, err))
+			return err
+		}
+		if ok, err := r.report(ctx, e, mod, r.c.keys.made(e.ID), p); !ok || err != nil {
+			return err // the record moved: the next look tells how
+		}
+		e.Reported = append(e.Reported, p.Replica)
+	}
+	missing := e.Missing()
+	if len(missing) == 0 {
+		return r.finish(ctx, e, mod)
+	}
+	since, seen := r.creating[e.ID]
+	if !seen {
+		r.creating[e.ID] = time.Now()
+		return nil
+	}
+	if time.Since(since) < r.o.CreateTimeout {
+		return nil
+	}
+	_, err := r.c.toDeleting(ctx, e.ID, fmt.Sprintf("node %s did not make its replica within %v", missing[0].Node, r.o.CreateTimeout))
+	return err
+}
+
+func (r *Reconciler) make(ctx context.Context, e *Entry, p Placement) error {
+	ctx, cancel := context.WithTimeout(ctx, r.o.OpTimeout)
+	defer cancel()
+	return r.o.Replicas.Make(ctx, ReplicaSpec{Volume: e.ID, Replica: p.Replica, Pool: p.Pool, Size: e.Size})
+}
+
+// report says that this node's part for p is done, if the spec is still that of mod.
+func (r *Reconciler) report(ctx context.Context, e *Entry, mod kvdb.Revision, prefix string, p Placement) (bool, error) {
+	res, err := r.c.store.Txn(ctx, kvdb.Txn{
+		If:   []kvdb.Cmp{{Key: r.c.keys.spec(e.ID), Target: kvdb.CmpMod, Revision: mod}},
+		Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: prefix + p.Replica.String(), Value: []byte(p.Node)}},
+	})
+	return err == nil && res.Succeeded, err
+}
+
+// finish writes READY and the first configuration.
+func (r *Reconciler) finish(ctx context.Context, e *Entry, mod kvdb.Revision) error {
+	c := r.c
+	s, cfg := e.Spec, firstConfig(&e.Spec)
+	s.State = Ready
+	t := kvdb.Txn{
+		If: []kvdb.Cmp{
+			{Key: c.keys.spec(e.ID), Target: kvdb.CmpMod, Revision: mod},
+			{Key: c.keys.config(e.ID), Target: kvdb.CmpAbsent},
+			{Key: clusterdomain.IncarnationKey(c.configs.cluster), Target: kvdb.CmpValue, Value: c.configs.incarnation},
+		},
+		Then: append(c.configs.shrunk(nil, cfg),
+			kvdb.Op{Kind: kvdb.OpPut, Key: c.keys.spec(e.ID), Value: encode(s)},
+			kvdb.Op{Kind: kvdb.OpPut, Key: c.keys.config(e.ID), Value: encode(cfg)}),
+	}
+	for _, p := range e.Placed {
+		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.made(e.ID) + p.Replica.String()})
+	}
+	res, err := c.store.Txn(ctx, t)
+	if err == nil && res.Succeeded {
+		r.lg.Info("volume created", zap.Stringer("volume-id", e.ID), zap.String("name", e.Name))
+	}
+	return err // not succeeded: another node was faster, or it was deleted
+}
+
+// remove removes this node's replicas of a volume that is DELETING at mod, and
+// the records when nothing is left.
+func (r *Reconciler) remove(ctx context.Context, e *Entry, mod kvdb.Revision) error {
+	for _, p := range e.Missing() {
+		if p.Node != r.o.Node {
+			continue
+		}
+		if err := r.unmake(ctx, e, p); err != nil {
+			return fmt.Errorf("remove replica %s: %w", p.Replica, err)
+		}
+		if ok, err := r.report(ctx, e, mod, r.c.keys.removed(e.ID), p); !ok || err != nil {
+			return err
+		}
+		e.Reported = append(e.Reported, p.Replica)
+	}
+	if len(e.Missing()) > 0 {
+		return nil
+	}
+	c := r.c
+	t := kvdb.Txn{
+		If: []kvdb.Cmp{{Key: c.keys.spec(e.ID), Target: kvdb.CmpMod, Revision: mod}},
+		Then: []kvdb.Op{
+			{Kind: kvdb.OpDelete, Key: c.keys.spec(e.ID)},
+			{Kind: kvdb.OpDelete, Key: c.keys.config(e.ID)},
+		},
+	}
+	for _, p := range e.Placed {
+		for _, prefix := range []string{c.keys.made(e.ID), c.keys.removed(e.ID)} {
+			t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpDelete, Key: prefix + p.Replica.String()})
+		}
+	}
+	res, err := c.store.Txn(ctx, t)
+	if err == nil && res.Succeeded {
+		r.lg.Info("volume deleted", zap.Stringer("volume-id", e.ID), zap.String("name", e.Name))
+	}
+	return err
+}
+
+func (r *Reconciler) unmake(ctx context.Context, e *Entry, p Placement) error {
+	ctx, cancel := context.WithTimeout(ctx, r.o.OpTimeout)
+	defer cancel()
+	return r.o.Replicas.Remove(ctx, e.ID, p.Replica)
+}

@@ -1,0 +1,311 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// AttachOptions say how a volume is to be shown.
+type AttachOptions struct {
+	Frontend string // "" = the node's default
+}
+
+// Live is what only a running node knows of a volume.
+type Live struct {
+	Path, Frontend string // of the attachment, if it is on this node
+	Stall          *Stall // nil: I/O goes on
+	Replicas       map[replication.ReplicaID]Progress
+}
+
+// Stall is why a volume's I/O waits (G7).
+type Stall struct {
+	Cause string // machine-readable: kvdb, need-replica, no-space, ...
+	Text  string // what the operator can do
+	Since time.Time
+}
+
+// Progress of the resync of one replica, in bytes.
+type Progress struct {
+	Dirty       int64 // what it lacks, as far as known
+	Total, Done int64
+	Rate        int64 // bytes per second
+	ETA         time.Duration
+}
+
+// Runtime runs volumes on this node.
+type Runtime interface {
+	// Attach shows the volume as a block device here and returns what a consumer opens. Attaching it again
+	// returns the same path. replication.ErrBusy: it is attached elsewhere.
+	Attach(ctx context.Context, v replication.VolumeID, o AttachOptions) (path string, err error)
+	// Detach ends the showing; a volume that is not attached is no error. frontend.ErrBusy: a consumer has it open.
+	Detach(ctx context.Context, v replication.VolumeID) error
+	// Status returns the live facts that can be had soon; the zero value if there are none.
+	Status(ctx context.Context, v replication.VolumeID) Live
+}
+
+// ServerOptions of a Server. All are required.
+type ServerOptions struct {
+	Node    replication.NodeID
+	Runtime Runtime
+	Orphans func() []LocalReplica // on this node
+}
+
+// Server implements the gRPC service Volumes. It returns domain errors; an
+// interceptor gives them their codes.
+type Server struct {
+	volumepb.UnimplementedVolumesServer
+	c *Catalogue
+	o ServerOptions
+}
+
+var _ volumepb.VolumesServer = (*Server)(nil)
+
+// NewServer returns the service over c.
+func NewServer(c *Catalogue, o ServerOptions) *Server { return &Server{c: c, o: o} }
+
+// CreateVolume implements Volumes.
+func (s *Server) CreateVolume(ctx context.Context, r *volumepb.CreateVolumeRequest) (*volumepb.CreateVolumeResponse, error) {
+	prot, err := parseProtection(r.Protection)
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.c.Create(ctx, Request{
+		Name: r.Name, Size: r.SizeBytes, Replicas: int(min(r.Replicas, MaxReplicas+1)), Protection: prot, Labels: r.Labels, Domains: r.Domains,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.CreateVolumeResponse{Volume: s.show(ctx, e)}, nil
+}
+
+// ListVolumes implements Volumes.
+func (s *Server) ListVolumes(ctx context.Context, r *volumepb.ListVolumesRequest) (*volumepb.ListVolumesResponse, error) {
+	es, err := s.c.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &volumepb.ListVolumesResponse{}
+	for _, e := range es {
+		if e.matches(r.Labels, replication.NodeID(r.Node)) {
+			resp.Volumes = append(resp.Volumes, s.show(ctx, e))
+		}
+	}
+	for _, o := range s.o.Orphans() {
+		resp.Orphans = append(resp.Orphans, &volumepb.Orphan{
+			Node: string(s.o.Node), Pool: o.Pool, VolumeId: o.Volume.String(), ReplicaId: o.Replica.String(),
+			Text: "no volume claims this replica; it is kept",
+		})
+	}
+	return resp, nil
+}
+
+// matches reports whether e has all the labels and something on the node; "" = any.
+func (e *Entry) matches(labels map[string]string, node replication.NodeID) bool {
+	for k, v := range labels {
+		if have, ok := e.Labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	if node == "" {
+		return true
+	}
+	if e.Config != nil && coordinator(e.Config).Node == node {
+		return true
+	}
+	return slices.ContainsFunc(e.Placed, func(p Placement) bool { return p.Node == node })
+}
+
+// InspectVolume implements Volumes.
+func (s *Server) InspectVolume(ctx context.Context, r *volumepb.InspectVolumeRequest) (*volumepb.InspectVolumeResponse, error) {
+	e, err := s.entry(ctx, r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.InspectVolumeResponse{Volume: s.show(ctx, e)}, nil
+}
+
+// DeleteVolume implements Volumes.
+func (s *Server) DeleteVolume(ctx context.Context, r *volumepb.DeleteVolumeRequest) (*volumepb.DeleteVolumeResponse, error) {
+	id, err := s.c.Resolve(ctx, r.Volume)
+	if err == nil {
+		err = s.c.Delete(ctx, id)
+	}
+	if err == nil && r.Wait {
+		err = s.c.waitGone(ctx, id)
+	}
+	var e *Entry
+	if err == nil {
+		e, err = s.c.Get(ctx, id)
+	}
+	switch {
+	case isNotFound(err):
+		return &volumepb.DeleteVolumeResponse{}, nil
+	case err != nil:
+		return nil, err
+	}
+	return &volumepb.DeleteVolumeResponse{Volume: s.show(ctx, e)}, nil
+}
+
+// AttachVolume implements Volumes.
+func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeRequest) (*volumepb.AttachVolumeResponse, error) {
+	if n := replication.NodeID(r.Node); n != "" && n != s.o.Node {
+		return nil, s.otherNode(n, "attaches only on itself")
+	}
+	e, err := s.entry(ctx, r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	if e.State != Ready {
+		return nil, e.notReady()
+	}
+	path, err := s.o.Runtime.Attach(ctx, e.ID, AttachOptions{Frontend: r.Frontend})
+	if err != nil {
+		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
+	}
+	v, err := s.again(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.AttachVolumeResponse{Path: path, Volume: v}, nil
+}
+
+// DetachVolume implements Volumes.
+func (s *Server) DetachVolume(ctx context.Context, r *volumepb.DetachVolumeRequest) (*volumepb.DetachVolumeResponse, error) {
+	e, err := s.entry(ctx, r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	if e.Config != nil {
+		if n := coordinator(e.Config).Node; n != "" && n != s.o.Node {
+			return nil, s.otherNode(n, "does not have volume "+e.Name+" attached")
+		}
+	}
+	if err := s.o.Runtime.Detach(ctx, e.ID); err != nil {
+		return nil, fmt.Errorf("detach volume %s: %w", e.Name, err)
+	}
+	v, err := s.again(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.DetachVolumeResponse{Volume: v}, nil
+}
+
+// otherNode names the node that is to be asked, and how it is reached.
+func (s *Server) otherNode(n replication.NodeID, why string) error {
+	info, ok := s.c.cluster.View().Node(string(n))
+	if !ok {
+		return fmt.Errorf("%w: node %s %s, and there is no node %s", ErrOtherNode, s.o.Node, why, n)
+	}
+	return fmt.Errorf("%w: node %s %s; ask node %s (domain %s, %s)", ErrOtherNode, s.o.Node, why, n, info.Domain, info.Address)
+}
+
+func (e *Entry) notReady() error {
+	if e.State == Deleting {
+		return fmt.Errorf("%w: %s", ErrDeleting, e.Name)
+	}
+	return fmt.Errorf("%w: %s: %s", ErrNotReady, e.Name, e.Progress())
+}
+
+// entry returns a volume by id or name.
+func (s *Server) entry(ctx context.Context, ref string) (*Entry, error) {
+	id, err := s.c.Resolve(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return s.c.Get(ctx, id)
+}
+
+// again reads a volume anew after it was changed.
+func (s *Server) again(ctx context.Context, e *Entry) (*volumepb.Volume, error) {
+	e, err := s.c.Get(ctx, e.ID)
+	if err != nil {
+		return nil, err
+	}
+	return s.show(ctx, e), nil
+}
+
+// show makes e a message, with what is known of its running.
+func (s *Server) show(ctx context.Context, e *Entry) *volumepb.Volume {
+	var live Live
+	if e.State == Ready {
+		live = s.o.Runtime.Status(ctx, e.ID)
+	}
+	online := map[replication.NodeID]bool{}
+	for _, n := range s.c.cluster.View().Nodes {
+		online[replication.NodeID(n.Name)] = n.Online
+	}
+	return volumePB(e, live, online)
+}
+
+func parseProtection(p volumepb.Protection) (replication.Protection, error) {
+	switch p {
+	case volumepb.Protection_PROTECTION_UNSPECIFIED, volumepb.Protection_PROTECTION_MAX_AVAILABILITY:
+		return replication.MaxAvailability, nil
+	case volumepb.Protection_PROTECTION_MAX_PROTECTION:
+		return replication.MaxProtection, nil
+	default:
+		return "", fmt.Errorf("%w: protection %d", ErrInvalid, p)
+	}
+}
+
+// volumePB makes e a message.
+func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb.Volume {
+	v := &volumepb.Volume{
+		Id: e.ID.String(), Name: e.Name, SizeBytes: uint64(e.Size), ReplicasWanted: uint32(len(e.Placed)),
+		Protection: protectionPB(e.Protection), Labels: maps.Clone(e.Labels), CreatedUnixMs: e.Created.UnixMilli(), Progress: e.Progress(),
+	}
+	if st := live.Stall; st != nil {
+		v.Stall = &volumepb.Stall{Cause: st.Cause, Text: st.Text, SinceUnixMs: st.Since.UnixMilli()}
+	}
+	if cfg := e.Config; cfg != nil {
+		configPB(v, cfg, live, online)
+	} else {
+		for _, p := range e.Placed {
+			v.Replicas = append(v.Replicas, &volumepb.Replica{
+				Id: p.Replica.String(), Node: string(p.Node), Domain: string(p.Domain), Pool: p.Pool,
+				State: volumepb.ReplicaState_REPLICA_STATE_EMPTY, NodeOnline: online[p.Node],
+			})
+		}
+	}
+	switch e.State {
+	case Creating:
+		v.Phase = volumepb.Phase_PHASE_CREATING
+	case Deleting:
+		v.Phase = volumepb.Phase_PHASE_DELETING
+	}
+	return v
+}
+
+func configPB(v *volumepb.Volume, cfg *replication.Config, live Live, online map[replication.NodeID]bool) {
+	v.Phase = volumepb.Phase(volumepb.Phase_value["PHASE_"+string(cfg.Phase)])
+	v.Epoch, v.InSync = uint64(cfg.Epoch), uint32(len(cfg.ISR))
+	if co := cfg.Coord; co != nil {
+		v.Term = uint64(co.Term)
+		v.Attachment = &volumepb.Attachment{
+			Node: string(co.Node), Domain: string(co.Domain), AttachId: co.AttachID.String(), Path: live.Path, Frontend: live.Frontend,
+		}
+	}
+	for _, id := range sortedMembers(cfg) {
+		m, p := cfg.Members[id], live.Replicas[id]
+		v.Replicas = append(v.Replicas, &volumepb.Replica{
+			Id: id.String(), Node: string(m.Node), Domain: string(m.Domain), Pool: m.Pool,
+			State:  volumepb.ReplicaState(volumepb.ReplicaState_value["REPLICA_STATE_"+string(m.State)]),
+			Reason: m.Reason, InSync: cfg.InISR(id), NodeOnline: online[m.Node],
+			DirtyBytes: uint64(p.Dirty), ResyncTotalBytes: uint64(p.Total), ResyncDoneBytes: uint64(p.Done),
+			ResyncRate: uint64(p.Rate), EtaSeconds: uint64(p.ETA / time.Second),
+		})
+	}
+}
+
+func protectionPB(p replication.Protection) volumepb.Protection {
+	if p == replication.MaxProtection {
+		return volumepb.Protection_PROTECTION_MAX_PROTECTION
+	}
+	return volumepb.Protection_PROTECTION_MAX_AVAILABILITY
+}

@@ -1,0 +1,161 @@
+package volume
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// State of a volume in the catalogue.
+type State string
+
+// States.
+const (
+	Creating State = "CREATING" // its replicas are being made; it has no configuration yet
+	Ready    State = "READY"    // it has a configuration
+	Deleting State = "DELETING" // its replicas are being removed; for ever, once it is that
+)
+
+// Spec is what the catalogue knows of a volume.
+type Spec struct {
+	ID      replication.VolumeID `json:"id"`
+	Request                      // as it was asked for
+	State   State                `json:"state"`
+	Created time.Time            `json:"created"` // by the creator's clock
+	Placed  []Placement          `json:"placed"`
+	// Failure says why it went from CREATING to DELETING by itself.
+	Failure string `json:"failure,omitempty"`
+}
+
+// Request is what a volume is asked to be.
+type Request struct {
+	Name       string                 `json:"name"`
+	Size       int64                  `json:"size"`              // bytes
+	Replicas   int                    `json:"replicas"`          // 0: one per domain that can take one, at most MaxReplicas
+	Protection replication.Protection `json:"protection"`        // "": max_availability
+	Labels     map[string]string      `json:"labels,omitempty"`  //
+	Domains    []string               `json:"domains,omitempty"` // place replicas in these only; empty: in any
+}
+
+// Placement is where a replica lies.
+type Placement struct {
+	Replica replication.ReplicaID `json:"replica"`
+	Node    replication.NodeID    `json:"node"`
+	Domain  replication.DomainID  `json:"domain"`
+	Pool    string                `json:"pool"` // its UUID
+}
+
+// Limits of a volume.
+const (
+	MaxReplicas = 3
+	MaxSize     = 1 << 50 // 1 PiB: offsets and counters are far from overflowing
+	MaxName     = 128     // what Kubernetes makes of a claim fits
+	MaxLabels   = 64
+	MaxLabel    = 255 // bytes, of a key or a value
+	SizeUnit    = 4096
+)
+
+// Errors. Test with errors.Is.
+var (
+	ErrInvalid         = errors.New("volume: invalid request")
+	ErrVolumeExists    = errors.New("volume: a volume of this name exists already, and is different")
+	ErrTooFewNodes     = errors.New("volume: too few nodes can take a replica")
+	ErrTooLarge        = errors.New("volume: larger than any pool")
+	ErrNoRoom          = errors.New("volume: no pool has room")
+	ErrCreateFailed    = errors.New("volume: not created")
+	ErrNotReady        = errors.New("volume: still being created")
+	ErrDeleting        = errors.New("volume: being deleted")
+	ErrAttached        = errors.New("volume: attached")
+	ErrOtherNode       = errors.New("volume: to be asked of another node")
+	ErrConflict        = errors.New("volume: the configuration was changed meanwhile")
+	ErrDomainNotActive = errors.New("volume: the domain may not do this")
+	ErrIncarnation     = errors.New("volume: the kvdb was restored or replaced")
+	ErrInvalidChange   = errors.New("volume: change breaks the rules of configurations")
+	ErrNotSent         = errors.New("volume: nothing was changed, the kvdb did not take it")
+	ErrOutcomeUnknown  = errors.New("volume: not known whether the change took effect")
+	ErrBadRecord       = errors.New("volume: unreadable record")
+)
+
+var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
+
+// normalise fills in what may be left out.
+func (r Request) normalise() Request {
+	if r.Protection == "" {
+		r.Protection = replication.MaxAvailability
+	}
+	r.Labels = maps.Clone(r.Labels)
+	r.Domains = slices.Compact(slices.Sorted(slices.Values(r.Domains)))
+	return r
+}
+
+// validate reports ErrInvalid for what no cluster could make, all mistakes at once.
+func (r Request) validate() error {
+	var errs []error
+	bad := func(format string, a ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, a...)...))
+	}
+	_, notID := replication.ParseVolumeID(r.Name)
+	switch {
+	case r.Name == "":
+		bad("the name is empty")
+	case len(r.Name) > MaxName:
+		bad("the name has %d characters, at most %d are allowed", len(r.Name), MaxName)
+	case !nameSyntax.MatchString(r.Name):
+		bad("name %q: want letters, digits, '.', '_' or '-', the first and the last a letter or digit", r.Name)
+	case notID == nil:
+		bad("name %q looks like the id of a volume", r.Name)
+	}
+	switch {
+	case r.Size <= 0:
+		bad("size is %d bytes, want more than 0", r.Size)
+	case r.Size%SizeUnit != 0:
+		bad("size is %d bytes, want a multiple of %d: %d or %d", r.Size, SizeUnit, r.Size/SizeUnit*SizeUnit, (r.Size/SizeUnit+1)*SizeUnit)
+	case r.Size > MaxSize:
+		bad("size is %d bytes, at most %d are allowed", r.Size, int64(MaxSize))
+	}
+	if r.Replicas < 0 || r.Replicas > MaxReplicas {
+		bad("%d replicas, want 1 to %d", r.Replicas, MaxReplicas)
+	}
+	if r.Protection != replication.MaxAvailability && r.Protection != replication.MaxProtection {
+		bad("protection %q, want %s or %s", r.Protection, replication.MaxAvailability, replication.MaxProtection)
+	}
+	if len(r.Labels) > MaxLabels {
+		bad("%d labels, at most %d are allowed", len(r.Labels), MaxLabels)
+	}
+	for k, v := range r.Labels {
+		if k == "" || len(k) > MaxLabel || len(v) > MaxLabel {
+			bad("label %.32q: want a key of 1 to %d bytes and a value of at most that", k, MaxLabel)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// equal reports whether r asks for the same volume as o. Both are normalised.
+func (r Request) equal(o Request) bool {
+	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.Protection == o.Protection &&
+		maps.Equal(r.Labels, o.Labels) && slices.Equal(r.Domains, o.Domains)
+}
+
+func parseSpec(kv kvdb.KV) (Spec, error) {
+	var s Spec
+	if err := json.Unmarshal(kv.Value, &s); err != nil {
+		return Spec{}, fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
+	}
+	return s, nil
+}
+
+// encode cannot fail: the types given hold nothing that JSON cannot.
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("volume: " + err.Error())
+	}
+	return b
+}
