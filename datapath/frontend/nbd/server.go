@@ -1,0 +1,271 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/datapath/frontend"
+)
+
+// Errors of the package. Test with errors.Is.
+var (
+	ErrClosed = errors.New("nbd: server is closed")
+	ErrKilled = errors.New("nbd: attachment was killed")
+)
+
+// Limits of a server.
+const (
+	maxConns         = 1024
+	handshakeTimeout = 10 * time.Second       // for all of it
+	detachGrace      = 100 * time.Millisecond // for a disconnect that is under way to be noticed
+	closeTimeout     = 5 * time.Second        // for requests in flight when the server closes
+)
+
+// Server is the NBD front end.
+type Server struct {
+	lg               *zap.Logger
+	listeners        []*listener
+	handshakeTimeout time.Duration
+	running          sync.WaitGroup // accept loops and connections
+
+	mu      sync.Mutex
+	exports map[string]*export
+	conns   map[net.Conn]struct{} // from accept to the end of the transmission
+	closed  bool
+}
+
+var _ frontend.Frontend = (*Server)(nil)
+
+// Listen starts a server that listens on every given endpoint; the first is the
+// one that Attachment.Path names. A nil lg logs nothing.
+func Listen(lg *zap.Logger, endpoints ...Endpoint) (*Server, error) {
+	if lg == nil {
+		lg = zap.NewNop()
+	}
+	if len(endpoints) == 0 {
+		return nil, errors.New("nbd: no endpoint; give a unix socket or a TCP address")
+	}
+	s := &Server{
+		lg:               lg,
+		handshakeTimeout: handshakeTimeout,
+		exports:          make(map[string]*export),
+		conns:            make(map[net.Conn]struct{}),
+	}
+	for _, e := range endpoints {
+		l, err := listen(e)
+		if err != nil {
+			for _, l := range s.listeners {
+				_ = l.Close()
+			}
+			return nil, err
+		}
+		s.listeners = append(s.listeners, l)
+	}
+	for _, l := range s.listeners {
+		s.running.Go(func() { s.accept(l) })
+	}
+	return s, nil
+}
+
+// Kind implements frontend.Frontend.
+func (s *Server) Kind() frontend.Kind { return frontend.KindNBD }
+
+// Attach implements frontend.Frontend. The id becomes the name of the export.
+// The device's block size is what clients have to align to.
+func (s *Server) Attach(_ context.Context, id string, d block.Device) (frontend.Attachment, error) {
+	if id == "" || id == "." || id == ".." || len(id) > 255 || strings.ContainsAny(id, "/\x00") {
+		return nil, fmt.Errorf("nbd: attach %q: not a file name; use 1 to 255 bytes without a slash", id)
+	}
+	if i := d.Info(); i.BlockSize > maxMinBlock || i.Size <= 0 || i.Size%int64(i.BlockSize) != 0 {
+		return nil, fmt.Errorf("nbd: attach %s: device of %d bytes in blocks of %d cannot be shown: blocks may be at most %d, the size a positive multiple of them",
+			id, i.Size, i.BlockSize, maxMinBlock)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, fmt.Errorf("nbd: attach %s: %w", id, ErrClosed)
+	}
+	if e := s.exports[id]; e != nil && !e.gone() {
+		if e.dev != d {
+			return nil, fmt.Errorf("nbd: attach %s: another device is attached under this id: %w", id, frontend.ErrBusy)
+		}
+		return e, nil
+	}
+	e := &export{
+		srv: s, id: id, dev: d,
+		lg:      s.lg.With(zap.String("attachment", id)),
+		path:    s.listeners[0].path(id),
+		holders: make(map[*holder]struct{}),
+		done:    make(chan struct{}),
+	}
+	s.exports[id] = e
+	e.lg.Info("device attached", zap.String("path", e.path), zap.Int64("size", d.Info().Size))
+	return e, nil
+}
+
+// Addr is where the i-th endpoint listens, for one that asked for any TCP port.
+func (s *Server) Addr(i int) net.Addr { return s.listeners[i].Addr() }
+
+// Close detaches everything: clients are dropped when their requests in flight
+// have been replied to, or after closeTimeout. It does not wait for the
+// completion of requests that the device keeps longer.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	for _, l := range s.listeners {
+		_ = l.Close()
+	}
+	// The readers stop; what they had submitted is still replied to.
+	for c := range s.conns {
+		_ = c.SetReadDeadline(time.Unix(1, 0))
+	}
+	exports := s.exports
+	s.exports = make(map[string]*export)
+	s.mu.Unlock()
+
+	ended := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		close(ended)
+	}()
+	timer := time.NewTimer(closeTimeout)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C:
+		s.lg.Warn("requests still in flight, dropping clients")
+	}
+	for _, e := range exports {
+		e.end(nil)
+	}
+	return nil
+}
+
+// accept serves the clients of one listener until that is closed.
+func (s *Server) accept(l *listener) {
+	const longestPause = time.Second
+	pause := time.Duration(0)
+	for {
+		c, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			// Out of descriptors or the like: it may pass.
+			pause = min(max(2*pause, 5*time.Millisecond), longestPause)
+			s.lg.Warn("cannot accept a client", zap.Error(err), zap.Duration("pause", pause))
+			time.Sleep(pause)
+			continue
+		}
+		pause = 0
+		if !s.admit(c) {
+			_ = c.Close()
+			continue
+		}
+		s.running.Go(func() {
+			s.serve(c, l)
+			s.mu.Lock()
+			delete(s.conns, c)
+			s.mu.Unlock()
+		})
+	}
+}
+
+// admit registers a connection, unless there are too many.
+func (s *Server) admit(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	if len(s.conns) >= maxConns {
+		s.lg.Warn("too many clients, dropping a new one", zap.Int("limit", maxConns))
+		return false
+	}
+	s.conns[c] = struct{}{}
+	_ = c.SetDeadline(time.Now().Add(s.handshakeTimeout))
+	return true
+}
+
+// serve takes one connection through the handshake and the transmission.
+func (s *Server) serve(c net.Conn, l *listener) {
+	defer c.Close()
+	h := &handshake{srv: s, conn: c, endpoint: &l.endpoint}
+	hold, err := h.run()
+	if err != nil {
+		if !errors.Is(err, errDisconnect) && !errors.Is(err, io.EOF) {
+			s.lg.Debug("handshake failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+		}
+		return
+	}
+	defer hold.release()
+	if !s.begin(c) {
+		return
+	}
+	link, err := newLink(h.conn)
+	if err != nil {
+		s.lg.Warn("cannot serve a client", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+		return
+	}
+	e := hold.export
+	ses := newSession(link, e.dev, h.structured, h.allocation())
+	if !hold.start(ses) {
+		return
+	}
+	e.lg.Info("client connected", zap.Stringer("remote", c.RemoteAddr()), zap.Bool("tls", h.secure), zap.Bool("structured", h.structured))
+	err = ses.run()
+	if errors.Is(err, errDisconnect) || errors.Is(err, io.EOF) {
+		err = nil
+	}
+	e.lg.Info("client disconnected", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+}
+
+// begin lifts the handshake's deadline, unless the server is closing and has set its own.
+func (s *Server) begin(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	_ = c.SetDeadline(time.Time{})
+	return true
+}
+
+// find returns the export of a name, or nil.
+func (s *Server) find(name string) *export {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.exports[name]
+}
+
+// names lists the exports, and says whether the server still serves.
+func (s *Server) names() (names []string, open bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.exports {
+		names = append(names, id)
+	}
+	return names, !s.closed
+}
+
+// forget removes e.
+func (s *Server) forget(e *export) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.exports[e.id] == e {
+		delete(s.exports, e.id)
+	}
+}

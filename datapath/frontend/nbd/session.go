@@ -1,0 +1,186 @@
+package nbd
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+)
+
+// What one connection may have between the reading of a request and the writing of its reply.
+const (
+	maxRequests = 256
+	maxBytes    = 64 << 20
+)
+
+const (
+	maxPayload   = block.MaxIO // longest read or write, bytes; advertised
+	maxSkip      = 32 << 20    // longest write that is refused without dropping the connection, bytes
+	recvSize     = 256 << 10   // receive buffer, bytes
+	largePayload = 64 << 10    // from here on a payload is expected to be followed by another like it
+	largeAhead   = 4 << 10     // what is read beyond such a payload, bytes
+
+	drainTimeout = 10 * time.Second // for a client to take its last replies
+)
+
+// session is the transmission phase of one connection.
+//
+// The reader goroutine is the one that calls run. Requests go round: spare (the
+// reader's), the device, queue, being written, free.
+type session struct {
+	link       link
+	dev        block.Device
+	structured bool // structured replies were negotiated
+	allocation bool // base:allocation was selected
+
+	// The reader's.
+	info        block.Info
+	recv        []byte
+	r, w        int // recv[r:w] is not parsed yet
+	ahead       int // how many bytes to read at once
+	spare       []*request
+	batch       []*block.Request
+	answered    []*request // by the reader itself
+	used        atomic.Int64
+	maxRequests int
+	maxBytes    int64
+
+	mu       sync.Mutex
+	changed  sync.Cond // a request became free, or broken was set
+	made     int       // requests in existence
+	free     []*request
+	inDevice int
+	queue    []*request // replies to be written
+	corked   bool       // the reader is submitting and will write the queue itself
+	writing  bool       // somebody has the writing side
+	broken   bool       // the stream is of no use any more: replies are dropped
+
+	// Of whoever has the writing side.
+	sending    []*request
+	chain      [][]byte // of sending, what is not sent yet
+	chainStore [][]byte // chain's memory
+
+	wake chan struct{} // hands the writing side to the writer goroutine
+}
+
+func newSession(l link, dev block.Device, structured, allocation bool) *session {
+	s := &session{
+		link: l, dev: dev, structured: structured, allocation: allocation,
+		ahead: recvSize, maxRequests: maxRequests, maxBytes: maxBytes,
+		wake: make(chan struct{}, 1),
+	}
+	s.changed.L = &s.mu
+	return s
+}
+
+// errDisconnect says that the client has taken its leave.
+var errDisconnect = errors.New("nbd: client has disconnected")
+
+// run serves the client until the stream ends, the client takes its leave or
+// breaks the protocol, and returns why. Then every request has completed, every
+// reply that the client took is sent, and the link is closed.
+func (s *session) run() error {
+	buf := block.NewBuffer(recvSize)
+	s.recv = buf.Bytes()
+	writer := make(chan struct{})
+	go func() {
+		defer close(writer)
+		for range s.wake {
+			s.send(true)
+		}
+	}()
+
+	err := s.receive()
+	s.submit()
+	s.link.setWriteDeadline(time.Now().Add(drainTimeout))
+	s.drain()
+	close(s.wake)
+	<-writer
+	s.link.close()
+	s.recv = nil
+	buf.Release()
+	return err
+}
+
+// abort drops the client at once. The device's completions are awaited by run, replies are not sent.
+func (s *session) abort() {
+	s.mu.Lock()
+	s.broken = true
+	s.changed.Broadcast()
+	s.mu.Unlock()
+	s.link.abort()
+}
+
+// drain waits until every request is free.
+func (s *session) drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.free)+len(s.spare) < s.made {
+		s.changed.Wait()
+	}
+}
+
+// take returns a request for a command with n bytes of payload, or nil if the
+// stream is broken. While the window is full it waits, with everything submitted.
+func (s *session) take(n int64) *request {
+	if len(s.spare) == 0 || s.used.Load()+n > s.maxBytes {
+		s.submit()
+		s.mu.Lock()
+		for !s.broken && (len(s.spare)+len(s.free) == 0 && s.made == s.maxRequests || s.used.Load()+n > s.maxBytes) {
+			s.changed.Wait()
+		}
+		broken := s.broken
+		s.spare = append(s.spare, s.free...)
+		clear(s.free)
+		s.free = s.free[:0]
+		if len(s.spare) == 0 && !broken {
+			s.made++
+			q := &request{s: s}
+			q.reset()
+			s.spare = append(s.spare, q)
+		}
+		s.mu.Unlock()
+		if broken {
+			return nil
+		}
+	}
+	q := s.spare[len(s.spare)-1]
+	s.spare = s.spare[:len(s.spare)-1]
+	q.cost = n
+	s.used.Add(n)
+	return q
+}
+
+// submit gives the batch to the device and writes the replies that this and the
+// reader itself have brought about.
+func (s *session) submit() {
+	if len(s.batch) == 0 && len(s.answered) == 0 {
+		return
+	}
+	s.mu.Lock()
+	s.inDevice += len(s.batch)
+	s.queue = append(s.queue, s.answered...)
+	s.corked = true
+	s.mu.Unlock()
+	clear(s.answered)
+	s.answered = s.answered[:0]
+
+	if len(s.batch) > 0 {
+		s.dev.Submit(s.batch)
+		clear(s.batch)
+		s.batch = s.batch[:0]
+	}
+
+	s.mu.Lock()
+	s.corked = false
+	mine := len(s.queue) > 0 && !s.writing
+	if mine {
+		s.writing = true
+	}
+	s.mu.Unlock()
+	if mine {
+		s.send(false)
+	}
+}
