@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
 // canMount says in a few words why a real block device and a file system are not to be had here, or "".
@@ -24,7 +26,7 @@ func canMount(ctx context.Context) string {
 		}
 		f.Close()
 	}
-	if _, err := run(ctx, "losetup", "-f"); err != nil {
+	if _, err := lab.Run(ctx, "losetup", "-f"); err != nil {
 		return "no free loop device"
 	}
 	if _, err := pgBin(); err != nil {
@@ -88,21 +90,21 @@ func release(ctx context.Context, dir string) error {
 	below, err := mounts(dir)
 	all = append(all, err)
 	for _, point := range append(points, below...) {
-		if _, err := run(ctx, "umount", point); err != nil {
-			if _, err := run(ctx, "umount", "-l", point); err != nil && stillMounted(point) {
+		if _, err := lab.Run(ctx, "umount", point); err != nil {
+			if _, err := lab.Run(ctx, "umount", "-l", point); err != nil && stillMounted(point) {
 				all = append(all, err)
 			}
 		}
 	}
 	for _, dev := range devs {
-		if _, err := run(ctx, "losetup", "-d", dev); err != nil {
+		if _, err := lab.Run(ctx, "losetup", "-d", dev); err != nil {
 			if left, _ := loops(dir); len(left) > 0 {
 				all = append(all, err)
 			}
 		}
 	}
 	// A loop device is freed when its last user lets go, soon after.
-	all = append(all, until(ctx, "free the loop devices of "+dir, 15*time.Second, 100*time.Millisecond, func() (bool, error) {
+	all = append(all, lab.Until(ctx, "free the loop devices of "+dir, 15*time.Second, 100*time.Millisecond, func() (bool, error) {
 		left, err := loops(dir)
 		return len(left) == 0, err
 	}))
@@ -116,7 +118,7 @@ func stillMounted(point string) bool {
 
 // mkfs makes an XFS on dev.
 func mkfs(ctx context.Context, dev string) error {
-	_, err := run(ctx, "mkfs.xfs", "-q", "-f", dev)
+	_, err := lab.Run(ctx, "mkfs.xfs", "-q", "-f", dev)
 	return err
 }
 
@@ -125,15 +127,15 @@ func mount(ctx context.Context, dev, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if _, err := run(ctx, "mount", "-t", "xfs", dev, dir); err != nil {
-		log, _ := run(ctx, "sh", "-c", "dmesg 2>/dev/null | tail -n 5")
+	if _, err := lab.Run(ctx, "mount", "-t", "xfs", dev, dir); err != nil {
+		log, _ := lab.Run(ctx, "sh", "-c", "dmesg 2>/dev/null | tail -n 5")
 		return fmt.Errorf("%w\n%s", err, log)
 	}
 	return nil
 }
 
 func unmount(ctx context.Context, dir string) error {
-	_, err := run(ctx, "umount", dir)
+	_, err := lab.Run(ctx, "umount", dir)
 	return err
 }
 

@@ -63,20 +63,3 @@ func TestPayloadsDiffer(t *testing.T) {
 		seen[p] = id
 	}
 }
-
-func TestUndoRunsBackwardsOnce(t *testing.T) {
-	var u undo
-	var order []int
-	for i := range 3 {
-		u.add("step", func() error { order = append(order, i); return nil })
-	}
-	if err := u.run(); err != nil {
-		t.Fatal(err)
-	}
-	if err := u.run(); err != nil {
-		t.Fatal(err)
-	}
-	if len(order) != 3 || order[0] != 2 || order[2] != 0 {
-		t.Errorf("order %v, want 2 1 0", order)
-	}
-}

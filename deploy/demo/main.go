@@ -24,6 +24,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
 // needSpace is what a run writes at most, in bytes: two replicas of the volume, logs, the kvdb.
@@ -88,15 +90,15 @@ func demo(ctx context.Context, o options, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	var u undo
+	var u lab.Undo
 	defer func() {
 		if p := recover(); p != nil {
-			_ = u.run() // the panic is what is worth telling
+			_ = u.Run() // the panic is what is worth telling
 			panic(p)
 		}
-		err = errors.Join(err, u.run())
+		err = errors.Join(err, u.Run())
 	}()
-	u.add("directory "+work, func() error {
+	u.Add("directory "+work, func() error {
 		if o.keep {
 			fmt.Fprintf(out, "left in place: %s\n", work)
 			return nil
@@ -107,7 +109,7 @@ func demo(ctx context.Context, o options, out io.Writer) (err error) {
 	if err := errors.Join(os.Chmod(work, 0o755), os.Mkdir(filepath.Join(work, "log"), 0o755)); err != nil {
 		return err
 	}
-	adoptOrphans()
+	lab.AdoptOrphans()
 
 	frontend := "fuseloop"
 	var w workload
@@ -120,18 +122,18 @@ func demo(ctx context.Context, o options, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := newCluster(bin, work, o.kvdb, frontend, &u)
+	c, err := lab.NewCluster(lab.Spec{Bin: bin, Work: work, KVDB: o.kvdb, Frontend: frontend, Nodes: nodes}, &u)
 	if err != nil {
 		return err
 	}
-	s := &story{c: c, w: w, out: out, load: o.load}
+	s := &story{c: c, w: w, kvdb: o.kvdb, out: out, load: o.load}
 	if err := s.tell(ctx); err != nil {
 		if s.lost > 0 {
 			s.summary()
 		}
 		return err
 	}
-	if err := u.run(); err != nil {
+	if err := u.Run(); err != nil {
 		return err
 	}
 	s.summary()

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
 //go:embed writer.py
@@ -21,21 +23,21 @@ const python = "/usr/bin/python3"
 // nbdWorkload is the verifying writer of writer.py, straight on the NBD socket.
 type nbdWorkload struct {
 	script, path, log string
-	undo              *undo
+	undo              *lab.Undo
 
-	uri  string   // while open
-	proc *process // while writing
+	uri  string       // while open
+	proc *lab.Process // while writing
 }
 
 // canWrite says what the NBD story misses here, or "".
 func canWrite(ctx context.Context) string {
-	if _, err := run(ctx, python, "-c", "import nbd"); err != nil {
+	if _, err := lab.Run(ctx, python, "-c", "import nbd"); err != nil {
 		return "no NBD client (Debian package python3-libnbd)"
 	}
 	return ""
 }
 
-func newNBDWorkload(work string, u *undo) (*nbdWorkload, error) {
+func newNBDWorkload(work string, u *lab.Undo) (*nbdWorkload, error) {
 	w := &nbdWorkload{
 		script: filepath.Join(work, "writer.py"), path: filepath.Join(work, "ledger"),
 		log: filepath.Join(work, "log", "writer.log"), undo: u,
@@ -44,7 +46,7 @@ func newNBDWorkload(work string, u *undo) (*nbdWorkload, error) {
 }
 
 func (w *nbdWorkload) probe(ctx context.Context, path string) error {
-	_, err := run(ctx, python, w.script, "probe", path)
+	_, err := lab.Run(ctx, python, w.script, "probe", path)
 	return err
 }
 
@@ -54,11 +56,11 @@ func (w *nbdWorkload) open(_ context.Context, _, path string, _ bool) error {
 }
 
 func (w *nbdWorkload) write(context.Context) error {
-	p, err := startProcess("writer", w.log, nil, python, w.script, "write", w.uri, w.path)
+	p, err := lab.StartProcess("writer", w.log, nil, python, w.script, "write", w.uri, w.path)
 	if err != nil {
 		return err
 	}
-	w.undo.add("writer", p.kill)
+	w.undo.Add("writer", p.Kill)
 	w.proc = p
 	return nil
 }
@@ -76,14 +78,14 @@ func (w *nbdWorkload) kill() error { return nil }
 
 func (w *nbdWorkload) mourn(ctx context.Context, _ string) error {
 	select {
-	case <-w.proc.done:
+	case <-w.proc.Done():
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(30 * time.Second):
 		return errors.New("the writer did not notice that the site died")
 	}
-	if code := w.proc.cmd.ProcessState.ExitCode(); code != 3 {
-		return fmt.Errorf("the writer ended with code %d: %s", code, tail(w.log, 10))
+	if code := w.proc.ExitCode(); code != 3 {
+		return fmt.Errorf("the writer ended with code %d: %s", code, lab.Tail(w.log, 10))
 	}
 	w.proc = nil
 	return nil
@@ -95,17 +97,17 @@ func (w *nbdWorkload) stop() error {
 	}
 	p := w.proc
 	w.proc = nil
-	if err := p.stop(syscall.SIGTERM, 30*time.Second); err != nil {
+	if err := p.Stop(syscall.SIGTERM, 30*time.Second); err != nil {
 		return err
 	}
-	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
-		return fmt.Errorf("the writer ended with code %d: %s", code, tail(w.log, 10))
+	if code := p.ExitCode(); code != 0 {
+		return fmt.Errorf("the writer ended with code %d: %s", code, lab.Tail(w.log, 10))
 	}
 	return nil
 }
 
 func (w *nbdWorkload) check(ctx context.Context) (comparison, error) {
-	out, err := run(ctx, python, w.script, "check", w.uri, w.path)
+	out, err := lab.Run(ctx, python, w.script, "check", w.uri, w.path)
 	if err != nil {
 		return comparison{}, err
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"unsafe"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
 // pgWorkload is PostgreSQL on XFS on the block device.
@@ -15,18 +17,18 @@ type pgWorkload struct {
 	work    string // directory of the demo
 	clients int
 	ledger  *ledger
-	path    string // of the ledger
-	undo    *undo  // what was started later is ended before
+	path    string    // of the ledger
+	undo    *lab.Undo // what was started later is ended before
 
 	dev, mnt string // while open
 	pg       *postgres
 	load     *load // while writing
 }
 
-func newPGWorkload(work string, u *undo) (*pgWorkload, error) {
+func newPGWorkload(work string, u *lab.Undo) (*pgWorkload, error) {
 	w := &pgWorkload{work: work, clients: 4, path: filepath.Join(work, "ledger"), undo: u}
 	// Taken back when the daemons are gone already: nothing hangs on a device any more, it fails.
-	u.add("mounts", func() error {
+	u.Add("mounts", func() error {
 		ctx := context.Background()
 		if w.pg == nil {
 			return release(ctx, work)
@@ -71,7 +73,7 @@ func (w *pgWorkload) open(ctx context.Context, site, path string, first bool) er
 		return err
 	}
 	w.pg = pg
-	w.undo.add("PostgreSQL", pg.kill)
+	w.undo.Add("PostgreSQL", pg.kill)
 	if first {
 		if err := pg.initialise(ctx); err != nil {
 			return err
@@ -136,6 +138,6 @@ func (w *pgWorkload) close(ctx context.Context) error {
 	if err := unmount(ctx, w.mnt); err != nil {
 		return err
 	}
-	_, err := run(ctx, "xfs_repair", "-n", w.dev)
+	_, err := lab.Run(ctx, "xfs_repair", "-n", w.dev)
 	return err
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
 // pgBin returns the directory of the newest PostgreSQL server that Debian installed.
@@ -36,7 +38,7 @@ type postgres struct {
 	data   string              // data directory, on the volume
 	socket string              // directory of its socket, off the volume
 	log    string
-	proc   *process
+	proc   *lab.Process
 
 	backends []int // pids, when it was killed
 }
@@ -77,14 +79,14 @@ func (pg *postgres) initialise(ctx context.Context) error {
 	if err := os.Chown(pg.data, int(pg.cred.Uid), int(pg.cred.Gid)); err != nil {
 		return err
 	}
-	_, err := runAs(ctx, pg.cred, filepath.Join(pg.bin, "initdb"), "-D", pg.data, "-U", "postgres",
+	_, err := lab.RunAs(ctx, pg.cred, filepath.Join(pg.bin, "initdb"), "-D", pg.data, "-U", "postgres",
 		"--auth=trust", "--data-checksums", "--locale=C", "--encoding=UTF8")
 	return err
 }
 
 // start starts the server and waits until it answers: after a crash it replays its log first.
 func (pg *postgres) start(ctx context.Context) error {
-	p, err := startProcess("postgres", pg.log, pg.cred, filepath.Join(pg.bin, "postgres"), "-D", pg.data,
+	p, err := lab.StartProcess("postgres", pg.log, pg.cred, filepath.Join(pg.bin, "postgres"), "-D", pg.data,
 		"-c", "listen_addresses=", "-c", "unix_socket_directories="+pg.socket,
 		"-c", "fsync=on", "-c", "synchronous_commit=on", "-c", "full_page_writes=on",
 		// Frequent checkpoints: more kinds of writes are in flight when the site dies.
@@ -93,11 +95,11 @@ func (pg *postgres) start(ctx context.Context) error {
 		return err
 	}
 	pg.proc = p
-	return until(ctx, "PostgreSQL accepts connections", 60*time.Second, 100*time.Millisecond, func() (bool, error) {
-		if err := p.died(); err != nil {
-			return false, err
+	return lab.Until(ctx, "PostgreSQL accepts connections", 60*time.Second, 100*time.Millisecond, func() (bool, error) {
+		if err := p.Died(); err != nil {
+			return false, lab.Final(err)
 		}
-		_, err := run(ctx, filepath.Join(pg.bin, "pg_isready"), "-q", "-h", pg.socket)
+		_, err := lab.Run(ctx, filepath.Join(pg.bin, "pg_isready"), "-q", "-h", pg.socket)
 		return err == nil, err
 	})
 }
@@ -107,16 +109,16 @@ func (pg *postgres) stop() error {
 	if pg.proc == nil {
 		return nil
 	}
-	return pg.proc.stop(syscall.SIGINT, 60*time.Second) // SIGINT: "fast", ends sessions
+	return pg.proc.Stop(syscall.SIGINT, 60*time.Second) // SIGINT: "fast", ends sessions
 }
 
 // kill ends the server and all its backends at once, as a power cut would. They are gone when buried returns: those that
 // wait for the device cannot die before it answers or fails.
 func (pg *postgres) kill() error {
-	if pg.proc == nil || !pg.proc.running() {
+	if pg.proc == nil || !pg.proc.Running() {
 		return nil
 	}
-	pid := pg.proc.cmd.Process.Pid
+	pid := pg.proc.PID()
 	pg.backends = childrenOf(pid)
 	err := syscall.Kill(pid, syscall.SIGKILL)
 	for _, b := range pg.backends {
@@ -130,20 +132,20 @@ func (pg *postgres) buried(ctx context.Context) error {
 	if pg.proc == nil {
 		return nil
 	}
-	return until(ctx, "PostgreSQL's processes are gone", 30*time.Second, 50*time.Millisecond, func() (bool, error) {
+	return lab.Until(ctx, "PostgreSQL's processes are gone", 30*time.Second, 50*time.Millisecond, func() (bool, error) {
 		for _, pid := range pg.backends {
-			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil) // it is the demo's child by now, see adoptOrphans
+			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil) // it is the demo's child by now, see lab.AdoptOrphans
 			if alive(pid) {
 				return false, fmt.Errorf("backend %d still runs", pid)
 			}
 		}
-		return !pg.proc.running(), nil
+		return !pg.proc.Running(), nil
 	})
 }
 
 // sql runs statements and returns what they print, without decoration.
 func (pg *postgres) sql(ctx context.Context, statements string) (string, error) {
-	return run(ctx, filepath.Join(pg.bin, "psql"), "-h", pg.socket, "-U", "postgres", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-c", statements)
+	return lab.Run(ctx, filepath.Join(pg.bin, "psql"), "-h", pg.socket, "-U", "postgres", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-c", statements)
 }
 
 // check lets PostgreSQL verify its own tables and indexes.
@@ -151,7 +153,7 @@ func (pg *postgres) check(ctx context.Context) error {
 	if _, err := pg.sql(ctx, "CREATE EXTENSION IF NOT EXISTS amcheck"); err != nil {
 		return err
 	}
-	_, err := run(ctx, filepath.Join(pg.bin, "pg_amcheck"), "-h", pg.socket, "-U", "postgres", "--heapallindexed", "postgres")
+	_, err := lab.Run(ctx, filepath.Join(pg.bin, "pg_amcheck"), "-h", pg.socket, "-U", "postgres", "--heapallindexed", "postgres")
 	return err
 }
 

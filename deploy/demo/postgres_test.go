@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
 // TestPostgresKilled plays the demo's application on a plain directory: what is confirmed before a SIGKILL is there after it.
@@ -28,7 +30,7 @@ func TestPostgresKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	adoptOrphans()
+	lab.AdoptOrphans()
 	pg, err := newPostgres(mnt, work)
 	if err != nil {
 		t.Fatal(err)
@@ -56,8 +58,8 @@ func TestPostgresKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	load := startLoad(ctx, pg, l, 4)
-	if err := until(ctx, "100 transactions", time.Minute, time.Millisecond, func() (bool, error) {
-		return l.len() >= 100, pg.proc.died()
+	if err := lab.Until(ctx, "100 transactions", time.Minute, time.Millisecond, func() (bool, error) {
+		return l.len() >= 100, pg.proc.Died()
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,23 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
 )
+
+// Sites of the demo.
+const (
+	primary = "primary"
+	drSite  = "dr-site"
+	witness = "witness"
+)
+
+// nodes: two in each site, one of them a member of the kvdb, and the witness.
+var nodes = []lab.NodeSpec{
+	{Name: "p1", Site: primary, Member: true}, {Name: "p2", Site: primary},
+	{Name: "d1", Site: drSite, Member: true}, {Name: "d2", Site: drSite},
+	{Name: "w1", Site: witness, Member: true, Witness: true},
+}
 
 const (
 	volumeName = "orders"
@@ -15,8 +31,9 @@ const (
 
 // story is one run of the demo.
 type story struct {
-	c    *cluster
+	c    *lab.Cluster
 	w    workload
+	kvdb string
 	out  io.Writer
 	load time.Duration // how long the clients write before the site is killed
 
@@ -37,7 +54,7 @@ func (s *story) tell(ctx context.Context) error {
 		if err := chapter(ctx); err != nil {
 			return err
 		}
-		if err := s.c.died(); err != nil {
+		if err := s.c.Died(); err != nil {
 			return err
 		}
 	}
@@ -48,44 +65,31 @@ func (s *story) tell(ctx context.Context) error {
 }
 
 // home and away are the nodes that the operator talks to.
-func (s *story) home() *node { return s.c.node("p1") }
-func (s *story) away() *node { return s.c.node("d1") }
+func (s *story) home() *lab.Node { return s.c.Node("p1") }
+func (s *story) away() *lab.Node { return s.c.Node("d1") }
 
 // found starts all sites and makes the volume.
 func (s *story) found(ctx context.Context) error {
-	if err := s.c.prepare(ctx); err != nil {
+	if err := s.c.Prepare(ctx); err != nil {
 		return err
 	}
 	for _, site := range []string{primary, drSite, witness} {
-		if err := s.c.start(site); err != nil {
+		if err := s.c.Start(site); err != nil {
 			return err
 		}
 	}
-	if err := until(ctx, "the cluster answers", 60*time.Second, 200*time.Millisecond, func() (bool, error) {
-		if err := s.c.died(); err != nil {
-			return false, err
-		}
-		for _, n := range s.c.nodes {
-			if n.isWitness {
-				continue
-			}
-			if _, err := s.c.ctl(ctx, n, "--timeout", "5s", "cluster", "domains", "show"); err != nil {
-				return false, err
-			}
-		}
-		return true, nil
-	}); err != nil {
+	if err := s.c.Ready(ctx, time.Minute); err != nil {
 		return err
 	}
-	s.say("two sites (%s: p1 p2, %s: d1 d2) and a witness run as %d processes; kvdb: %s", primary, drSite, len(s.c.processes("")), s.c.kvdb)
+	s.say("two sites (%s: p1 p2, %s: d1 d2) and a witness run as %d processes; kvdb: %s", primary, drSite, len(s.c.Processes("")), s.kvdb)
 	var err error
-	if err := until(ctx, "the volume is created", 30*time.Second, 500*time.Millisecond, func() (bool, error) {
-		_, err = s.c.ctl(ctx, s.home(), "volume", "create", volumeName, "--size", volumeSize, "--replicas", "2")
+	if err := lab.Until(ctx, "the volume is created", 30*time.Second, 500*time.Millisecond, func() (bool, error) {
+		_, err = s.c.Ctl(ctx, s.home(), "volume", "create", volumeName, "--size", volumeSize, "--replicas", "2")
 		return err == nil, err // nodes and pools register within the first seconds
 	}); err != nil {
 		return err
 	}
-	v, err := s.c.inspect(ctx, s.home(), volumeName)
+	v, err := s.c.Inspect(ctx, s.home(), volumeName)
 	if err != nil {
 		return err
 	}
@@ -113,8 +117,8 @@ func (s *story) work(ctx context.Context) error {
 }
 
 // bring attaches the volume on n and opens the application on it.
-func (s *story) bring(ctx context.Context, site string, n *node, first bool) error {
-	path, err := s.c.attach(ctx, n, volumeName)
+func (s *story) bring(ctx context.Context, site string, n *lab.Node, first bool) error {
+	path, err := s.c.Attach(ctx, n, volumeName)
 	if err != nil {
 		return err
 	}
@@ -126,11 +130,11 @@ func (s *story) bring(ctx context.Context, site string, n *node, first bool) err
 }
 
 // take closes the application and detaches the volume, by plan.
-func (s *story) take(ctx context.Context, n *node) error {
+func (s *story) take(ctx context.Context, n *lab.Node) error {
 	if err := s.w.close(ctx); err != nil {
 		return err
 	}
-	_, err := s.c.ctl(ctx, n, "host", "detach", volumeName)
+	_, err := s.c.Ctl(ctx, n, "host", "detach", volumeName)
 	return err
 }
 
@@ -138,7 +142,7 @@ func (s *story) take(ctx context.Context, n *node) error {
 func (s *story) disaster(ctx context.Context) error {
 	before := s.w.confirmed()
 	killed := time.Now()
-	if err := errors.Join(s.w.kill(), s.c.kill(primary)); err != nil {
+	if err := errors.Join(s.w.kill(), s.c.Kill(primary)); err != nil {
 		return err
 	}
 	s.say("SIGKILL to every process of %s, after %d confirmed transactions", primary, before)
@@ -147,7 +151,7 @@ func (s *story) disaster(ctx context.Context) error {
 		return err
 	}
 	s.say("%s is deactivated", primary)
-	path, err := s.c.attach(ctx, s.away(), volumeName)
+	path, err := s.c.Attach(ctx, s.away(), volumeName)
 	if err != nil {
 		return err
 	}
@@ -157,7 +161,7 @@ func (s *story) disaster(ctx context.Context) error {
 	s.rto = time.Since(killed)
 	s.say("%s: %s is attached and answers", drSite, path)
 
-	if err := s.w.mourn(ctx, s.c.siteDir(primary)); err != nil {
+	if err := s.w.mourn(ctx, s.c.SiteDir(primary)); err != nil {
 		return err
 	}
 	if err := s.w.open(ctx, drSite, path, false); err != nil {
@@ -170,8 +174,8 @@ func (s *story) disaster(ctx context.Context) error {
 // deactivate tells the survivors that the site is gone. Right after the kill the kvdb may be choosing a new leader: an
 // operator would ask again.
 func (s *story) deactivate(ctx context.Context) error {
-	return until(ctx, "deactivate "+primary, 60*time.Second, 200*time.Millisecond, func() (bool, error) {
-		_, err := s.c.ctl(ctx, s.away(), "--timeout", "20s", "cluster", "domains", "deactivate", "--name", primary, "--peer-lost", "--reason", "site is dark")
+	return lab.Until(ctx, "deactivate "+primary, 60*time.Second, 200*time.Millisecond, func() (bool, error) {
+		_, err := s.c.Ctl(ctx, s.away(), "--timeout", "20s", "cluster", "domains", "deactivate", "--name", primary, "--peer-lost", "--reason", "site is dark")
 		return err == nil, err
 	})
 }
@@ -184,12 +188,12 @@ func (s *story) homecoming(ctx context.Context) error {
 	if err := s.sleep(ctx, s.load/4); err != nil { // what the returning replica lacks
 		return err
 	}
-	if err := s.c.start(primary); err != nil {
+	if err := s.c.Start(primary); err != nil {
 		return err
 	}
 	s.say("%s returns; it is activated and resynced while the application writes", primary)
 	begin := time.Now()
-	if err := s.c.ctlShown(ctx, indent(s.out), s.away(), "--timeout", "2m", "cluster", "domains", "activate", "--name", primary, "--reason", "power is back", "--wait"); err != nil {
+	if err := s.c.CtlShown(ctx, indent(s.out), s.away(), "--timeout", "2m", "cluster", "domains", "activate", "--name", primary, "--reason", "power is back", "--wait"); err != nil {
 		return err
 	}
 	s.say("%s is ACTIVE and in sync, after %.1f s", primary, time.Since(begin).Seconds())
@@ -207,17 +211,17 @@ func (s *story) homecoming(ctx context.Context) error {
 
 // end takes everything down by plan and compares the two replicas byte by byte.
 func (s *story) end(ctx context.Context) error {
-	v, err := s.c.inspect(ctx, s.home(), volumeName)
+	v, err := s.c.Inspect(ctx, s.home(), volumeName)
 	if err != nil {
 		return err
 	}
 	if err := s.take(ctx, s.home()); err != nil {
 		return err
 	}
-	if err := s.c.shutdown(); err != nil {
+	if err := s.c.Shutdown(); err != nil {
 		return err
 	}
-	compared, err := s.c.compareReplicas(v)
+	compared, err := s.c.CompareReplicas(v)
 	if err != nil {
 		return err
 	}
@@ -246,7 +250,7 @@ func (s *story) sleep(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(d):
-		return s.c.died()
+		return s.c.Died()
 	}
 }
 

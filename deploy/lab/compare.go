@@ -1,4 +1,4 @@
-package main
+package lab
 
 import (
 	"bytes"
@@ -11,17 +11,14 @@ import (
 	"strings"
 )
 
-// siteDir is where everything of a site is.
-func (c *cluster) siteDir(site string) string { return filepath.Join(c.work, site) }
-
-// compareReplicas compares the contents of all replicas of the volume, straight from their chunk files (see the package
+// CompareReplicas compares the contents of all replicas of the volume, straight from their chunk files (see the package
 // comment of datapath/backing for the layout), with no daemon running. It returns how many bytes it compared.
-func (c *cluster) compareReplicas(v *volumeView) (int64, error) {
+func (c *Cluster) CompareReplicas(v *VolumeView) (int64, error) {
 	var heads []string
 	for _, r := range v.Volume.Replicas {
-		found, err := filepath.Glob(filepath.Join(c.node(r.Node).dir, "data", "pool", "replicas", v.Volume.ID+"."+r.ID, "head"))
+		found, err := filepath.Glob(filepath.Join(c.Node(r.Node).Dir, "data", "pool", "replicas", v.Volume.ID+"."+r.ID, "head"))
 		if err != nil || len(found) != 1 {
-			return 0, fmt.Errorf("replica %s on %s: no chunk files below %s", r.ID, r.Node, c.node(r.Node).dir)
+			return 0, fmt.Errorf("replica %s on %s: no chunk files below %s", r.ID, r.Node, c.Node(r.Node).Dir)
 		}
 		heads = append(heads, found[0])
 	}

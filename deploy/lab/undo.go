@@ -1,4 +1,4 @@
-package main
+package lab
 
 import (
 	"errors"
@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// undo is a stack of what must be taken back before the demo ends, however it
+// Undo is a stack of what must be taken back before the caller ends, however it
 // ends. Safe for concurrent use.
-type undo struct {
+type Undo struct {
 	mu    sync.Mutex
 	steps []undoStep
 }
@@ -18,15 +18,15 @@ type undoStep struct {
 	f    func() error
 }
 
-// add puts f on the stack. f must be harmless when there is nothing to take back any more.
-func (u *undo) add(what string, f func() error) {
+// Add puts f on the stack. f must be harmless when there is nothing to take back any more.
+func (u *Undo) Add(what string, f func() error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.steps = append(u.steps, undoStep{what, f})
 }
 
-// run takes everything back, the newest first, goes on after an error and returns all of them. The second run does nothing.
-func (u *undo) run() error {
+// Run takes everything back, the newest first, goes on after an error and returns all of them. The second run does nothing.
+func (u *Undo) Run() error {
 	u.mu.Lock()
 	steps := u.steps
 	u.steps = nil

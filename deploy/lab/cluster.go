@@ -1,0 +1,317 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Spec says what cluster to make.
+type Spec struct {
+	Bin      string // directory with tandemd, tandemctl and, for KVDB "etcd", etcd
+	Work     string // directory for everything that it writes; on a disk with XFS or ext4
+	KVDB     string // "raft" (embedded) or "etcd" (a server for each member)
+	Frontend string // default front end: "fuseloop" or "nbd"
+	Nodes    []NodeSpec
+}
+
+// NodeSpec is one node.
+type NodeSpec struct {
+	Name, Site string
+	Member     bool // of the kvdb
+	Witness    bool // holds no data
+}
+
+// Cluster is everything that runs as a server. Not safe for concurrent use.
+type Cluster struct {
+	spec  Spec
+	nodes []*Node
+	etcd  []*etcdMember
+	undo  *Undo
+}
+
+// Node is one tandemd.
+type Node struct {
+	NodeSpec
+	Dir    string // of all its directories: <work>/<site>/<name>
+	Log    string
+	Socket string // for tandemctl
+
+	config             string
+	peerAddr, raftAddr string
+	proc               *Process
+}
+
+// etcdMember is one etcd server, in the site of a kvdb member.
+type etcdMember struct {
+	name, site         string
+	dir, log           string
+	clientURL, peerURL string
+	proc               *Process
+}
+
+// NewCluster returns a cluster of which nothing runs yet. What it starts is ended by u.
+func NewCluster(s Spec, u *Undo) (*Cluster, error) {
+	c := &Cluster{spec: s, undo: u}
+	ports, err := freePorts(2 * len(s.Nodes))
+	if err != nil {
+		return nil, err
+	}
+	for i, ns := range s.Nodes {
+		if s.KVDB == "etcd" && ns.Member {
+			name := "etcd-" + ns.Site
+			e := &etcdMember{name: name, site: ns.Site, dir: filepath.Join(s.Work, ns.Site, name), log: filepath.Join(s.Work, "log", name+".log")}
+			urls, err := freePorts(2)
+			if err != nil {
+				return nil, err
+			}
+			e.clientURL, e.peerURL = "http://"+urls[0], "http://"+urls[1]
+			c.etcd = append(c.etcd, e)
+			if ns.Witness {
+				continue // the etcd member is the witness
+			}
+		}
+		dir := filepath.Join(s.Work, ns.Site, ns.Name)
+		c.nodes = append(c.nodes, &Node{
+			NodeSpec: ns, Dir: dir, Log: filepath.Join(s.Work, "log", ns.Name+".log"), Socket: filepath.Join(dir, "run", "tandemd.sock"),
+			config: filepath.Join(dir, "tandemd.yaml"), peerAddr: ports[2*i], raftAddr: ports[2*i+1],
+		})
+	}
+	return c, nil
+}
+
+// freePorts returns addresses on loopback that nobody listens on.
+func freePorts(n int) ([]string, error) {
+	var addrs []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		addrs = append(addrs, l.Addr().String())
+	}
+	return addrs, nil
+}
+
+// Node returns the node of that name, which must be one of the Spec.
+func (c *Cluster) Node(name string) *Node {
+	return c.nodes[slices.IndexFunc(c.nodes, func(n *Node) bool { return n.Name == name })]
+}
+
+// SiteDir is where everything of a site is.
+func (c *Cluster) SiteDir(site string) string { return filepath.Join(c.spec.Work, site) }
+
+// Prepare makes directories, certificates and configuration files.
+func (c *Cluster) Prepare(ctx context.Context) error {
+	ca := filepath.Join(c.spec.Work, "ca")
+	if err := os.MkdirAll(filepath.Join(c.spec.Work, "log"), 0o755); err != nil {
+		return err
+	}
+	if err := c.pkiInit(ctx, ca); err != nil {
+		return err
+	}
+	for _, n := range c.nodes {
+		for _, dir := range []string{"data", "run"} {
+			if err := os.MkdirAll(filepath.Join(n.Dir, dir), 0o755); err != nil {
+				return err
+			}
+		}
+		if err := c.pkiIssue(ctx, ca, n); err != nil {
+			return err
+		}
+		if err := c.writeConfig(n, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeConfig writes the configuration of a node. found lets a kvdb member found the store: on its first start only.
+func (c *Cluster) writeConfig(n *Node, found bool) error {
+	pki := filepath.Join(n.Dir, "pki")
+	role := "node"
+	if n.Witness {
+		role = "witness"
+	}
+	type m = map[string]any
+	cfg := m{
+		"apiVersion":  "tandem-storage.github.io/v1",
+		"kind":        "Config",
+		"clusterName": clusterName,
+		"nodeID":      n.Name,
+		"domain":      n.Site,
+		"role":        role,
+		"dataDir":     filepath.Join(n.Dir, "data"),
+		"runDir":      filepath.Join(n.Dir, "run"),
+		"peer":        m{"listen": n.peerAddr},
+		"tls":         m{"ca": filepath.Join(pki, "ca.crt"), "cert": filepath.Join(pki, "node.crt"), "key": filepath.Join(pki, "node.key")},
+		"frontends":   m{"default": c.spec.Frontend},
+	}
+	if c.spec.KVDB == "etcd" {
+		var urls []string
+		for _, e := range c.etcd {
+			urls = append(urls, e.clientURL)
+		}
+		cfg["kvdb"] = m{"kind": "etcd", "etcd": m{"endpoints": urls}}
+	} else {
+		var members []m
+		for _, o := range c.nodes {
+			if o.Member {
+				members = append(members, m{"id": o.Name, "raftAddr": o.raftAddr, "peerAddr": o.peerAddr})
+			}
+		}
+		raft := m{"member": n.Member, "members": members}
+		if n.Member {
+			raft["listen"], raft["bootstrap"] = n.raftAddr, found
+		}
+		cfg["kvdb"] = m{"kind": "raft", "raft": raft}
+	}
+	data, err := json.MarshalIndent(cfg, "", "  ") // JSON is YAML
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(n.config, append(data, '\n'), 0o644)
+}
+
+// Start starts every server of a site that does not run.
+func (c *Cluster) Start(site string) error {
+	for _, e := range c.etcd {
+		if e.site == site && (e.proc == nil || !e.proc.Running()) {
+			if err := c.startEtcd(e); err != nil {
+				return err
+			}
+		}
+	}
+	for _, n := range c.nodes {
+		if n.Site != site || n.proc != nil && n.proc.Running() {
+			continue
+		}
+		again := n.proc != nil
+		if again {
+			if err := c.writeConfig(n, false); err != nil {
+				return err
+			}
+		}
+		p, err := StartProcess(n.Name, n.Log, nil, filepath.Join(c.spec.Bin, "tandemd"), "--config", n.config)
+		if err != nil {
+			return err
+		}
+		n.proc = p
+		c.undo.Add(n.Name, p.Kill)
+	}
+	return nil
+}
+
+func (c *Cluster) startEtcd(e *etcdMember) error {
+	var initial []string
+	for _, m := range c.etcd {
+		initial = append(initial, m.name+"="+m.peerURL)
+	}
+	state := "new"
+	if e.proc != nil {
+		state = "existing"
+	}
+	p, err := StartProcess(e.name, e.log, nil, filepath.Join(c.spec.Bin, "etcd"), "--name", e.name, "--data-dir", e.dir,
+		"--listen-client-urls", e.clientURL, "--advertise-client-urls", e.clientURL,
+		"--listen-peer-urls", e.peerURL, "--initial-advertise-peer-urls", e.peerURL,
+		"--initial-cluster", strings.Join(initial, ","), "--initial-cluster-state", state)
+	if err != nil {
+		return err
+	}
+	e.proc = p
+	c.undo.Add(e.name, p.Kill)
+	return nil
+}
+
+// Ready waits until every node answers its operator and knows its domain.
+func (c *Cluster) Ready(ctx context.Context, within time.Duration) error {
+	return Until(ctx, "the cluster answers", within, 200*time.Millisecond, func() (bool, error) {
+		if err := c.Died(); err != nil {
+			return false, Final(err)
+		}
+		for _, n := range c.nodes {
+			if n.Witness {
+				continue
+			}
+			if _, err := c.Ctl(ctx, n, "--timeout", "5s", "cluster", "domains", "show"); err != nil {
+				return false, err
+			}
+		}
+		return true, nil
+	})
+}
+
+// Processes returns what was started in a site, or everywhere for "".
+func (c *Cluster) Processes(site string) []*Process {
+	var ps []*Process
+	for _, n := range c.nodes {
+		if (site == "" || n.Site == site) && n.proc != nil {
+			ps = append(ps, n.proc)
+		}
+	}
+	for _, e := range c.etcd {
+		if (site == "" || e.site == site) && e.proc != nil {
+			ps = append(ps, e.proc)
+		}
+	}
+	return ps
+}
+
+// Kill sends SIGKILL to every process of a site at once and waits for their end.
+func (c *Cluster) Kill(site string) error {
+	ps := c.Processes(site)
+	var errs []error
+	for _, p := range ps { // all first, then wait: none sees another die
+		errs = append(errs, p.signal(syscall.SIGKILL))
+	}
+	for _, p := range ps {
+		errs = append(errs, p.Kill())
+	}
+	return errors.Join(errs...)
+}
+
+// Shutdown ends everything in order and wants every daemon to end cleanly.
+func (c *Cluster) Shutdown() error {
+	var errs []error
+	for _, n := range c.nodes {
+		errs = append(errs, n.stop())
+	}
+	for _, e := range c.etcd { // the store last: the daemons sign off there
+		if e.proc != nil {
+			errs = append(errs, e.proc.Stop(syscall.SIGTERM, 20*time.Second))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// stop ends the daemon with SIGTERM, which must succeed.
+func (n *Node) stop() error {
+	if n.proc == nil || !n.proc.Running() {
+		return nil
+	}
+	if err := n.proc.Stop(syscall.SIGTERM, 30*time.Second); err != nil {
+		return fmt.Errorf("%w\n%s", err, Tail(n.Log, 10))
+	}
+	if code := n.proc.ExitCode(); code != 0 {
+		return fmt.Errorf("%s ended with code %d after SIGTERM\n%s", n.Name, code, Tail(n.Log, 10))
+	}
+	return nil
+}
+
+// Died returns an error if a server ended by itself.
+func (c *Cluster) Died() error {
+	var errs []error
+	for _, p := range c.Processes("") {
+		errs = append(errs, p.Died())
+	}
+	return errors.Join(errs...)
+}
