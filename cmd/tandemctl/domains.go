@@ -1,0 +1,144 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+
+	"github.com/spf13/cobra"
+
+	pb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+)
+
+// changeFlags are those of activate and deactivate.
+type changeFlags struct {
+	name, reason string
+	epoch        uint64
+	wait         bool
+}
+
+func (f *changeFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&f.name, "name", "n", "", "the `domain`")
+	cmd.Flags().StringVar(&f.reason, "reason", "", "`why`, kept with the change for others to read")
+	cmd.Flags().Uint64Var(&f.epoch, "expect-epoch", 0, "refuse if the domain was changed since it had this `epoch` (see show)")
+	_ = cmd.MarkFlagRequired("name") // the flag is there: see above
+}
+
+func (f *changeFlags) expected(cmd *cobra.Command) *uint64 {
+	if !cmd.Flags().Changed("expect-epoch") {
+		return nil
+	}
+	return &f.epoch
+}
+
+// actor says who asks. Over TLS the daemon takes the certificate's name; over the socket it only has our word.
+func (a *app) actor() string {
+	if _, ok := unixPath(a.endpoint()); !ok {
+		return ""
+	}
+	name := "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if host, err := os.Hostname(); err == nil {
+		name += "@" + host
+	}
+	return name
+}
+
+func (a *app) domainsActivateCommand() *cobra.Command {
+	var f changeFlags
+	cmd := &cobra.Command{
+		Use:   "activate --name DOMAIN",
+		Short: "Let a domain return to service",
+		Long: `Let a domain return to service. A domain that was out of service becomes REJOINING, and ACTIVE by itself when its
+replicas are in sync again. Activating an ACTIVE domain changes nothing.
+
+With --wait the resync of each volume is shown until the domain is ACTIVE and in sync.`,
+		Example: `  tandemctl cluster domains activate --name primary --reason "power is back" --wait`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.domains()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := a.withTimeout(cmd.Context())
+			defer cancel()
+			resp, err := client.ActivateDomain(ctx, &pb.ActivateDomainRequest{
+				Domain: f.name, ExpectedEpoch: f.expected(cmd), Reason: f.reason, Actor: a.actor(),
+			})
+			if err != nil {
+				return err
+			}
+			if !f.wait {
+				return a.print(resp, func(w io.Writer) { domainChanged(w, resp.GetDomain()) })
+			}
+			d, err := a.waitForDomain(cmd.Context(), resp.GetDomain(), activated)
+			if err != nil {
+				return err
+			}
+			return a.print(&pb.ActivateDomainResponse{Domain: d}, func(w io.Writer) { domainChanged(w, d) })
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until the domain is ACTIVE and in sync, showing the resync")
+	return cmd
+}
+
+func (a *app) domainsDeactivateCommand() *cobra.Command {
+	var f changeFlags
+	var peerLost bool
+	var accept string
+	cmd := &cobra.Command{
+		Use:   "deactivate --name DOMAIN",
+		Short: "Take a domain out of service",
+		Long: `Take a domain out of service: by plan (DRAINING, then INACTIVE when nothing runs there any more), or with
+--peer-lost at once (FENCED): from then on the other domains refuse its nodes, whatever those believe.
+
+It is refused while the last in-sync replica of a volume is in the domain; the error names the volumes.
+--accept-data-loss gives up the writes that only those replicas have. It cannot be undone.`,
+		Example: `  tandemctl cluster domains deactivate --name primary --reason "moving racks" --wait
+  tandemctl cluster domains deactivate --name primary --peer-lost --reason "site is dark"`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			volumes := splitList(accept)
+			if cmd.Flags().Changed("accept-data-loss") && len(volumes) == 0 {
+				return usageError("--accept-data-loss names no volume")
+			}
+			client, err := a.domains()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := a.withTimeout(cmd.Context())
+			defer cancel()
+			resp, err := client.DeactivateDomain(ctx, &pb.DeactivateDomainRequest{
+				Domain: f.name, ExpectedEpoch: f.expected(cmd), Reason: f.reason, Actor: a.actor(),
+				PeerLost: peerLost, AcceptDataLossVolumes: volumes,
+			})
+			if err != nil {
+				return err
+			}
+			if !f.wait {
+				return a.print(resp, func(w io.Writer) { domainChanged(w, resp.GetDomain()) })
+			}
+			d, err := a.waitForDomain(cmd.Context(), resp.GetDomain(), deactivated)
+			if err != nil {
+				return err
+			}
+			return a.print(&pb.DeactivateDomainResponse{Domain: d}, func(w io.Writer) { domainChanged(w, d) })
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().BoolVar(&peerLost, "peer-lost", false, "the domain is gone: fence it at once, wait for nothing")
+	cmd.Flags().StringVar(&accept, "accept-data-loss", "", "give up the last copy of these `volumes` (ids or names, with commas)")
+	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until nothing runs in the domain any more")
+	return cmd
+}
+
+func domainChanged(w io.Writer, d *pb.Domain) {
+	fmt.Fprintf(w, "Domain %s is %s, %s (epoch %d)\n", d.GetName(), enumText(d.GetState(), "DOMAIN_STATE_"), syncText(d.GetSync()), d.GetEpoch())
+	for _, b := range d.GetBlocked() {
+		fmt.Fprintln(w, blockedText(d.GetName(), b))
+	}
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+
+	domainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+const (
+	idData   = "6f1c2a34-0000-4000-8000-000000000001"
+	idLedger = "6f1c2a34-0000-4000-8000-000000000002"
+	started  = 1_700_000_000_000 // milliseconds
+	gib      = 1 << 30
+)
+
+func errNoVolume(name string) error {
+	return fmt.Errorf("%w: %q", replication.ErrVolumeNotFound, name)
+}
+
+func replica(n int, node, domain string) *volumepb.Replica {
+	return &volumepb.Replica{Id: fmt.Sprintf("r%d", n), Node: node, Domain: domain, Pool: "/var/lib/tandem/pool",
+		State: volumepb.ReplicaState_REPLICA_STATE_IN_SYNC, InSync: true, NodeOnline: true}
+}
+
+func detached() *volumepb.Volume {
+	return &volumepb.Volume{
+		Id: idData, Name: "data", SizeBytes: 2 * gib, ReplicasWanted: 2, InSync: 2,
+		Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY, Labels: map[string]string{"tier": "1", "app": "db"},
+		CreatedUnixMs: started, Phase: volumepb.Phase_PHASE_DETACHED, Epoch: 3,
+		Replicas: []*volumepb.Replica{replica(1, "b1", "dr-site"), replica(2, "a1", "primary")},
+	}
+}
+
+func attached() *volumepb.Volume {
+	v := detached()
+	v.Phase, v.Epoch, v.Term = volumepb.Phase_PHASE_ACTIVE, 5, 5
+	v.Attachment = &volumepb.Attachment{Node: "a1", Domain: "primary", Path: "/dev/loop0", Frontend: "fuseloop", AttachId: "at1"}
+	return v
+}
+
+// degraded is stalled, and one of its replicas is being resynced.
+func degraded(donePercent uint64) *volumepb.Volume {
+	v := attached()
+	v.Id, v.Name, v.Labels = idLedger, "ledger", nil
+	v.Protection = volumepb.Protection_PROTECTION_MAX_PROTECTION
+	v.Attachment.Node, v.Attachment.Path, v.Attachment.Frontend = "b1", "nbd+unix:///ledger?socket=/run/tandem/nbd.sock", "nbd"
+	v.InSync = 1
+	v.Stall = &volumepb.Stall{Cause: "need-replica", Text: "bring a1 back or set the protection to max-availability", SinceUnixMs: started}
+	r := v.Replicas[1]
+	r.State, r.InSync, r.Reason = volumepb.ReplicaState_REPLICA_STATE_SYNCING, false, "returned"
+	r.ResyncTotalBytes, r.ResyncDoneBytes = gib, gib/100*donePercent
+	r.DirtyBytes, r.ResyncRate, r.EtaSeconds = r.ResyncTotalBytes-r.ResyncDoneBytes, 120<<20, 5
+	return v
+}
+
+func domain(name string, state domainpb.DomainState, sync domainpb.SyncStatus, inSync uint32) *domainpb.Domain {
+	return &domainpb.Domain{Name: name, State: state, Epoch: 4, Actor: "root@a1", Reason: "power is back", ChangedUnixMs: started,
+		PrevState: domainpb.DomainState_DOMAIN_STATE_FENCED, NodesTotal: 2, NodesOnline: 2, Sync: sync, ReplicasTotal: 2, ReplicasInSync: inSync}
+}
+
+func domainActive(name string) *domainpb.Domain {
+	return domain(name, domainpb.DomainState_DOMAIN_STATE_ACTIVE, domainpb.SyncStatus_SYNC_STATUS_IN_SYNC, 2)
+}
+
+func domainRejoining(name string) *domainpb.Domain {
+	d := domain(name, domainpb.DomainState_DOMAIN_STATE_REJOINING, domainpb.SyncStatus_SYNC_STATUS_SYNC_IN_PROGRESS, 1)
+	d.Epoch = 3
+	return d
+}
+
+func clusterStatus() *domainpb.GetStatusResponse {
+	pool := func(used uint64) []*domainpb.Pool {
+		return []*domainpb.Pool{{Uuid: "p-1", Path: "/var/lib/tandem/pool", Fs: "xfs", TotalBytes: 100 * gib, UsedBytes: used, ProvisionedBytes: 4 * gib}}
+	}
+	online := domainpb.NodeState_NODE_STATE_ONLINE
+	return &domainpb.GetStatusResponse{
+		ClusterName: "metro", ClusterId: "c0ffee00-0000-4000-8000-000000000000", ThisNode: "a1", Version: "v0.1.0",
+		Nodes: []*domainpb.Node{
+			{Name: "b1", Domain: "dr-site", Address: "10.0.1.1:9701", State: online, Pools: pool(3 * gib), Version: "v0.1.0"},
+			{Name: "a1", Domain: "primary", Address: "10.0.0.1:9701", State: online, Pools: pool(2 * gib), Version: "v0.1.0", ThisNode: true},
+			{Name: "a2", Domain: "primary", Address: "10.0.0.2:9701", State: domainpb.NodeState_NODE_STATE_OFFLINE, Version: "v0.1.0"},
+			{Name: "w", Domain: "third", Address: "10.0.2.1:9701", State: online, Version: "v0.1.0", Witness: true},
+		},
+		Kvdb: &domainpb.Kvdb{Kind: "raft", Healthy: true, Leader: "a1", Members: []*domainpb.KvdbMember{
+			{Name: "a1", Address: "10.0.0.1:9702", Role: "leader", Healthy: true},
+			{Name: "b1", Address: "10.0.1.1:9702", Role: "follower", Healthy: true},
+			{Name: "w", Address: "10.0.2.1:9702", Role: "unknown", Healthy: false},
+		}},
+		Rtts: []*domainpb.Rtt{
+			{Node: "b1", Domain: "dr-site", P50Us: 9500, P99Us: 12340, Samples: 120, Warning: true, LastSeenUnixMs: started + 99_000},
+			{Node: "a2", Domain: "primary"},
+		},
+		Alerts: []*domainpb.Alert{
+			{Code: "node-offline", Severity: domainpb.Severity_SEVERITY_ALARM, Resource: "node/a2", Text: "a2 has not been heard of for 1m40s"},
+			{Code: "rtt-high", Severity: domainpb.Severity_SEVERITY_WARN, Resource: "node/b1", Text: "p99 is 12.34 ms, above 10 ms"},
+		},
+		Domains: []*domainpb.Domain{domainActive("dr-site"), domainActive("primary")},
+	}
+}
+
+func fixture() *fakeDaemon {
+	blocked := domainRejoining("primary")
+	blocked.Blocked = []*domainpb.BlockedVolume{{VolumeId: idData, Cause: "not-attached", Text: "attach it, or its replica cannot be resynced"}}
+	return &fakeDaemon{
+		status:  clusterStatus(),
+		domains: []*domainpb.ListDomainsResponse{{LocalDomain: "dr-site", Domains: []*domainpb.Domain{domainActive("dr-site"), blocked}}},
+		volumes: []*volumepb.ListVolumesResponse{{
+			Volumes: []*volumepb.Volume{attached(), degraded(45), {Id: "6f1c2a34-0000-4000-8000-000000000003", Name: "new", SizeBytes: 10 * gib, ReplicasWanted: 2,
+				Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY, Phase: volumepb.Phase_PHASE_CREATING, Progress: "b1 does not answer"}},
+			Orphans: []*volumepb.Orphan{{Node: "a1", Pool: "/var/lib/tandem/pool", VolumeId: "v-gone", ReplicaId: "r-gone", Text: "left by a volume that was deleted while the node was away"}},
+		}},
+		change: domainActive("primary"),
+	}
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/datapath/frontend"
+	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+var update = flag.Bool("update", false, "write the golden files and docs/reference/tandemctl.md anew")
+
+// Every verb, as table and as JSON, right and wrong: testdata/<name>.golden.
+func TestGolden(t *testing.T) {
+	loop0At := func(dir string) func(*harness) {
+		return func(h *harness) { h.mountTab = []mountEntry{{"/dev/sda1", "/"}, {"/dev/loop0", dir}} }
+	}
+	for _, tc := range []struct {
+		name string
+		args string // split at blanks
+		set  func(*harness)
+		fake func(*fakeDaemon)
+	}{
+		{name: "status", args: "status"},
+		{name: "status-json", args: "status -o json"},
+		{name: "status-kvdb-down", args: "status", fake: func(f *fakeDaemon) {
+			f.status.Kvdb.Healthy, f.status.Kvdb.Error, f.status.Kvdb.Leader, f.status.Alerts, f.status.Rtts = false, "no leader", "", nil, nil
+		}},
+		{name: "cluster-list", args: "cluster list"},
+		{name: "domains-show", args: "cluster domains show"},
+		{name: "domains-show-json", args: "cluster domains show -o json"},
+		{name: "domains-activate", args: "cluster domains activate --name primary --reason back"},
+		{name: "domains-activate-json", args: "cluster domains activate -n primary -o json"},
+		{name: "domains-activate-unknown", args: "cluster domains activate --name nowhere", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: %q", clusterdomain.ErrDomainNotFound, "nowhere")
+		}},
+		{name: "domains-activate-no-name", args: "cluster domains activate"},
+		{name: "domains-deactivate", args: "cluster domains deactivate --name primary --peer-lost --expect-epoch 4 --accept-data-loss data,ledger"},
+		{name: "domains-deactivate-last-copy", args: "cluster domains deactivate --name primary", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: domain primary: volumes data, ledger", clusterdomain.ErrLastCopy)
+		}},
+		{name: "domains-deactivate-changed", args: "cluster domains deactivate --name primary --expect-epoch 3", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: domain primary is at epoch 4, not 3", clusterdomain.ErrEpochChanged)
+		}},
+		{name: "domains-deactivate-no-volumes", args: "cluster domains deactivate --name primary --accept-data-loss ,"},
+		{name: "domains-deactivate-epoch", args: "cluster domains deactivate --name primary --expect-epoch -1"},
+		{name: "volume-create", args: "volume create data --size 2GiB --replicas 2"},
+		{name: "volume-create-json", args: "volume create data --size 2GiB --protection max-protection --domains primary,dr-site -l app=db -o json"},
+		{name: "volume-create-no-size", args: "volume create data"},
+		{name: "volume-create-no-name", args: "volume create --size 1Gi"},
+		{name: "volume-create-two-names", args: "volume create a b --size 1Gi"},
+		{name: "volume-create-size-0", args: "volume create data --size 0"},
+		{name: "volume-create-size-0Gi", args: "volume create data --size 0Gi"},
+		{name: "volume-create-size-negative", args: "volume create data --size -1"},
+		{name: "volume-create-size-10X", args: "volume create data --size 10X"},
+		{name: "volume-create-size-10G", args: "volume create data --size 10G"},
+		{name: "volume-create-size-bare", args: "volume create data --size 10"},
+		{name: "volume-create-size-huge", args: "volume create data --size 99999999999Pi"},
+		{name: "volume-create-replicas", args: "volume create data --size 1Gi --replicas -1"},
+		{name: "volume-create-protection", args: "volume create data --size 1Gi --protection none"},
+		{name: "volume-create-domains", args: "volume create data --size 1Gi --domains ,"},
+		{name: "volume-create-misaligned", args: "volume create data --size 4097B -o json", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("volume data: size 4097: %w", block.ErrMisaligned)
+		}},
+		{name: "volume-create-unknown-domain", args: "volume create data --size 1Gi --domains nowhere", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: %q", clusterdomain.ErrDomainNotFound, "nowhere")
+		}},
+		{name: "volume-create-no-space", args: "volume create data --size 1Ti", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("pool /var/lib/tandem/pool of b1: %w", block.ErrNoSpace)
+		}},
+		{name: "volume-list", args: "volume list"},
+		{name: "volume-list-json", args: "volume list --node a1 -l app=db -o json"},
+		{name: "volume-list-empty", args: "volume list", fake: func(f *fakeDaemon) { f.volumes = nil }},
+		{name: "volume-list-kvdb", args: "volume list", fake: func(f *fakeDaemon) { f.err = kvdb.ErrNoLeader }},
+		{name: "volume-list-bug", args: "volume list", fake: func(f *fakeDaemon) { f.err = errors.New("nil map") }},
+		{name: "volume-inspect", args: "volume inspect data"},
+		{name: "volume-inspect-degraded", args: "volume inspect ledger"},
+		{name: "volume-inspect-json", args: "volume inspect ledger -o json"},
+		{name: "volume-inspect-unknown", args: "volume inspect nothing"},
+		{name: "volume-inspect-unknown-json", args: "volume inspect nothing -o json"},
+		{name: "volume-delete", args: "volume delete data --force"},
+		{name: "volume-delete-wait-json", args: "volume delete data -f --wait -o json"},
+		{name: "volume-delete-nobody-to-ask", args: "volume delete data"},
+		{name: "volume-delete-no", args: "volume delete data", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("n\n") }},
+		{name: "volume-delete-eof", args: "volume delete data", set: func(h *harness) { h.stdinTTY = true }},
+		{name: "volume-delete-yes", args: "volume delete data --wait", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("Y\n") }},
+		{name: "host-attach", args: "host attach data --frontend fuseloop"},
+		{name: "host-attach-json", args: "host attach data -o json"},
+		{name: "host-attach-elsewhere", args: "host attach data", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: volume data on node b1", replication.ErrBusy)
+		}},
+		{name: "host-attach-frontend", args: "host attach data --frontend iscsi"},
+		{name: "host-detach", args: "host detach data"},
+		{name: "host-detach-in-use", args: "host detach data", fake: func(f *fakeDaemon) { f.err = fmt.Errorf("volume data: %w", frontend.ErrBusy) }},
+		{name: "host-mount", args: "host mount data --path /mnt/data --fs xfs --options noatime"},
+		{name: "host-mount-json", args: "host mount data --path /mnt/data/ -o json"},
+		{name: "host-mount-again", args: "host mount data --path /mnt/data", set: loop0At("/mnt/data")},
+		{name: "host-mount-occupied", args: "host mount data --path /mnt/data", set: func(h *harness) { h.mountTab = []mountEntry{{"/dev/sdb", "/mnt/data"}} }},
+		{name: "host-mount-fails", args: "host mount data --path /mnt/data", set: func(h *harness) { h.execErr = errors.New("exit status 32") }},
+		{name: "host-mount-relative", args: "host mount data --path data"},
+		{name: "host-mount-no-path", args: "host mount data"},
+		{name: "host-mount-detached", args: "host mount data --path /mnt/data", fake: func(f *fakeDaemon) {
+			f.volumes = []*volumepb.ListVolumesResponse{{Volumes: []*volumepb.Volume{detached()}}}
+		}},
+		{name: "host-mount-elsewhere", args: "host mount ledger --path /mnt/data"},
+		{name: "host-mount-nbd", args: "host mount ledger --path /mnt/data", fake: func(f *fakeDaemon) { f.status.ThisNode = "b1" }},
+		{name: "host-mount-no-device", args: "host mount data --path /mnt/data", set: func(h *harness) {
+			h.isBlockDevice = func(path string) error { return fmt.Errorf("%s is no block device", path) }
+		}},
+		{name: "host-mount-remote", args: "host mount data --path /mnt/data --endpoint 127.0.0.1:9700"},
+		{name: "host-unmount", args: "host unmount data --path /mnt/data", set: loop0At("/mnt/data")},
+		{name: "host-unmount-json", args: "host unmount data --path /mnt/data -o json", set: loop0At("/mnt/data")},
+		{name: "host-unmount-nothing", args: "host unmount data --path /mnt/data"},
+		{name: "host-unmount-other", args: "host unmount data --path /", set: loop0At("/mnt/data")},
+		{name: "host-unmount-detached", args: "host unmount data --path /mnt/data", set: loop0At("/mnt/data"), fake: func(f *fakeDaemon) {
+			f.volumes = []*volumepb.ListVolumesResponse{{Volumes: []*volumepb.Volume{detached()}}}
+		}},
+		{name: "host-unmount-busy", args: "host unmount data --path /mnt/data", set: func(h *harness) { loop0At("/mnt/data")(h); h.execErr = errors.New("exit status 32") }},
+		{name: "bad-output", args: "status -o yaml"},
+		{name: "bad-flag", args: "status --verbose"},
+		{name: "bad-command", args: "volum list"},
+		{name: "bad-verb", args: "volume creat x"},
+		{name: "bad-timeout", args: "status --timeout -1s"},
+		{name: "bad-endpoint", args: "status --endpoint tandemd.sock"},
+		{name: "bad-endpoint-relative", args: "status --endpoint unix:tandemd.sock"},
+		{name: "bad-endpoint-open", args: "status --endpoint 10.0.0.1:9700"},
+		{name: "bad-tls-half", args: "status --endpoint 10.0.0.1:9700 --tls-ca /nowhere/ca.pem"},
+		{name: "bad-tls-file", args: "status --endpoint 10.0.0.1:9700 --tls-ca /nowhere/ca.pem --tls-cert c --tls-key k"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := fixture()
+			if tc.fake != nil {
+				tc.fake(f)
+			}
+			h := newHarness(t, f)
+			if tc.set != nil {
+				tc.set(h)
+			}
+			golden(t, filepath.Join("testdata", tc.name+".golden"), h.transcript(t, strings.Fields(tc.args)...))
+		})
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	domainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// What the flags say is what the daemon is asked.
+func TestRequests(t *testing.T) {
+	epoch := uint64(0)
+	for _, tc := range []struct {
+		args string
+		want proto.Message
+	}{
+		{"volume create data --size 2GiB --replicas 2", &volumepb.CreateVolumeRequest{Name: "data", SizeBytes: 2 << 30, Replicas: 2,
+			Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY}},
+		{"volume create d -s 4Ki --protection max-protection --domains a,,b -l x=1,y=2", &volumepb.CreateVolumeRequest{Name: "d", SizeBytes: 4096,
+			Protection: volumepb.Protection_PROTECTION_MAX_PROTECTION, Domains: []string{"a", "b"}, Labels: map[string]string{"x": "1", "y": "2"}}},
+		{"volume list --node n -l x=1", &volumepb.ListVolumesRequest{Node: "n", Labels: map[string]string{"x": "1"}}},
+		{"volume delete v --force --wait", &volumepb.DeleteVolumeRequest{Volume: "v", Wait: true}},
+		{"host attach v --frontend nbd --node n", &volumepb.AttachVolumeRequest{Volume: "v", Frontend: "nbd", Node: "n"}},
+		{"host detach v", &volumepb.DetachVolumeRequest{Volume: "v"}},
+		{"cluster domains activate -n d --endpoint 127.0.0.1:1 --reason why", &domainpb.ActivateDomainRequest{Domain: "d", Reason: "why"}},
+		{"cluster domains activate -n d --endpoint 127.0.0.1:1 --expect-epoch 0", &domainpb.ActivateDomainRequest{Domain: "d", ExpectedEpoch: &epoch}},
+		{"cluster domains deactivate -n d --endpoint 127.0.0.1:1 --peer-lost --accept-data-loss v1,v2",
+			&domainpb.DeactivateDomainRequest{Domain: "d", PeerLost: true, AcceptDataLossVolumes: []string{"v1", "v2"}}},
+	} {
+		f := fixture()
+		h := newHarness(t, f)
+		if code := h.run(t.Context(), strings.Fields(tc.args)); code != rpcstatus.ExitOK {
+			t.Errorf("%s: exit code %d: %s", tc.args, code, h.err.String())
+			continue
+		}
+		if len(f.requests) != 1 || !proto.Equal(f.requests[0], tc.want) {
+			t.Errorf("%s: asked %v, want %v", tc.args, f.requests, tc.want)
+		}
+	}
+}
+
+// Over the socket there is no certificate: the daemon is told who asks.
+func TestActorOverTheSocket(t *testing.T) {
+	f := fixture()
+	h := newHarness(t, f)
+	h.run(t.Context(), []string{"cluster", "domains", "activate", "-n", "d"})
+	if got := f.requests[0].(*domainpb.ActivateDomainRequest).GetActor(); !strings.Contains(got, "@") {
+		t.Errorf("the actor is %q", got)
+	}
+}
+
+func TestDaemonDown(t *testing.T) {
+	h := newHarness(t, nil)
+	h.env[envEndpoint] = "/run/other.sock"
+	if code := h.run(t.Context(), []string{"volume", "list"}); code != rpcstatus.ExitUnavailable {
+		t.Errorf("exit code %d", code)
+	}
+	if got := h.err.String(); !strings.Contains(got, "tandemd at /run/other.sock does not answer") || !strings.Contains(got, "Hint:  is tandemd running?") {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestTimeout(t *testing.T) {
+	f := fixture()
+	f.block = make(chan struct{})
+	h := newHarness(t, f)
+	if code := h.run(t.Context(), []string{"host", "detach", "v", "--timeout", "1ms"}); code != rpcstatus.ExitTimeout {
+		t.Errorf("exit code %d: %s", code, h.err.String())
+	}
+}
+
+func TestInterrupt(t *testing.T) {
+	f := fixture()
+	f.block = make(chan struct{})
+	h := newHarness(t, f)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(time.Millisecond, cancel)
+	if code := h.run(ctx, []string{"host", "detach", "v", "--timeout", "0"}); code != rpcstatus.ExitInterrupted {
+		t.Errorf("exit code %d: %s", code, h.err.String())
+	}
+}
+
+func TestVersion(t *testing.T) {
+	h := newHarness(t, fixture())
+	if code := h.run(t.Context(), []string{"version"}); code != rpcstatus.ExitOK || !strings.Contains(h.out.String(), "tandemd:   v0.1.0 (node a1)") {
+		t.Errorf("%d: %s%s", code, h.out.String(), h.err.String())
+	}
+	// Without a daemon the own version is shown, and that it is missing.
+	h = newHarness(t, nil)
+	if code := h.run(t.Context(), []string{"version"}); code != rpcstatus.ExitUnavailable || !strings.HasPrefix(h.out.String(), "tandemctl: ") {
+		t.Errorf("%d: %s%s", code, h.out.String(), h.err.String())
+	}
+	h = newHarness(t, nil)
+	if code := h.run(t.Context(), []string{"version", "--client", "-o", "json"}); code != rpcstatus.ExitOK || !strings.Contains(h.out.String(), `"client": "`) {
+		t.Errorf("%d: %s%s", code, h.out.String(), h.err.String())
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		h := newHarness(t, nil)
+		if code := h.run(t.Context(), []string{"completion", shell}); code != rpcstatus.ExitOK || !strings.Contains(h.out.String(), "tandemctl") {
+			t.Errorf("%s: exit code %d, %d bytes", shell, code, h.out.Len())
+		}
+	}
+}
+
+func TestParseMountinfo(t *testing.T) {
+	got := parseMountinfo(`22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+36 22 7:0 / /mnt/my\040data rw,noatime master:1 - xfs /dev/loop0 rw,attr2
+bad line
+37 22 0:5 / /proc rw - proc proc
+`)
+	want := []mountEntry{{"/dev/sda1", "/"}, {"/dev/loop0", "/mnt/my data"}, {"proc", "/proc"}}
+	if len(got) != len(want) {
+		t.Fatalf("got %v", got)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("got %v, want %v", got[i], want[i])
+		}
+	}
+}
+
+func TestIsBlockDevice(t *testing.T) {
+	for _, path := range []string{"/dev/null", t.TempDir(), "/nowhere"} {
+		if err := isBlockDevice(path); err == nil {
+			t.Errorf("%s was taken for a block device", path)
+		}
+	}
+}
