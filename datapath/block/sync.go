@@ -2,27 +2,51 @@ package block
 
 import "sync"
 
-// waiter is a Request that somebody waits for.
+// waiter is a Request that somebody waits for. It waits on a condition, not on
+// a channel, because a pooled channel may not wander between the bubbles of
+// testing/synctest.
 type waiter struct {
 	Request
 	batch [1]*Request
-	done  chan error
+
+	mu   sync.Mutex
+	cond sync.Cond
+	done bool
+	err  error
 }
 
 // Complete implements Completer.
-func (w *waiter) Complete(_ *Request, err error) { w.done <- err }
+func (w *waiter) Complete(_ *Request, err error) {
+	w.mu.Lock()
+	w.done, w.err = true, err
+	w.cond.Signal()
+	w.mu.Unlock()
+}
 
-var waiters = sync.Pool{New: func() any { return &waiter{done: make(chan error, 1)} }}
+func (w *waiter) wait() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for !w.done {
+		w.cond.Wait()
+	}
+	return w.err
+}
+
+var waiters = sync.Pool{New: func() any {
+	w := new(waiter)
+	w.cond.L = &w.mu
+	w.batch[0] = &w.Request
+	return w
+}}
 
 // Do submits r's fields as one request and waits for its completion; r.By is not used.
 func Do(d Device, r Request) error {
 	w := waiters.Get().(*waiter)
 	w.Request = r
 	w.Request.By = w
-	w.batch[0] = &w.Request
 	d.Submit(w.batch[:])
-	err := <-w.done
-	w.Request = Request{}
+	err := w.wait()
+	w.Request, w.done, w.err = Request{}, false, nil
 	waiters.Put(w)
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/tandem-storage/tandem/datapath/invariant"
 )
@@ -111,5 +112,28 @@ func TestDoAllocatesNothing(t *testing.T) {
 	d.log = make([]Request, 0, 4096)
 	if n := testing.AllocsPerRun(100, func() { _ = ReadAt(d, p, 0) }); n != 0 {
 		t.Fatalf("%v allocations per read", n)
+	}
+}
+
+// later completes on another goroutine.
+type later struct{ ram }
+
+func (d *later) Submit(batch []*Request) {
+	for _, r := range batch {
+		go d.ram.Submit([]*Request{r})
+	}
+}
+
+// Callers in different synctest bubbles share the pool of waiters.
+func TestDoInBubbles(t *testing.T) {
+	for range 3 {
+		synctest.Test(t, func(t *testing.T) {
+			d := &later{ram{data: make([]byte, MaxIO)}}
+			for range 20 {
+				if err := ReadAt(d, make([]byte, 4096), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
 	}
 }
