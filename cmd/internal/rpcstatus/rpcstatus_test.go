@@ -75,7 +75,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("%s: exit code %d", r.name, f.Exit)
 		}
 	}
-	if got := reason("replication.ErrBadUUID"); got != "REPLICATION_BAD_UUID" {
+	if got := reason("datapath/block.ErrIO") + reason("replication.ErrBadUUID"); got != "DATAPATH_BLOCK_IOREPLICATION_BAD_UUID" {
 		t.Errorf("got %s", got)
 	}
 }

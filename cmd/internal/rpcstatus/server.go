@@ -84,11 +84,11 @@ func orNop(lg *zap.Logger) *zap.Logger {
 	return lg
 }
 
-// reason is the wire form of a sentinel's name: kvdb.ErrNoLeader -> KVDB_NO_LEADER.
+// reason is the wire form of a sentinel's name: datapath/block.ErrNoSpace -> DATAPATH_BLOCK_NO_SPACE.
 func reason(name string) string {
-	pkg, ident, _ := strings.Cut(name, ".")
+	folder, ident, _ := strings.Cut(name, ".")
 	var b strings.Builder
-	b.WriteString(strings.ToUpper(pkg))
+	b.WriteString(strings.ToUpper(strings.ReplaceAll(folder, "/", "_")))
 	runes := []rune(strings.TrimPrefix(ident, "Err"))
 	for i, r := range runes {
 		// A word begins at an upper-case letter after a lower-case one, and at the last of a run: BadUUID, NotFound.

@@ -11,16 +11,20 @@ import (
 
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/cmd/internal/config"
+	"github.com/tandem-storage/tandem/datapath/backing"
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/frontend"
+	"github.com/tandem-storage/tandem/datapath/frontend/nbd"
 	"github.com/tandem-storage/tandem/datapath/meta"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/wire"
+	"github.com/tandem-storage/tandem/volume"
 )
 
 // row maps one sentinel.
 type row struct {
-	name string // as in the source, "kvdb.ErrNotFound"
+	name string // folder and identifier, "datapath/block.ErrIO"
 	err  error
 	code codes.Code
 	hint string // what the operator can do; "" if the message says it all
@@ -28,14 +32,19 @@ type row struct {
 
 // Hints that several rows share.
 const (
+	hintPool      = "see the daemon's log and docs/ops; nothing in the directory was changed"
+	hintCerts     = "check the tls files of both nodes: same cluster, right node and domain"
+	hintVersions  = "run versions of tandemd that know each other, see \"tandemctl cluster list\""
 	hintBug       = "this should not have come this far: please report it with the daemon's log"
 	hintRetry     = "look at the present state and try again"
 	hintKVDB      = "see the kvdb section of \"tandemctl status\"; volumes that are attached and in sync go on without it"
 	hintReset     = "replace or repair the disk, see \"tandemctl volume inspect\""
 	hintTryOther  = "the daemon is stopping: ask another node with --endpoint, or try again when it is back"
+	hintSpace     = "free or add space in the pool, see \"tandemctl status\""
 	hintSeeDomain = "see \"tandemctl cluster domains show\""
 	hintSeeVolume = "see \"tandemctl volume list\""
 	hintAlign     = "use a multiple of the block size"
+	hintRecord    = "the kvdb holds a record that this version cannot read: was it written by a later one?"
 	hintMetadata  = "do not write to the pool: the other replicas have the data; see the daemon's log for the file"
 )
 
@@ -51,7 +60,26 @@ var table = []row{
 	{"clusterdomain.ErrOutcomeUnknown", clusterdomain.ErrOutcomeUnknown, codes.Unavailable, hintSeeDomain + " whether the change took effect"},
 	{"clusterdomain.ErrNodeDomain", clusterdomain.ErrNodeDomain, codes.FailedPrecondition, "a node keeps its domain: set domain in its configuration back, or give the node a new nodeID"},
 	{"clusterdomain.ErrInvalid", clusterdomain.ErrInvalid, codes.InvalidArgument, ""},
-	{"clusterdomain.ErrBadRecord", clusterdomain.ErrBadRecord, codes.DataLoss, "the kvdb holds a record that this version cannot read: was it written by a later one?"},
+	{"clusterdomain.ErrBadRecord", clusterdomain.ErrBadRecord, codes.DataLoss, hintRecord},
+
+	// volume
+	{"volume.ErrVolumeExists", volume.ErrVolumeExists, codes.AlreadyExists, "choose another name, or look at it with \"tandemctl volume inspect\""},
+	{"volume.ErrTooLarge", volume.ErrTooLarge, codes.OutOfRange, "see \"tandemctl cluster list\" for what the nodes have"},
+	{"volume.ErrNoRoom", volume.ErrNoRoom, codes.ResourceExhausted, "free or add space, see \"tandemctl cluster list\""},
+	{"volume.ErrTooFewNodes", volume.ErrTooFewNodes, codes.FailedPrecondition, "ask for fewer replicas, or bring nodes back, see \"tandemctl cluster list\""},
+	{"volume.ErrDomainNotActive", volume.ErrDomainNotActive, codes.FailedPrecondition, hintSeeDomain},
+	{"volume.ErrAttached", volume.ErrAttached, codes.FailedPrecondition, "unmount and detach it first, see \"tandemctl volume inspect\""},
+	{"volume.ErrDeleting", volume.ErrDeleting, codes.FailedPrecondition, ""},
+	{"volume.ErrOtherNode", volume.ErrOtherNode, codes.FailedPrecondition, "ask that node: run tandemctl there, or give --endpoint"},
+	{"volume.ErrIncarnation", volume.ErrIncarnation, codes.FailedPrecondition, ""},
+	{"volume.ErrCreateFailed", volume.ErrCreateFailed, codes.Aborted, "what was made of it is removed: remove the cause and try again"},
+	{"volume.ErrConflict", volume.ErrConflict, codes.Aborted, hintRetry},
+	{"volume.ErrNotReady", volume.ErrNotReady, codes.Unavailable, "wait: \"tandemctl volume inspect\" shows what it waits for"},
+	{"volume.ErrNotSent", volume.ErrNotSent, codes.Unavailable, hintKVDB},
+	{"volume.ErrOutcomeUnknown", volume.ErrOutcomeUnknown, codes.Unavailable, hintSeeVolume + " whether the change took effect"},
+	{"volume.ErrBadRecord", volume.ErrBadRecord, codes.DataLoss, hintRecord},
+	{"volume.ErrInvalidChange", volume.ErrInvalidChange, codes.Internal, hintBug},
+	{"volume.ErrInvalid", volume.ErrInvalid, codes.InvalidArgument, ""},
 
 	// replication
 	{"replication.ErrVolumeNotFound", replication.ErrVolumeNotFound, codes.NotFound, hintSeeVolume},
@@ -67,6 +95,11 @@ var table = []row{
 	{"replication.ErrStaleEpoch", replication.ErrStaleEpoch, codes.Aborted, hintRetry},
 	{"replication.ErrStalled", replication.ErrStalled, codes.Unavailable, "\"tandemctl volume inspect\" names the cause of the stall"},
 	{"replication.ErrClosed", replication.ErrClosed, codes.Unavailable, hintTryOther},
+	{"replication/wire.ErrVersion", wire.ErrVersion, codes.FailedPrecondition, hintVersions},
+	{"replication/wire.ErrUnknownType", wire.ErrUnknownType, codes.Unimplemented, hintVersions},
+	{"replication/wire.ErrHeaderCRC", wire.ErrHeaderCRC, codes.Unavailable, "the network damages data: the connection is made anew"},
+	{"replication/wire.ErrFrame", wire.ErrFrame, codes.InvalidArgument, ""},
+	{"replication/wire.ErrMessage", wire.ErrMessage, codes.Internal, hintBug},
 
 	// kvdb
 	{"kvdb.ErrConflict", kvdb.ErrConflict, codes.Aborted, hintRetry},
@@ -79,22 +112,36 @@ var table = []row{
 	{"kvdb.ErrInvalid", kvdb.ErrInvalid, codes.InvalidArgument, ""},
 
 	// datapath
-	{"frontend.ErrBusy", frontend.ErrBusy, codes.FailedPrecondition, "unmount the file system and close the device first (\"tandemctl host unmount\")"},
-	{"meta.ErrCorrupt", meta.ErrCorrupt, codes.DataLoss, hintMetadata},
-	{"meta.ErrIncompatible", meta.ErrIncompatible, codes.FailedPrecondition, "start the version of tandemd that wrote it, or a later one"},
-	{"meta.ErrInvalid", meta.ErrInvalid, codes.Internal, hintBug},
-	{"block.ErrMisaligned", block.ErrMisaligned, codes.InvalidArgument, hintAlign},
-	{"block.ErrOutOfRange", block.ErrOutOfRange, codes.OutOfRange, ""},
-	{"block.ErrTooLarge", block.ErrTooLarge, codes.InvalidArgument, ""},
-	{"block.ErrInvalid", block.ErrInvalid, codes.InvalidArgument, ""},
-	{"block.ErrNotSupported", block.ErrNotSupported, codes.Unimplemented, ""},
-	{"block.ErrNoSpace", block.ErrNoSpace, codes.ResourceExhausted, "free or add space in the pool, see \"tandemctl status\""},
-	{"block.ErrClosed", block.ErrClosed, codes.Unavailable, hintTryOther},
-	{"block.ErrIO", block.ErrIO, codes.DataLoss, hintReset},
+	{"datapath/frontend.ErrBusy", frontend.ErrBusy, codes.FailedPrecondition, "unmount the file system and close the device first (\"tandemctl host unmount\")"},
+	{"datapath/frontend/nbd.ErrKilled", nbd.ErrKilled, codes.FailedPrecondition, "the volume lives on another node now: detach it here"},
+	{"datapath/frontend/nbd.ErrClosed", nbd.ErrClosed, codes.Unavailable, hintTryOther},
+	{"datapath/backing.ErrPoolFull", backing.ErrPoolFull, codes.ResourceExhausted, hintSpace},
+	{"datapath/backing.ErrFaulted", backing.ErrFaulted, codes.FailedPrecondition, hintReset},
+	{"datapath/backing.ErrUnsafeFS", backing.ErrUnsafeFS, codes.FailedPrecondition, "put the pool on XFS or ext4, or accept the risk with allowAnyFS: true in its configuration"},
+	{"datapath/backing.ErrLocked", backing.ErrLocked, codes.Unavailable, "is another tandemd running on the pool? after a kill its last I/O may still have to end"},
+	{"datapath/backing.ErrForeign", backing.ErrForeign, codes.FailedPrecondition, hintPool},
+	{"datapath/backing.ErrIdentityMissing", backing.ErrIdentityMissing, codes.DataLoss, hintPool},
+	{"datapath/backing.ErrMisplaced", backing.ErrMisplaced, codes.DataLoss, hintPool},
+	{"datapath/backing.ErrInUse", backing.ErrInUse, codes.FailedPrecondition, ""},
+	{"datapath/backing.ErrExists", backing.ErrExists, codes.AlreadyExists, ""},
+	{"datapath/backing.ErrNotFound", backing.ErrNotFound, codes.NotFound, ""},
+	{"datapath/backing.ErrRegress", backing.ErrRegress, codes.Internal, hintBug},
+	{"datapath/backing.ErrInvalid", backing.ErrInvalid, codes.InvalidArgument, ""},
+	{"datapath/meta.ErrCorrupt", meta.ErrCorrupt, codes.DataLoss, hintMetadata},
+	{"datapath/meta.ErrIncompatible", meta.ErrIncompatible, codes.FailedPrecondition, "start the version of tandemd that wrote it, or a later one"},
+	{"datapath/meta.ErrInvalid", meta.ErrInvalid, codes.Internal, hintBug},
+	{"datapath/block.ErrMisaligned", block.ErrMisaligned, codes.InvalidArgument, hintAlign},
+	{"datapath/block.ErrOutOfRange", block.ErrOutOfRange, codes.OutOfRange, ""},
+	{"datapath/block.ErrTooLarge", block.ErrTooLarge, codes.InvalidArgument, ""},
+	{"datapath/block.ErrInvalid", block.ErrInvalid, codes.InvalidArgument, ""},
+	{"datapath/block.ErrNotSupported", block.ErrNotSupported, codes.Unimplemented, ""},
+	{"datapath/block.ErrNoSpace", block.ErrNoSpace, codes.ResourceExhausted, hintSpace},
+	{"datapath/block.ErrClosed", block.ErrClosed, codes.Unavailable, hintTryOther},
+	{"datapath/block.ErrIO", block.ErrIO, codes.FailedPrecondition, hintReset},
 
 	// cmd
-	{"config.ErrInvalid", config.ErrInvalid, codes.InvalidArgument, ""},
-	{"config.ErrBadSize", config.ErrBadSize, codes.InvalidArgument, ""},
+	{"cmd/internal/config.ErrInvalid", config.ErrInvalid, codes.InvalidArgument, ""},
+	{"cmd/internal/config.ErrBadSize", config.ErrBadSize, codes.InvalidArgument, ""},
 }
 
 // find returns the row that decides about err.
