@@ -91,13 +91,7 @@ func demo(ctx context.Context, o options, out io.Writer) (err error) {
 		return err
 	}
 	var u lab.Undo
-	defer func() {
-		if p := recover(); p != nil {
-			_ = u.Run() // the panic is what is worth telling
-			panic(p)
-		}
-		err = errors.Join(err, u.Run())
-	}()
+	defer func() { err = errors.Join(err, u.Run()) }() // also in a panic
 	u.Add("directory "+work, func() error {
 		if o.keep {
 			fmt.Fprintf(out, "left in place: %s\n", work)

@@ -15,19 +15,15 @@ func TestPostgresKilled(t *testing.T) {
 	if _, err := pgBin(); err != nil || os.Geteuid() != 0 {
 		t.Skip("needs root and Debian's postgresql")
 	}
-	work, err := os.MkdirTemp("/var/tmp", "tandem-demo-test-") // t.TempDir is closed to user postgres
-	if err != nil {
+	work := t.TempDir()
+	if err := os.Chmod(filepath.Dir(work), 0o755); err != nil { // user postgres has to get through
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(work) })
 	mnt := filepath.Join(work, "mnt")
 	for _, dir := range []string{work, mnt, filepath.Join(work, "log")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := os.Chmod(work, 0o755); err != nil {
-		t.Fatal(err)
 	}
 	ctx := t.Context()
 	lab.AdoptOrphans()
