@@ -197,14 +197,9 @@ func (p *Pool) Close() error {
 }
 
 func (p *Pool) shut() {
-	if p.release != nil {
-		p.release()
-	}
+	unlock(p.lock, p.release)
 	if p.engine != nil {
 		p.engine.close()
-	}
-	if p.lock != nil {
-		p.lock.Close()
 	}
 	if p.dir != nil {
 		p.dir.Close()
@@ -251,6 +246,18 @@ func lockExclusive(path string) (*os.File, error) {
 		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 	}
 	return f, nil
+}
+
+// unlock gives back what lockExclusive and engine.hold took; each may be nil.
+func unlock(f *os.File, release func()) {
+	if release != nil {
+		release()
+	}
+	if f != nil {
+		// Whatever the engine still refers to, the lock is free now.
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		f.Close()
+	}
 }
 
 // removeContent empties the directory at path.

@@ -204,10 +204,5 @@ func (r *Replica) shut() {
 	if r.d != nil {
 		r.d.Close()
 	}
-	if r.release != nil {
-		r.release()
-	}
-	if r.lock != nil {
-		r.lock.Close()
-	}
+	unlock(r.lock, r.release)
 }

@@ -9,6 +9,7 @@ type Engine int
 const (
 	EngineAuto    Engine = iota // the best that the kernel offers
 	EngineThreads               // blocking system calls on a bounded number of threads
+	EngineURing                 // io_uring
 )
 
 func (e Engine) String() string {
@@ -17,12 +18,26 @@ func (e Engine) String() string {
 		return "auto"
 	case EngineThreads:
 		return "threads"
+	case EngineURing:
+		return "io_uring"
 	default:
 		return fmt.Sprintf("engine(%d)", int(e))
 	}
 }
 
-// newEngine starts the engine that was asked for. why tells what kept a better one from starting.
-func newEngine(Engine) (e engine, kind Engine, why error) {
-	return newThreads(), EngineThreads, nil
+// newEngine starts the engine that was asked for; nil if it cannot be had. why
+// tells what kept io_uring from starting.
+func newEngine(want Engine) (e engine, kind Engine, why error) {
+	if want == EngineThreads {
+		return newThreads(), EngineThreads, nil
+	}
+	u, err := newUring()
+	switch {
+	case err == nil:
+		return u, EngineURing, nil
+	case want == EngineAuto:
+		return newThreads(), EngineThreads, err
+	default:
+		return nil, want, err
+	}
 }

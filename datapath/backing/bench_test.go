@@ -1,0 +1,120 @@
+package backing
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+)
+
+// benchSize is the size of the replica that is measured, fully written before.
+const benchSize = 512 << 20
+
+// pipe keeps depth requests in flight, one batch at a time, as a front end does:
+// what has completed is submitted again together.
+type pipe struct{ done chan *block.Request }
+
+func (p *pipe) Complete(r *block.Request, err error) {
+	if err != nil {
+		panic(err)
+	}
+	p.done <- r
+}
+
+func benchmark(b *testing.B, e Engine, fill func(r *block.Request), depth, size int) {
+	dir := os.Getenv("TANDEM_BENCH_DIR") // a directory on the file system to measure; default as for tests
+	if dir == "" {
+		dir = b.TempDir()
+	}
+	p, err := OpenPool(Options{Path: dir, Cluster: testCluster, Node: "n1", Engine: e})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Create(ReplicaSpec{Cluster: testCluster, Volume: testVolume, Replica: testReplica, Size: benchSize}); err != nil {
+		b.Fatal(err)
+	}
+	defer p.Remove(testVolume, testReplica)
+	r, err := p.Open(testVolume, testReplica)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	buf := block.NewBuffer(block.MaxIO)
+	defer buf.Release()
+	for off := int64(0); off < benchSize; off += block.MaxIO {
+		if err := block.WriteAt(r, buf.Bytes(), off, 0); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := block.Flush(r); err != nil {
+		b.Fatal(err)
+	}
+
+	pp := &pipe{done: make(chan *block.Request, depth)}
+	rng := rand.New(rand.NewPCG(1, 2))
+	batch := make([]*block.Request, 0, depth)
+	began := make(map[*block.Request]time.Time, depth)
+	for range depth {
+		data := block.NewBuffer(size)
+		defer data.Release()
+		batch = append(batch, &block.Request{Data: data.Bytes(), Len: int64(size), By: pp})
+	}
+	lat := make([]time.Duration, 0, b.N)
+	b.SetBytes(int64(size))
+	b.ReportAllocs()
+	b.ResetTimer()
+	for sent, got := 0, 0; got < b.N; {
+		batch = batch[:min(len(batch), b.N-sent)]
+		now := time.Now()
+		for _, req := range batch {
+			req.Off = rng.Int64N(benchSize/int64(size)) * int64(size)
+			fill(req)
+			began[req] = now
+		}
+		r.Submit(batch)
+		sent += len(batch)
+		batch = batch[:0]
+		for got < sent {
+			if len(batch) > 0 && len(pp.done) == 0 {
+				break
+			}
+			req := <-pp.done
+			got++
+			lat = append(lat, time.Since(began[req]))
+			batch = append(batch, req)
+		}
+	}
+	b.StopTimer()
+	slices.Sort(lat)
+	b.ReportMetric(float64(lat[len(lat)/2].Microseconds()), "p50-us")
+	b.ReportMetric(float64(lat[len(lat)*99/100].Microseconds()), "p99-us")
+}
+
+func BenchmarkReplica(b *testing.B) {
+	write := func(r *block.Request) { r.Op = block.OpWrite }
+	read := func(r *block.Request) { r.Op = block.OpRead }
+	fua := func(r *block.Request) { r.Op, r.Flags = block.OpWrite, block.FUA }
+	for _, e := range []Engine{EngineThreads, EngineURing} {
+		for _, c := range []struct {
+			name        string
+			fill        func(*block.Request)
+			depth, size int
+		}{
+			{"write-4k-1", write, 1, 4 << 10},
+			{"write-4k-32", write, 32, 4 << 10},
+			{"write-128k-1", write, 1, 128 << 10},
+			{"write-128k-32", write, 32, 128 << 10},
+			{"read-4k-1", read, 1, 4 << 10},
+			{"read-4k-32", read, 32, 4 << 10},
+			{"fua-4k-1", fua, 1, 4 << 10},
+			{"fua-4k-32", fua, 32, 4 << 10},
+		} {
+			b.Run(fmt.Sprintf("%v/%s", e, c.name), func(b *testing.B) { benchmark(b, e, c.fill, c.depth, c.size) })
+		}
+	}
+}
