@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,6 +89,8 @@ func (s *session) run() error {
 	go func() {
 		defer close(writer)
 		for range s.wake {
+			// What is about to complete on this processor goes into the same write.
+			runtime.Gosched()
 			s.send(true)
 		}
 	}()
@@ -125,24 +128,15 @@ func (s *session) drain() {
 // take returns a request for a command with n bytes of payload, or nil if the
 // stream is broken. While the window is full it waits, with everything submitted.
 func (s *session) take(n int64) *request {
-	if len(s.spare) == 0 || s.used.Load()+n > s.maxBytes {
+	if len(s.spare) == 0 && !s.refill() || s.used.Load()+n > s.maxBytes {
 		s.submit()
 		s.mu.Lock()
-		for !s.broken && (len(s.spare)+len(s.free) == 0 && s.made == s.maxRequests || s.used.Load()+n > s.maxBytes) {
+		for !s.broken && (len(s.spare)+len(s.free) == 0 || s.used.Load()+n > s.maxBytes) {
 			s.changed.Wait()
 		}
 		broken := s.broken
-		s.spare = append(s.spare, s.free...)
-		clear(s.free)
-		s.free = s.free[:0]
-		if len(s.spare) == 0 && !broken {
-			s.made++
-			q := &request{s: s}
-			q.reset()
-			s.spare = append(s.spare, q)
-		}
 		s.mu.Unlock()
-		if broken {
+		if broken || len(s.spare) == 0 && !s.refill() {
 			return nil
 		}
 	}
@@ -151,6 +145,24 @@ func (s *session) take(n int64) *request {
 	q.cost = n
 	s.used.Add(n)
 	return q
+}
+
+// refill gets spare requests: those that became free, or a new one within the limit.
+func (s *session) refill() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case len(s.free) > 0:
+		s.spare = append(s.spare, s.free...)
+		clear(s.free)
+		s.free = s.free[:0]
+	case s.made < s.maxRequests:
+		s.made++
+		q := &request{s: s}
+		q.reset()
+		s.spare = append(s.spare, q)
+	}
+	return len(s.spare) > 0
 }
 
 // submit gives the batch to the device and writes the replies that this and the
