@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -164,6 +163,9 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	if e.State != Ready {
 		return nil, e.notReady()
 	}
+	if err := checkAttach(e.Config, s.c.cluster.View(), s.o.Node); err != nil {
+		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
+	}
 	path, err := s.o.Runtime.Attach(ctx, e.ID, AttachOptions{Frontend: r.Frontend})
 	if err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
@@ -241,71 +243,4 @@ func (s *Server) show(ctx context.Context, e *Entry) *volumepb.Volume {
 		online[replication.NodeID(n.Name)] = n.Online
 	}
 	return volumePB(e, live, online)
-}
-
-func parseProtection(p volumepb.Protection) (replication.Protection, error) {
-	switch p {
-	case volumepb.Protection_PROTECTION_UNSPECIFIED, volumepb.Protection_PROTECTION_MAX_AVAILABILITY:
-		return replication.MaxAvailability, nil
-	case volumepb.Protection_PROTECTION_MAX_PROTECTION:
-		return replication.MaxProtection, nil
-	default:
-		return "", fmt.Errorf("%w: protection %d", ErrInvalid, p)
-	}
-}
-
-// volumePB makes e a message.
-func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb.Volume {
-	v := &volumepb.Volume{
-		Id: e.ID.String(), Name: e.Name, SizeBytes: uint64(e.Size), ReplicasWanted: uint32(len(e.Placed)),
-		Protection: protectionPB(e.Protection), Labels: maps.Clone(e.Labels), CreatedUnixMs: e.Created.UnixMilli(), Progress: e.Progress(),
-	}
-	if st := live.Stall; st != nil {
-		v.Stall = &volumepb.Stall{Cause: st.Cause, Text: st.Text, SinceUnixMs: st.Since.UnixMilli()}
-	}
-	if cfg := e.Config; cfg != nil {
-		configPB(v, cfg, live, online)
-	} else {
-		for _, p := range e.Placed {
-			v.Replicas = append(v.Replicas, &volumepb.Replica{
-				Id: p.Replica.String(), Node: string(p.Node), Domain: string(p.Domain), Pool: p.Pool,
-				State: volumepb.ReplicaState_REPLICA_STATE_EMPTY, NodeOnline: online[p.Node],
-			})
-		}
-	}
-	switch e.State {
-	case Creating:
-		v.Phase = volumepb.Phase_PHASE_CREATING
-	case Deleting:
-		v.Phase = volumepb.Phase_PHASE_DELETING
-	}
-	return v
-}
-
-func configPB(v *volumepb.Volume, cfg *replication.Config, live Live, online map[replication.NodeID]bool) {
-	v.Phase = volumepb.Phase(volumepb.Phase_value["PHASE_"+string(cfg.Phase)])
-	v.Epoch, v.InSync = uint64(cfg.Epoch), uint32(len(cfg.ISR))
-	if co := cfg.Coord; co != nil {
-		v.Term = uint64(co.Term)
-		v.Attachment = &volumepb.Attachment{
-			Node: string(co.Node), Domain: string(co.Domain), AttachId: co.AttachID.String(), Path: live.Path, Frontend: live.Frontend,
-		}
-	}
-	for _, id := range sortedMembers(cfg) {
-		m, p := cfg.Members[id], live.Replicas[id]
-		v.Replicas = append(v.Replicas, &volumepb.Replica{
-			Id: id.String(), Node: string(m.Node), Domain: string(m.Domain), Pool: m.Pool,
-			State:  volumepb.ReplicaState(volumepb.ReplicaState_value["REPLICA_STATE_"+string(m.State)]),
-			Reason: m.Reason, InSync: cfg.InISR(id), NodeOnline: online[m.Node],
-			DirtyBytes: uint64(p.Dirty), ResyncTotalBytes: uint64(p.Total), ResyncDoneBytes: uint64(p.Done),
-			ResyncRate: uint64(p.Rate), EtaSeconds: uint64(p.ETA / time.Second),
-		})
-	}
-}
-
-func protectionPB(p replication.Protection) volumepb.Protection {
-	if p == replication.MaxProtection {
-		return volumepb.Protection_PROTECTION_MAX_PROTECTION
-	}
-	return volumepb.Protection_PROTECTION_MAX_AVAILABILITY
 }
