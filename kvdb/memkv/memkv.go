@@ -170,14 +170,13 @@ func (s *Store) Watch(ctx context.Context, prefix string, after kvdb.Revision) <
 		return pipe.C()
 	}
 	go func() {
+		deliver := true // until the first event that is not delivered
 		for e := range s.server.state.Watch(ctx, s.closed, prefix, after) {
 			if e.Err != nil {
 				pipe.End(e.Err)
 				return
 			}
-			if s.waitReachable(ctx) {
-				pipe.Send(ctx, s.closed, e)
-			}
+			deliver = deliver && s.waitReachable(ctx) && pipe.Send(ctx, s.closed, e)
 		}
 	}()
 	return pipe.C()

@@ -12,14 +12,25 @@ type Deadlines struct {
 	at map[kvdb.LeaseID]time.Time
 }
 
-// NewDeadlines gives every lease its whole duration from now: whoever takes the
-// clock over must not hold its predecessor's silence against anyone.
-func NewDeadlines(now time.Time, leases map[kvdb.LeaseID]time.Duration) *Deadlines {
-	d := &Deadlines{at: make(map[kvdb.LeaseID]time.Time, len(leases))}
+// NewDeadlines returns Deadlines that know no lease yet.
+func NewDeadlines() *Deadlines {
+	return &Deadlines{at: make(map[kvdb.LeaseID]time.Time)}
+}
+
+// Sync takes in the leases that exist. One not known before gets its whole
+// duration from now: whoever takes the clock over must not hold its
+// predecessor's silence against anyone.
+func (d *Deadlines) Sync(now time.Time, leases map[kvdb.LeaseID]time.Duration) {
 	for id, ttl := range leases {
-		d.at[id] = now.Add(ttl)
+		if _, known := d.at[id]; !known {
+			d.at[id] = now.Add(ttl)
+		}
 	}
-	return d
+	for id := range d.at {
+		if _, exists := leases[id]; !exists {
+			delete(d.at, id)
+		}
+	}
 }
 
 // Extend lets the lease run until the given time, if that is later.
@@ -29,8 +40,12 @@ func (d *Deadlines) Extend(id kvdb.LeaseID, until time.Time) {
 	}
 }
 
-// Forget drops a lease that has ended.
-func (d *Deadlines) Forget(id kvdb.LeaseID) { delete(d.at, id) }
+// Postpone gives every lease the same more, for a time in which the owner of the clock stood still.
+func (d *Deadlines) Postpone(by time.Duration) {
+	for id, at := range d.at {
+		d.at[id] = at.Add(by)
+	}
+}
 
 // Due returns the leases whose time is up.
 func (d *Deadlines) Due(now time.Time) []kvdb.LeaseID {

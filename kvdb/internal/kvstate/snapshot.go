@@ -68,3 +68,6 @@ func (m *Machine) Restore(rev kvdb.Revision, leases map[kvdb.LeaseID]time.Durati
 	m.changed = make(chan struct{})
 	return nil
 }
+
+// Len is the number of keys.
+func (s Snapshot) Len() uint64 { return uint64(s.keys.Len()) }

@@ -9,9 +9,13 @@ import (
 	"github.com/tandem-storage/tandem/kvdb/internal/eventpipe"
 )
 
-// maxBatch bounds the events that Since looks at in one call, so that a
-// watch far behind does not hold the lock for long.
-const maxBatch = 512
+// Since looks at no more than about maxBatch events with maxBatchBytes in one
+// call, so that a watch far behind neither holds the lock for long nor makes a
+// message that is too large to send.
+const (
+	maxBatch      = 512
+	maxBatchBytes = 1 << 20
+)
 
 // Batch is a piece of the history.
 type Batch struct {
@@ -30,12 +34,14 @@ func (m *Machine) Since(after kvdb.Revision, prefix string) (Batch, error) {
 	}
 	b := Batch{Through: max(after, m.rev), More: m.changed}
 	events := m.history.events[m.history.after(after):]
-	if len(events) > maxBatch {
-		b.Through, b.More = events[maxBatch].KV.Mod, nil
-	}
-	for _, e := range events {
+	size := 0
+	for i, e := range events {
 		if e.KV.Mod > b.Through {
 			break
+		}
+		size += eventSize(e)
+		if b.More != nil && (i >= maxBatch || size > maxBatchBytes) {
+			b.Through, b.More = e.KV.Mod, nil // this revision still goes whole
 		}
 		if strings.HasPrefix(e.KV.Key, prefix) {
 			e.KV = e.KV.Clone()
