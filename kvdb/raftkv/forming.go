@@ -58,13 +58,14 @@ func findIdentity(o Options) (*identity, error) {
 }
 
 // mustBeEmpty fails if dir has anything of a member in it, though no identity.
+// What a start leaves that died before the identity was complete does not count.
 func mustBeEmpty(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	for _, e := range entries {
-		if e.Name() != "lost+found" && e.Name() != filepath.Base(identityPath(Options{}))+".tmp" {
+		if e.Name() != "lost+found" && e.Name() != "member.json.tmp" {
 			return fmt.Errorf("%w: %s has no member.json but has %s", ErrMemberLost, dir, e.Name())
 		}
 	}

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
 	"go.uber.org/zap"
 
 	"github.com/tandem-storage/tandem/kvdb"
@@ -48,7 +46,7 @@ var _ kvdb.Store = (*LocalMember)(nil)
 type raftNode struct {
 	*raft.Raft
 	self      Member
-	log       *wal.WAL
+	disk      *disk
 	transport *raft.NetworkTransport
 }
 
@@ -134,7 +132,7 @@ func (m *LocalMember) openRaft(id identity, leads chan<- bool) (_ *raftNode, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, disk.log.Close())
+			err = errors.Join(err, disk.close())
 		}
 	}()
 	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
@@ -168,12 +166,12 @@ func (m *LocalMember) openRaft(id identity, leads chan<- bool) (_ *raftNode, err
 	if err != nil {
 		return nil, fmt.Errorf("raftkv: start raft from %s: %w", m.o.Dir, err)
 	}
-	return &raftNode{Raft: r, self: self, log: disk.log, transport: transport}, nil
+	return &raftNode{Raft: r, self: self, disk: disk, transport: transport}, nil
 }
 
-// stop ends raft; the log is closed when nothing can write to it any more.
+// stop ends raft; the disk is closed when nothing can write to it any more.
 func (n *raftNode) stop() error {
-	return errors.Join(n.Shutdown().Error(), n.transport.Close(), n.log.Close())
+	return errors.Join(n.Shutdown().Error(), n.transport.Close(), n.disk.close())
 }
 
 func raftConfig(o Options, self Member, leads chan<- bool) *raft.Config {
@@ -196,32 +194,6 @@ func raftConfig(o Options, self Member, leads chan<- bool) *raft.Config {
 	c.Logger = newHCLog(o.Logger)
 	return c
 }
-
-// disk is what raft stands on, all of it in Options.Dir.
-type disk struct {
-	log       *wal.WAL
-	stable    raft.StableStore
-	snapshots raft.SnapshotStore
-}
-
-func openDisk(o Options) (disk, error) {
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(o.Dir, 2, newHCLog(o.Logger))
-	if err != nil {
-		return disk{}, fmt.Errorf("raftkv: open snapshots: %w", err)
-	}
-	dir := filepath.Join(o.Dir, "log")
-	if err := makeDir(dir); err != nil {
-		return disk{}, fmt.Errorf("raftkv: make log directory: %w", err)
-	}
-	log, err := wal.Open(dir, wal.WithSegmentSize(segmentSize), wal.WithLogger(newHCLog(o.Logger)))
-	if err != nil {
-		return disk{}, fmt.Errorf("raftkv: open log: %w", err)
-	}
-	return disk{log: log, stable: voteStore{log}, snapshots: snapshots}, nil
-}
-
-// segmentSize is what each file of the log takes up from the start, in bytes.
-const segmentSize = 16 << 20
 
 // Ready waits until this node belongs to a cluster that has a leader. It
 // returns why that will not happen, or ctx.Err().
