@@ -31,6 +31,16 @@ type copyJob struct {
 	failed    bool
 }
 
+// flags of a job's writes. A reconciled block may be read at once, and what was
+// read must not turn into something else in a power cut: the value that lost may
+// be stable on the destination already. So the one that won is made stable too.
+func (j *copyJob) flags() replication.MessageFlags {
+	if j.reconcile {
+		return replication.FlagFUA
+	}
+	return 0
+}
+
 // ask is what a copyRequest wants to know.
 type ask uint8
 
@@ -168,7 +178,7 @@ func (c *Coordinator) spanTaken(b int) bool {
 }
 
 // startSpan makes a job of the run of marked blocks that begins at b, and returns
-// the first block behind it. The job waits for its range like any request.
+// the first block behind it. The job waits until nothing overlapping is in flight.
 func (c *Coordinator) startSpan(marks *Bitmap, b, src int, dst mask, rec bool) int {
 	end := b + 1
 	for end < marks.Len() && end-b < spanBlocks && marks.Test(end) && !c.spanTaken(end) {
@@ -178,14 +188,10 @@ func (c *Coordinator) startSpan(marks *Bitmap, b, src int, dst mask, rec bool) i
 	j := &copyJob{src: src, dst: dst, reconcile: rec, hashes: make([][]byte, len(c.m))}
 	j.io = IO{Off: off, Len: min(int64(end)*replication.ResyncBlock, c.cfg.Size) - off, slot: -1, from: -1, born: c.now, copy: j}
 	c.jobs = append(c.jobs, j)
-	blocked := !c.dispatchable(&j.io)
-	for k := 0; !blocked && k < len(c.waiting); k++ {
-		blocked = overlap(c.waiting[k], &j.io)
-	}
-	if blocked {
-		c.waiting = append(c.waiting, &j.io)
-	} else {
+	if c.dispatchable(&j.io) {
 		c.dispatch(&j.io)
+	} else {
+		c.waiting = append(c.waiting, &j.io)
 	}
 	return end
 }
@@ -242,7 +248,7 @@ func (c *Coordinator) copyAnswer(r copyRequest, msg *replication.Message) {
 		for i := range c.m {
 			if r.dst.has(i) && !j.failed {
 				c.request(copyRequest{job: j, to: i, kind: askWrite, off: r.off, n: r.n}, replication.Message{
-					Type: replication.MsgResyncWrite, Offset: r.off, Length: r.n, Data: msg.Data, Buf: msg.Buf, Sums: msg.Sums,
+					Type: replication.MsgResyncWrite, Flags: j.flags(), Offset: r.off, Length: r.n, Data: msg.Data, Buf: msg.Buf, Sums: msg.Sums,
 				})
 			}
 		}
@@ -283,7 +289,7 @@ func (c *Coordinator) compare(j *copyJob) {
 			for i := range c.m {
 				if dst.has(i) {
 					c.request(copyRequest{job: j, to: i, kind: askWrite, off: j.io.Off + off, n: n},
-						replication.Message{Type: replication.MsgResyncWrite, Offset: j.io.Off + off, Length: n})
+						replication.Message{Type: replication.MsgResyncWrite, Flags: j.flags(), Offset: j.io.Off + off, Length: n})
 				}
 			}
 			continue

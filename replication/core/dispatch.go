@@ -65,7 +65,8 @@ func (c *Coordinator) dispatchWaiting() {
 				continue
 			}
 			blocked := !c.dispatchable(io)
-			for k := 0; !blocked && k < len(kept); k++ {
+			// A copy waits only for what is in flight: what waits may be waiting for it.
+			for k := 0; !blocked && io.copy == nil && k < len(kept); k++ {
 				blocked = overlap(kept[k], io)
 			}
 			if blocked {

@@ -194,10 +194,13 @@ func (r *Replica) DirtyMap(q replication.DirtyRequest) replication.DirtyResult {
 	return replication.DirtyResult{Bits: m.Bytes()}
 }
 
+// Idle reports whether no I/O and no request is under way.
+func (r *Replica) Idle() bool { return r.inUse == 0 && !r.busy && len(r.queue) == 0 }
+
 // Unsettled tells what a clean stop has to keep: the active regions and the
-// dirty maps. ok is false if the replica does not know them or is busy; the stop is unclean then.
+// dirty maps. ok is false if the replica does not know them; the stop is unclean then.
 func (r *Replica) Unsettled() (active []uint32, dirty map[replication.ReplicaID]*Bitmap, ok bool) {
-	return r.active(), r.dirty, !r.logLost && !r.faulted && r.inUse == 0 && !r.busy
+	return r.active(), r.dirty, !r.logLost && !r.faulted && r.Idle()
 }
 
 // active lists the regions that are not settled.

@@ -107,7 +107,7 @@ func (r *Replica) nack(conn ConnID, s replication.SessionID, seq replication.Seq
 
 // IODone tells that an operation left the kernel. data and buf are the result of
 // a read or of a hash; they go out with the answer.
-func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, sums []uint32, err error) {
+func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error) {
 	r.inUse--
 	alive := io.conn == r.conn && io.session == r.session
 	msg := replication.Message{Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
@@ -122,7 +122,7 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, sums []uin
 			msg.Type = replication.MsgHash
 		default:
 		}
-		msg.Data, msg.Buf, msg.Sums = data, buf, sums
+		msg.Data, msg.Buf = data, buf
 		if io.Flags&replication.FlagFUA != 0 || io.Kind == replication.MsgFlush {
 			msg.Flags |= replication.FlagStable
 		}

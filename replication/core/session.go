@@ -156,6 +156,17 @@ func (c *Coordinator) SessionDown(now int64, i int, id replication.SessionID) {
 	c.progress()
 }
 
+// SessionRefused brings the answer of a replica that did not accept the hello.
+// term is the one that it has promised.
+func (c *Coordinator) SessionRefused(now int64, i int, id replication.SessionID, st replication.Status, term replication.Term) {
+	c.now = now
+	if c.m[i].sess == id && c.stage == stageServing && st == replication.StatusFenced && term > c.term {
+		c.die(replication.ErrDeposed)
+		return
+	}
+	c.SessionDown(now, i, id)
+}
+
 func (c *Coordinator) sessionLost(i int) {
 	m := c.m[i]
 	if m.open {

@@ -1,0 +1,104 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+)
+
+// Configs reads and changes volume configurations in the kvdb.
+type Configs interface {
+	// Load returns the configuration in force and its revision (a linearizable
+	// read), or an error that wraps replication.ErrVolumeNotFound.
+	Load(ctx context.Context, v replication.VolumeID) (*replication.Config, uint64, error)
+
+	// Swap puts next in force if rev still is the revision in force and the cluster
+	// domain actor may act. It returns the new revision; ErrConflict or ErrRefused if
+	// that certainly did not happen; any other error means that the outcome is unknown.
+	Swap(ctx context.Context, rev uint64, next *replication.Config, actor replication.DomainID) (uint64, error)
+}
+
+// What Configs.Swap answers. Test with errors.Is.
+var (
+	ErrConflict = errors.New("volume: another change of the configuration came first")
+	ErrRefused  = errors.New("volume: this node's cluster domain is not active")
+)
+
+const (
+	kvdbTimeout = 5 * time.Second        // of one attempt
+	kvdbPause   = 250 * time.Millisecond // between attempts of unknown outcome
+)
+
+// swap carries a change out until its outcome is known (I10).
+func (v *Volume) swap(ch core.Change) {
+	in := volumeInput{kind: inChange}
+	defer func() { v.post(in) }()
+
+	// A kvdb that does not answer a read gets no proposal: the outcome is certain then.
+	ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
+	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
+	cancel()
+	switch {
+	case err != nil:
+		in.outcome = core.ChangeNotSent
+		return
+	case rev != ch.Rev:
+		in.outcome, in.cfg, in.rev = core.ChangeConflict, cfg, rev
+		return
+	}
+	for {
+		ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
+		rev, err := v.m.o.Configs.Swap(ctx, ch.Rev, ch.Next, v.m.o.Domain)
+		cancel()
+		switch {
+		case err == nil:
+			in.outcome, in.rev = core.ChangeOK, rev
+			return
+		case errors.Is(err, ErrRefused):
+			in.outcome = core.ChangeRefused
+			return
+		case errors.Is(err, ErrConflict):
+			if v.resolve(&in, ch) {
+				return
+			}
+		}
+		// Unknown: the same proposal again. It can take effect only once.
+		if !v.pause(kvdbPause) {
+			in.outcome = core.ChangeNotSent // nobody is left to care
+			return
+		}
+	}
+}
+
+// resolve finds out whose change came first.
+func (v *Volume) resolve(in *volumeInput, ch core.Change) bool {
+	ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
+	defer cancel()
+	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
+	switch {
+	case errors.Is(err, replication.ErrVolumeNotFound):
+		in.outcome, in.cfg = core.ChangeConflict, &replication.Config{}
+	case err != nil:
+		return false
+	case cfg.ProposalID == ch.Next.ProposalID:
+		in.outcome, in.rev = core.ChangeOK, rev // an attempt of unknown outcome had taken effect
+	default:
+		in.outcome, in.cfg, in.rev = core.ChangeConflict, cfg, rev
+	}
+	return true
+}
+
+// pause waits for d; false if the volume ended.
+func (v *Volume) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-v.ctx.Done():
+		return false
+	}
+}

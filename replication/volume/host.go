@@ -1,0 +1,374 @@
+package volume
+
+import (
+	"context"
+	"crypto/sha256"
+	"hash/crc32"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+)
+
+// replicaCredit is how many payload bytes a coordinator may have on the way to
+// one replica.
+const replicaCredit = 32 << 20
+
+// replyTo takes a batch of a replica's messages. It must not block and takes
+// over one reference of each message's Buf.
+type replyTo interface {
+	reply(batch []replication.Message)
+	close()
+}
+
+// host runs one replica of this node.
+type host struct {
+	id   replication.ReplicaID
+	vol  replication.VolumeID
+	node *nodeIdentity
+	st   Storage
+	lg   *zap.Logger
+
+	in   inbox[hostInput]
+	core *core.Replica // by the worker only
+
+	conns   map[core.ConnID]replyTo // by the worker only
+	replies map[uint64]chan core.ControlResult
+	nextID  uint64
+	lastID  struct {
+		sync.Mutex
+		conn core.ConnID
+	}
+
+	stop chan unsettled // somebody waits for the replica to come to rest
+
+	// scratch of the worker
+	reqs  []*block.Request
+	batch []replication.Message
+
+	stopped chan struct{} // closed when the storage is closed
+}
+
+// nodeIdentity is what a replica tells of the process that serves it.
+type nodeIdentity struct {
+	boot     replication.BootID
+	instance replication.UUID
+}
+
+var hostInputSlices = sync.Pool{New: func() any { return new([]hostInput) }}
+
+type hostInputKind uint8
+
+const (
+	hostMessage hostInputKind = iota + 1
+	hostHello
+	hostConnClosed
+	hostIODone
+	hostPersisted
+	hostControl
+	hostDirty
+	hostDropSession
+	hostUnsettled
+)
+
+// hostInput is one input of the replica's state machine.
+type hostInput struct {
+	kind  hostInputKind
+	conn  core.ConnID
+	msg   replication.Message
+	hello replication.Hello
+	to    replyTo
+	io    *hostIO
+	err   error
+	ctl   any // *SealRequest, *PrepareRequest, *CommitRequest, *DirtyRequest
+	done  chan core.ControlResult
+	stop  chan unsettled
+}
+
+// unsettled is the answer to hostUnsettled.
+type unsettled struct {
+	active []uint32
+	dirty  map[replication.ReplicaID]*core.Bitmap
+	ok     bool
+}
+
+func newHost(vol replication.VolumeID, id replication.ReplicaID, size int64, st Storage, node *nodeIdentity, lg *zap.Logger) (*host, error) {
+	s, err := st.Stored()
+	if err != nil {
+		return nil, err
+	}
+	return &host{
+		id: id, vol: vol, node: node, st: st, lg: lg,
+		core: core.NewReplica(core.ReplicaOptions{
+			Volume: vol, Replica: id, Size: size, Boot: node.boot, Instance: node.instance, Credit: replicaCredit,
+			Meta: s.Meta, Lossy: s.Lossy, LogLost: s.LogLost, Active: s.Active, Dirty: s.Dirty,
+		}),
+		conns:   make(map[core.ConnID]replyTo),
+		replies: make(map[uint64]chan core.ControlResult),
+		stopped: make(chan struct{}),
+	}, nil
+}
+
+// newConn returns a fresh connection number.
+func (h *host) newConn() core.ConnID {
+	h.lastID.Lock()
+	defer h.lastID.Unlock()
+	h.lastID.conn++
+	return h.lastID.conn
+}
+
+func (h *host) post(in ...hostInput) {
+	if h.in.post(in...) {
+		h.work()
+	}
+}
+
+// control carries a control request out and waits for its durable answer.
+func (h *host) control(ctx context.Context, req any) (core.ControlResult, error) {
+	done := make(chan core.ControlResult, 1)
+	in := hostInput{kind: hostControl, ctl: req, done: done}
+	if _, ok := req.(*replication.DirtyRequest); ok {
+		in.kind = hostDirty
+	}
+	h.post(in)
+	select {
+	case r := <-done:
+		return r, nil
+	case <-ctx.Done():
+		return core.ControlResult{Failed: true}, ctx.Err()
+	case <-h.stopped:
+		return core.ControlResult{Failed: true}, replication.ErrClosed
+	}
+}
+
+func (h *host) work() {
+	for items := h.in.next(); items != nil; items = h.in.next() {
+		for i := range items {
+			h.apply(&items[i])
+		}
+		h.carryOut()
+	}
+}
+
+func (h *host) apply(in *hostInput) {
+	switch in.kind {
+	case hostMessage:
+		if _, ok := h.conns[in.conn]; !ok {
+			releaseBuf(&in.msg)
+			return
+		}
+		n := len(h.core.Ready().IO)
+		h.core.Step(in.conn, &in.msg)
+		if len(h.core.Ready().IO) == n {
+			releaseBuf(&in.msg) // nothing refers to the payload
+		}
+	case hostHello:
+		h.conns[in.conn] = in.to
+		h.core.Hello(in.conn, in.msg, in.hello)
+	case hostConnClosed:
+		delete(h.conns, in.conn)
+		h.core.ConnClosed(in.conn)
+	case hostIODone:
+		io := in.io
+		if io.io.Buf != nil {
+			io.io.Buf.Release()
+		}
+		h.core.IODone(io.io, io.data, io.buf, in.err)
+		io.recycle()
+	case hostPersisted:
+		h.core.PersistDone(in.err)
+	case hostControl:
+		h.nextID++
+		h.replies[h.nextID] = in.done
+		switch q := in.ctl.(type) {
+		case *replication.SealRequest:
+			h.core.Seal(h.nextID, *q)
+		case *replication.PrepareRequest:
+			h.core.Prepare(h.nextID, *q)
+		case *replication.CommitRequest:
+			h.core.Commit(h.nextID, *q)
+		}
+	case hostDirty:
+		r := h.core.DirtyMap(*in.ctl.(*replication.DirtyRequest))
+		in.done <- core.ControlResult{Dirty: &r}
+	case hostDropSession:
+		h.core.CloseSessions()
+	case hostUnsettled:
+		h.stop = in.stop
+	}
+}
+
+// carryOut does what the state machine asks for. It does not block.
+func (h *host) carryOut() {
+	r := h.core.Ready()
+	if len(r.IO) > 0 {
+		h.reqs = h.reqs[:0]
+		for _, io := range r.IO {
+			h.reqs = append(h.reqs, h.request(io))
+		}
+		h.st.Submit(h.reqs)
+	}
+	h.sendReplies(r.Send)
+	for _, p := range r.Replies {
+		h.replies[p.ID] <- p.Result
+		delete(h.replies, p.ID)
+	}
+	for _, id := range r.Close {
+		if c := h.conns[id]; c != nil {
+			c.close()
+			delete(h.conns, id)
+		}
+	}
+	if r.Persist != nil {
+		m := *r.Persist
+		go func() { h.post(hostInput{kind: hostPersisted, err: h.st.Persist(m)}) }()
+	}
+	if r.Faulted {
+		h.lg.Error("replica faulted")
+	}
+	h.core.Advance()
+	if h.stop != nil && h.core.Idle() {
+		var u unsettled
+		u.active, u.dirty, u.ok = h.core.Unsettled()
+		h.stop <- u
+		h.stop = nil
+	}
+}
+
+// sendReplies hands runs of messages to the same connection over as a batch.
+func (h *host) sendReplies(s []core.ReplicaSend) {
+	for i := 0; i < len(s); {
+		h.batch = h.batch[:0]
+		conn := s[i].Conn
+		for ; i < len(s) && s[i].Conn == conn; i++ {
+			if s[i].Msg.Type == replication.MsgHelloAck {
+				fillHelloAck(&s[i].Msg, replication.HelloAck{Boot: h.node.boot, Instance: h.node.instance, Credit: s[i].Msg.Credit})
+			}
+			h.batch = append(h.batch, s[i].Msg)
+		}
+		if c := h.conns[conn]; c != nil {
+			c.reply(h.batch)
+			continue
+		}
+		for k := range h.batch {
+			releaseBuf(&h.batch[k])
+		}
+	}
+}
+
+func releaseBuf(m *replication.Message) {
+	if m.Buf != nil {
+		m.Buf.Release()
+		m.Buf, m.Data = nil, nil
+	}
+}
+
+// hostIO is one operation on the replica's data.
+type hostIO struct {
+	req  block.Request
+	h    *host
+	io   *core.LocalIO
+	data []byte
+	buf  *block.Buffer
+}
+
+var hostIOs = sync.Pool{New: func() any { return new(hostIO) }}
+
+func (o *hostIO) recycle() {
+	*o = hostIO{}
+	hostIOs.Put(o)
+}
+
+// request turns an operation of the core into one of the device.
+func (h *host) request(io *core.LocalIO) *block.Request {
+	o := hostIOs.Get().(*hostIO)
+	o.h, o.io = h, io
+	r := &o.req
+	r.Off, r.Len, r.By = io.Off, io.Len, o
+	if io.Flags&replication.FlagFUA != 0 {
+		r.Flags |= block.FUA
+	}
+	switch io.Kind {
+	case replication.MsgWrite:
+		r.Op, r.Data, r.Buf, r.Sums = block.OpWrite, io.Data, io.Buf, io.Sums
+	case replication.MsgResyncWrite:
+		if io.Data == nil {
+			r.Op = block.OpDiscard
+			break
+		}
+		r.Op, r.Data, r.Buf, r.Sums = block.OpWrite, io.Data, io.Buf, io.Sums
+	case replication.MsgZero:
+		r.Op = block.OpWriteZeroes
+		if io.Flags&replication.FlagNoHole != 0 {
+			r.Flags |= block.NoHole
+		}
+	case replication.MsgTrim:
+		r.Op = block.OpDiscard
+	case replication.MsgFlush:
+		r.Op, r.Off, r.Len, r.Flags = block.OpFlush, 0, 0, 0
+	case replication.MsgRead, replication.MsgHashReq:
+		o.buf = block.NewBuffer(int(io.Len))
+		o.data = o.buf.Bytes()
+		r.Op, r.Data, r.Buf = block.OpRead, o.data, o.buf
+	default: // the core makes no other
+	}
+	return r
+}
+
+// Complete implements block.Completer.
+func (o *hostIO) Complete(_ *block.Request, err error) {
+	switch {
+	case o.buf == nil:
+	case err != nil:
+		o.buf.Release()
+		o.buf, o.data = nil, nil
+	case o.io.Kind == replication.MsgHashReq:
+		go o.hash() // long work, not for the disk's goroutine
+		return
+	}
+	o.h.post(hostInput{kind: hostIODone, io: o, err: err})
+}
+
+// hash replaces the data read by the hashes of its ResyncBlocks.
+func (o *hostIO) hash() {
+	src := o.data
+	n := (len(src) + replication.ResyncBlock - 1) / replication.ResyncBlock
+	out := block.NewBuffer(n * replication.HashLen)
+	for i := range n {
+		b := src[i*replication.ResyncBlock : min((i+1)*replication.ResyncBlock, len(src))]
+		s := sha256.Sum256(b)
+		copy(out.Bytes()[i*replication.HashLen:], s[:replication.HashLen])
+	}
+	o.buf.Release()
+	o.buf, o.data = out, out.Bytes()
+	o.h.post(hostInput{kind: hostIODone, io: o})
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// sumsOf appends the checksum of each sector of p.
+func sumsOf(s []uint32, p []byte) []uint32 {
+	for len(p) > 0 {
+		n := min(len(p), block.SectorSize)
+		s = append(s, crc32.Checksum(p[:n], castagnoli))
+		p = p[n:]
+	}
+	return s
+}
+
+// close ends the session, waits until the replica is at rest and closes the
+// storage, cleanly if what is unsettled is known.
+func (h *host) close() error {
+	defer close(h.stopped)
+	h.post(hostInput{kind: hostDropSession})
+	stop := make(chan unsettled, 1)
+	h.post(hostInput{kind: hostUnsettled, stop: stop})
+	u := <-stop
+	if !u.ok {
+		return h.st.Close()
+	}
+	return h.st.CloseClean(u.active, u.dirty)
+}

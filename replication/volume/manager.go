@@ -1,0 +1,403 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+	"github.com/tandem-storage/tandem/replication/transport"
+)
+
+// Peers finds other nodes.
+type Peers interface {
+	Peer(n replication.NodeID) (transport.Peer, error)
+}
+
+// Timing of the protocol; zero values mean the defaults.
+type Timing struct {
+	Suspect    time.Duration // a replica out of reach for so long is evicted; default 3 s
+	Operation  time.Duration // a replica that does not answer for so long is evicted; default 10 s
+	Seal       time.Duration // how long a takeover waits for further replicas; default 5 s
+	Lossy      time.Duration // the same while all that answered lost power; default 60 s
+	Stall      time.Duration // a request that cannot proceed for so long fails; default 90 s
+	Retry      time.Duration // between attempts; default 500 ms
+	Flush      time.Duration // background flush; default 1 s
+	ResyncRate int64         // bytes a second; 0 unlimited
+}
+
+func (t *Timing) ensureDefaults() {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&t.Suspect, 3*time.Second)
+	def(&t.Operation, 10*time.Second)
+	def(&t.Seal, 5*time.Second)
+	def(&t.Lossy, 60*time.Second)
+	def(&t.Stall, 90*time.Second)
+	def(&t.Retry, 500*time.Millisecond)
+	def(&t.Flush, time.Second)
+}
+
+// Limits of one volume.
+const (
+	flushBytes   = 64 << 20
+	resyncWindow = 8
+	joinerLag    = 16 << 20
+)
+
+// Options of a Manager.
+type Options struct {
+	Node        replication.NodeID
+	Domain      replication.DomainID
+	Boot        replication.BootID
+	Instance    replication.UUID // of this process
+	Incarnation replication.UUID // of the kvdb
+	Configs     Configs
+	Peers       Peers
+	// Usable reports whether a cluster domain may hold in-sync replicas and
+	// coordinators: it is neither INACTIVE nor FENCED. Called on every control request.
+	Usable func(replication.DomainID) bool
+	// MayAttach reports whether volumes may be attached in a cluster domain: it is ACTIVE.
+	MayAttach func(replication.DomainID) bool
+	Timing    Timing
+	Logger    *zap.Logger
+}
+
+// Manager runs the replicas that lie on this node and the volumes attached here.
+// It implements transport.Handler for the coordinators on other nodes.
+type Manager struct {
+	o    Options
+	node nodeIdentity
+	lg   *zap.Logger
+
+	mu struct {
+		sync.Mutex
+		closed   bool
+		hosts    map[hostKey]*host
+		volumes  map[replication.VolumeID]*Volume
+		down     map[replication.NodeID]bool
+		sessions map[*session]struct{}
+	}
+}
+
+type hostKey struct {
+	vol replication.VolumeID
+	id  replication.ReplicaID
+}
+
+// session is one that is served for a coordinator on another node.
+type session struct {
+	domain replication.DomainID
+	cancel context.CancelFunc
+}
+
+var _ transport.Handler = (*Manager)(nil)
+
+// NewManager returns a manager without replicas.
+func NewManager(o Options) *Manager {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	o.Timing.ensureDefaults()
+	m := &Manager{o: o, node: nodeIdentity{boot: o.Boot, instance: o.Instance}, lg: o.Logger}
+	m.mu.hosts = make(map[hostKey]*host)
+	m.mu.volumes = make(map[replication.VolumeID]*Volume)
+	m.mu.down = make(map[replication.NodeID]bool)
+	m.mu.sessions = make(map[*session]struct{})
+	return m
+}
+
+// AddReplica serves a replica of this node from now on. The storage is the
+// manager's until RemoveReplica or Close.
+func (m *Manager) AddReplica(v replication.VolumeID, id replication.ReplicaID, st Storage) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.closed {
+		return replication.ErrClosed
+	}
+	k := hostKey{v, id}
+	if m.mu.hosts[k] != nil {
+		return fmt.Errorf("volume: replica %s of volume %s is served already", id, v)
+	}
+	lg := m.lg.With(zap.Stringer("volume-id", v), zap.Stringer("replica-id", id))
+	h, err := newHost(v, id, st.Info().Size, st, &m.node, lg)
+	if err != nil {
+		return err
+	}
+	m.mu.hosts[k] = h
+	return nil
+}
+
+// RemoveReplica ends the service of a replica and closes its storage. Absent is nil.
+func (m *Manager) RemoveReplica(v replication.VolumeID, id replication.ReplicaID) error {
+	m.mu.Lock()
+	h := m.mu.hosts[hostKey{v, id}]
+	delete(m.mu.hosts, hostKey{v, id})
+	m.mu.Unlock()
+	if h == nil {
+		return nil
+	}
+	return h.close()
+}
+
+func (m *Manager) host(v replication.VolumeID, id replication.ReplicaID) *host {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.hosts[hostKey{v, id}]
+}
+
+// track remembers a session served, so that it can be ended when its domain is fenced.
+func (m *Manager) track(d replication.DomainID, cancel context.CancelFunc) (untrack func()) {
+	s := &session{domain: d, cancel: cancel}
+	m.mu.Lock()
+	m.mu.sessions[s] = struct{}{}
+	m.mu.Unlock()
+	if !m.o.Usable(d) {
+		cancel() // fenced between the check and here
+	}
+	return func() {
+		m.mu.Lock()
+		delete(m.mu.sessions, s)
+		m.mu.Unlock()
+	}
+}
+
+// AttachOptions say how to attach.
+type AttachOptions struct {
+	// Preempt takes the volume over from a coordinator whose domain is still
+	// active. The replicas fence it; its consumer gets errors.
+	Preempt bool
+}
+
+// Attach makes this node the volume's coordinator (a takeover if another one
+// was) and returns when I/O is served. It fails with replication.ErrBusy if
+// another node that may act has it, ErrDomainFenced if this node's cluster domain is not
+// ACTIVE, and when ctx ends with an error that wraps ErrStalled and names the
+// cause. A volume attached here already is returned as it is.
+func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachOptions) (*Volume, error) {
+	if !m.o.MayAttach(m.o.Domain) {
+		return nil, fmt.Errorf("%w: domain %q is not ACTIVE, volumes are not attached in it; activate it, or attach in another domain", replication.ErrDomainFenced, m.o.Domain)
+	}
+	m.mu.Lock()
+	v := m.mu.volumes[id]
+	closed := m.mu.closed
+	m.mu.Unlock()
+	if closed {
+		return nil, replication.ErrClosed
+	}
+	if v == nil {
+		cfg, rev, err := m.o.Configs.Load(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if err := m.mayTake(cfg, o); err != nil {
+			return nil, err
+		}
+		if v, err = m.start(id, cfg, rev); err != nil {
+			return nil, err
+		}
+	}
+	select {
+	case <-v.serving:
+		return v, nil
+	case <-v.dead:
+		return nil, v.deadErr
+	case <-ctx.Done():
+		st := v.Status()
+		v.kill(replication.ErrClosed)
+		return nil, fmt.Errorf("%w: attach gave up while %s: %w", replication.ErrStalled, st.Stall, ctx.Err())
+	}
+}
+
+// mayTake is the policy of who may take a volume over (protocol.md 5.5). Safety does not depend on it.
+func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
+	switch {
+	case cfg.Phase == replication.PhaseDeleting:
+		return fmt.Errorf("%w: it is being deleted", replication.ErrVolumeNotFound)
+	case cfg.Coord == nil, cfg.Coord.Node == m.o.Node, o.Preempt, !m.o.Usable(cfg.Coord.Domain):
+		return nil
+	}
+	return fmt.Errorf("%w: on node %s (domain %s); detach it there, deactivate that domain if the site is lost, or take it over by force",
+		replication.ErrBusy, cfg.Coord.Node, cfg.Coord.Domain)
+}
+
+// start makes the volume and begins its takeover.
+func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64) (*Volume, error) {
+	t := m.o.Timing
+	var local replication.ReplicaID
+	for r, mem := range cfg.Members {
+		if mem.Node == m.o.Node {
+			local = r
+		}
+	}
+	v := &Volume{
+		m: m, id: id, size: cfg.Size, lg: m.lg.With(zap.Stringer("volume-id", id)),
+		serving: make(chan struct{}), dead: make(chan struct{}),
+		core: core.New(core.Options{
+			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Attach: replication.AttachID(replication.NewUUID()),
+			Incarnation: m.o.Incarnation, Local: local,
+			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
+			LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
+			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, ResyncRate: t.ResyncRate,
+			ResyncWindow: resyncWindow, JoinerLag: joinerLag, Rand: rand.Uint64,
+		}, cfg, rev),
+	}
+	v.ctx, v.cancel = context.WithCancel(context.Background())
+	for _, r := range v.core.Members() {
+		v.links = append(v.links, &link{id: r, node: cfg.Members[r].Node})
+	}
+	v.status.Store(&Status{Stall: core.StallTakeover, Config: cfg})
+	m.mu.Lock()
+	if w := m.mu.volumes[id]; w != nil || m.mu.closed {
+		m.mu.Unlock()
+		v.cancel()
+		if w == nil {
+			return nil, replication.ErrClosed
+		}
+		return w, nil
+	}
+	m.mu.volumes[id] = v
+	down := maps.Clone(m.mu.down)
+	m.mu.Unlock()
+
+	for i, l := range v.links {
+		if down[l.node] {
+			v.post(volumeInput{kind: inUp, member: i, flag: false})
+		}
+	}
+	m.tellUsable(v, cfg)
+	v.post(volumeInput{kind: inStart})
+	go v.tick()
+	return v, nil
+}
+
+// tellUsable tells a volume which of its members' domains may hold in-sync replicas.
+func (m *Manager) tellUsable(v *Volume, cfg *replication.Config) {
+	for i, l := range v.links {
+		v.post(volumeInput{kind: inUsable, member: i, flag: m.o.Usable(cfg.Members[l.id].Domain)})
+	}
+}
+
+// Detach flushes the volume and gives it up; nothing may be in flight. Not
+// attached here is nil.
+func (m *Manager) Detach(ctx context.Context, id replication.VolumeID) error {
+	v := m.Volume(id)
+	if v == nil {
+		return nil
+	}
+	v.post(volumeInput{kind: inDetach})
+	select {
+	case <-v.dead:
+		return v.deadErr
+	case <-ctx.Done():
+		return fmt.Errorf("%w: detach is waiting: %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
+	}
+}
+
+// Volume returns the volume if it is attached here, or nil.
+func (m *Manager) Volume(id replication.VolumeID) *Volume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.volumes[id]
+}
+
+// Volumes returns what is attached here.
+func (m *Manager) Volumes() []*Volume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var vs []*Volume
+	for _, v := range m.mu.volumes {
+		vs = append(vs, v)
+	}
+	return vs
+}
+
+// forget drops a volume that has ended.
+func (m *Manager) forget(v *Volume) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.volumes[v.id] == v {
+		delete(m.mu.volumes, v.id)
+	}
+}
+
+// DomainsChanged tells that Usable may answer differently now. Sessions of
+// coordinators in a domain that is not usable end, attached volumes drop the
+// replicas there, and if it is this node's own domain, its volumes are killed.
+func (m *Manager) DomainsChanged() {
+	m.mu.Lock()
+	for s := range m.mu.sessions {
+		if !m.o.Usable(s.domain) {
+			s.cancel()
+		}
+	}
+	m.mu.Unlock()
+	own := m.o.Usable(m.o.Domain)
+	for _, v := range m.Volumes() {
+		if !own {
+			v.kill(replication.ErrDomainFenced)
+			continue
+		}
+		m.tellUsable(v, v.Status().Config)
+	}
+}
+
+// PeerUp tells whether another node answers beats.
+func (m *Manager) PeerUp(n replication.NodeID, up bool) {
+	m.mu.Lock()
+	if up {
+		delete(m.mu.down, n)
+	} else {
+		m.mu.down[n] = true
+	}
+	m.mu.Unlock()
+	for _, v := range m.Volumes() {
+		for i, l := range v.links {
+			if l.node == n {
+				v.post(volumeInput{kind: inUp, member: i, flag: up})
+			}
+		}
+	}
+}
+
+// ConfigChanged tells of a configuration seen in the kvdb.
+func (m *Manager) ConfigChanged(cfg *replication.Config) {
+	if v := m.Volume(cfg.Volume); v != nil {
+		v.post(volumeInput{kind: inSeen, cfg: cfg})
+	}
+}
+
+// Close detaches what is attached as far as ctx allows, and closes every replica.
+func (m *Manager) Close(ctx context.Context) error {
+	m.mu.Lock()
+	m.mu.closed = true
+	m.mu.Unlock()
+	var errs []error
+	for _, v := range m.Volumes() {
+		if err := m.Detach(ctx, v.id); err != nil {
+			errs = append(errs, err)
+			v.kill(replication.ErrClosed)
+		}
+	}
+	m.mu.Lock()
+	for s := range m.mu.sessions {
+		s.cancel()
+	}
+	hosts := maps.Clone(m.mu.hosts)
+	clear(m.mu.hosts)
+	m.mu.Unlock()
+	for _, h := range hosts {
+		errs = append(errs, h.close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,233 @@
+package volume
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+	"github.com/tandem-storage/tandem/replication/transport"
+)
+
+// maxBatchBytes bounds the payload that is handed to the transport at once.
+const maxBatchBytes = 1 << 20
+
+// sender sends messages on a connection from a goroutine of its own, so that
+// whoever has messages never blocks. Payload goes out as far as the credit that
+// the receiver gave allows.
+type sender struct {
+	conn transport.Conn
+
+	mu     sync.Mutex
+	wake   sync.Cond
+	queue  []replication.Message
+	credit int64
+	closed bool
+}
+
+// unlimited credit: answers are bounded by the requests that they answer.
+const unlimited = int64(1) << 62
+
+func newSender(c transport.Conn, credit int64) *sender {
+	s := &sender{conn: c, credit: credit}
+	s.wake.L = &s.mu
+	return s
+}
+
+// put queues a batch and takes over a reference of each message's Buf.
+func (s *sender) put(batch []replication.Message) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		for i := range batch {
+			releaseBuf(&batch[i])
+		}
+		return
+	}
+	for i := range batch {
+		m := batch[i]
+		if m.Sums == nil && len(m.Data) > 0 {
+			m.Sums = sumsOf(nil, m.Data)
+		} else {
+			m.Sums = slices.Clone(m.Sums) // the request may be over before it is sent
+		}
+		s.queue = append(s.queue, m)
+	}
+	s.mu.Unlock()
+	s.wake.Signal()
+}
+
+// addCredit lets n more payload bytes go out.
+func (s *sender) addCredit(n int64) {
+	if n == 0 {
+		return
+	}
+	s.mu.Lock()
+	s.credit += n
+	s.mu.Unlock()
+	s.wake.Signal()
+}
+
+// run sends until the connection fails or close is called.
+func (s *sender) run() {
+	var batch []replication.Message
+	for {
+		batch = s.take(batch[:0])
+		if len(batch) == 0 {
+			return
+		}
+		if s.conn.Send(batch) != nil {
+			s.close()
+			return
+		}
+	}
+}
+
+// take waits for messages that may go out.
+func (s *sender) take(batch []replication.Message) []replication.Message {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !s.closed && (len(s.queue) == 0 || s.credit <= 0 && len(s.queue[0].Data) > 0) {
+		s.wake.Wait()
+	}
+	if s.closed {
+		return batch
+	}
+	n, size := 0, 0
+	for n < len(s.queue) && size < maxBatchBytes {
+		d := len(s.queue[n].Data)
+		if d > 0 && s.credit <= 0 {
+			break
+		}
+		s.credit -= int64(d)
+		size += d
+		n++
+	}
+	batch = append(batch, s.queue[:n]...)
+	s.queue = slices.Delete(s.queue, 0, n)
+	return batch
+}
+
+// close ends the connection and drops what was not sent.
+func (s *sender) close() {
+	s.mu.Lock()
+	q := s.queue
+	was := s.closed
+	s.queue, s.closed = nil, true
+	s.mu.Unlock()
+	s.wake.Signal()
+	for i := range q {
+		releaseBuf(&q[i])
+	}
+	if !was {
+		// The other end learns it from the connection; there is nobody to tell of a failure to close it.
+		_ = s.conn.Close()
+	}
+}
+
+// remoteLink is a volume's session with a replica on another node.
+type remoteLink struct {
+	*sender
+}
+
+// send implements sessionLink.
+func (l *remoteLink) send(batch []replication.Message) { l.put(batch) }
+
+// connectRemote opens a session with a replica on another node, serves its
+// answers, and returns when it has ended.
+func (v *Volume) connectRemote(node replication.NodeID, s core.Session) {
+	down := volumeInput{kind: inSessionDown, member: s.To, sess: s.ID}
+	defer func() { v.post(down) }()
+	ctx, cancel := context.WithCancel(v.ctx)
+	defer cancel()
+	p, err := v.m.o.Peers.Peer(node)
+	if err != nil {
+		return
+	}
+	conn, err := p.Session(ctx, v.id)
+	if err != nil {
+		return
+	}
+	l := &remoteLink{sender: newSender(conn, unlimited)}
+	defer l.close()
+	stop := context.AfterFunc(ctx, l.close)
+	defer stop()
+	go l.run()
+	hello := replication.Message{Type: replication.MsgHello, Session: s.ID, Term: s.Term}
+	fillHello(&hello, s.Hello)
+	l.put([]replication.Message{hello})
+	var ins []volumeInput
+	for {
+		msgs, err := conn.Recv()
+		if err != nil {
+			return
+		}
+		var credit int64
+		ins = ins[:0]
+		for i := range msgs {
+			m := &msgs[i]
+			if m.Type == replication.MsgHelloAck {
+				if ack, err := helloAck(m); err == nil {
+					l.setCredit(int64(ack.Credit))
+				}
+			} else {
+				credit += int64(m.Credit)
+			}
+			ins = append(ins, v.sessionInput(s.To, s.ID, l, m))
+		}
+		l.addCredit(credit)
+		v.post(ins...)
+		clear(ins)
+	}
+}
+
+func (s *sender) setCredit(n int64) {
+	s.mu.Lock()
+	s.credit = n
+	s.mu.Unlock()
+}
+
+// connReply is a replica's end of a session with a coordinator on another node.
+type connReply struct {
+	*sender
+}
+
+// reply implements replyTo.
+func (c connReply) reply(batch []replication.Message) { c.put(batch) }
+
+// serve runs one session of the replica over conn until it ends.
+func (h *host) serve(ctx context.Context, conn transport.Conn, first []replication.Message) {
+	c := connReply{newSender(conn, unlimited)}
+	id := h.newConn()
+	defer func() {
+		c.close()
+		h.post(hostInput{kind: hostConnClosed, conn: id})
+	}()
+	stop := context.AfterFunc(ctx, c.close)
+	defer stop()
+	go c.run()
+	var ins []hostInput
+	for msgs := first; ; {
+		ins = ins[:0]
+		for i := range msgs {
+			m := &msgs[i]
+			if m.Type != replication.MsgHello {
+				ins = append(ins, hostInput{kind: hostMessage, conn: id, msg: *m})
+				continue
+			}
+			hello, err := helloOf(m)
+			releaseBuf(m)
+			if err != nil {
+				return
+			}
+			ins = append(ins, hostInput{kind: hostHello, conn: id, to: c, hello: hello, msg: *m})
+		}
+		h.post(ins...)
+		clear(ins)
+		var err error
+		if msgs, err = conn.Recv(); err != nil {
+			return
+		}
+	}
+}

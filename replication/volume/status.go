@@ -1,0 +1,102 @@
+package volume
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+)
+
+// Status is what an attached volume is doing. It must not be changed.
+type Status struct {
+	Config       *replication.Config
+	Term         replication.Term
+	Stall        core.Stall // why writes do not proceed, "" if they do
+	StalledSince time.Time
+	InSync       []replication.ReplicaID
+	Resync       *core.Progress // nil if there is none
+	ResyncRate   int64          // bytes a second, of the resync under way
+	ResyncSince  time.Time
+	Unreconciled int64 // bytes in which in-sync replicas may still differ
+}
+
+// Status returns what the volume is doing; at most tickInterval old.
+func (v *Volume) Status() *Status { return v.status.Load() }
+
+// kill ends the volume at once: its requests fail with err.
+func (v *Volume) kill(err error) { v.post(volumeInput{kind: inKill, err: err}) }
+
+// observe publishes the state after the worker's last step.
+func (v *Volume) observe(events []core.Event) {
+	for i := range events {
+		v.log(&events[i])
+	}
+	stall := v.core.Stall()
+	old := v.status.Load()
+	if len(events) == 0 && old.Stall == stall && old.Config == v.core.Config() {
+		return
+	}
+	s := &Status{
+		Config: v.core.Config(), Term: v.core.Term(), Stall: stall, InSync: v.core.InSync(),
+		Resync: v.core.Resync(), Unreconciled: int64(v.core.Unreconciled()) * replication.ResyncBlock,
+		StalledSince: old.StalledSince, ResyncSince: old.ResyncSince,
+	}
+	if stall != old.Stall {
+		s.StalledSince = time.Now()
+		if stall == core.StallNone {
+			s.StalledSince = time.Time{}
+		}
+	}
+	switch {
+	case s.Resync == nil:
+		s.ResyncSince = time.Time{}
+	case old.Resync == nil || old.Resync.Replica != s.Resync.Replica:
+		s.ResyncSince = time.Now()
+	default:
+		if t := time.Since(s.ResyncSince); t > 0 {
+			s.ResyncRate = int64(float64(s.Resync.Total-s.Resync.Left) * replication.ResyncBlock / t.Seconds())
+		}
+	}
+	v.status.Store(s)
+	if stall == core.StallNone && !v.wasServe {
+		v.wasServe = true
+		close(v.serving)
+	}
+	if err := v.core.Dead(); (err != nil) && !v.wasDead {
+		v.wasDead = true
+		if !v.core.Detached() {
+			v.deadErr = err
+		}
+		v.blocked.Store(true)
+		v.m.forget(v)
+		close(v.dead)
+		v.cancel()
+	}
+}
+
+// log tells the story of the volume, one line a transition.
+func (v *Volume) log(e *core.Event) {
+	epoch := zap.Uint64("epoch", uint64(e.Epoch))
+	replica := zap.Stringer("replica-id", e.Replica)
+	switch e.Kind {
+	case core.EventElected:
+		v.lg.Info("takeover started", epoch)
+	case core.EventServing:
+		v.lg.Info("volume serving", epoch, zap.Int("unreconciled-blocks", e.Dirty))
+	case core.EventEvicted:
+		v.lg.Error("replica evicted", epoch, replica, zap.String("reason", e.Reason))
+	case core.EventResyncStarted:
+		v.lg.Info("resync started", epoch, replica, zap.Int("blocks", e.Dirty))
+	case core.EventResyncStopped:
+		v.lg.Warn("resync stopped", epoch, replica, zap.String("reason", e.Reason))
+	case core.EventJoined:
+		v.lg.Info("replica in sync", epoch, replica)
+	case core.EventDetached:
+		v.lg.Info("volume detached", epoch)
+	case core.EventDied:
+		v.lg.Error("volume lost", epoch, zap.Error(e.Err))
+	case core.EventResyncProgress:
+	}
+}

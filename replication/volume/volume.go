@@ -1,0 +1,355 @@
+package volume
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+)
+
+// Volume is a volume that is attached on this node; it is a block.Device. Made by
+// Manager.Attach.
+type Volume struct {
+	m    *Manager
+	id   replication.VolumeID
+	size int64
+	lg   *zap.Logger
+
+	ctx    context.Context // ends with the volume
+	cancel context.CancelFunc
+
+	in    inbox[volumeInput]
+	core  *core.Coordinator // by the worker only
+	links []*link           // by member index
+
+	serving  chan struct{} // closed when I/O is served for the first time
+	dead     chan struct{} // closed when the coordinator has ended
+	deadErr  error         // why; set before dead is closed
+	wasServe bool
+	wasDead  bool
+
+	status  atomic.Pointer[Status]
+	blocked atomic.Bool // Close was called
+}
+
+var _ block.Device = (*Volume)(nil)
+
+// link is a member as the worker sees it: who it is and where its session goes.
+type link struct {
+	id    replication.ReplicaID
+	node  replication.NodeID
+	sess  replication.SessionID
+	to    sessionLink
+	batch []replication.Message
+}
+
+// sessionLink carries one session's messages to a replica.
+type sessionLink interface {
+	// send takes a batch over, with one reference of each message's Buf. It does not block.
+	send(batch []replication.Message)
+	close()
+}
+
+type inputKind uint8
+
+const (
+	inPropose inputKind = iota + 1
+	inMessage
+	inSessionUp
+	inSessionDown
+	inSessionRefused
+	inControl
+	inChange
+	inTick
+	inUsable
+	inUp
+	inSeen
+	inDetach
+	inKill
+	inStart
+)
+
+// volumeInput is one input of the coordinator's state machine.
+type volumeInput struct {
+	kind    inputKind
+	io      *volumeIO
+	member  int
+	sess    replication.SessionID
+	msg     replication.Message
+	ack     replication.HelloAck
+	link    sessionLink
+	id      uint64
+	ctl     core.ControlResult
+	outcome core.Outcome
+	cfg     *replication.Config
+	rev     uint64
+	flag    bool
+	err     error
+}
+
+// now is CLOCK_BOOTTIME in nanoseconds: it goes on while the machine sleeps.
+func now() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic("volume: clock_gettime: " + err.Error()) // cannot fail on Linux
+	}
+	return ts.Nano()
+}
+
+// Info implements block.Device.
+func (v *Volume) Info() block.Info {
+	return block.Info{
+		Size: v.size, BlockSize: block.SectorSize,
+		Caps: block.CapFlush | block.CapFUA | block.CapDiscard | block.CapWriteZeroes,
+	}
+}
+
+// volumeIO is a request under way in a volume.
+type volumeIO struct {
+	io   core.IO
+	req  *block.Request
+	buf  *block.Buffer
+	sums [block.MaxIO / block.SectorSize]uint32
+}
+
+var volumeIOs = sync.Pool{New: func() any {
+	o := new(volumeIO)
+	o.io.User = o
+	return o
+}}
+
+// Submit implements block.Device.
+func (v *Volume) Submit(batch []*block.Request) {
+	info := v.Info()
+	ins := inputSlices.Get().(*[]volumeInput)
+	for _, r := range batch {
+		err := r.Check(info)
+		if err == nil && v.blocked.Load() {
+			err = block.ErrClosed
+		}
+		if err != nil {
+			r.By.Complete(r, err)
+			continue
+		}
+		*ins = append(*ins, volumeInput{kind: inPropose, io: newVolumeIO(r)})
+	}
+	if len(*ins) > 0 {
+		v.post(*ins...)
+	}
+	clear(*ins)
+	*ins = (*ins)[:0]
+	inputSlices.Put(ins)
+}
+
+var inputSlices = sync.Pool{New: func() any { return new([]volumeInput) }}
+
+// newVolumeIO makes the private copy and the checksums that go with a write to
+// every disk (I26).
+func newVolumeIO(r *block.Request) *volumeIO {
+	o := volumeIOs.Get().(*volumeIO)
+	o.req = r
+	io := &o.io
+	io.Off, io.Len, io.Flags = r.Off, r.Len, 0
+	if r.Flags&block.FUA != 0 {
+		io.Flags |= replication.FlagFUA
+	}
+	switch r.Op {
+	case block.OpRead:
+		io.Kind, io.Data = replication.MsgRead, r.Data
+	case block.OpWrite:
+		io.Kind = replication.MsgWrite
+		if o.buf = r.Buf; o.buf != nil {
+			o.buf.Retain()
+			io.Data = r.Data
+		} else {
+			o.buf = block.NewBuffer(len(r.Data))
+			copy(o.buf.Bytes(), r.Data)
+			io.Data = o.buf.Bytes()
+		}
+		io.Buf = o.buf
+		if r.Sums != nil {
+			io.Sums = append(o.sums[:0], r.Sums...)
+		} else {
+			io.Sums = sumsOf(o.sums[:0], io.Data)
+		}
+	case block.OpWriteZeroes:
+		io.Kind = replication.MsgZero
+		if r.Flags&block.NoHole != 0 {
+			io.Flags |= replication.FlagNoHole
+		}
+	case block.OpDiscard:
+		io.Kind = replication.MsgTrim
+	case block.OpFlush:
+		io.Kind = replication.MsgFlush
+	}
+	return o
+}
+
+func (o *volumeIO) recycle() {
+	if o.buf != nil {
+		o.buf.Release()
+	}
+	o.req, o.buf = nil, nil
+	o.io = core.IO{User: o}
+	volumeIOs.Put(o)
+}
+
+func (v *Volume) post(in ...volumeInput) {
+	if v.in.post(in...) {
+		v.work()
+	}
+}
+
+func (v *Volume) work() {
+	for items := v.in.next(); items != nil; items = v.in.next() {
+		t := now()
+		for i := range items {
+			v.apply(t, &items[i])
+		}
+		v.carryOut()
+		for i := range items {
+			releaseBuf(&items[i].msg) // of reads and hashes; who needs more has retained
+		}
+	}
+}
+
+func (v *Volume) apply(t int64, in *volumeInput) {
+	switch in.kind {
+	case inPropose:
+		v.core.Propose(t, &in.io.io)
+	case inMessage:
+		v.core.Step(t, in.member, &in.msg)
+	case inSessionUp:
+		l := v.links[in.member]
+		if l.sess != in.sess {
+			in.link.close() // of a session that was given up meanwhile
+			return
+		}
+		l.to = in.link
+		v.core.SessionUp(t, in.member, in.sess, in.ack)
+	case inSessionDown:
+		if l := v.links[in.member]; l.sess == in.sess {
+			l.drop()
+		}
+		v.core.SessionDown(t, in.member, in.sess)
+	case inSessionRefused:
+		if l := v.links[in.member]; l.sess == in.sess {
+			l.drop()
+		}
+		v.core.SessionRefused(t, in.member, in.sess, in.msg.Status, in.msg.Term)
+	case inControl:
+		v.core.ControlDone(t, in.id, in.ctl)
+	case inChange:
+		v.core.ChangeDone(t, in.outcome, in.cfg, in.rev)
+	case inTick:
+		v.core.Tick(t)
+	case inUsable:
+		v.core.SetUsable(t, in.member, in.flag)
+	case inUp:
+		v.core.SetUp(t, in.member, in.flag)
+	case inSeen:
+		v.core.ConfigSeen(t, in.cfg)
+	case inDetach:
+		v.core.Detach(t)
+	case inKill:
+		v.core.Kill(t, in.err)
+	case inStart:
+		v.core.Start(t)
+	}
+}
+
+func (l *link) drop() {
+	if l.to != nil {
+		l.to.close()
+		l.to = nil
+	}
+	l.sess = 0
+}
+
+// carryOut does what the state machine asks for. It does not block.
+func (v *Volume) carryOut() {
+	r := v.core.Ready()
+	for i := range r.Messages {
+		m := &r.Messages[i]
+		l := v.links[m.To]
+		if l.to == nil || l.sess != m.Msg.Session {
+			continue
+		}
+		if m.Msg.Buf != nil {
+			m.Msg.Buf.Retain()
+		}
+		l.batch = append(l.batch, m.Msg)
+	}
+	for _, l := range v.links {
+		if len(l.batch) > 0 {
+			l.to.send(l.batch)
+			clear(l.batch)
+			l.batch = l.batch[:0]
+		}
+	}
+	for _, s := range r.Disconnect {
+		if l := v.links[s.To]; l.sess == s.ID {
+			l.drop()
+		}
+	}
+	for _, s := range r.Connect {
+		v.links[s.To].drop()
+		v.links[s.To].sess = s.ID
+		v.connect(s)
+	}
+	for _, c := range r.Control {
+		go v.control(c)
+	}
+	if r.Change != nil {
+		go v.swap(*r.Change)
+	}
+	for _, d := range r.Completions {
+		o := d.IO.User.(*volumeIO)
+		o.req.By.Complete(o.req, d.Err)
+	}
+	for _, io := range r.Released {
+		io.User.(*volumeIO).recycle()
+	}
+	v.observe(r.Events)
+	v.core.Advance()
+}
+
+// Close implements block.Device: it refuses further requests. The volume stays
+// attached; Manager.Detach ends that.
+func (v *Volume) Close() error {
+	v.blocked.Store(true)
+	return nil
+}
+
+// Dead is closed when the volume is no longer served here, after a detach or
+// because it was lost; then Err says why (nil after a detach).
+func (v *Volume) Dead() <-chan struct{} { return v.dead }
+
+// Err returns why the volume ended. Valid after Dead is closed.
+func (v *Volume) Err() error { return v.deadErr }
+
+// ID is the volume's.
+func (v *Volume) ID() replication.VolumeID { return v.id }
+
+// tick drives time until the volume ends.
+func (v *Volume) tick() {
+	t := time.NewTicker(tickInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			v.post(volumeInput{kind: inTick})
+		case <-v.ctx.Done():
+			return
+		}
+	}
+}
+
+const tickInterval = 100 * time.Millisecond
