@@ -474,7 +474,7 @@ func TestDrain(t *testing.T) {
 		if _, err := m.Activate(ctx, clusterdomain.Change{Domain: "a", Actor: "test"}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if s := m.DomainState("a"); s != clusterdomain.Rejoining {
 			t.Error("active with a stale replica:", s)
 		}
@@ -489,7 +489,7 @@ func TestDrain(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if s := m.DomainState("a"); s != clusterdomain.Active {
 			t.Error("not active again:", s)
 		}
