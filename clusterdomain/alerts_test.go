@@ -1,0 +1,63 @@
+package clusterdomain
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
+)
+
+func TestAlerts(t *testing.T) {
+	pool := func(used int64) []Node {
+		return []Node{{Name: "n", Online: true, Pools: []Pool{{UUID: "p", Total: 1000, Used: used}}}}
+	}
+	replicas := func(states ...string) []arbiter.Volume {
+		v := arbiter.Volume{ID: "1", Name: "v"}
+		for _, s := range states {
+			v.Replicas = append(v.Replicas, arbiter.Replica{State: s, InSync: s == "IN_SYNC"})
+		}
+		return []arbiter.Volume{v}
+	}
+	domain := func(s State) *View { return &View{Domains: []Domain{{Name: "d", State: s}}} }
+	for name, c := range map[string]struct {
+		o    Observed
+		want string
+	}{
+		"nothing":      {Observed{View: domain(Active), Volumes: replicas("IN_SYNC", "IN_SYNC")}, ""},
+		"standby":      {Observed{View: domain(Standby)}, ""},
+		"fenced":       {Observed{View: domain(Fenced)}, "3 domain-fenced domain/d"},
+		"inactive":     {Observed{View: domain(Inactive)}, "2 domain-inactive domain/d"},
+		"draining":     {Observed{View: domain(Draining)}, "1 domain-draining domain/d"},
+		"rejoining":    {Observed{View: domain(Rejoining)}, "1 domain-rejoining domain/d"},
+		"offline":      {Observed{View: &View{Nodes: []Node{{Name: "n"}}}}, "2 node-offline node/n"},
+		"pool 79":      {Observed{View: &View{Nodes: pool(799)}}, ""},
+		"pool 80":      {Observed{View: &View{Nodes: pool(800)}}, "2 pool-nearly-full pool/p"},
+		"pool 85":      {Observed{View: &View{Nodes: pool(850)}}, "3 pool-full pool/p"},
+		"pool 97":      {Observed{View: &View{Nodes: pool(970)}}, "3 pool-critical pool/p"},
+		"rtt 10 ms":    {Observed{View: &View{}, RTTs: []RTT{{Node: "n", P99: 10 * time.Millisecond, Samples: 1}}}, ""},
+		"rtt above":    {Observed{View: &View{}, RTTs: []RTT{{Node: "n", P99: 10*time.Millisecond + 1, Samples: 1}}}, "2 rtt-high node/n"},
+		"rtt not new":  {Observed{View: &View{}, RTTs: []RTT{{Node: "n", P99: time.Second}}}, ""},
+		"single copy":  {Observed{View: &View{}, Volumes: replicas("IN_SYNC")}, ""},
+		"last copy":    {Observed{View: &View{}, Volumes: replicas("IN_SYNC", "STALE")}, "3 volume-last-copy volume/1"},
+		"two of three": {Observed{View: &View{}, Volumes: replicas("IN_SYNC", "IN_SYNC", "SYNCING")}, "2 volume-not-in-sync volume/1"},
+		"kvdb":         {Observed{View: &View{}, Kvdb: errors.New("gone")}, "3 kvdb-unhealthy kvdb"},
+	} {
+		var got []string
+		for _, a := range Alerts(c.o) {
+			if a.Text == "" {
+				t.Errorf("%s: no text", name)
+			}
+			got = append(got, string('0'+rune(a.Severity))+" "+string(a.Code)+" "+a.Resource)
+		}
+		if s := strings.Join(got, ", "); s != c.want {
+			t.Errorf("%s: %s, want %s", name, s, c.want)
+		}
+	}
+	all := Alerts(Observed{View: &View{Domains: []Domain{{Name: "a", State: Draining}, {Name: "b", State: Fenced}}, Nodes: []Node{{Name: "n"}}}})
+	if !slices.IsSortedFunc(all, func(a, b Alert) int { return int(b.Severity - a.Severity) }) || len(all) != 3 {
+		t.Error("not worst first:", all)
+	}
+}
