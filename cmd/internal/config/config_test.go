@@ -49,6 +49,21 @@ func TestDefaultsStartALoneNode(t *testing.T) {
 	}
 }
 
+// A file that says nothing of it changes none of that.
+func TestAnEmptyFileStartsALoneNode(t *testing.T) {
+	got, err := Parse("t.yaml", []byte(head), Flags{NodeID: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := Load("", Flags{NodeID: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %v\nwant %v", got.Effective(), want.Effective())
+	}
+}
+
 func TestOrderDefaultsFileFlags(t *testing.T) {
 	body := head + "nodeID: from-file\ndomain: from-file\nlog: {level: warn}\n"
 	c, err := Parse("t.yaml", []byte(body), Flags{NodeID: "from-flag"})
@@ -92,7 +107,8 @@ func TestWitness(t *testing.T) {
 }
 
 func TestEtcd(t *testing.T) {
-	c := mustParse(t, "kvdb: {kind: etcd, etcd: {endpoints: [\"https://e1:2379\", \"https://e2:2379\"], tls: {ca: /ca.pem}}}\n")
+	// The embedded store does not run then: its address does not matter.
+	c := mustParse(t, "kvdb: {raft: {listen: \"10.0.0.1:9702\"}, kind: etcd, etcd: {endpoints: [\"https://e1:2379\", \"https://e2:2379\"], tls: {ca: /ca.pem}}}\n")
 	if len(c.KVDB.Etcd.Endpoints) != 2 || len(c.KVDB.Raft.Members) != 0 {
 		t.Errorf("got %+v", c.KVDB)
 	}
@@ -137,6 +153,20 @@ func TestErrors(t *testing.T) {
 		{"witness with pools", "role: witness\npools: [{path: /p}]\n", "pools: a witness holds no data"},
 		{"witness with etcd", "role: witness\nkvdb: {kind: etcd, etcd: {endpoints: [http://e:1]}}\n", "role: a witness is a member of the embedded kvdb"},
 		{"socket too long", "runDir: /" + strings.Repeat("r", 120) + "\n", "a unix socket's path has at most 107"},
+		{"relative runDir", "runDir: run\n", `runDir: "run" is not an absolute path`},
+		{"relative fuse dir", "frontends: {fuseloop: {dir: fuse}}\n", `frontends.fuseloop.dir: "fuse" is not an absolute path`},
+		{"relative socket", "api: {socket: a.sock}\n", `api.socket: "a.sock" is not an absolute path`},
+		{"relative pool", "pools: [{path: p}]\n", `pools[0].path: "p" is not an absolute path`},
+		{"pool without path", "pools: [{}]\n", `pools[0].path: "" is not an absolute path`},
+		{"relative cert", "tls: {ca: /ca, cert: c, key: /k}\n", `tls.cert: "c" is not an absolute path`},
+		{"endpoint with path", "kvdb: {kind: etcd, etcd: {endpoints: [http://e:1/x]}}\n", `"http://e:1/x" has something behind the port`},
+		{"relative password file", "kvdb: {kind: etcd, etcd: {endpoints: [http://e:1], username: u, passwordFile: p}}\n", `kvdb.etcd.passwordFile: "p" is not an absolute path`},
+		{"half of etcd's tls", "kvdb: {kind: etcd, etcd: {endpoints: [https://e:1], tls: {cert: /c}}}\n", "kvdb.etcd.tls.cert: and kvdb.etcd.tls.key must be set together"},
+		{"relative etcd ca", "kvdb: {kind: etcd, etcd: {endpoints: [https://e:1], tls: {ca: ca}}}\n", `kvdb.etcd.tls.ca: "ca" is not an absolute path`},
+		{"witness that is no member", "role: witness\nkvdb: {raft: {member: false, members: [{id: n2, raftAddr: \"b:1\", peerAddr: \"b:2\"}]}}\n", "kvdb.raft.member: must be true on a witness"},
+		{"member's name", "kvdb: {raft: {members: [{id: \"\", raftAddr: \"b:1\", peerAddr: \"b:2\"}]}}\n", `kvdb.raft.members[0].id: "" is not a node's name`},
+		{"member's wildcard", "kvdb: {raft: {members: [{id: n1, raftAddr: \":1\", peerAddr: \"b:2\"}]}}\n", `kvdb.raft.members[0].raftAddr: ":1" names no single address`},
+		{"members' same address", "kvdb: {raft: {members: [{id: n1, raftAddr: \"b:1\", peerAddr: \"b:1\"}]}}\n", `kvdb.raft.members[0].peerAddr: "b:1" is used by kvdb.raft.members[0] already`},
 		{"same sockets", "api: {socket: /a}\nfrontends: {nbd: {socket: /a}}\n", "frontends.nbd.socket: is the same as api.socket"},
 		{"no port", "peer: {listen: 127.0.0.1}\n", `peer.listen: "127.0.0.1" is not an address`},
 		{"port 0", "peer: {listen: \"127.0.0.1:0\"}\n", "has no port between 1 and 65535"},
@@ -195,8 +225,9 @@ func TestHeadIsRequired(t *testing.T) {
 		"domain: x\n":                    "apiVersion: is missing",
 		"apiVersion: v0\nkind: Config\n": `apiVersion: "v0" is not known here`,
 		"apiVersion: " + APIVersion:      "kind: is missing",
-		"just text":                      "is a plain value, want keys and values",
-		"- a\n":                          "is a list, want keys and values",
+		"apiVersion: " + APIVersion + "\nkind: Cluster\n": `kind: "Cluster" is not known here`,
+		"just text": "is a plain value, want keys and values",
+		"- a\n":     "is a list, want keys and values",
 	} {
 		_, err := Parse("t.yaml", []byte(body), Flags{NodeID: "n1"})
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -205,6 +236,26 @@ func TestHeadIsRequired(t *testing.T) {
 	}
 	if _, err := Parse("t.yaml", nil, Flags{}); err == nil {
 		t.Error("nil data were taken for no file")
+	}
+}
+
+// The ends of every range belong to it.
+func TestEdges(t *testing.T) {
+	longest := "/" + strings.Repeat("s", maxSocketPath-1)
+	mustParse(t, "api: {socket: "+longest+"}\n")
+	mustParse(t, "replication: {beatInterval: 750ms, suspectTimeout: 3s, opTimeout: 3s, sealTimeout: 2s, stallTimeout: 5s}\n")
+	for _, l := range Limits() {
+		for _, v := range []int64{l.Min, l.Max} {
+			k, c := &checker{}, Default()
+			l.field.set(c, v)
+			if k.limits(c); len(k.errs) > 0 {
+				t.Errorf("%v", k.errs)
+			}
+			l.field.set(c, v-l.Min+l.Max+1)
+			if k.limits(c); len(k.errs) != 1 {
+				t.Errorf("%s = %s is accepted", l.Key, l.Text(v-l.Min+l.Max+1))
+			}
+		}
 	}
 }
 

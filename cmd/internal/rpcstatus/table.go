@@ -32,7 +32,7 @@ type row struct {
 
 // Hints that several rows share.
 const (
-	hintPool      = "see the daemon's log and docs/ops; nothing in the directory was changed"
+	hintPool      = "nothing in the directory was changed: the daemon's log says what was found there"
 	hintCerts     = "check the tls files of both nodes: same cluster, right node and domain"
 	hintVersions  = "run versions of tandemd that know each other, see \"tandemctl cluster list\""
 	hintBug       = "this should not have come this far: please report it with the daemon's log"
