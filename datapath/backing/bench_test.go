@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tandem-storage/tandem/datapath/block"
 )
 
@@ -46,6 +48,7 @@ func benchmark(b *testing.B, e Engine, fill func(r *block.Request), depth, size 
 	defer r.Close()
 	buf := block.NewBuffer(block.MaxIO)
 	defer buf.Release()
+	copy(buf.Bytes(), randomBytes(4, block.MaxIO))
 	for off := int64(0); off < benchSize; off += block.MaxIO {
 		if err := block.WriteAt(r, buf.Bytes(), off, 0); err != nil {
 			b.Fatal(err)
@@ -62,11 +65,13 @@ func benchmark(b *testing.B, e Engine, fill func(r *block.Request), depth, size 
 	for range depth {
 		data := block.NewBuffer(size)
 		defer data.Release()
+		copy(data.Bytes(), randomBytes(3, size))
 		batch = append(batch, &block.Request{Data: data.Bytes(), Len: int64(size), By: pp})
 	}
 	lat := make([]time.Duration, 0, b.N)
 	b.SetBytes(int64(size))
 	b.ReportAllocs()
+	before := usage(b)
 	b.ResetTimer()
 	for sent, got := 0, 0; got < b.N; {
 		batch = batch[:min(len(batch), b.N-sent)]
@@ -90,9 +95,21 @@ func benchmark(b *testing.B, e Engine, fill func(r *block.Request), depth, size 
 		}
 	}
 	b.StopTimer()
+	after := usage(b)
+	per := func(after, before int64) float64 { return float64(after-before) / float64(b.N) }
+	b.ReportMetric(per(after.Utime.Nano()+after.Stime.Nano(), before.Utime.Nano()+before.Stime.Nano())/1000, "cpu-us/op")
+	b.ReportMetric(per(after.Nvcsw, before.Nvcsw), "waits/op")
 	slices.Sort(lat)
 	b.ReportMetric(float64(lat[len(lat)/2].Microseconds()), "p50-us")
 	b.ReportMetric(float64(lat[len(lat)*99/100].Microseconds()), "p99-us")
+}
+
+// usage is what the process has consumed: CPU time, and how often its threads went to sleep.
+func usage(b *testing.B) (u unix.Rusage) {
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return u
 }
 
 func BenchmarkReplica(b *testing.B) {

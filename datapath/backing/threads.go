@@ -52,6 +52,13 @@ func (t *threads) submit(ops []*op) {
 	}
 }
 
+// idle reports whether nothing is in flight.
+func (t *threads) idle() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.mu.first == nil && t.mu.workers == t.mu.idle
+}
+
 func (t *threads) loop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

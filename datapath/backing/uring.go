@@ -31,13 +31,9 @@ const (
 	ringUpdateFiles     = 6
 	ringRegisterProbe   = 8
 
-	ringOpFsync     = 3
-	ringOpFallocate = 17
 	ringOpRead      = 22
 	ringOpWrite     = 23
-
-	ringFsyncDataSync = 1
-	ringOpSupported   = 1
+	ringOpSupported = 1
 )
 
 // ringParams is struct io_uring_params.
@@ -85,12 +81,18 @@ type filesUpdate struct {
 //
 // Whoever submits while another goroutine is in the system call leaves its ops in
 // the queue for that one, so that submit never waits and batches grow under load.
+//
+// What the kernel would hand to a thread of its own anyway (fdatasync, fallocate)
+// goes to threads, and so does a read or write that is alone: there is nothing to
+// batch it with, and a thread that waits in the system call is woken once where
+// the ring takes two wake-ups.
 type uring struct {
-	fd    int
-	event *os.File
-	mem   []byte // submission and completion ring
-	sqes  []ringSQE
-	rings []byte // sqes' memory
+	threads *threads
+	fd      int
+	event   *os.File
+	mem     []byte // submission and completion ring
+	sqes    []ringSQE
+	rings   []byte // sqes' memory
 
 	sqTail, cqHead, cqTail *atomic.Uint32
 	sqMask, cqMask         uint32
@@ -111,7 +113,7 @@ type uring struct {
 
 // newUring starts a ring, or says why the kernel does not let it.
 func newUring() (_ *uring, err error) {
-	u := &uring{fd: -1, stopped: make(chan struct{})}
+	u := &uring{fd: -1, threads: newThreads(), stopped: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			u.free()
@@ -180,7 +182,7 @@ func (u *uring) probe() error {
 	if err := u.register(ringRegisterProbe, unsafe.Pointer(&p), n); err != nil {
 		return fmt.Errorf("io_uring: probe: %w", err)
 	}
-	for _, o := range []uint8{ringOpFsync, ringOpFallocate, ringOpRead, ringOpWrite} {
+	for _, o := range []uint8{ringOpRead, ringOpWrite} {
 		if p.ops[o].flags&ringOpSupported == 0 {
 			return fmt.Errorf("io_uring: operation %d is not known to the kernel", o)
 		}
@@ -210,8 +212,13 @@ func (u *uring) mmap(p *ringParams) (err error) {
 
 func (u *uring) submit(ops []*op) {
 	u.mu.Lock()
-	for _, o := range ops {
-		u.pushLocked(o)
+	alone := len(ops) == 1 && len(u.mu.free) == ringSlots && u.mu.first == nil && u.threads.idle()
+	for i, o := range ops {
+		if alone || o.kind != opRead && o.kind != opWrite {
+			u.threads.submit(ops[i : i+1])
+		} else {
+			u.pushLocked(o)
+		}
 	}
 	u.pumpLocked()
 	u.mu.Unlock()
@@ -258,21 +265,14 @@ func (u *uring) pumpLocked() {
 	u.mu.submitting = false
 }
 
-// entry describes o to the kernel.
+// entry describes o, a read or write, to the kernel.
 func entry(o *op, slot uint32) ringSQE {
 	e := ringSQE{fd: int32(o.fd), off: uint64(o.off), userData: uint64(slot)}
-	switch o.kind {
-	case opRead, opWrite:
-		e.opcode = ringOpWrite
-		if o.kind == opRead {
-			e.opcode = ringOpRead
-		}
-		e.addr, e.len = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(o.buf)))), uint32(len(o.buf))
-	case opDataSync:
-		e.opcode, e.off, e.opFlags = ringOpFsync, 0, ringFsyncDataSync
-	default:
-		e.opcode, e.addr, e.len = ringOpFallocate, uint64(o.length), fallocMode(o.kind)
+	e.opcode = ringOpWrite
+	if o.kind == opRead {
+		e.opcode = ringOpRead
 	}
+	e.addr, e.len = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(o.buf)))), uint32(len(o.buf))
 	return e
 }
 
@@ -345,7 +345,7 @@ func (u *uring) finish(done []ended) {
 			continue
 		case d.res < 0:
 			err = unix.Errno(-d.res)
-		case o.kind == opRead || o.kind == opWrite:
+		default:
 			o.buf, o.off = o.buf[d.res:], o.off+int64(d.res)
 			if len(o.buf) > 0 && d.res > 0 {
 				u.submit([]*op{o})
@@ -400,6 +400,7 @@ func (u *uring) close() {
 }
 
 func (u *uring) free() {
+	u.threads.close()
 	var errs []error
 	if u.mem != nil {
 		errs = append(errs, unix.Munmap(u.mem))
