@@ -1,0 +1,204 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/tandem-storage/tandem/replication"
+	pb "github.com/tandem-storage/tandem/replication/replicationpb"
+)
+
+// nodeHeader is the response header by which a session is accepted.
+const nodeHeader = "tandem-node"
+
+// Server serves the replication and beat services of this node on a gRPC server
+// that may serve other things, too.
+type Server struct {
+	pb.UnimplementedReplicationServer
+	pb.UnimplementedBeatServer
+	h    Handler
+	self Identity
+	boot replication.BootID
+
+	ctx  context.Context // ends on Close
+	stop context.CancelFunc
+	mu   struct {
+		sync.Mutex
+		closed bool
+	}
+	sessions sync.WaitGroup
+}
+
+// ServerConfig says what a Server serves.
+type ServerConfig struct {
+	Handler  Handler
+	Security *Security
+	Boot     replication.BootID // of this node's kernel; told to peers in beats
+}
+
+// NewServer registers the services with g, which must have been made with
+// Security.ServerOptions and must not serve yet. Close ends the sessions.
+func NewServer(g grpc.ServiceRegistrar, c ServerConfig) *Server {
+	s := &Server{h: c.Handler, self: c.Security.Self(), boot: c.Boot}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	pb.RegisterReplicationServer(g, s)
+	pb.RegisterBeatServer(g, s)
+	return s
+}
+
+// Close ends every session and beat and returns when the Handler has returned
+// from each. New ones are refused. It does not stop the gRPC server.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.mu.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.sessions.Wait()
+	return nil
+}
+
+func (s *Server) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closed {
+		return ErrClosed
+	}
+	s.sessions.Add(1)
+	return nil
+}
+
+// Session implements pb.ReplicationServer.
+func (s *Server) Session(stream grpc.BidiStreamingServer[pb.RawFrames, pb.RawFrames]) error {
+	from, err := PeerIdentity(stream.Context())
+	if err != nil {
+		return err
+	}
+	if err := s.begin(); err != nil {
+		return err
+	}
+	if err := stream.SendHeader(metadata.Pairs(nodeHeader, string(s.self.Node))); err != nil {
+		s.sessions.Done()
+		return err
+	}
+	ctx, end := context.WithCancelCause(stream.Context())
+	c := &streamConn{s: stream, end: end}
+	served := make(chan error, 1)
+	go func() {
+		defer s.sessions.Done()
+		served <- s.h.ServeSession(ctx, from, c)
+	}()
+	// gRPC ends the stream when this method returns, which is how Close reaches a
+	// Send or Recv that blocks.
+	defer end(ErrClosed)
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-s.ctx.Done():
+		err = ErrClosed
+	}
+	c.closed.Store(true)
+	if errors.Is(err, ErrClosed) && s.ctx.Err() == nil {
+		return nil // the handler's own Close
+	}
+	return err
+}
+
+// Seal implements pb.ReplicationServer.
+func (s *Server) Seal(ctx context.Context, r *pb.SealRequest) (*pb.SealResponse, error) {
+	from, err := PeerIdentity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q, err := sealFromPB(r)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.h.Seal(ctx, from, q)
+	if err != nil {
+		return nil, err
+	}
+	return sealResultToPB(a), nil
+}
+
+// Prepare implements pb.ReplicationServer.
+func (s *Server) Prepare(ctx context.Context, r *pb.PrepareRequest) (*pb.PrepareResponse, error) {
+	from, err := PeerIdentity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q, err := prepareFromPB(r)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.h.Prepare(ctx, from, q)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.PrepareResponse{Status: uint32(a.Status), Term: uint64(a.Term)}, nil
+}
+
+// Commit implements pb.ReplicationServer.
+func (s *Server) Commit(ctx context.Context, r *pb.CommitRequest) (*pb.CommitResponse, error) {
+	from, err := PeerIdentity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q, err := commitFromPB(r)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.h.Commit(ctx, from, q)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CommitResponse{Status: uint32(a.Status), Epoch: uint64(a.Epoch)}, nil
+}
+
+// Dirty implements pb.ReplicationServer.
+func (s *Server) Dirty(ctx context.Context, r *pb.DirtyRequest) (*pb.DirtyResponse, error) {
+	from, err := PeerIdentity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q, err := dirtyFromPB(r)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.h.Dirty(ctx, from, q)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.DirtyResponse{Status: uint32(a.Status), Bits: a.Bits}, nil
+}
+
+// Beat implements pb.BeatServer: it answers each beat at once.
+func (s *Server) Beat(stream grpc.BidiStreamingServer[pb.BeatRequest, pb.BeatResponse]) error {
+	if _, err := PeerIdentity(stream.Context()); err != nil {
+		return err
+	}
+	// Recv ends with the stream, and the stream with this method.
+	failed := make(chan error, 1)
+	go func() {
+		for {
+			r, err := stream.Recv()
+			if err == nil {
+				err = stream.Send(&pb.BeatResponse{Seq: r.GetSeq(), Node: string(s.self.Node), Boot: s.boot[:], Boottime: boottime()})
+			}
+			if err != nil {
+				failed <- err
+				return
+			}
+		}
+	}()
+	select {
+	case <-failed:
+		return nil // the peer's side ended; there is nobody to tell
+	case <-s.ctx.Done():
+		return ErrClosed
+	}
+}
