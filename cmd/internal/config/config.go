@@ -25,7 +25,7 @@ type Config struct {
 	Kind string `yaml:"kind"`
 	// Name of the cluster, the same on every node. It is part of every certificate: nodes of another cluster are refused.
 	ClusterName string `yaml:"clusterName"`
-	// Name of this node, unique in the cluster and never changed. Empty: the host name.
+	// Name of this node, unique in the cluster and never changed. Empty: the host name, in lower case.
 	NodeID string `yaml:"nodeID"`
 	// Cluster domain (site) in which this node stands.
 	Domain string `yaml:"domain"`

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/transport"
 )
 
 const head = "apiVersion: " + APIVersion + "\nkind: Config\n"
@@ -32,6 +35,7 @@ func TestDefaultsStartALoneNode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	host = strings.ToLower(host)
 	want := map[string]any{
 		"nodeID": host, "role": RoleNode, "insecure": true, "bootstrap": true, "api": "/run/tandem/tandemd.sock",
 		"pools":   []Pool{{Path: "/var/lib/tandem/pool"}},
@@ -138,6 +142,11 @@ func TestErrors(t *testing.T) {
 		{"text for a number", "replication: {maxInflight: many}\n", `"many" is not a whole number`},
 		{"huge number", "replication: {maxInflight: 99999999999999999999}\n", "is not a whole number"},
 		{"text for a bool", "tls: {insecure: yes}\n", `tls.insecure: "yes" is not true or false`},
+		{"quoted number", "replication: {maxInflight: \"5\"}\n", `"5" is not a whole number`},
+		{"hexadecimal", "replication: {maxInflight: 0x10}\n", `"0x10" is not a whole number`},
+		{"number for a bool", "tls: {insecure: 1}\n", `tls.insecure: "1" is not true or false`},
+		{"long list", "kvdb: {etcd: {endpoints: [" + strings.Repeat("a,", maxListLen+1) + "]}}\n", "has 1025 elements, at most 1024 are allowed"},
+		{"large file", "#" + strings.Repeat("x", maxFile) + "\n", "the file is larger than 1Mi"},
 		{"limit", "replication:\n  beatInterval: 1ms\n", "t.yaml:4: replication.beatInterval: 1ms is outside 50ms to 5s"},
 		{"negative duration", "replication: {sealTimeout: -1s}\n", "-1s is outside"},
 		{"suspect below 4 beats", "replication:\n  beatInterval: 1s\n", "replication.suspectTimeout: 3s is less than 4 x replication.beatInterval (4s)"},
@@ -146,6 +155,7 @@ func TestErrors(t *testing.T) {
 		{"window", "replication: {resyncWindow: 100Ki}\n", "100Ki is not a multiple of 64Ki"},
 		{"role", "role: arbiter\n", `role: "arbiter" is not known here: use node or witness`},
 		{"domain name", "domain: a_\n", `domain: "a_" is not a name`},
+		{"capitals", "nodeID: Node1\n", `nodeID: "Node1" is not a name: use 1 to 63 of a-z`},
 		{"node name", "nodeID: a/b\n", `nodeID: "a/b" is not a name`},
 		{"relative", "dataDir: data\n", `dataDir: "data" is not an absolute path`},
 		{"same pools", "pools: [{path: /p}, {path: /p/}]\n", "pools[1].path: is the same as pools[0].path"},
@@ -241,6 +251,8 @@ func TestHeadIsRequired(t *testing.T) {
 
 // The ends of every range belong to it.
 func TestEdges(t *testing.T) {
+	mustParse(t, "#"+strings.Repeat("x", maxFile-len(head)-1))
+	mustParse(t, "kvdb: {etcd: {endpoints: ["+strings.Repeat("a,", maxListLen)+"]}}\n")
 	longest := "/" + strings.Repeat("s", maxSocketPath-1)
 	mustParse(t, "api: {socket: "+longest+"}\n")
 	mustParse(t, "replication: {beatInterval: 750ms, suspectTimeout: 3s, opTimeout: 3s, sealTimeout: 2s, stallTimeout: 5s}\n")
@@ -255,6 +267,19 @@ func TestEdges(t *testing.T) {
 			if k.limits(c); len(k.errs) != 1 {
 				t.Errorf("%s = %s is accepted", l.Key, l.Text(v-l.Min+l.Max+1))
 			}
+		}
+	}
+}
+
+// A name that the configuration takes can stand in a certificate.
+func TestNamesFitCertificates(t *testing.T) {
+	for _, name := range []string{"a", "dr-site", "n_1.x", strings.Repeat("a", 63), strings.Repeat("a", 64), "", "A", ".a", "a/b", "ä", "a b"} {
+		id := transport.Identity{Cluster: name, Domain: replication.DomainID(name), Node: replication.NodeID(name)}
+		if nameRE.MatchString(name) && id.Check() != nil {
+			t.Errorf("%q: %v", name, id.Check())
+		}
+		if !nameRE.MatchString(name) && id.Check() == nil {
+			t.Errorf("%q could be a name and is refused", name)
 		}
 	}
 }

@@ -150,7 +150,7 @@ func (d *decoder) scalar(n *yaml.Node, key string, v reflect.Value) {
 	bad := func() { d.fail(n, key, "%q is not %s", n.Value, typeName(v.Type())) }
 	switch v.Interface().(type) {
 	case time.Duration:
-		if dur, err := time.ParseDuration(n.Value); err == nil && (n.Value == "0" || n.Tag == "!!str") {
+		if dur, err := time.ParseDuration(n.Value); err == nil {
 			v.SetInt(int64(dur))
 		} else {
 			bad()

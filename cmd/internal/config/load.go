@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Flags are the few settings that the command line may override. Empty: as in the file.
@@ -109,7 +110,7 @@ func (c *Config) complete() error {
 		if err != nil {
 			return fmt.Errorf("config: nodeID is empty and the host name is unknown; set nodeID: %w", err)
 		}
-		c.NodeID = name
+		c.NodeID = strings.ToLower(name) // as names are, see nameRE
 	}
 	if len(c.Pools) == 0 && c.Role == RoleNode {
 		c.Pools = []Pool{{Path: filepath.Join(c.DataDir, "pool")}}

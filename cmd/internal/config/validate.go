@@ -14,8 +14,9 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// nameRE is the syntax of names: they go into certificates, kvdb keys and file names.
-var nameRE = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+// nameRE is the syntax of names: they go into certificates (transport.Identity),
+// kvdb keys and file names.
+var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 
 // maxSocketPath is what fits into a sockaddr_un, without the final zero.
 const maxSocketPath = 107
@@ -52,7 +53,7 @@ func (k *checker) names(c *Config) {
 	k.oneOf("role", string(c.Role), string(RoleNode), string(RoleWitness))
 	for _, n := range []keyed{{"clusterName", c.ClusterName}, {"nodeID", c.NodeID}, {"domain", c.Domain}} {
 		if !nameRE.MatchString(n.value) {
-			k.fail(n.key, "%q is not a name: use 1 to 63 letters, digits, '-', '.' and '_', beginning and ending with a letter or a digit", n.value)
+			k.fail(n.key, "%q is not a name: use 1 to 63 of a-z, 0-9, '-', '.' and '_', beginning and ending with a letter or a digit", n.value)
 		}
 	}
 }

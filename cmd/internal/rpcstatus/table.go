@@ -14,10 +14,13 @@ import (
 	"github.com/tandem-storage/tandem/datapath/backing"
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/frontend"
+	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
 	"github.com/tandem-storage/tandem/datapath/frontend/nbd"
 	"github.com/tandem-storage/tandem/datapath/meta"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/transport"
+	engine "github.com/tandem-storage/tandem/replication/volume"
 	"github.com/tandem-storage/tandem/replication/wire"
 	"github.com/tandem-storage/tandem/volume"
 )
@@ -40,6 +43,7 @@ const (
 	hintKVDB      = "see the kvdb section of \"tandemctl status\"; volumes that are attached and in sync go on without it"
 	hintReset     = "replace or repair the disk, see \"tandemctl volume inspect\""
 	hintTryOther  = "the daemon is stopping: ask another node with --endpoint, or try again when it is back"
+	hintMoved     = "the volume lives on another node now: unmount and detach it here"
 	hintSpace     = "free or add space in the pool, see \"tandemctl status\""
 	hintSeeDomain = "see \"tandemctl cluster domains show\""
 	hintSeeVolume = "see \"tandemctl volume list\""
@@ -90,11 +94,20 @@ var table = []row{
 	{"replication.ErrDomainFenced", replication.ErrDomainFenced, codes.FailedPrecondition, "activate the domain: \"tandemctl cluster domains activate\""},
 	{"replication.ErrPoisoned", replication.ErrPoisoned, codes.FailedPrecondition, "unmount, detach and attach again; what was written since the last flush must be written again"},
 	{"replication.ErrReplicaFaulted", replication.ErrReplicaFaulted, codes.FailedPrecondition, hintReset},
-	{"replication.ErrDeposed", replication.ErrDeposed, codes.FailedPrecondition, "the volume lives on the other node now: detach it here"},
+	{"replication.ErrDeposed", replication.ErrDeposed, codes.FailedPrecondition, hintMoved},
 	{"replication.ErrFenced", replication.ErrFenced, codes.Aborted, hintRetry},
 	{"replication.ErrStaleEpoch", replication.ErrStaleEpoch, codes.Aborted, hintRetry},
 	{"replication.ErrStalled", replication.ErrStalled, codes.Unavailable, "\"tandemctl volume inspect\" names the cause of the stall"},
 	{"replication.ErrClosed", replication.ErrClosed, codes.Unavailable, hintTryOther},
+	{"replication/volume.ErrRefused", engine.ErrRefused, codes.FailedPrecondition, "activate the domain: \"tandemctl cluster domains activate\""},
+	{"replication/volume.ErrConflict", engine.ErrConflict, codes.Aborted, hintRetry},
+	{"replication/transport.ErrIdentity", transport.ErrIdentity, codes.PermissionDenied, hintCerts},
+	{"replication/transport.ErrConfig", transport.ErrConfig, codes.InvalidArgument, hintCerts},
+	{"replication/transport.ErrNotLoopback", transport.ErrNotLoopback, codes.InvalidArgument, ""},
+	{"replication/transport.ErrUnknownPeer", transport.ErrUnknownPeer, codes.Unavailable, "is the node registered? see \"tandemctl cluster list\""},
+	{"replication/transport.ErrProtocol", transport.ErrProtocol, codes.InvalidArgument, hintVersions},
+	{"replication/transport.ErrDisconnected", transport.ErrDisconnected, codes.Unavailable, "is the other node up, and the way to it open? see \"tandemctl status\""},
+	{"replication/transport.ErrClosed", transport.ErrClosed, codes.Unavailable, hintTryOther},
 	{"replication/wire.ErrVersion", wire.ErrVersion, codes.FailedPrecondition, hintVersions},
 	{"replication/wire.ErrUnknownType", wire.ErrUnknownType, codes.Unimplemented, hintVersions},
 	{"replication/wire.ErrHeaderCRC", wire.ErrHeaderCRC, codes.Unavailable, "the network damages data: the connection is made anew"},
@@ -113,7 +126,13 @@ var table = []row{
 
 	// datapath
 	{"datapath/frontend.ErrBusy", frontend.ErrBusy, codes.FailedPrecondition, "unmount the file system and close the device first (\"tandemctl host unmount\")"},
-	{"datapath/frontend/nbd.ErrKilled", nbd.ErrKilled, codes.FailedPrecondition, "the volume lives on another node now: detach it here"},
+	{"datapath/frontend/fuseloop.ErrUnavailable", fuseloop.ErrUnavailable, codes.FailedPrecondition, "run tandemd as root where /dev/fuse and /dev/loop-control are, or attach with --frontend nbd"},
+	{"datapath/frontend/fuseloop.ErrInUse", fuseloop.ErrInUse, codes.FailedPrecondition, "is another tandemd running with the same frontends.fuseloop.dir?"},
+	{"datapath/frontend/fuseloop.ErrKilled", fuseloop.ErrKilled, codes.FailedPrecondition, hintMoved},
+	{"datapath/frontend/fuseloop.ErrLost", fuseloop.ErrLost, codes.FailedPrecondition, "detach the volume and attach it again"},
+	{"datapath/frontend/fuseloop.ErrInvalidID", fuseloop.ErrInvalidID, codes.InvalidArgument, ""},
+	{"datapath/frontend/fuseloop.ErrClosed", fuseloop.ErrClosed, codes.Unavailable, hintTryOther},
+	{"datapath/frontend/nbd.ErrKilled", nbd.ErrKilled, codes.FailedPrecondition, hintMoved},
 	{"datapath/frontend/nbd.ErrClosed", nbd.ErrClosed, codes.Unavailable, hintTryOther},
 	{"datapath/backing.ErrPoolFull", backing.ErrPoolFull, codes.ResourceExhausted, hintSpace},
 	{"datapath/backing.ErrFaulted", backing.ErrFaulted, codes.FailedPrecondition, hintReset},
