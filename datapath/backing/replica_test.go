@@ -17,7 +17,7 @@ var (
 	testPeer    = meta.UUID{4}
 )
 
-const testChunk = 1 << 20
+const testChunk = 4 << 20
 
 func openTestPool(t testing.TB, dir string, e Engine) *Pool {
 	t.Helper()
@@ -37,11 +37,16 @@ func openTestPool(t testing.TB, dir string, e Engine) *Pool {
 func newTestReplica(t testing.TB, size int64, e Engine) (*Pool, *Replica) {
 	t.Helper()
 	p := openTestPool(t, t.TempDir(), e)
+	createTestReplica(t, p, size)
+	return p, openTestReplica(t, p)
+}
+
+func createTestReplica(t testing.TB, p *Pool, size int64) {
+	t.Helper()
 	err := p.Create(ReplicaSpec{Cluster: testCluster, Volume: testVolume, Replica: testReplica, Size: size, ChunkSize: testChunk})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p, openTestReplica(t, p)
 }
 
 func openTestReplica(t testing.TB, p *Pool) *Replica {
