@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/tandem-storage/tandem/replication/transport"
 )
 
 // Spec says what cluster to make.
@@ -46,6 +48,7 @@ type Node struct {
 	Socket string // for tandemctl
 
 	config             string
+	tls                transport.TLSFiles
 	peerAddr, raftAddr string
 	proc               *Process
 }
@@ -111,12 +114,11 @@ func (c *Cluster) Node(name string) *Node {
 func (c *Cluster) SiteDir(site string) string { return filepath.Join(c.spec.Work, site) }
 
 // Prepare makes directories, certificates and configuration files.
-func (c *Cluster) Prepare(ctx context.Context) error {
-	ca := filepath.Join(c.spec.Work, "ca")
+func (c *Cluster) Prepare() error {
 	if err := os.MkdirAll(filepath.Join(c.spec.Work, "log"), 0o755); err != nil {
 		return err
 	}
-	if err := c.pkiInit(ctx, ca); err != nil {
+	if err := c.issue(); err != nil {
 		return err
 	}
 	for _, n := range c.nodes {
@@ -124,9 +126,6 @@ func (c *Cluster) Prepare(ctx context.Context) error {
 			if err := os.MkdirAll(filepath.Join(n.Dir, dir), 0o755); err != nil {
 				return err
 			}
-		}
-		if err := c.pkiIssue(ctx, ca, n); err != nil {
-			return err
 		}
 		if err := c.writeConfig(n, true); err != nil {
 			return err
@@ -137,7 +136,6 @@ func (c *Cluster) Prepare(ctx context.Context) error {
 
 // writeConfig writes the configuration of a node. found lets a kvdb member found the store: on its first start only.
 func (c *Cluster) writeConfig(n *Node, found bool) error {
-	pki := filepath.Join(n.Dir, "pki")
 	role := "node"
 	if n.Witness {
 		role = "witness"
@@ -153,7 +151,7 @@ func (c *Cluster) writeConfig(n *Node, found bool) error {
 		"dataDir":     filepath.Join(n.Dir, "data"),
 		"runDir":      filepath.Join(n.Dir, "run"),
 		"peer":        m{"listen": n.peerAddr},
-		"tls":         m{"ca": filepath.Join(pki, "ca.crt"), "cert": filepath.Join(pki, "node.crt"), "key": filepath.Join(pki, "node.key")},
+		"tls":         m{"ca": n.tls.CA, "cert": n.tls.Cert, "key": n.tls.Key},
 		"frontends":   m{"default": c.spec.Frontend},
 	}
 	if c.spec.KVDB == "etcd" {

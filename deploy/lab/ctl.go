@@ -78,16 +78,3 @@ func (c *Cluster) Attach(ctx context.Context, n *Node, volume string) (string, e
 	}
 	return a.Path, nil
 }
-
-// pkiInit makes the throw-away CA of the cluster.
-func (c *Cluster) pkiInit(ctx context.Context, dir string) error {
-	_, err := Run(ctx, filepath.Join(c.spec.Bin, "tandemctl"), "pki", "init", "--cluster", clusterName, "--dir", dir)
-	return err
-}
-
-// pkiIssue makes the certificate of a node.
-func (c *Cluster) pkiIssue(ctx context.Context, ca string, n *Node) error {
-	_, err := Run(ctx, filepath.Join(c.spec.Bin, "tandemctl"), "pki", "issue", "--ca-dir", ca, "--cluster", clusterName,
-		"--domain", n.Site, "--node", n.Name, "--host", "127.0.0.1", "--out", filepath.Join(n.Dir, "pki"))
-	return err
-}
