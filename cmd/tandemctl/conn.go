@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/tandem-storage/tandem/replication/transport"
 )
 
 // Environment variables that stand in for flags.
@@ -90,18 +93,52 @@ func (a *app) target() (string, credentials.TransportCredentials, error) {
 	return "passthrough:///" + endpoint, insecure.NewCredentials(), nil
 }
 
+// tlsCredentials prove who we are, and accept any node of the same cluster. Certificates of nodes carry
+// tandem:// URIs and no host names, so that is what is checked, by the rules of package transport.
 func tlsCredentials(caFile, certFile, keyFile string) (credentials.TransportCredentials, error) {
 	pem, err := os.ReadFile(caFile)
 	if err != nil {
 		return nil, usageError("--tls-ca: %v", err)
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
 		return nil, usageError("--tls-ca: %s has no certificate in PEM form", caFile)
 	}
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		return nil, usageError("--tls-cert, --tls-key: %v", err)
 	}
-	return credentials.NewTLS(&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}), nil
+	self, err := clusterOf(pair.Leaf)
+	if err != nil {
+		return nil, usageError("--tls-cert %s: %v", certFile, err)
+	}
+	return credentials.NewTLS(&tls.Config{
+		Certificates:       []tls.Certificate{pair},
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true, // of the host name; VerifyConnection checks the chain and the URI
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			chain := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+			for _, c := range cs.PeerCertificates[1:] {
+				chain.Intermediates.AddCert(c)
+			}
+			if _, err := cs.PeerCertificates[0].Verify(chain); err != nil {
+				return fmt.Errorf("tandemctl: the other end is not of this cluster: %w", err)
+			}
+			cluster, err := clusterOf(cs.PeerCertificates[0])
+			if err == nil && cluster != self {
+				err = fmt.Errorf("tandemctl: the other end is of cluster %q, the certificate given is of %q", cluster, self)
+			}
+			return err
+		},
+	}), nil
+}
+
+// clusterOf returns the cluster that a certificate belongs to.
+func clusterOf(c *x509.Certificate) (string, error) {
+	for _, u := range c.URIs {
+		if id, err := transport.ParseIdentity(u); err == nil {
+			return id.Cluster, nil
+		}
+	}
+	return "", fmt.Errorf("tandemctl: certificate %q names no node of a cluster", c.Subject)
 }

@@ -72,6 +72,7 @@ func (a *app) rootCommand() *cobra.Command {
 			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeDeleteCommand()),
 		group("host", "Attach volumes to a node and mount them",
 			a.hostAttachCommand(), a.hostDetachCommand(), a.hostMountCommand(), a.hostUnmountCommand()),
+		group("pki", "Make certificates for those who have no authority", a.pkiCreateCACommand(), a.pkiIssueCommand()),
 		a.versionCommand(),
 	)
 	a.markStart(root)

@@ -1,0 +1,265 @@
+// Package daemon is the composition root of tandemd: the only package that knows
+// every subsystem. It starts them in order, passes each what it needs of the
+// others, and stops them in reverse.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/cmd/internal/config"
+	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
+	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/transport"
+	replvolume "github.com/tandem-storage/tandem/replication/volume"
+	"github.com/tandem-storage/tandem/replication/wire"
+	"github.com/tandem-storage/tandem/volume"
+)
+
+// stopTimeout bounds an orderly end.
+const stopTimeout = 30 * time.Second
+
+// daemon is a running node. Its fields are set once by Run, in this order.
+type daemon struct {
+	c       *config.Config
+	version string
+	lg      *zap.Logger
+	node    replication.NodeID
+	domain  replication.DomainID
+	boot    replication.BootID
+
+	security *transport.Security
+	late     *lateHandler
+	peerSrv  *grpc.Server
+	peers    *transport.Peers
+	store    kvdb.Store
+	kvdbInfo func(context.Context) clusterdomain.KvdbStatus
+
+	configs    *volume.Configs
+	catalogue  *volume.Catalogue
+	domains    *clusterdomain.Manager
+	pools      *pools
+	volumes    *replvolume.Manager
+	reconciler *volume.Reconciler
+	runtime    *runtime
+}
+
+// Run is tandemd: it returns when ctx ends, after everything was closed in
+// order, or with the error because of which the node cannot run.
+func Run(ctx context.Context, c *config.Config, version string, lg *zap.Logger) (err error) {
+	d := &daemon{c: c, version: version, lg: lg, node: replication.NodeID(c.NodeID), domain: replication.DomainID(c.Domain)}
+	lg.Info("tandemd starting", zap.String("version", version), zap.Any("config", c.Effective()))
+	var stops stopper
+	defer func() { err = errors.Join(err, stops.run()) }()
+	if d.boot, err = bootID(); err != nil {
+		return err
+	}
+	for _, dir := range []string{c.DataDir, c.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	if err := d.startTransport(&stops); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	if err := d.startStore(g, &stops); err != nil {
+		return err
+	}
+	if err := d.startVolumes(ctx, &stops); err != nil {
+		return err
+	}
+	if err := d.startAPI(g, &stops); err != nil {
+		return err
+	}
+	d.follow(ctx, g)
+	lg.Info("tandemd ready", zap.String("api", c.API.Socket))
+	<-ctx.Done()
+	// What was started goes on until it is stopped in order.
+	serving := stops.run()
+	return errors.Join(g.Wait(), serving)
+}
+
+// stopper runs what was pushed in reverse, once.
+type stopper struct{ fs []func() error }
+
+func (s *stopper) push(f func() error) { s.fs = append(s.fs, f) }
+
+func (s *stopper) run() error {
+	var errs []error
+	for i := len(s.fs) - 1; i >= 0; i-- {
+		errs = append(errs, s.fs[i]())
+	}
+	s.fs = nil
+	return errors.Join(errs...)
+}
+
+// bootID identifies this boot of the kernel.
+func bootID() (replication.BootID, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return replication.BootID{}, fmt.Errorf("read the kernel's boot id: %w", err)
+	}
+	u, err := replication.ParseUUID(strings.TrimSpace(string(b)))
+	return replication.BootID(u), err
+}
+
+// clusterUUID is the cluster's name as an identifier for what lies on disk.
+func clusterUUID(name string) [16]byte {
+	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("tandem://"+name))
+}
+
+// startTransport opens the port for other nodes.
+func (d *daemon) startTransport(stops *stopper) error {
+	self := transport.Identity{Cluster: d.c.ClusterName, Domain: d.domain, Node: d.node}
+	var err error
+	if d.c.TLS.Insecure {
+		d.security, err = transport.InsecureLoopback(self)
+	} else {
+		d.security, err = transport.LoadTLS(transport.TLSFiles{CA: d.c.TLS.CA, Cert: d.c.TLS.Cert, Key: d.c.TLS.Key}, d.c.ClusterName)
+	}
+	if err != nil {
+		return err
+	}
+	if got := d.security.Self(); got != self {
+		return fmt.Errorf("certificate %s is of %s, but the configuration says %s; issue one with tandemctl pki issue", d.c.TLS.Cert, got, self)
+	}
+	d.late = &lateHandler{}
+	opts := append(d.security.ServerOptions(),
+		grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg)),
+		grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
+	d.peerSrv = grpc.NewServer(opts...)
+	srv := transport.NewServer(d.peerSrv, transport.ServerConfig{Handler: d.late, Security: d.security, Boot: d.boot})
+	d.peers, err = transport.NewPeers(transport.PeersConfig{
+		Security: d.security, Boot: d.boot, BeatInterval: d.c.Replication.BeatInterval,
+		SuspectAfter: d.c.Replication.SuspectTimeout, OnLiveness: d.late.liveness, Logger: d.lg,
+	})
+	if err != nil {
+		return err
+	}
+	stops.push(func() error {
+		d.peerSrv.Stop()
+		return errors.Join(srv.Close(), d.peers.Close())
+	})
+	return nil
+}
+
+// startVolumes brings up what lies on this node's disks and what runs on it.
+func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
+	incarnation, err := d.awaitStore(ctx)
+	if err != nil {
+		return err
+	}
+	if d.configs, err = volume.NewConfigs(ctx, d.store, d.c.ClusterName); err != nil {
+		return err
+	}
+	if d.pools, err = openPools(d.c, d.lg); err != nil {
+		return err
+	}
+	stops.push(d.pools.close)
+	d.domains, err = clusterdomain.New(d.store, clusterdomain.Options{
+		Cluster: d.c.ClusterName,
+		Node: clusterdomain.Node{
+			Name: d.c.NodeID, Domain: d.c.Domain, Address: d.c.Peer.Advertise, BootID: d.boot.String(),
+			ProtoMin: uint32(wire.MinVersion), ProtoMax: uint32(wire.MaxVersion), Version: d.version,
+			Witness: d.c.Role == config.RoleWitness,
+		},
+		Pools: d.pools.summary, Volumes: volume.NewDomainView(d.configs), Logger: d.lg,
+	})
+	if err != nil {
+		return err
+	}
+	d.catalogue = volume.NewCatalogue(d.configs, d.domains)
+	r := d.c.Replication
+	d.volumes = replvolume.NewManager(replvolume.Options{
+		Node: d.node, Domain: d.domain, Boot: d.boot, Instance: replication.NewUUID(), Incarnation: incarnation,
+		Configs: configStore{d.configs}, Peers: d.peers,
+		Usable:    func(n replication.DomainID) bool { return !d.domains.DomainState(string(n)).MustStop() },
+		MayAttach: func(n replication.DomainID) bool { return d.domains.DomainState(string(n)).MayAttach() },
+		Timing: replvolume.Timing{
+			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Stall: r.StallTimeout,
+			ResyncRate: int64(r.ResyncRate),
+		},
+		Logger: d.lg,
+	})
+	stops.push(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		defer cancel()
+		return d.volumes.Close(ctx)
+	})
+	if err := d.pools.serve(d.volumes); err != nil {
+		return err
+	}
+	d.reconciler = volume.NewReconciler(d.catalogue, volume.ReconcilerOptions{
+		Node: d.node, Replicas: &localReplicas{pools: d.pools, volumes: d.volumes}, Logger: d.lg,
+	})
+	if d.runtime, err = newRuntime(d.c, d.volumes, d.security, d.lg); err != nil {
+		return err
+	}
+	stops.push(d.runtime.close)
+	return nil
+}
+
+// awaitStore waits until the kvdb answers, and returns its incarnation.
+func (d *daemon) awaitStore(ctx context.Context) (replication.UUID, error) {
+	const attempt = 5 * time.Second
+	for {
+		actx, cancel := context.WithTimeout(ctx, attempt)
+		s, err := clusterdomain.Incarnation(actx, d.store, d.c.ClusterName, d.c.NodeID)
+		cancel()
+		if err == nil {
+			return replication.ParseUUID(s)
+		}
+		if ctx.Err() != nil {
+			return replication.UUID{}, ctx.Err()
+		}
+		d.lg.Warn("waiting for the kvdb", zap.Error(err))
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return replication.UUID{}, ctx.Err()
+		}
+	}
+}
+
+// serveOn serves s on l in g.
+func serveOn(g *errgroup.Group, s *grpc.Server, l net.Listener) {
+	g.Go(func() error {
+		if err := s.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+		}
+		return nil
+	})
+}
+
+// listenUnix opens a socket that its owner alone may use, and replaces one that a
+// dead process left behind.
+func listenUnix(path string) (net.Listener, error) {
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		return nil, errors.Join(fmt.Errorf("another process serves %s; stop it, or give this node another runDir", path), c.Close())
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return l, os.Chmod(path, 0o600)
+}

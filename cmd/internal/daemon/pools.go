@@ -1,0 +1,172 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/cmd/internal/config"
+	"github.com/tandem-storage/tandem/datapath/backing"
+	"github.com/tandem-storage/tandem/datapath/meta"
+	"github.com/tandem-storage/tandem/replication"
+	replvolume "github.com/tandem-storage/tandem/replication/volume"
+	"github.com/tandem-storage/tandem/volume"
+)
+
+// pools are the node's pools, open.
+type pools struct {
+	cluster meta.UUID
+	lg      *zap.Logger
+	all     []*backing.Pool
+}
+
+// openPools opens every configured pool; a witness has none.
+func openPools(c *config.Config, lg *zap.Logger) (*pools, error) {
+	p := &pools{cluster: clusterUUID(c.ClusterName), lg: lg}
+	for _, pc := range c.Pools {
+		if err := os.MkdirAll(pc.Path, 0o700); err != nil {
+			return nil, errors.Join(fmt.Errorf("pool %s: %w", pc.Path, err), p.close())
+		}
+		pool, err := backing.OpenPool(backing.Options{Path: pc.Path, Cluster: p.cluster, Node: c.NodeID, AllowAnyFS: pc.AllowAnyFS})
+		if err != nil {
+			return nil, errors.Join(err, p.close())
+		}
+		p.all = append(p.all, pool)
+		engine, why := pool.Engine()
+		lg.Info("pool open", zap.String("path", pc.Path), zap.String("fs", pool.FS().Type),
+			zap.Bool("reflink", pool.FS().Reflink), zap.Stringer("engine", engine), zap.NamedError("not-better-because", why))
+	}
+	return p, nil
+}
+
+func (p *pools) close() error {
+	var errs []error
+	for _, pool := range p.all {
+		errs = append(errs, pool.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// summary tells the cluster how full the pools are.
+func (p *pools) summary() []clusterdomain.Pool {
+	var s []clusterdomain.Pool
+	for _, pool := range p.all {
+		c, err := pool.Capacity()
+		if err != nil {
+			p.lg.Error("pool capacity cannot be read", zap.String("path", pool.Path()), zap.Error(err))
+			continue
+		}
+		s = append(s, clusterdomain.Pool{
+			UUID: replication.UUID(pool.ID()).String(), Path: pool.Path(), FS: pool.FS().Type,
+			Total: c.Total, Used: c.Used, Provisioned: c.Provisioned,
+		})
+	}
+	return s
+}
+
+// find returns the pool with an id.
+func (p *pools) find(id string) *backing.Pool {
+	for _, pool := range p.all {
+		if replication.UUID(pool.ID()).String() == id {
+			return pool
+		}
+	}
+	return nil
+}
+
+// serve opens every replica. One that cannot be opened is left out and named; the
+// others are served.
+func (p *pools) serve(m *replvolume.Manager) error {
+	for _, pool := range p.all {
+		entries, err := pool.List()
+		if err != nil {
+			return fmt.Errorf("pool %s: %w", pool.Path(), err)
+		}
+		for _, e := range entries {
+			if err := p.open(pool, e, m); err != nil {
+				p.lg.Error("replica cannot be served", zap.String("directory", e.Dir), zap.Error(err))
+			}
+		}
+	}
+	return nil
+}
+
+func (p *pools) open(pool *backing.Pool, e backing.Entry, m *replvolume.Manager) error {
+	if e.Err != nil {
+		return e.Err
+	}
+	return openReplica(pool, replication.VolumeID(e.Volume), replication.ReplicaID(e.Replica), m)
+}
+
+func openReplica(pool *backing.Pool, v replication.VolumeID, id replication.ReplicaID, m *replvolume.Manager) error {
+	r, err := pool.Open(meta.UUID(v), meta.UUID(id))
+	if err != nil {
+		return err
+	}
+	if err := m.AddReplica(v, id, replvolume.Backed(r)); err != nil {
+		return errors.Join(err, r.Close())
+	}
+	return nil
+}
+
+// localReplicas makes and removes replicas for the catalogue.
+type localReplicas struct {
+	pools   *pools
+	volumes *replvolume.Manager
+}
+
+var _ volume.Replicas = (*localReplicas)(nil)
+
+// Make implements volume.Replicas.
+func (l *localReplicas) Make(_ context.Context, s volume.ReplicaSpec) error {
+	pool := l.pools.find(s.Pool)
+	if pool == nil {
+		return fmt.Errorf("%w: pool %s is not on this node", backing.ErrNotFound, s.Pool)
+	}
+	err := pool.Create(backing.ReplicaSpec{
+		Cluster: l.pools.cluster, Volume: meta.UUID(s.Volume), Replica: meta.UUID(s.Replica), Size: s.Size,
+	})
+	if err != nil && !errors.Is(err, backing.ErrExists) {
+		return err
+	}
+	if l.volumes.HasReplica(s.Volume, s.Replica) {
+		return nil
+	}
+	return openReplica(pool, s.Volume, s.Replica, l.volumes)
+}
+
+// Remove implements volume.Replicas.
+func (l *localReplicas) Remove(_ context.Context, v replication.VolumeID, r replication.ReplicaID) error {
+	if err := l.volumes.RemoveReplica(v, r); err != nil {
+		l.pools.lg.Warn("replica did not close in order before its removal", zap.Stringer("volume-id", v), zap.Error(err))
+	}
+	for _, pool := range l.pools.all {
+		if err := pool.Remove(meta.UUID(v), meta.UUID(r)); err != nil && !errors.Is(err, backing.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// List implements volume.Replicas.
+func (l *localReplicas) List(context.Context) ([]volume.LocalReplica, error) {
+	var all []volume.LocalReplica
+	for _, pool := range l.pools.all {
+		entries, err := pool.List()
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.Err == nil {
+				all = append(all, volume.LocalReplica{
+					Volume: replication.VolumeID(e.Volume), Replica: replication.ReplicaID(e.Replica), Pool: replication.UUID(pool.ID()).String(),
+				})
+			}
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,215 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/cmd/internal/config"
+	"github.com/tandem-storage/tandem/datapath/frontend"
+	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
+	"github.com/tandem-storage/tandem/datapath/frontend/nbd"
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+	"github.com/tandem-storage/tandem/replication/transport"
+	replvolume "github.com/tandem-storage/tandem/replication/volume"
+	"github.com/tandem-storage/tandem/volume"
+)
+
+// attachTimeout bounds an attach whose caller gives no deadline.
+const attachTimeout = time.Minute
+
+// runtime attaches volumes on this node: it makes the node their coordinator and
+// shows them through a front end.
+type runtime struct {
+	c       *config.Config
+	volumes *replvolume.Manager
+	lg      *zap.Logger
+
+	mu       sync.Mutex // one attach or detach at a time
+	nbd      *nbd.Server
+	fuseloop *fuseloop.Frontend
+	shown    map[replication.VolumeID]*showing
+}
+
+// showing is a volume shown by a front end.
+type showing struct {
+	kind       frontend.Kind
+	attachment frontend.Attachment
+	device     *replvolume.Volume
+}
+
+var _ volume.Runtime = (*runtime)(nil)
+
+func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security, lg *zap.Logger) (*runtime, error) {
+	r := &runtime{c: c, volumes: m, lg: lg, shown: make(map[replication.VolumeID]*showing)}
+	if c.Role == config.RoleWitness {
+		return r, nil
+	}
+	endpoints := []nbd.Endpoint{{Network: "unix", Address: c.Frontends.NBD.Socket}}
+	if c.Frontends.NBD.Listen != "" {
+		tls := sec.ServerTLS()
+		endpoints = append(endpoints, nbd.Endpoint{Network: "tcp", Address: c.Frontends.NBD.Listen, TLS: tls, RequireTLS: tls != nil})
+	}
+	var err error
+	if r.nbd, err = nbd.Listen(lg, endpoints...); err != nil {
+		return nil, err
+	}
+	if err := fuseloop.Available(); err != nil {
+		lg.Info("no loop devices on this machine", zap.Error(err))
+		return r, nil
+	}
+	if r.fuseloop, err = fuseloop.New(fuseloop.Options{Dir: c.Frontends.FuseLoop.Dir, Logger: lg}); err != nil {
+		return nil, errors.Join(err, r.nbd.Close())
+	}
+	return r, nil
+}
+
+func (r *runtime) frontend(name string) (frontend.Frontend, error) {
+	if name == "" {
+		name = string(r.c.Frontends.Default)
+	}
+	switch {
+	case r.nbd == nil:
+		return nil, fmt.Errorf("%w: this node is a witness, volumes are attached on nodes with role node", frontend.ErrUnavailable)
+	case frontend.Kind(name) == frontend.KindNBD:
+		return r.nbd, nil
+	case frontend.Kind(name) != frontend.KindFuseLoop:
+		return nil, fmt.Errorf("%w: front end %q is not known; use nbd or fuseloop", frontend.ErrUnavailable, name)
+	case r.fuseloop == nil:
+		return nil, fmt.Errorf("%w: loop devices need root, /dev/fuse and /dev/loop-control: %w; attach with front end nbd", frontend.ErrUnavailable, fuseloop.Available())
+	}
+	return r.fuseloop, nil
+}
+
+// Attach implements volume.Runtime.
+func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.AttachOptions) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
+	defer cancel()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.shown[id]; s != nil {
+		select {
+		case <-s.attachment.Done():
+			delete(r.shown, id)
+		default:
+			if o.Frontend != "" && string(s.kind) != o.Frontend {
+				return "", fmt.Errorf("%w: it is attached through front end %s; detach it first", frontend.ErrBusy, s.kind)
+			}
+			return s.attachment.Path(), nil
+		}
+	}
+	fe, err := r.frontend(o.Frontend)
+	if err != nil {
+		return "", err
+	}
+	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{})
+	if err != nil {
+		return "", err
+	}
+	a, err := fe.Attach(ctx, id.String(), v)
+	if err != nil {
+		return "", errors.Join(err, r.volumes.Detach(ctx, id))
+	}
+	s := &showing{kind: fe.Kind(), attachment: a, device: v}
+	r.shown[id] = s
+	go r.guard(id, s)
+	r.lg.Info("volume attached", zap.Stringer("volume-id", id), zap.String("path", a.Path()))
+	return a.Path(), nil
+}
+
+// guard kills the showing of a volume that was lost: its consumer must never
+// again get an answer (I23b).
+func (r *runtime) guard(id replication.VolumeID, s *showing) {
+	<-s.device.Dead()
+	if err := s.device.Err(); err != nil {
+		s.attachment.Kill()
+	}
+	<-s.attachment.Done()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.shown[id] == s {
+		delete(r.shown, id)
+	}
+}
+
+// Detach implements volume.Runtime.
+func (r *runtime) Detach(ctx context.Context, id replication.VolumeID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.shown[id]; s != nil {
+		if err := s.attachment.Detach(ctx); err != nil {
+			return err
+		}
+		delete(r.shown, id)
+	}
+	return r.volumes.Detach(ctx, id)
+}
+
+// Status implements volume.Runtime.
+func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live {
+	var l volume.Live
+	if r.mu.TryLock() { // an attach under way has nothing to show yet
+		if s := r.shown[id]; s != nil {
+			l.Path, l.Frontend = s.attachment.Path(), string(s.kind)
+		}
+		r.mu.Unlock()
+	}
+	v := r.volumes.Volume(id)
+	if v == nil {
+		return l
+	}
+	st := v.Status()
+	if st.Stall != core.StallNone {
+		l.Stall = &volume.Stall{Cause: string(st.Stall), Text: stallText[st.Stall], Since: st.StalledSince}
+	}
+	if p := st.Resync; p != nil {
+		left := int64(p.Left) * replication.ResyncBlock
+		total := int64(p.Total) * replication.ResyncBlock
+		pr := volume.Progress{Dirty: left, Total: total, Done: total - left, Rate: st.ResyncRate}
+		if st.ResyncRate > 0 {
+			pr.ETA = time.Duration(float64(left) / float64(st.ResyncRate) * float64(time.Second))
+		}
+		l.Replicas = map[replication.ReplicaID]volume.Progress{p.Replica: pr}
+	}
+	return l
+}
+
+// stallText says what a stall means and what to do.
+var stallText = map[core.Stall]string{
+	core.StallTakeover:     "the volume is being taken over",
+	core.StallNoReplica:    "no in-sync replica answers: bring a node that holds one back, see the replicas of tandemctl volume inspect",
+	core.StallNeedReplica:  "an in-sync replica is out of reach; it is evicted soon if the others and the kvdb are there",
+	core.StallKVDB:         "the kvdb is out of reach, so that the in-sync set cannot be changed: bring a majority of its members back",
+	core.StallProtection:   "max_protection: a cluster domain has no in-sync replica; bring its node back, or choose max_availability",
+	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
+	core.StallDetaching:    "the volume is being detached",
+	core.StallConfigChange: "the in-sync set is being changed",
+	core.StallNotAttached:  "the volume is not attached here",
+}
+
+// close takes every showing away; consumers that still have a device open get errors.
+func (r *runtime) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, s := range r.shown {
+		if err := s.attachment.Detach(ctx); err != nil {
+			r.lg.Warn("device is taken away from its consumer", zap.Stringer("volume-id", id), zap.Error(err))
+			s.attachment.Kill()
+		}
+	}
+	var errs []error
+	if r.nbd != nil {
+		errs = append(errs, r.nbd.Close())
+	}
+	if r.fuseloop != nil {
+		errs = append(errs, r.fuseloop.Close())
+	}
+	return errors.Join(errs...)
+}

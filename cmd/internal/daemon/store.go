@@ -1,0 +1,130 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/cmd/internal/config"
+	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/kvdb/etcdkv"
+	"github.com/tandem-storage/tandem/kvdb/raftkv"
+)
+
+// startStore opens the kvdb and then the port for other nodes, on which an
+// embedded member is reached too.
+func (d *daemon) startStore(g *errgroup.Group, stops *stopper) error {
+	var err error
+	switch {
+	case d.c.KVDB.Kind == config.KVDBEtcd:
+		err = d.openEtcd(stops)
+	case d.c.KVDB.Raft.Member:
+		err = d.openMember(stops)
+	default:
+		err = d.openClient(stops)
+	}
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", d.c.Peer.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for other nodes (peer.listen): %w", err)
+	}
+	serveOn(g, d.peerSrv, l)
+	return nil
+}
+
+func (d *daemon) openEtcd(stops *stopper) error {
+	e := &d.c.KVDB.Etcd
+	password, err := e.Password()
+	if err != nil {
+		return err
+	}
+	d.store, err = etcdkv.Open(etcdkv.Options{
+		Endpoints: e.Endpoints, CAFile: e.TLS.CA, CertFile: e.TLS.Cert, KeyFile: e.TLS.Key,
+		Username: e.Username, Password: password, Logger: d.lg,
+	})
+	if err != nil {
+		return err
+	}
+	stops.push(d.store.Close)
+	d.kvdbInfo = func(ctx context.Context) clusterdomain.KvdbStatus {
+		return clusterdomain.KvdbStatus{Kind: "etcd", Endpoints: e.Endpoints, Err: d.probe(ctx)}
+	}
+	return nil
+}
+
+// probe asks the kvdb for something, for as long as ctx allows.
+func (d *daemon) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, err := d.store.Get(ctx, clusterdomain.IncarnationKey(d.c.ClusterName))
+	return err
+}
+
+func (d *daemon) openMember(stops *stopper) error {
+	r := &d.c.KVDB.Raft
+	o := raftkv.Options{
+		Node: d.c.NodeID, Dir: filepath.Join(d.c.DataDir, "kvdb"), Marker: filepath.Join(d.c.DataDir, "kvdb-member"),
+		Bootstrap: r.Bootstrap, Witness: d.c.Role == config.RoleWitness,
+		ServerTLS: d.security.ServerTLS(), ClientTLS: d.security.ClientTLS(), Logger: d.lg,
+	}
+	if len(r.Members) > 0 {
+		o.PeerListen, o.ClientAdvertise = r.Listen, d.c.Peer.Advertise
+		for _, m := range r.Members {
+			if m.ID == d.c.NodeID {
+				o.PeerAdvertise = m.RaftAddr
+				continue
+			}
+			o.Peers = append(o.Peers, m.PeerAddr)
+		}
+	}
+	m, err := raftkv.OpenMember(o)
+	if err != nil {
+		return err
+	}
+	stops.push(m.Close)
+	m.Register(d.peerSrv)
+	d.store = m
+	d.kvdbInfo = func(ctx context.Context) clusterdomain.KvdbStatus {
+		st := m.Status()
+		s := clusterdomain.KvdbStatus{Kind: "raft", Err: st.Err}
+		if s.Err == nil {
+			s.Err = d.probe(ctx)
+		}
+		for _, p := range st.Members {
+			role := "follower"
+			if p.ID == st.LeaderID {
+				role, s.Leader = "leader", p.Node
+			}
+			s.Members = append(s.Members, clusterdomain.KvdbMember{Name: p.Node, Address: p.ClientAddress, Role: role, Healthy: s.Err == nil})
+			s.Endpoints = append(s.Endpoints, p.ClientAddress)
+		}
+		return s
+	}
+	return nil
+}
+
+func (d *daemon) openClient(stops *stopper) error {
+	var endpoints []string
+	for _, m := range d.c.KVDB.Raft.Members {
+		endpoints = append(endpoints, m.PeerAddr)
+	}
+	s, err := raftkv.OpenClient(raftkv.ClientOptions{Endpoints: endpoints, TLS: d.security.ClientTLS(), Logger: d.lg})
+	if err != nil {
+		return err
+	}
+	stops.push(s.Close)
+	d.store = s
+	d.kvdbInfo = func(ctx context.Context) clusterdomain.KvdbStatus {
+		return clusterdomain.KvdbStatus{Kind: "raft", Endpoints: endpoints, Err: d.probe(ctx)}
+	}
+	return nil
+}
+
+var _ kvdb.Store = (*raftkv.LocalMember)(nil)

@@ -1,0 +1,58 @@
+// Command tandemd is the node daemon of Tandem: it keeps replicas on the node's
+// disks, mirrors writes between cluster domains and shows volumes as block devices.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/tandem-storage/tandem/cmd/internal/config"
+	"github.com/tandem-storage/tandem/cmd/internal/daemon"
+	"github.com/tandem-storage/tandem/cmd/internal/logging"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() { os.Exit(run()) }
+
+// run returns the exit code: 0 after an orderly end, 1 after a failure, 2 for a
+// configuration that cannot be used.
+func run() int {
+	var f config.Flags
+	file := flag.String("config", "", "configuration file (YAML); without one a single node on loopback starts")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.StringVar(&f.NodeID, "node-id", "", "name of this node, over nodeID of the file")
+	flag.StringVar(&f.LogLevel, "log-level", "", "debug, info, warn or error, over log.level of the file")
+	flag.Parse()
+	if *showVersion {
+		fmt.Println("tandemd " + version)
+		return 0
+	}
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "tandemd: unexpected argument %q; see tandemd --help\n", flag.Arg(0))
+		return 2
+	}
+	c, err := config.Load(*file, f)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tandemd:", err)
+		return 2
+	}
+	lg, _, err := logging.New(c.Log, os.Stderr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tandemd:", err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := daemon.Run(ctx, c, version, lg); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "tandemd:", err)
+		return 1
+	}
+	return 0
+}
