@@ -10,8 +10,6 @@ import (
 	"github.com/tandem-storage/tandem/replication"
 )
 
-const sectorSize = block.SectorSize
-
 // sumsSlab is how many checksums a Decoder allocates at a time.
 const sumsSlab = 256
 
@@ -115,7 +113,7 @@ func (d *Decoder) next() (replication.Message, error) {
 	intact := true
 	for i := range m.Sums {
 		// Copied and summed sector by sector: the second pass finds it in the cache.
-		p := m.Data[i*sectorSize : min((i+1)*sectorSize, h.payload)]
+		p := m.Data[i*block.SectorSize : min((i+1)*block.SectorSize, h.payload)]
 		d.copy(p)
 		intact = Checksum(p) == m.Sums[i] && intact
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 )
 
@@ -37,7 +38,7 @@ func AppendHead(dst []byte, m *replication.Message) ([]byte, error) {
 		return dst, nil
 	}
 	for data := m.Data; len(data) > 0; {
-		k := min(len(data), sectorSize)
+		k := min(len(data), block.SectorSize)
 		dst = binary.LittleEndian.AppendUint32(dst, Checksum(data[:k]))
 		data = data[k:]
 	}

@@ -114,7 +114,7 @@ func putHeader(b []byte, m *replication.Message, n int) {
 	le := binary.LittleEndian
 	sums := sectors(n)
 	le.PutUint16(b[offMagic:], Magic)
-	b[offVersion] = byte(MaxVersion)
+	b[offVersion] = byte(MinVersion)
 	b[offType] = byte(m.Type)
 	le.PutUint16(b[offFlags:], uint16(m.Flags))
 	le.PutUint16(b[offStatus:], uint16(m.Status))
