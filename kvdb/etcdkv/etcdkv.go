@@ -1,0 +1,284 @@
+// Package etcdkv is the store on an etcd cluster that is operated beside
+// tandemd. It is the only package that uses the etcd client.
+//
+// A change is sent once. When no answer comes back, its outcome is unknown and
+// the caller gets kvdb.ErrUnavailable; only what was definitely refused, and
+// what changes nothing, is sent again.
+package etcdkv
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/connectivity"
+
+	"github.com/tandem-storage/tandem/kvdb"
+)
+
+// Options of a Store. Endpoints is needed.
+type Options struct {
+	// Endpoints are client URLs of etcd members, "https://host:2379". All of them: each may fail.
+	Endpoints []string
+
+	// TLS is used for https endpoints; it may bring a client certificate.
+	TLS *tls.Config
+
+	// Username and Password for etcd's own authentication. Both or none.
+	Username string
+	Password string
+
+	// RequestTimeout bounds a request whose context has no deadline. Default 10 s.
+	RequestTimeout time.Duration
+
+	// KeepAliveTime is how long a connection may be silent before it is probed, and
+	// KeepAliveTimeout how long the answer may take before it is given up. Defaults
+	// 5 s (etcd refuses to be probed more often) and 3 s.
+	KeepAliveTime    time.Duration
+	KeepAliveTimeout time.Duration
+
+	Logger *zap.Logger // nil: none
+}
+
+func (o Options) check() error {
+	switch {
+	case len(o.Endpoints) == 0:
+		return fmt.Errorf("%w: etcdkv: no endpoints", kvdb.ErrInvalid)
+	case (o.Username == "") != (o.Password == ""):
+		return fmt.Errorf("%w: etcdkv: user name and password go together", kvdb.ErrInvalid)
+	case o.KeepAliveTime != 0 && o.KeepAliveTime < 5*time.Second:
+		return fmt.Errorf("%w: etcdkv: keep-alive time of %v, etcd takes no less than 5s", kvdb.ErrInvalid, o.KeepAliveTime)
+	}
+	return nil
+}
+
+// Store implements kvdb.Store.
+type Store struct {
+	o    Options
+	open context.Context // until Close
+	end  context.CancelFunc
+
+	dialling chan struct{} // holds one token while a client is being made
+
+	mu struct {
+		sync.Mutex
+		client *clientv3.Client
+	}
+}
+
+var _ kvdb.Store = (*Store)(nil)
+
+// Open returns a store over the cluster. It does not wait for it: requests do,
+// within their contexts, so a node can start while etcd is down.
+func Open(o Options) (*Store, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if o.RequestTimeout == 0 {
+		o.RequestTimeout = 10 * time.Second
+	}
+	if o.KeepAliveTime == 0 {
+		o.KeepAliveTime = 5 * time.Second
+	}
+	if o.KeepAliveTimeout == 0 {
+		o.KeepAliveTimeout = 3 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	s := &Store{o: o, dialling: make(chan struct{}, 1)}
+	s.open, s.end = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// loginTimeout bounds one attempt to log in.
+const loginTimeout = 5 * time.Second
+
+// connected returns the client once a connection to a member stands. An error
+// means that nothing was sent.
+func (s *Store) connected(ctx context.Context) (*clientv3.Client, error) {
+	c, err := s.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn := c.ActiveConnection()
+	for {
+		state := conn.GetState()
+		if state == connectivity.Ready {
+			return c, nil
+		}
+		conn.Connect()
+		if !conn.WaitForStateChange(ctx, state) {
+			return nil, fmt.Errorf("%w: no connection to any of %v: %w", kvdb.ErrNoLeader, s.o.Endpoints, ctx.Err())
+		}
+	}
+}
+
+// client makes the client if there is none: with a password that takes a member that answers.
+func (s *Store) client(ctx context.Context) (*clientv3.Client, error) {
+	select {
+	case s.dialling <- struct{}{}:
+		defer func() { <-s.dialling }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: not logged in to any of %v: %w", kvdb.ErrNoLeader, s.o.Endpoints, ctx.Err())
+	}
+	s.mu.Lock()
+	c := s.mu.client
+	s.mu.Unlock()
+	if c != nil {
+		return c, nil
+	}
+	c, err := clientv3.New(clientv3.Config{
+		Endpoints:            s.o.Endpoints,
+		TLS:                  s.o.TLS,
+		Username:             s.o.Username,
+		Password:             s.o.Password,
+		DialTimeout:          loginTimeout,
+		DialKeepAliveTime:    s.o.KeepAliveTime,
+		DialKeepAliveTimeout: s.o.KeepAliveTimeout,
+		PermitWithoutStream:  true,
+		Logger:               s.o.Logger,
+		Context:              s.open,
+	})
+	if err != nil {
+		if err = fromEtcd(err); errors.Is(err, kvdb.ErrInvalid) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: log in to any of %v: %w", kvdb.ErrNoLeader, s.o.Endpoints, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open.Err() != nil {
+		return nil, errors.Join(kvdb.ErrClosed, c.Close())
+	}
+	s.mu.client = c
+	return c, nil
+}
+
+// Pauses between attempts.
+const (
+	retryFirst = 20 * time.Millisecond
+	retryMost  = 250 * time.Millisecond
+)
+
+// do runs one request until it has an answer or ctx ends.
+func (s *Store) do(ctx context.Context, repeatable bool, attempt func(context.Context, *clientv3.Client) error) error {
+	if s.open.Err() != nil {
+		return kvdb.ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	pause := retryFirst
+	for {
+		c, err := s.connected(ctx)
+		if err == nil {
+			err = outcome(ctx, attempt(clientv3.WithRequireLeader(ctx), c))
+		}
+		switch {
+		case err == nil:
+			return nil
+		case s.open.Err() != nil && (repeatable || errors.Is(err, kvdb.ErrNoLeader)):
+			return kvdb.ErrClosed
+		case errors.Is(err, kvdb.ErrNoLeader):
+		case errors.Is(err, kvdb.ErrUnavailable) && repeatable:
+		default:
+			return err
+		}
+		select {
+		case <-time.After(pause):
+			pause = min(2*pause, retryMost)
+		case <-ctx.Done():
+			if s.open.Err() != nil {
+				return kvdb.ErrClosed
+			}
+			if errors.Is(err, ctx.Err()) {
+				return err
+			}
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		}
+	}
+}
+
+// bound ends ctx when the store is closed, and gives it a deadline if it has none.
+func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	var cancel context.CancelFunc
+	if _, has := ctx.Deadline(); has {
+		ctx, cancel = context.WithCancel(ctx)
+	} else {
+		ctx, cancel = context.WithTimeout(ctx, s.o.RequestTimeout)
+	}
+	stop := context.AfterFunc(s.open, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// Get implements kvdb.Store.
+func (s *Store) Get(ctx context.Context, key string) (kvdb.KV, error) {
+	res, err := s.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{{Kind: kvdb.OpGet, Key: key}}})
+	if err != nil {
+		return kvdb.KV{}, err
+	}
+	if res.Gets[0] == nil {
+		return kvdb.KV{}, fmt.Errorf("%w: %q", kvdb.ErrNotFound, key)
+	}
+	return *res.Gets[0], nil
+}
+
+// List implements kvdb.Store.
+func (s *Store) List(ctx context.Context, prefix string) ([]kvdb.KV, kvdb.Revision, error) {
+	if err := kvdb.CheckPrefix(prefix); err != nil {
+		return nil, 0, err
+	}
+	var res *clientv3.GetResponse
+	err := s.do(ctx, true, func(ctx context.Context, c *clientv3.Client) (err error) {
+		res, err = c.Get(ctx, prefix, clientv3.WithPrefix())
+		return err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	kvs := make([]kvdb.KV, 0, len(res.Kvs))
+	for _, kv := range res.Kvs {
+		kvs = append(kvs, fromKeyValue(kv))
+	}
+	return kvs, kvdb.Revision(res.Header.Revision), nil
+}
+
+// Txn implements kvdb.Store.
+func (s *Store) Txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
+	if err := t.Check(); err != nil {
+		return kvdb.TxnResult{}, err
+	}
+	var res *clientv3.TxnResponse
+	err := s.do(ctx, t.ReadOnly(), func(ctx context.Context, c *clientv3.Client) (err error) {
+		res, err = c.Txn(ctx).If(toCmps(t.If)...).Then(toOps(t.Then)...).Else(toOps(t.Else)...).Commit()
+		return err
+	})
+	if err != nil {
+		return kvdb.TxnResult{}, err
+	}
+	return fromTxnResponse(t, res), nil
+}
+
+// Close implements kvdb.Store.
+func (s *Store) Close() error {
+	s.end()
+	s.mu.Lock()
+	c := s.mu.client
+	s.mu.client = nil
+	s.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	if err := c.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("etcdkv: close: %w", err)
+	}
+	return nil
+}
