@@ -115,7 +115,10 @@ func (s *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, p []byte) (fuse.Re
 	} else {
 		err = s.readPart(p, off)
 	}
-	return fuse.ReadResultData(p), status(block.OpRead, err)
+	if err != nil {
+		return nil, status(block.OpRead, err) // a result beside an error would hide it
+	}
+	return fuse.ReadResultData(p), fuse.OK
 }
 
 // Write implements fuse.RawFileSystem.
