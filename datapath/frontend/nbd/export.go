@@ -99,7 +99,7 @@ func (e *export) Path() string { return e.path }
 // open, however quiet it is: nothing tells it from a mounted file system that is
 // not in use at the moment.
 func (e *export) Detach(ctx context.Context) error {
-	timer := time.NewTimer(detachGrace)
+	timer := time.NewTimer(e.srv.detachGrace)
 	defer timer.Stop()
 	for {
 		e.mu.Lock()

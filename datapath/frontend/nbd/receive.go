@@ -162,19 +162,19 @@ var commands = [...]command{
 // refusal is an error that the server itself finds.
 type refusal struct {
 	errno errno
-	text  string
+	text  []byte
 }
 
 // The refusals, ready made so that a hostile client costs no memory.
 var (
-	refuseCommand  = &refusal{errnoInval, "nbd: unknown command, or one that was not negotiated"}
-	refuseFlags    = &refusal{errnoInval, "nbd: command flag is unknown, or does not apply to this command"}
-	refuseFlush    = &refusal{errnoInval, "nbd: flush with an offset or a length"}
-	refuseEmpty    = &refusal{errnoInval, "nbd: length is 0"}
-	refuseSize     = &refusal{errnoInval, "nbd: longer than the maximum block size of the export"}
-	refuseAlign    = &refusal{errnoInval, "nbd: offset or length is not a multiple of the minimum block size"}
-	refuseEnd      = &refusal{errnoInval, "nbd: beyond the end of the export"}
-	refuseEndWrite = &refusal{errnoNoSpace, "nbd: beyond the end of the export"}
+	refuseCommand  = &refusal{errnoInval, []byte("nbd: unknown command, or one that was not negotiated")}
+	refuseFlags    = &refusal{errnoInval, []byte("nbd: command flag is unknown, or does not apply to this command")}
+	refuseFlush    = &refusal{errnoInval, []byte("nbd: flush with an offset or a length")}
+	refuseEmpty    = &refusal{errnoInval, []byte("nbd: length is 0")}
+	refuseSize     = &refusal{errnoInval, []byte("nbd: longer than the maximum block size of the export")}
+	refuseAlign    = &refusal{errnoInval, []byte("nbd: offset or length is not a multiple of the minimum block size")}
+	refuseEnd      = &refusal{errnoInval, []byte("nbd: beyond the end of the export")}
+	refuseEndWrite = &refusal{errnoNoSpace, []byte("nbd: beyond the end of the export")}
 )
 
 // vet decides what h means, or why it is refused, before anything is allocated for it.

@@ -30,7 +30,7 @@ const maxErrorText = 512
 func (q *request) Complete(_ *block.Request, err error) {
 	switch {
 	case err != nil:
-		q.fail(errnoOf(q.Op, err), err.Error())
+		q.fail(errnoOf(q.Op, err), errorText(err))
 	case q.read:
 		q.succeedRead()
 	default:
@@ -57,22 +57,18 @@ func (q *request) succeedRead() {
 	q.headLen = structuredHead + 8
 }
 
-// fail makes an error reply; the text is for people and goes where the protocol has room for it.
-func (q *request) fail(e errno, text string) {
+// fail makes an error reply; the text, UTF-8, is for people and goes where the protocol has room for it.
+func (q *request) fail(e errno, text []byte) {
 	if !q.s.structured {
 		putSimple(q.head[:], e, q.cookie)
 		q.headLen = simpleHead
 		return
 	}
-	if len(text) > maxErrorText {
-		text = text[:maxErrorText]
-	}
-	text = strings.ToValidUTF8(text, "?")
 	putStructured(q.head[:], replyError, q.cookie, 6+len(text))
 	binary.BigEndian.PutUint32(q.head[structuredHead:], uint32(e))
 	binary.BigEndian.PutUint16(q.head[structuredHead+4:], uint16(len(text)))
 	q.headLen = structuredHead + 6
-	q.payload = []byte(text)
+	q.payload = text
 }
 
 // succeedStatus makes the reply of a block status: n bytes of which nothing is
@@ -99,4 +95,13 @@ func (q *request) reset() {
 	}
 	q.Request = block.Request{By: q}
 	q.payload, q.read = nil, false
+}
+
+// errorText is what the client is told of err.
+func errorText(err error) []byte {
+	text := err.Error()
+	if len(text) > maxErrorText {
+		text = text[:maxErrorText]
+	}
+	return []byte(strings.ToValidUTF8(text, "?"))
 }

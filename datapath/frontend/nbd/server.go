@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +25,7 @@ var (
 
 // Limits of a server.
 const (
-	maxConns         = 1024
+	maxConns         = 256
 	handshakeTimeout = 10 * time.Second       // for all of it
 	detachGrace      = 100 * time.Millisecond // for a disconnect that is under way to be noticed
 	closeTimeout     = 5 * time.Second        // for requests in flight when the server closes
@@ -35,6 +36,7 @@ type Server struct {
 	lg               *zap.Logger
 	listeners        []*listener
 	handshakeTimeout time.Duration
+	detachGrace      time.Duration
 	running          sync.WaitGroup // accept loops and connections
 
 	mu      sync.Mutex
@@ -57,6 +59,7 @@ func Listen(lg *zap.Logger, endpoints ...Endpoint) (*Server, error) {
 	s := &Server{
 		lg:               lg,
 		handshakeTimeout: handshakeTimeout,
+		detachGrace:      detachGrace,
 		exports:          make(map[string]*export),
 		conns:            make(map[net.Conn]struct{}),
 	}
@@ -227,8 +230,13 @@ func (s *Server) serve(c net.Conn, l *listener) {
 	}
 	e.lg.Info("client connected", zap.Stringer("remote", c.RemoteAddr()), zap.Bool("tls", h.secure), zap.Bool("structured", h.structured))
 	err = ses.run()
-	if errors.Is(err, errDisconnect) || errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, errDisconnect), errors.Is(err, io.EOF):
 		err = nil
+	case errors.Is(err, os.ErrDeadlineExceeded): // the reader has none but that of Close
+		err = ErrClosed
+	case e.gone():
+		err = e.Err()
 	}
 	e.lg.Info("client disconnected", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
 }

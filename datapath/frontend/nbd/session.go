@@ -165,6 +165,15 @@ func (s *session) refill() bool {
 	return len(s.spare) > 0
 }
 
+// dropBatch frees the requests of a client that is gone and was told nothing of them.
+func (s *session) dropBatch() {
+	for _, r := range s.batch {
+		s.putBack(r.By.(*request))
+	}
+	clear(s.batch)
+	s.batch = s.batch[:0]
+}
+
 // submit gives the batch to the device and writes the replies that this and the
 // reader itself have brought about.
 func (s *session) submit() {
@@ -172,6 +181,9 @@ func (s *session) submit() {
 		return
 	}
 	s.mu.Lock()
+	if s.broken {
+		s.dropBatch()
+	}
 	s.inDevice += len(s.batch)
 	s.queue = append(s.queue, s.answered...)
 	s.corked = true
