@@ -50,5 +50,10 @@ type Attachment interface {
 	Err() error
 }
 
-// ErrBusy means that a consumer has the device open.
-var ErrBusy = errors.New("frontend: device is in use")
+// What a front end answers. Test with errors.Is.
+var (
+	// ErrBusy means that a consumer has the device open.
+	ErrBusy = errors.New("frontend: device is in use")
+	// ErrUnavailable means that the front end cannot be had on this node.
+	ErrUnavailable = errors.New("frontend: not available on this node")
+)

@@ -16,6 +16,7 @@ type ReplicaMeta struct {
 	ISR         []replication.ReplicaID
 	Missing     []replication.ReplicaID // members that a dirty map is kept for
 	Incarnation replication.UUID        // of the kvdb
+	Lossy       bool                    // power was lost and what is missing has not been repaired
 	Clean       bool                    // every write is settled: a stop now is a clean stop
 }
 
@@ -29,7 +30,6 @@ type ReplicaOptions struct {
 	Credit   uint32           // payload bytes that a coordinator may have on the way
 
 	Meta    ReplicaMeta
-	Lossy   bool                              // power was lost since the last clean stop
 	LogLost bool                              // the last stop was unclean: any region may be unsettled
 	Active  []uint32                          // regions unsettled at a clean stop
 	Dirty   map[replication.ReplicaID]*Bitmap // maps of a clean stop; nil means all ones
@@ -71,7 +71,6 @@ type replicaTask struct {
 	seal    *replication.SealRequest
 	prepare *replication.PrepareRequest
 	commit  *replication.CommitRequest
-	fault   bool
 	conn    ConnID
 	hello   *replication.Hello
 	msg     replication.Message // of the hello
@@ -353,8 +352,10 @@ func (r *Replica) perform(t *replicaTask) bool {
 	case t.hello != nil:
 		r.performHello(t)
 		return false
-	default: // a fault
-		r.meta.State = replication.MemberFaulted
+	default: // what is durable has to follow the state
+		if r.faulted {
+			r.meta.State = replication.MemberFaulted
+		}
 		return true
 	}
 }
@@ -362,7 +363,7 @@ func (r *Replica) perform(t *replicaTask) bool {
 func (r *Replica) performSeal(t *replicaTask) bool {
 	res := &replication.SealResult{
 		Status: r.sealStatus(t.seal), Term: r.meta.Term, Epoch: r.meta.Epoch, Gen: r.meta.Gen, State: r.meta.State,
-		Boot: r.o.Boot, Instance: r.o.Instance, Lossy: r.o.Lossy, LogLost: r.logLost,
+		Boot: r.o.Boot, Instance: r.o.Instance, Lossy: r.meta.Lossy, LogLost: r.logLost,
 	}
 	t.reply.Seal = res
 	if res.Status != replication.StatusOK {
@@ -464,8 +465,7 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 	if q.Settled && self.State == replication.MemberInSync {
 		clear(r.al)
 		r.logLost = false
-		r.o.Lossy = false
-		r.meta.Clean = true
+		r.meta.Lossy, r.meta.Clean = false, true
 	}
 	return true
 }

@@ -16,7 +16,11 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) {
 	}
 	if msg.StableSeq > r.stable && r.meta.State == replication.MemberInSync {
 		// Settled everywhere: these regions need no comparison after a crash (I13).
-		r.stable, r.logLost, r.o.Lossy = msg.StableSeq, false, false
+		r.stable, r.logLost = msg.StableSeq, false
+		if r.meta.Lossy {
+			r.meta.Lossy = false
+			r.enqueue(&replicaTask{})
+		}
 	}
 	if st := r.check(msg); st != replication.StatusOK {
 		r.nack(conn, msg.Session, msg.Seq, st)
@@ -137,7 +141,7 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 			// What is on the disk is unknown now: never served again (I25).
 			r.faulted = true
 			r.ready.Faulted = true
-			r.enqueue(&replicaTask{fault: true})
+			r.enqueue(&replicaTask{})
 		}
 	}
 	if alive {

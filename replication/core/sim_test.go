@@ -90,8 +90,6 @@ type simConn struct {
 type simDisk struct {
 	data, stable map[int64]uint64 // sector -> tag; absent is zero
 	meta         ReplicaMeta
-	lossy        bool
-	had          bool // opened before
 }
 
 func newSimWorld(t *testing.T, seed uint64, n int) *simWorld {
@@ -185,7 +183,7 @@ func (n *simNode) start() {
 	n.ctl = map[uint64]func(ControlResult){}
 	n.rep = NewReplica(ReplicaOptions{
 		Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30,
-		Meta: n.disk.meta, Lossy: n.disk.lossy, LogLost: !n.disk.meta.Clean,
+		Meta: n.disk.meta, LogLost: !n.disk.meta.Clean,
 	})
 	n.coord = nil
 }
@@ -215,7 +213,7 @@ func (n *simNode) crash(power bool) {
 			}
 		}
 		if !n.disk.meta.Clean {
-			n.disk.lossy = true
+			n.disk.meta.Lossy = true
 		}
 	}
 }
@@ -496,9 +494,6 @@ func (n *simNode) drainRep() {
 				return
 			}
 			n.disk.meta = m
-			if m.Clean {
-				n.disk.lossy = false
-			}
 			rep.PersistDone(nil)
 			n.drainRep()
 		})
@@ -732,7 +727,7 @@ func (w *simWorld) invariants() {
 // isrAlive reports whether a member of the in-sync set has not lost power since its last settling.
 func (w *simWorld) isrSolid() bool {
 	for _, n := range w.nodes {
-		if w.cfg.InISR(n.rid) && !n.disk.lossy {
+		if w.cfg.InISR(n.rid) && !n.disk.meta.Lossy {
 			return true
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
 )
@@ -16,8 +18,9 @@ type Configs interface {
 	Load(ctx context.Context, v replication.VolumeID) (*replication.Config, uint64, error)
 
 	// Swap puts next in force if rev still is the revision in force and the cluster
-	// domain actor may act. It returns the new revision; ErrConflict or ErrRefused if
-	// that certainly did not happen; any other error means that the outcome is unknown.
+	// domain actor may act. It returns the new revision; ErrConflict, ErrRefused, ErrNotSent
+	// or ErrInvalidChange if that certainly did not happen; any other error means that the
+	// outcome is unknown.
 	Swap(ctx context.Context, rev uint64, next *replication.Config, actor replication.DomainID) (uint64, error)
 }
 
@@ -25,6 +28,9 @@ type Configs interface {
 var (
 	ErrConflict = errors.New("volume: another change of the configuration came first")
 	ErrRefused  = errors.New("volume: this node's cluster domain is not active")
+	ErrNotSent  = errors.New("volume: the kvdb is out of reach, nothing was changed")
+	// ErrInvalidChange is a programmer's error: the change breaks a rule of configurations.
+	ErrInvalidChange = errors.New("volume: change breaks the rules of configurations")
 )
 
 const (
@@ -57,8 +63,12 @@ func (v *Volume) swap(ch core.Change) {
 		case err == nil:
 			in.outcome, in.rev = core.ChangeOK, rev
 			return
-		case errors.Is(err, ErrRefused):
+		case errors.Is(err, ErrRefused), errors.Is(err, ErrInvalidChange):
+			v.lg.Warn("change of the configuration refused", zap.Error(err))
 			in.outcome = core.ChangeRefused
+			return
+		case errors.Is(err, ErrNotSent):
+			in.outcome = core.ChangeNotSent
 			return
 		case errors.Is(err, ErrConflict):
 			if v.resolve(&in, ch) {

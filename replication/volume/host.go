@@ -104,7 +104,7 @@ func newHost(vol replication.VolumeID, id replication.ReplicaID, size int64, st 
 		id: id, vol: vol, node: node, st: st, lg: lg,
 		core: core.NewReplica(core.ReplicaOptions{
 			Volume: vol, Replica: id, Size: size, Boot: node.boot, Instance: node.instance, Credit: replicaCredit,
-			Meta: s.Meta, Lossy: s.Lossy, LogLost: s.LogLost, Active: s.Active, Dirty: s.Dirty,
+			Meta: s.Meta, LogLost: s.LogLost, Active: s.Active, Dirty: s.Dirty,
 		}),
 		conns:   make(map[core.ConnID]replyTo),
 		replies: make(map[uint64]chan core.ControlResult),

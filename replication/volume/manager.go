@@ -150,6 +150,11 @@ func (m *Manager) RemoveReplica(v replication.VolumeID, id replication.ReplicaID
 	return h.close()
 }
 
+// HasReplica reports whether a replica is served here.
+func (m *Manager) HasReplica(v replication.VolumeID, id replication.ReplicaID) bool {
+	return m.host(v, id) != nil
+}
+
 func (m *Manager) host(v replication.VolumeID, id replication.ReplicaID) *host {
 	m.mu.Lock()
 	defer m.mu.Unlock()

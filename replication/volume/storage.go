@@ -24,7 +24,6 @@ type Storage interface {
 // Stored is the durable state of a replica at its opening.
 type Stored struct {
 	Meta    core.ReplicaMeta
-	Lossy   bool // power was lost since it was last clean
 	LogLost bool // it stopped uncleanly
 	Active  []uint32
 	Dirty   map[replication.ReplicaID]*core.Bitmap

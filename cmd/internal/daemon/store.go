@@ -2,8 +2,11 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -11,7 +14,6 @@ import (
 
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/cmd/internal/config"
-	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/kvdb/etcdkv"
 	"github.com/tandem-storage/tandem/kvdb/raftkv"
 )
@@ -45,9 +47,12 @@ func (d *daemon) openEtcd(stops *stopper) error {
 	if err != nil {
 		return err
 	}
+	tlsConfig, err := etcdTLS(&e.TLS)
+	if err != nil {
+		return err
+	}
 	d.store, err = etcdkv.Open(etcdkv.Options{
-		Endpoints: e.Endpoints, CAFile: e.TLS.CA, CertFile: e.TLS.Cert, KeyFile: e.TLS.Key,
-		Username: e.Username, Password: password, Logger: d.lg,
+		Endpoints: e.Endpoints, TLS: tlsConfig, Username: e.Username, Password: password, Logger: d.lg,
 	})
 	if err != nil {
 		return err
@@ -57,6 +62,29 @@ func (d *daemon) openEtcd(stops *stopper) error {
 		return clusterdomain.KvdbStatus{Kind: "etcd", Endpoints: e.Endpoints, Err: d.probe(ctx)}
 	}
 	return nil
+}
+
+// etcdTLS reads the files for TLS towards etcd.
+func etcdTLS(f *config.EtcdTLS) (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if f.CA != "" {
+		pem, err := os.ReadFile(f.CA)
+		if err != nil {
+			return nil, fmt.Errorf("kvdb.etcd.tls.ca: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("kvdb.etcd.tls.ca: %s has no certificate in PEM form", f.CA)
+		}
+	}
+	if f.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+		if err != nil {
+			return nil, fmt.Errorf("kvdb.etcd.tls.cert: %w", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
 }
 
 // probe asks the kvdb for something, for as long as ctx allows.
@@ -126,5 +154,3 @@ func (d *daemon) openClient(stops *stopper) error {
 	}
 	return nil
 }
-
-var _ kvdb.Store = (*raftkv.LocalMember)(nil)
