@@ -117,8 +117,9 @@ func (p *Pool) build(dir string, k key, s ReplicaSpec) error {
 	if err := os.Mkdir(head, 0o700); err != nil {
 		return err
 	}
+	chunks := (s.Size + s.ChunkSize - 1) / s.ChunkSize
 	if s.Thick {
-		for n := range (s.Size + s.ChunkSize - 1) / s.ChunkSize {
+		for n := range chunks {
 			f, err := makeChunk(head, k, n, s.ChunkSize, sb.Epoch, true)
 			if err != nil {
 				return err
@@ -127,6 +128,9 @@ func (p *Pool) build(dir string, k key, s ReplicaSpec) error {
 		}
 	}
 	if err := syncDir(head); err != nil {
+		return err
+	}
+	if err := createChunkMap(dir, k, chunks, s.Thick); err != nil {
 		return err
 	}
 	for i := range spareMaps {

@@ -10,6 +10,7 @@
 //	    sb                              superblock, two slots; mirrored in xattr user.tandem.sb of the directory
 //	    lock                            flock of the process that has it open
 //	    dm.<peer>, dm.free.<n>          dirty maps, and allocated files for the next ones
+//	    chunks                          which chunks have been made
 //	    head/<n>                        chunk n: bytes [n*ChunkSize, (n+1)*ChunkSize)
 //	<pool>/tmp/, <pool>/trash/          half-made and half-removed replicas, emptied by OpenPool
 //

@@ -79,6 +79,10 @@ func (r *Replica) makeOne(n int64) error {
 	if err != nil {
 		return err
 	}
+	if err := r.chunkMap.made(n); err != nil {
+		f.Close()
+		return err
+	}
 	r.addChunk(n, f)
 	return nil
 }

@@ -33,7 +33,8 @@ type Replica struct {
 	epoch     atomic.Uint64 // of the superblock, for the identity of new chunks
 
 	chunks   []atomic.Pointer[chunk] // nil: never written, reads as zeroes
-	unsynced bitmap                  // chunks that are dirty or being synced
+	chunkMap chunkMap
+	unsynced bitmap // chunks that are dirty or being synced
 	maker    maker
 	gate     gate
 
@@ -103,6 +104,9 @@ func (r *Replica) open() (err error) {
 	r.chunks = make([]atomic.Pointer[chunk], n)
 	r.unsynced = newBitmap(n)
 	if err := r.openChunks(); err != nil {
+		return err
+	}
+	if err := r.checkChunkMap(); err != nil {
 		return err
 	}
 	return r.markOpen(sb)
@@ -196,6 +200,7 @@ func (r *Replica) settle() error {
 // shut releases whatever open acquired. Nothing is in flight.
 func (r *Replica) shut() {
 	r.meta.close()
+	r.chunkMap.close()
 	for i := range r.chunks {
 		if c := r.chunks[i].Load(); c != nil {
 			c.f.Close()
