@@ -232,8 +232,8 @@ func cleanDir(path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		return "", usageError("--path %q is not an absolute path", path)
 	}
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		return real, nil
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved, nil
 	}
 	return filepath.Clean(path), nil // it is not there: mount(8) says so best
 }

@@ -101,6 +101,8 @@ var table = []row{
 	{"replication.ErrClosed", replication.ErrClosed, codes.Unavailable, hintTryOther},
 	{"replication/volume.ErrRefused", engine.ErrRefused, codes.FailedPrecondition, "activate the domain: \"tandemctl cluster domains activate\""},
 	{"replication/volume.ErrConflict", engine.ErrConflict, codes.Aborted, hintRetry},
+	{"replication/volume.ErrNotSent", engine.ErrNotSent, codes.Unavailable, hintKVDB},
+	{"replication/volume.ErrInvalidChange", engine.ErrInvalidChange, codes.Internal, hintBug},
 	{"replication/transport.ErrIdentity", transport.ErrIdentity, codes.PermissionDenied, hintCerts},
 	{"replication/transport.ErrConfig", transport.ErrConfig, codes.InvalidArgument, hintCerts},
 	{"replication/transport.ErrNotLoopback", transport.ErrNotLoopback, codes.InvalidArgument, ""},
@@ -127,6 +129,7 @@ var table = []row{
 	// datapath
 	{"datapath/frontend.ErrBusy", frontend.ErrBusy, codes.FailedPrecondition, "unmount the file system and close the device first (\"tandemctl host unmount\")"},
 	{"datapath/frontend/fuseloop.ErrUnavailable", fuseloop.ErrUnavailable, codes.FailedPrecondition, "run tandemd as root where /dev/fuse and /dev/loop-control are, or attach with --frontend nbd"},
+	{"datapath/frontend.ErrUnavailable", frontend.ErrUnavailable, codes.FailedPrecondition, "attach with the other --frontend, or see what the machine lacks"},
 	{"datapath/frontend/fuseloop.ErrInUse", fuseloop.ErrInUse, codes.FailedPrecondition, "is another tandemd running with the same frontends.fuseloop.dir?"},
 	{"datapath/frontend/fuseloop.ErrKilled", fuseloop.ErrKilled, codes.FailedPrecondition, hintMoved},
 	{"datapath/frontend/fuseloop.ErrLost", fuseloop.ErrLost, codes.FailedPrecondition, "detach the volume and attach it again"},
