@@ -221,7 +221,9 @@ func TestPoolRefused(t *testing.T) {
 
 func TestLocked(t *testing.T) {
 	p, r := newTestReplica(t, 1<<20, EngineAuto)
-	if _, err := OpenPool(testOptions(p.Path())); !errors.Is(err, ErrLocked) {
+	o := testOptions(p.Path())
+	o.LockWait = -1
+	if _, err := OpenPool(o); !errors.Is(err, ErrLocked) {
 		t.Errorf("second open of a pool: %v", err)
 	}
 	if _, err := p.Open(testVolume, testReplica); !errors.Is(err, ErrInUse) {
@@ -233,7 +235,7 @@ func TestLocked(t *testing.T) {
 	if err := p.Close(); !errors.Is(err, ErrInUse) {
 		t.Errorf("close of a pool in use: %v", err)
 	}
-	f, err := lockExclusive(filepath.Join(r.dir, lockFile))
+	f, err := lockExclusive(filepath.Join(r.dir, lockFile), -1)
 	if !errors.Is(err, ErrLocked) {
 		t.Errorf("lock of an open replica: %v", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,9 @@ const (
 	trashDir     = "trash" // half-removed replicas
 )
 
+// DefaultLockWait is Options.LockWait if that is 0.
+const DefaultLockWait = 5 * time.Second
+
 // Options of OpenPool.
 type Options struct {
 	Path    string    // the directory; it must exist
@@ -35,6 +39,10 @@ type Options struct {
 	AllowAnyFS bool
 	// ReserveBytes of the file system are left to others: they count as used.
 	ReserveBytes int64
+	// LockWait is how long to wait for the locks of a process that has just ended:
+	// its I/O in flight and its ring are taken down shortly after it. 0 is
+	// DefaultLockWait, negative is not at all.
+	LockWait time.Duration
 	// Engine chooses how I/O is done; zero is the best that the kernel offers.
 	Engine Engine
 }
@@ -75,6 +83,9 @@ func OpenPool(o Options) (*Pool, error) {
 	if o.Cluster == (meta.UUID{}) || o.Node == "" || o.ReserveBytes < 0 {
 		return nil, fmt.Errorf("%w: a pool needs a cluster id and a node id", ErrInvalid)
 	}
+	if o.LockWait == 0 {
+		o.LockWait = DefaultLockWait
+	}
 	p := &Pool{o: o, self: newUUID()}
 	p.mu.open = make(map[key]*Replica)
 	p.mu.busy = make(map[key]bool)
@@ -98,7 +109,7 @@ func (p *Pool) init() (err error) {
 	if _, err := p.isEmpty(); err != nil { // before anything is made in a directory that is not ours
 		return err
 	}
-	if p.lock, err = lockExclusive(p.path(lockFile)); err != nil {
+	if p.lock, err = lockExclusive(p.path(lockFile), p.o.LockWait); err != nil {
 		return err
 	}
 	fresh, err := p.isEmpty()
@@ -232,20 +243,28 @@ func (p *Pool) syncFailed(err error) {
 	}
 }
 
-// lockExclusive opens or makes the file at path and takes its lock.
-func lockExclusive(path string) (*os.File, error) {
+// lockPoll is how often a lock that is taken is tried again.
+const lockPoll = 10 * time.Millisecond
+
+// lockExclusive opens or makes the file at path and takes its lock, within wait.
+func lockExclusive(path string, wait time.Duration) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if err == unix.EWOULDBLOCK {
+	for began := time.Now(); ; time.Sleep(lockPoll) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return f, nil
+		case err != unix.EWOULDBLOCK && err != unix.EINTR:
+			f.Close()
+			return nil, &os.PathError{Op: "flock", Path: path, Err: err}
+		case time.Since(began) >= wait:
+			f.Close()
 			return nil, fmt.Errorf("%w: %s is locked; a process that was killed keeps it until its I/O has ended", ErrLocked, path)
 		}
-		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 	}
-	return f, nil
 }
 
 // unlock gives back what lockExclusive and engine.hold took; each may be nil.

@@ -82,7 +82,7 @@ func (r *Replica) open() (err error) {
 	} else if err != nil {
 		return err
 	}
-	if r.lock, err = lockExclusive(filepath.Join(r.dir, lockFile)); err != nil {
+	if r.lock, err = lockExclusive(filepath.Join(r.dir, lockFile), r.pool.o.LockWait); err != nil {
 		return err
 	}
 	if r.release, err = r.pool.engine.hold(r.lock); err != nil {
