@@ -47,9 +47,27 @@ func newLink(c net.Conn) (link, error) {
 		if err != nil {
 			return nil, fmt.Errorf("nbd: %w", err)
 		}
+		if _, ok := c.(*net.UnixConn); ok {
+			if err := raw.Control(growSendBuffer); err != nil {
+				return nil, fmt.Errorf("nbd: %w", err)
+			}
+		}
 		return newSocketLink(c.(net.Conn), raw), nil
 	default:
 		return nil, fmt.Errorf("nbd: %T is neither a socket nor TLS", c)
+	}
+}
+
+// unixSendBuffer has room for a few of the largest replies, bytes. The kernel
+// grows a TCP socket's by itself, but not a unix socket's, and a reply that does
+// not fit costs a sleep in the middle.
+const unixSendBuffer = 4 << 20
+
+// growSendBuffer goes beyond the system's limit if the process may, and up to it otherwise.
+func growSendBuffer(fd uintptr) {
+	if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, unixSendBuffer) != nil {
+		// Without it replies are only slower.
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, unixSendBuffer)
 	}
 }
 
