@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap/zaptest"
 	"google.golang.org/grpc"
 
 	"github.com/tandem-storage/tandem/replication"
@@ -23,11 +22,16 @@ var authority = sync.OnceValues(func() (*pki.CA, error) { return pki.NewCA(clust
 // security returns credentials of a node of domain "dom".
 func security(t testing.TB, node replication.NodeID) *transport.Security {
 	t.Helper()
+	return securityOf(t, transport.Identity{Cluster: cluster, Domain: "dom", Node: node})
+}
+
+func securityOf(t testing.TB, id transport.Identity) *transport.Security {
+	t.Helper()
 	ca, err := authority()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := ca.Issue(transport.Identity{Cluster: cluster, Domain: "dom", Node: node}, time.Hour)
+	cert, err := ca.Issue(id, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,33 +42,57 @@ func security(t testing.TB, node replication.NodeID) *transport.Security {
 	return s
 }
 
-// serve runs h on a loopback port until the test ends and returns the address.
-func serve(t testing.TB, sec *transport.Security, h transport.Handler) string {
+// host is a gRPC server on a loopback port.
+type host struct {
+	addr   string
+	server *transport.Server
+	g      *grpc.Server
+	served chan error
+}
+
+// newHost serves h until stop or the end of the test.
+func newHost(t testing.TB, sec *transport.Security, h transport.Handler) *host {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := grpc.NewServer(sec.ServerOptions()...)
-	s := transport.NewServer(g, transport.ServerConfig{Handler: h, Security: sec, Boot: replication.BootID{1}})
-	served := make(chan error, 1)
-	go func() { served <- g.Serve(l) }()
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-		g.Stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	return l.Addr().String()
+	s := &host{
+		addr: l.Addr().String(), g: g, served: make(chan error, 1),
+		server: transport.NewServer(g, transport.ServerConfig{Handler: h, Security: sec, Boot: boot}),
+	}
+	go func() { s.served <- g.Serve(l) }()
+	t.Cleanup(func() { s.stop(t) })
+	return s
 }
 
-// dial returns node as the Peer that listens on addr.
-func dial(t testing.TB, sec *transport.Security, node replication.NodeID, addr string) transport.Peer {
+// boot is what every host tells.
+var boot = replication.BootID{1, 2, 3}
+
+// stop may be called twice.
+func (h *host) stop(t testing.TB) {
+	h.g.Stop() // as when the process dies: before the sessions know
+	if err := h.server.Close(); err != nil {
+		t.Error(err)
+	}
+	if h.served != nil {
+		if err := <-h.served; err != nil {
+			t.Error(err)
+		}
+		h.served = nil
+	}
+}
+
+// serve runs h on a loopback port until the test ends and returns the address.
+func serve(t testing.TB, sec *transport.Security, h transport.Handler) string {
 	t.Helper()
-	p, err := transport.NewPeers(transport.PeersConfig{Security: sec, Logger: zaptest.NewLogger(t)})
+	return newHost(t, sec, h).addr
+}
+
+func newPeers(t testing.TB, c transport.PeersConfig) *transport.Peers {
+	t.Helper()
+	p, err := transport.NewPeers(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +101,13 @@ func dial(t testing.TB, sec *transport.Security, node replication.NodeID, addr s
 			t.Error(err)
 		}
 	})
+	return p
+}
+
+// dial returns node as the Peer that listens on addr.
+func dial(t testing.TB, sec *transport.Security, node replication.NodeID, addr string) transport.Peer {
+	t.Helper()
+	p := newPeers(t, transport.PeersConfig{Security: sec})
 	if err := p.SetNodes(map[replication.NodeID]string{node: addr}); err != nil {
 		t.Fatal(err)
 	}
