@@ -54,8 +54,8 @@ func (m *DirtyMap) Count() int64 {
 
 // Set marks every block that [off, off+length) touches. Bytes past the end of the volume are ignored.
 func (m *DirtyMap) Set(off, length int64) {
-	if length > 0 {
-		m.fill(off/DirtyBlock, (off+length+DirtyBlock-1)/DirtyBlock, true)
+	if end := min(off+length, m.size); off < end {
+		m.fill(off/DirtyBlock, (end+DirtyBlock-1)/DirtyBlock, true)
 	}
 }
 
@@ -86,13 +86,17 @@ func (m *DirtyMap) Test(off int64) bool {
 	return off >= 0 && b < m.blocks && m.words[b/64]&(1<<(b%64)) != 0
 }
 
-// NextSet returns the first run of dirty blocks at or after off: its first byte
-// and its length in bytes, at most limit (at least one block). ok is false if there is none.
-// It does not reach beyond the end of the volume.
+// NextSet returns the first run of dirty blocks at or after the block of off: its
+// first byte and its length in bytes, at most limit (at least one block) and not
+// beyond the end of the volume. ok is false if there is none. The search goes on
+// at start+length.
 func (m *DirtyMap) NextSet(off, limit int64) (start, length int64, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	b := m.scan(max(off, 0)/DirtyBlock, 0)
+	b := m.blocks
+	if off < m.size {
+		b = m.scan(max(off, 0)/DirtyBlock, 0)
+	}
 	if b >= m.blocks {
 		return 0, 0, false
 	}

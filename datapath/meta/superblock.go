@@ -182,8 +182,13 @@ func (sb *Superblock) Encode(page []byte) error {
 	for i := range sb.Missing {
 		copy(page[sbMissing+16*i:], sb.Missing[i][:])
 	}
-	le.PutUint32(page[8:], crc32.Checksum(page[12:], castagnoli))
+	seal(page)
 	return nil
+}
+
+// seal sets the checksum of a slot.
+func seal(page []byte) {
+	binary.LittleEndian.PutUint32(page[8:], crc32.Checksum(page[12:], castagnoli))
 }
 
 func (sb *Superblock) flags() (f byte) {
