@@ -57,8 +57,9 @@ func TestServer(t *testing.T) {
 	var wg sync.WaitGroup
 	rs := map[string]*Reconciler{}
 	for _, n := range []string{"n-a", "n-b"} {
-		rs[n] = w.reconciler(w.store, n)
-		wg.Go(func() { rs[n].Run(ctx) })
+		r := w.reconciler(w.store, n)
+		rs[n] = r
+		wg.Go(func() { r.Run(ctx) })
 	}
 	defer wg.Wait()
 	defer cancel()
