@@ -21,7 +21,7 @@ const replicaCredit = 32 << 20
 // over one reference of each message's Buf.
 type replyTo interface {
 	reply(batch []replication.Message)
-	close()
+	end()
 }
 
 // host runs one replica of this node.
@@ -218,7 +218,7 @@ func (h *host) carryOut() {
 	}
 	for _, id := range r.Close {
 		if c := h.conns[id]; c != nil {
-			c.close()
+			c.end()
 			delete(h.conns, id)
 		}
 	}

@@ -48,8 +48,8 @@ func (l *localLink) reply(batch []replication.Message) {
 	inputSlices.Put(ins)
 }
 
-// close ends the session; the volume closes it, or the replica does.
-func (l *localLink) close() {
+// end implements sessionLink and replyTo.
+func (l *localLink) end() {
 	go func() { // not from within the other's work
 		l.h.post(hostInput{kind: hostConnClosed, conn: l.conn})
 		l.v.post(volumeInput{kind: inSessionDown, member: l.member, sess: l.sess})

@@ -2,8 +2,11 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
+
+	"go.uber.org/zap"
 
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
@@ -24,6 +27,7 @@ type sender struct {
 	queue  []replication.Message
 	credit int64
 	closed bool
+	err    error // why it was closed
 }
 
 // unlimited credit: answers are bounded by the requests that they answer.
@@ -77,8 +81,8 @@ func (s *sender) run() {
 		if len(batch) == 0 {
 			return
 		}
-		if s.conn.Send(batch) != nil {
-			s.close()
+		if err := s.conn.Send(batch); err != nil {
+			s.close(err)
 			return
 		}
 	}
@@ -109,12 +113,17 @@ func (s *sender) take(batch []replication.Message) []replication.Message {
 	return batch
 }
 
-// close ends the connection and drops what was not sent.
-func (s *sender) close() {
+// close ends the connection because of err and drops what was not sent. It
+// returns the reason of the first close.
+func (s *sender) close(err error) error {
 	s.mu.Lock()
 	q := s.queue
 	was := s.closed
 	s.queue, s.closed = nil, true
+	if !was {
+		s.err = err
+	}
+	err = s.err
 	s.mu.Unlock()
 	s.wake.Signal()
 	for i := range q {
@@ -124,6 +133,7 @@ func (s *sender) close() {
 		// The other end learns it from the connection; there is nobody to tell of a failure to close it.
 		_ = s.conn.Close()
 	}
+	return err
 }
 
 // remoteLink is a volume's session with a replica on another node.
@@ -134,11 +144,22 @@ type remoteLink struct {
 // send implements sessionLink.
 func (l *remoteLink) send(batch []replication.Message) { l.put(batch) }
 
+// end implements sessionLink.
+func (l *remoteLink) end() { l.close(errEnded) }
+
+// errEnded is the reason of a session that this side gave up.
+var errEnded = errors.New("ended by the coordinator")
+
 // connectRemote opens a session with a replica on another node, serves its
 // answers, and returns when it has ended.
 func (v *Volume) connectRemote(node replication.NodeID, s core.Session) {
-	down := volumeInput{kind: inSessionDown, member: s.To, sess: s.ID}
-	defer func() { v.post(down) }()
+	var err error
+	defer func() {
+		if v.ctx.Err() == nil {
+			v.lg.Warn("session ended", zap.String("peer", string(node)), zap.Error(err))
+		}
+		v.post(volumeInput{kind: inSessionDown, member: s.To, sess: s.ID})
+	}()
 	ctx, cancel := context.WithCancel(v.ctx)
 	defer cancel()
 	p, err := v.m.o.Peers.Peer(node)
@@ -150,8 +171,8 @@ func (v *Volume) connectRemote(node replication.NodeID, s core.Session) {
 		return
 	}
 	l := &remoteLink{sender: newSender(conn, unlimited)}
-	defer l.close()
-	stop := context.AfterFunc(ctx, l.close)
+	defer func() { err = l.close(err) }()
+	stop := context.AfterFunc(ctx, func() { l.close(context.Cause(ctx)) })
 	defer stop()
 	go l.run()
 	hello := replication.Message{Type: replication.MsgHello, Session: s.ID, Term: s.Term}
@@ -159,8 +180,8 @@ func (v *Volume) connectRemote(node replication.NodeID, s core.Session) {
 	l.put([]replication.Message{hello})
 	var ins []volumeInput
 	for {
-		msgs, err := conn.Recv()
-		if err != nil {
+		var msgs []replication.Message
+		if msgs, err = conn.Recv(); err != nil {
 			return
 		}
 		var credit int64
@@ -196,15 +217,18 @@ type connReply struct {
 // reply implements replyTo.
 func (c connReply) reply(batch []replication.Message) { c.put(batch) }
 
+// end implements replyTo.
+func (c connReply) end() { c.close(nil) }
+
 // serve runs one session of the replica over conn until it ends.
 func (h *host) serve(ctx context.Context, conn transport.Conn, first []replication.Message) {
 	c := connReply{newSender(conn, unlimited)}
 	id := h.newConn()
 	defer func() {
-		c.close()
+		c.end()
 		h.post(hostInput{kind: hostConnClosed, conn: id})
 	}()
-	stop := context.AfterFunc(ctx, c.close)
+	stop := context.AfterFunc(ctx, c.end)
 	defer stop()
 	go c.run()
 	var ins []hostInput

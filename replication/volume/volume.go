@@ -54,7 +54,7 @@ type link struct {
 type sessionLink interface {
 	// send takes a batch over, with one reference of each message's Buf. It does not block.
 	send(batch []replication.Message)
-	close()
+	end()
 }
 
 type inputKind uint8
@@ -180,16 +180,35 @@ func newVolumeIO(r *block.Request) *volumeIO {
 			io.Sums = sumsOf(o.sums[:0], io.Data)
 		}
 	case block.OpWriteZeroes:
+		io.Len = min(r.Len, maxZero)
 		io.Kind = replication.MsgZero
 		if r.Flags&block.NoHole != 0 {
 			io.Flags |= replication.FlagNoHole
 		}
 	case block.OpDiscard:
+		io.Len = min(r.Len, maxZero)
 		io.Kind = replication.MsgTrim
 	case block.OpFlush:
 		io.Kind = replication.MsgFlush
 	}
 	return o
+}
+
+// maxZero bounds one zeroing or discard, in bytes: a larger one goes in pieces,
+// one after the other, so that it neither locks much of the volume at once nor
+// takes a replica long.
+const maxZero = 64 << 20
+
+// finish completes the consumer's request, or lets its next piece follow.
+func (v *Volume) finish(o *volumeIO, err error) {
+	if left := o.req.Off + o.req.Len - (o.io.Off + o.io.Len); err == nil && left > 0 && o.io.Kind != replication.MsgFlush {
+		n := volumeIOs.Get().(*volumeIO)
+		n.req = o.req
+		n.io.Kind, n.io.Flags, n.io.Off, n.io.Len = o.io.Kind, o.io.Flags, o.io.Off+o.io.Len, min(left, maxZero)
+		v.post(volumeInput{kind: inPropose, io: n})
+		return
+	}
+	o.req.By.Complete(o.req, err)
 }
 
 func (o *volumeIO) recycle() {
@@ -229,7 +248,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 	case inSessionUp:
 		l := v.links[in.member]
 		if l.sess != in.sess {
-			in.link.close() // of a session that was given up meanwhile
+			in.link.end() // of a session that was given up meanwhile
 			return
 		}
 		l.to = in.link
@@ -267,7 +286,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 
 func (l *link) drop() {
 	if l.to != nil {
-		l.to.close()
+		l.to.end()
 		l.to = nil
 	}
 	l.sess = 0
@@ -311,8 +330,7 @@ func (v *Volume) carryOut() {
 		go v.swap(*r.Change)
 	}
 	for _, d := range r.Completions {
-		o := d.IO.User.(*volumeIO)
-		o.req.By.Complete(o.req, d.Err)
+		v.finish(d.IO.User.(*volumeIO), d.Err)
 	}
 	for _, io := range r.Released {
 		io.User.(*volumeIO).recycle()

@@ -104,6 +104,7 @@ func (d *daemon) openMember(stops *stopper) error {
 	}
 	if len(r.Members) > 0 {
 		o.PeerListen, o.ClientAdvertise = r.Listen, d.c.Peer.Advertise
+		o.Bootstrap = r.Bootstrap && r.Members[0].ID == d.c.NodeID // one founds, the others join
 		for _, m := range r.Members {
 			if m.ID == d.c.NodeID {
 				o.PeerAdvertise = m.RaftAddr
