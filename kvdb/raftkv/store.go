@@ -167,10 +167,10 @@ func (s *store) checkWatch(prefix string, after kvdb.Revision) error {
 
 // Grant implements kvdb.Store. The id is chosen here, so that asking again after an unknown outcome is harmless.
 func (s *store) Grant(ctx context.Context, ttl time.Duration) (kvdb.Lease, error) {
-	ttl = ttl.Truncate(time.Millisecond)
 	if err := kvdb.CheckTTL(ttl); err != nil {
 		return nil, err
 	}
+	ttl = ttl.Truncate(time.Millisecond) // as it is stored
 	id := newLeaseID()
 	sent := time.Now()
 	err := s.do(ctx, true, func(ctx context.Context, b backend) error { return b.grant(ctx, id, ttl) })
