@@ -23,8 +23,9 @@ const (
 	regionSize       = 4 << 20
 
 	// spareMaps is how many dirty maps have their space allocated from the start: one
-	// for each other replica of a volume of three.
-	spareMaps = 2
+	// for each other replica of a volume of three, and one for the replica's own
+	// unsettled regions.
+	spareMaps = 3
 )
 
 // ReplicaSpec says what replica to make.
