@@ -107,7 +107,8 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 	if err != nil {
 		return "", err
 	}
-	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{})
+	// Whether it may be taken from another node was decided by the service.
+	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{Preempt: true})
 	if err != nil {
 		return "", err
 	}
