@@ -1,6 +1,7 @@
 package backing
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,13 @@ func mountImage(t testing.TB, kind string, size int64) string {
 		t.Skip("needs loop devices: ", err)
 	}
 	img := filepath.Join(imageDir(t), "image")
+	makeImage(t, img, kind, size)
+	return mountFile(t, img, kind)
+}
+
+// makeImage makes a file system on a sparse file.
+func makeImage(t testing.TB, img, kind string, size int64) {
+	t.Helper()
 	f, err := os.Create(img)
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +42,6 @@ func mountImage(t testing.TB, kind string, size int64) string {
 		"ext4": {"mkfs.ext4", "-q", "-F", img},
 	}[kind]
 	run(t, args...)
-	return mountFile(t, img)
 }
 
 // imageDir is a directory for images: in memory if there is such a place, because
@@ -50,10 +57,14 @@ func imageDir(t testing.TB) string {
 }
 
 // mountFile mounts an image until the test ends.
-func mountFile(t testing.TB, img string) string {
+func mountFile(t testing.TB, img, kind string) string {
 	t.Helper()
 	dir := t.TempDir()
-	run(t, "mount", "-o", "loop,noatime", img, dir)
+	options := "loop,noatime"
+	if kind == "xfs" {
+		options += ",nouuid" // a clone has the id of the original
+	}
+	run(t, "mount", "-t", kind, "-o", options, img, dir)
 	t.Cleanup(func() { run(t, "umount", dir) })
 	return dir
 }
@@ -89,6 +100,32 @@ func TestConformance(t *testing.T) {
 			p := openTestPool(t, dir, c.e)
 			createTestReplica(t, p, size)
 			return openTestReplica(t, p)
+		})
+	}
+}
+
+// TestPowerCut runs the crash checks on a pool whose disk is an image: the power
+// is cut by cloning the image at one instant, with the file system mounted and
+// writing. What the file system holds back in memory is lost then, so that a
+// missing fdatasync or fsync shows.
+func TestPowerCut(t *testing.T) {
+	for _, kind := range []string{"ext4", "xfs"} {
+		disks := mountImage(t, "xfs", 2<<30) // can clone files
+		count := 0
+		blocktest.RunCrash(t, kind, func(t *testing.T, size int64) (block.Device, func(t *testing.T) block.Device) {
+			count++
+			img := filepath.Join(disks, fmt.Sprint(kind, count))
+			makeImage(t, img, kind, 320<<20)
+			p := openTestPool(t, mountFile(t, img, kind), EngineAuto)
+			createTestReplica(t, p, size)
+			cuts := 0
+			return openTestReplica(t, p), func(t *testing.T) block.Device {
+				cuts++
+				clone := fmt.Sprint(img, "-", cuts)
+				run(t, "cp", "--reflink=always", img, clone)
+				t.Cleanup(func() { os.Remove(clone) })
+				return openTestReplica(t, openTestPool(t, mountFile(t, clone, kind), EngineAuto))
+			}
 		})
 	}
 }

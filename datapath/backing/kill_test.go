@@ -300,7 +300,7 @@ func TestLockOutlivesProcess(t *testing.T) {
 			}
 			f.Close()
 			run(t, "mkfs.ext4", "-q", "-F", "-E", "nodiscard", img)
-			dir := mountFile(t, img)
+			dir := mountFile(t, img, "ext4")
 			p := openTestPool(t, dir, e)
 			createTestReplica(t, p, 4<<20)
 			p.Close()
@@ -334,6 +334,9 @@ func TestLockOutlivesProcess(t *testing.T) {
 				t.Fatal(err)
 			}
 			expect(t, out, "submitted\n")
+			if e == EngineThreads { // the ring has taken the writes by now; threads may be on their way
+				awaitThreads(t, cmd.Process.Pid, func(states string) bool { return strings.Contains(states, "D") })
+			}
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
@@ -348,7 +351,9 @@ func TestLockOutlivesProcess(t *testing.T) {
 				err := unix.Flock(int(lock.Fd()), unix.LOCK_EX)
 				got <- err == nil && thawed.Load()
 			}()
-			awaitStuck(t, cmd.Process.Pid)
+			// Every thread that can end has ended: what is left waits for the disk (D) or
+			// for the others (Z, X).
+			awaitThreads(t, cmd.Process.Pid, func(states string) bool { return strings.Trim(states, "DZX") == "" })
 			select {
 			case <-got:
 				t.Error("the lock was free while I/O was in flight")
@@ -370,27 +375,23 @@ func expect(t *testing.T, out *bufio.Reader, want string) {
 	}
 }
 
-// awaitStuck waits until every thread of a killed process that can end has ended:
-// what is left waits for the disk (D) or for the others (Z).
-func awaitStuck(t *testing.T, pid int) {
+// awaitThreads waits until the states of a process's threads, a letter each as in
+// /proc/<pid>/stat, are as wanted.
+func awaitThreads(t *testing.T, pid int, want func(states string) bool) {
 	t.Helper()
 	for {
 		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		if err != nil {
 			t.Fatal(err)
 		}
-		left := 0
+		states := ""
 		for _, s := range stats {
-			b, err := os.ReadFile(s)
-			if err != nil {
-				continue // ended just now
-			}
-			_, rest, _ := strings.Cut(string(b), ") ")
-			if !strings.HasPrefix(rest, "D") && !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X") {
-				left++
+			if b, err := os.ReadFile(s); err == nil { // else it has ended just now
+				_, rest, _ := strings.Cut(string(b), ") ")
+				states += rest[:1]
 			}
 		}
-		if left == 0 {
+		if want(states) {
 			return
 		}
 	}
