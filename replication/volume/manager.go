@@ -247,7 +247,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 	}
 	v := &Volume{
 		m: m, id: id, size: cfg.Size, lg: m.lg.With(zap.Stringer("volume-id", id)),
-		serving: make(chan struct{}), dead: make(chan struct{}),
+		serving: make(chan struct{}), dead: make(chan struct{}), idle: make(chan struct{}),
 		core: core.New(core.Options{
 			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Attach: replication.AttachID(replication.NewUUID()),
 			Incarnation: m.o.Incarnation, Local: local,

@@ -36,7 +36,10 @@ type Volume struct {
 	wasDead  bool
 
 	status  atomic.Pointer[Status]
-	blocked atomic.Bool // Close was called
+	blocked atomic.Bool  // no further requests
+	pending atomic.Int64 // requests of the consumer
+	idle    chan struct{}
+	idleOne sync.Once
 }
 
 var _ block.Device = (*Volume)(nil)
@@ -130,12 +133,13 @@ func (v *Volume) Submit(batch []*block.Request) {
 	info := v.Info()
 	ins := inputSlices.Get().(*[]volumeInput)
 	for _, r := range batch {
-		err := r.Check(info)
-		if err == nil && v.blocked.Load() {
-			err = block.ErrClosed
-		}
-		if err != nil {
+		if err := r.Check(info); err != nil {
 			r.By.Complete(r, err)
+			continue
+		}
+		v.pending.Add(1)
+		if v.blocked.Load() {
+			v.completed(r, block.ErrClosed)
 			continue
 		}
 		*ins = append(*ins, volumeInput{kind: inPropose, io: newVolumeIO(r)})
@@ -208,7 +212,15 @@ func (v *Volume) finish(o *volumeIO, err error) {
 		v.post(volumeInput{kind: inPropose, io: n})
 		return
 	}
-	o.req.By.Complete(o.req, err)
+	v.completed(o.req, err)
+}
+
+// completed answers the consumer.
+func (v *Volume) completed(r *block.Request, err error) {
+	r.By.Complete(r, err)
+	if v.pending.Add(-1) == 0 && v.blocked.Load() {
+		v.idleOne.Do(func() { close(v.idle) })
+	}
 }
 
 func (o *volumeIO) recycle() {
@@ -339,10 +351,14 @@ func (v *Volume) carryOut() {
 	v.core.Advance()
 }
 
-// Close implements block.Device: it refuses further requests. The volume stays
-// attached; Manager.Detach ends that.
+// Close implements block.Device: it refuses further requests and waits for those
+// in flight. The volume stays attached; Manager.Detach ends that.
 func (v *Volume) Close() error {
 	v.blocked.Store(true)
+	if v.pending.Load() == 0 {
+		v.idleOne.Do(func() { close(v.idle) })
+	}
+	<-v.idle
 	return nil
 }
 

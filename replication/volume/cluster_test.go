@@ -1,0 +1,252 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zaptest"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/datapath/block/blocktest"
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+	"github.com/tandem-storage/tandem/replication/transport"
+	"github.com/tandem-storage/tandem/replication/transport/transporttest"
+)
+
+// testCluster is a few nodes in this process: real managers, memory for disks,
+// kvdb and network.
+type testCluster struct {
+	t     *testing.T
+	net   *transporttest.Net
+	kv    *testConfigs
+	nodes []*testNode
+	vol   replication.VolumeID
+	down  sync.Map // replication.DomainID -> bool: not usable
+}
+
+type testNode struct {
+	c    *testCluster
+	id   replication.NodeID
+	dom  replication.DomainID
+	rep  replication.ReplicaID
+	boot replication.BootID
+	st   *testStorage
+	m    *Manager
+}
+
+// testConfigs is the kvdb: one configuration, compared and set.
+type testConfigs struct {
+	mu   sync.Mutex
+	cfg  *replication.Config
+	rev  uint64
+	down error // answer to everything, if not nil
+}
+
+func (k *testConfigs) Load(context.Context, replication.VolumeID) (*replication.Config, uint64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.down != nil {
+		return nil, 0, k.down
+	}
+	return k.cfg.Clone(), k.rev, nil
+}
+
+func (k *testConfigs) Swap(_ context.Context, rev uint64, next *replication.Config, _ replication.DomainID) (uint64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.down != nil:
+		return 0, k.down
+	case rev != k.rev:
+		return 0, ErrConflict
+	}
+	k.cfg, k.rev = next.Clone(), k.rev+1
+	return k.rev, nil
+}
+
+func (k *testConfigs) config() *replication.Config {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.cfg.Clone()
+}
+
+// testStorage is a replica in memory whose content outlives its Manager.
+type testStorage struct {
+	block.Device
+	mem    *blocktest.Mem
+	mu     sync.Mutex
+	stored Stored
+}
+
+func newTestStorage(size int64) *testStorage {
+	mem := blocktest.NewMem(blocktest.MemOptions{Size: size, Async: true})
+	return &testStorage{Device: mem, mem: mem, stored: Stored{Meta: core.ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync, Clean: true}}}
+}
+
+func (s *testStorage) Stored() (Stored, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stored, nil
+}
+
+func (s *testStorage) Persist(m core.ReplicaMeta) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stored = Stored{Meta: m, LogLost: !m.Clean}
+	return nil
+}
+
+func (s *testStorage) CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stored.LogLost, s.stored.Active, s.stored.Dirty = false, active, dirty
+	return nil
+}
+
+// Close leaves the memory to the next life.
+func (s *testStorage) Close() error { return nil }
+
+type testPeers struct {
+	net  *transporttest.Net
+	from replication.NodeID
+}
+
+func (p testPeers) Peer(n replication.NodeID) (transport.Peer, error) {
+	return p.net.Peer(p.from, n), nil
+}
+
+var testTiming = Timing{
+	Suspect: 300 * time.Millisecond, Operation: 2 * time.Second, Seal: 500 * time.Millisecond,
+	Lossy: time.Second, Stall: 20 * time.Second, Retry: 20 * time.Millisecond, Flush: 50 * time.Millisecond,
+}
+
+// newTestCluster starts nodes a, b, ... in domains of the same names, each with a
+// replica of one volume.
+func newTestCluster(t *testing.T, nodes int, size int64) *testCluster {
+	t.Helper()
+	c := &testCluster{t: t, net: transporttest.NewNet(), vol: replication.VolumeID(replication.NewUUID())}
+	cfg := &replication.Config{
+		Version: 1, Volume: c.vol, Epoch: 1, Gen: 1, Phase: replication.PhaseDetached, Size: size,
+		Members: map[replication.ReplicaID]replication.Member{}, Protection: replication.MaxAvailability,
+		History: []replication.EpochRecord{{Epoch: 1, Gen: 1}},
+	}
+	for i := range nodes {
+		name := fmt.Sprintf("%c", 'a'+i)
+		n := &testNode{
+			c: c, id: replication.NodeID(name), dom: replication.DomainID(name), rep: replication.ReplicaID(replication.NewUUID()),
+			boot: replication.BootID(replication.NewUUID()), st: newTestStorage(size),
+		}
+		c.nodes = append(c.nodes, n)
+		cfg.ISR = append(cfg.ISR, n.rep)
+		cfg.Members[n.rep] = replication.Member{Node: n.id, Domain: n.dom, State: replication.MemberInSync}
+	}
+	c.kv = &testConfigs{cfg: cfg, rev: 1}
+	for _, n := range c.nodes {
+		n.start()
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		for _, n := range c.nodes {
+			if err := n.m.Close(ctx); err != nil {
+				t.Logf("close %s: %v", n.id, err)
+			}
+		}
+		c.net.Close()
+	})
+	return c
+}
+
+func (c *testCluster) usable(d replication.DomainID) bool {
+	_, down := c.down.Load(d)
+	return !down
+}
+
+// start begins a life of the node's process.
+func (n *testNode) start() {
+	c := n.c
+	n.m = NewManager(Options{
+		Node: n.id, Domain: n.dom, Boot: n.boot, Instance: replication.NewUUID(), Configs: c.kv, Peers: testPeers{c.net, n.id},
+		Usable: c.usable, MayAttach: c.usable, Timing: testTiming, Logger: zaptest.NewLogger(c.t).Named(string(n.id)),
+	})
+	c.net.Join(transport.Identity{Cluster: "test", Domain: n.dom, Node: n.id}, n.m)
+	if err := n.m.AddReplica(c.vol, n.rep, n.st); err != nil {
+		c.t.Fatalf("add replica on %s: %v", n.id, err)
+	}
+}
+
+func (n *testNode) attach() *Volume {
+	n.c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	v, err := n.m.Attach(ctx, n.c.vol, AttachOptions{Preempt: true})
+	if err != nil {
+		n.c.t.Fatalf("attach on %s: %v", n.id, err)
+	}
+	return v
+}
+
+// fence makes a domain unusable, as every node sees it.
+func (c *testCluster) fence(d replication.DomainID, fenced bool) {
+	if fenced {
+		c.down.Store(d, true)
+	} else {
+		c.down.Delete(d)
+	}
+	for _, n := range c.nodes {
+		n.m.DomainsChanged()
+	}
+}
+
+// eventually polls what has no event to wait for.
+func (c *testCluster) eventually(what string, cond func() bool) {
+	c.t.Helper()
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			c.t.Fatalf("%s: not within 20 s; configuration: %+v", what, c.kv.config())
+		}
+	}
+}
+
+func (c *testCluster) awaitInSync(n int) {
+	c.t.Helper()
+	c.eventually(fmt.Sprintf("%d replicas in sync", n), func() bool { return len(c.kv.config().ISR) == n })
+}
+
+// compare asserts that all in-sync replicas are identical.
+func (c *testCluster) compare() {
+	c.t.Helper()
+	cfg := c.kv.config()
+	var first *testNode
+	a, b := make([]byte, block.MaxIO), make([]byte, block.MaxIO)
+	for _, n := range c.nodes {
+		if !cfg.InISR(n.rep) {
+			continue
+		}
+		if first == nil {
+			first = n
+			continue
+		}
+		for off := int64(0); off < cfg.Size; off += block.MaxIO {
+			if err := block.ReadAt(first.st.mem, a, off); err != nil {
+				c.t.Fatal(err)
+			}
+			if err := block.ReadAt(n.st.mem, b, off); err != nil {
+				c.t.Fatal(err)
+			}
+			if string(a) != string(b) {
+				c.t.Fatalf("replicas on %s and %s differ in the MiB at %d", first.id, n.id, off)
+			}
+		}
+	}
+}
