@@ -63,11 +63,9 @@ type Store struct {
 	open context.Context // until Close
 	end  context.CancelFunc
 
-	dialling chan struct{} // holds one token while a client is being made
-
 	mu struct {
 		sync.Mutex
-		client *clientv3.Client
+		login *login
 	}
 }
 
@@ -91,7 +89,7 @@ func Open(o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
-	s := &Store{o: o, dialling: make(chan struct{}, 1)}
+	s := &Store{o: o}
 	s.open, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -119,20 +117,46 @@ func (s *Store) connected(ctx context.Context) (*clientv3.Client, error) {
 	}
 }
 
-// client makes the client if there is none: with a password that takes a member that answers.
+// login is one attempt to make the client; c and err are set when done closes.
+type login struct {
+	done chan struct{}
+	c    *clientv3.Client
+	err  error
+}
+
+// client waits for the client: with a password, making it takes a member that answers.
 func (s *Store) client(ctx context.Context) (*clientv3.Client, error) {
+	l := s.login()
 	select {
-	case s.dialling <- struct{}{}:
-		defer func() { <-s.dialling }()
+	case <-l.done:
+		return l.c, l.err
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: not logged in to any of %v: %w", kvdb.ErrNoLeader, s.o.Endpoints, ctx.Err())
 	}
+}
+
+// login returns the attempt that is under way or has succeeded, or else begins one.
+func (s *Store) login() *login {
 	s.mu.Lock()
-	c := s.mu.client
-	s.mu.Unlock()
-	if c != nil {
-		return c, nil
+	defer s.mu.Unlock()
+	if l := s.mu.login; l != nil {
+		return l
 	}
+	l := &login{done: make(chan struct{})}
+	s.mu.login = l
+	go func() {
+		defer close(l.done)
+		if l.c, l.err = s.newClient(); l.err == nil {
+			return
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.mu.login = nil
+	}()
+	return l
+}
+
+func (s *Store) newClient() (*clientv3.Client, error) {
 	c, err := clientv3.New(clientv3.Config{
 		Endpoints:            s.o.Endpoints,
 		TLS:                  s.o.TLS,
@@ -145,19 +169,16 @@ func (s *Store) client(ctx context.Context) (*clientv3.Client, error) {
 		Logger:               s.o.Logger,
 		Context:              s.open,
 	})
-	if err != nil {
-		if err = fromEtcd(err); errors.Is(err, kvdb.ErrInvalid) {
-			return nil, err
-		}
-		return nil, fmt.Errorf("%w: log in to any of %v: %w", kvdb.ErrNoLeader, s.o.Endpoints, err)
+	if err == nil {
+		return c, nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.open.Err() != nil {
-		return nil, errors.Join(kvdb.ErrClosed, c.Close())
+		return nil, kvdb.ErrClosed
 	}
-	s.mu.client = c
-	return c, nil
+	if mapped := fromEtcd(err); errors.Is(mapped, kvdb.ErrInvalid) {
+		return nil, mapped
+	}
+	return nil, fmt.Errorf("%w: log in to any of %v: %w", kvdb.ErrNoLeader, s.o.Endpoints, err)
 }
 
 // Pauses between attempts.
@@ -271,13 +292,17 @@ func (s *Store) Txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
 func (s *Store) Close() error {
 	s.end()
 	s.mu.Lock()
-	c := s.mu.client
-	s.mu.client = nil
+	l := s.mu.login
+	s.mu.login = nil
 	s.mu.Unlock()
-	if c == nil {
+	if l == nil {
 		return nil
 	}
-	if err := c.Close(); err != nil && !errors.Is(err, context.Canceled) {
+	<-l.done // which s.end hastens
+	if l.c == nil {
+		return nil
+	}
+	if err := l.c.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("etcdkv: close: %w", err)
 	}
 	return nil

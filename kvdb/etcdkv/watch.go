@@ -69,7 +69,7 @@ func (s *Store) feedOnce(ctx context.Context, pipe *eventpipe.Pipe, prefix strin
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.open, cancel)()
-	c, err := s.connected(ctx)
+	c, err := s.admitted(ctx, prefix)
 	if err != nil {
 		return err
 	}
@@ -88,6 +88,20 @@ func (s *Store) feedOnce(ctx context.Context, pipe *eventpipe.Pipe, prefix strin
 		}
 	}
 	return fmt.Errorf("%w: etcd ended the watch", kvdb.ErrUnavailable)
+}
+
+// admitted returns the client once etcd has let it read the prefix. A watch that
+// is refused ends with a text only, and does not renew a token that has run
+// out; a read has a typed error, and does.
+func (s *Store) admitted(ctx context.Context, prefix string) (*clientv3.Client, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	c, err := s.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.Get(clientv3.WithRequireLeader(ctx), prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	return c, outcome(ctx, err)
 }
 
 func fromEvent(e *clientv3.Event) kvdb.Event {
