@@ -182,8 +182,8 @@ func (a *Attachment) detach(ctx context.Context) error {
 	deadline := time.Now().Add(settle)
 	for !a.ending.Load() {
 		err := a.loop.release()
-		if err == nil {
-			break
+		if err == nil || a.ending.Load() {
+			break // in the latter case it was killed meanwhile
 		}
 		if !errors.Is(err, errOpened) || time.Now().After(deadline) {
 			return err

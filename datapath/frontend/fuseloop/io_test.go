@@ -366,7 +366,8 @@ func TestErrorsReachTheConsumer(t *testing.T) {
 		inject.Clear()
 		dd("", c.args...)
 	}
-	detach(t, a)
+	inject.Add(blocktest.Rule{Err: block.ErrIO})
+	detach(t, a) // a device that fails can be detached
 }
 
 // A flush reaches the device after the writes that it is to cover, and fsync

@@ -140,8 +140,10 @@ func (l loopDevice) release() error {
 		return fmt.Errorf("fuseloop: status of %s: %w", l.path, err)
 	}
 	// Blocks that somebody wrote through the page cache and did not sync: once
-	// unbound, the driver would refuse them.
-	if err := unix.Fsync(fd); err != nil {
+	// unbound, the driver would refuse them. No flush: nobody asked for one, and
+	// a device that fails has to be detachable.
+	const write = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	if err := unix.SyncFileRange(fd, 0, 0, write); err != nil {
 		return fmt.Errorf("fuseloop: write back the cached blocks of %s: %w", l.path, err)
 	}
 	if err := unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0); err != nil {
