@@ -65,7 +65,12 @@ func mountFile(t testing.TB, img, kind string) string {
 		options += ",nouuid" // a clone has the id of the original
 	}
 	run(t, "mount", "-t", kind, "-o", options, img, dir)
-	t.Cleanup(func() { run(t, "umount", dir) })
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v\n%s", err, out)
+			run(t, "umount", "-l", dir) // leave nothing behind, whatever failed
+		}
+	})
 	return dir
 }
 

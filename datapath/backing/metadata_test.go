@@ -106,17 +106,18 @@ func TestSuperblockRules(t *testing.T) {
 	}
 }
 
-// TestUncleanIsSticky: a clean close does not make an unclean stop forgotten.
+// TestUncleanIsSticky: neither a clean close nor another stop in the same boot
+// makes an unclean stop forgotten.
 func TestUncleanIsSticky(t *testing.T) {
 	p, r := newTestReplica(t, 4<<20, EngineAuto)
 	r.Close()
 	p.boot = meta.UUID{1} // the kernel was booted in between
-	for range 2 {
+	for _, end := range []func(*Replica) error{(*Replica).Close, (*Replica).CloseClean, (*Replica).Close} {
 		r = openTestReplica(t, p)
 		if !r.Unclean() || !r.Lossy() {
 			t.Fatalf("unclean %v, lossy %v", r.Unclean(), r.Lossy())
 		}
-		if err := r.CloseClean(); err != nil {
+		if err := end(r); err != nil {
 			t.Fatal(err)
 		}
 	}
