@@ -29,7 +29,7 @@ func startTandem(ctx context.Context, bin, work, size string, u *lab.Undo) (*tan
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Prepare(); err != nil {
+	if err := c.Prepare(ctx); err != nil {
 		return nil, err
 	}
 	for _, site := range []string{"site-a", "site-b", "site-w"} {

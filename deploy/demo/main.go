@@ -33,7 +33,7 @@ const needSpace = 6 << 30
 
 type options struct {
 	bin, dir, kvdb string
-	load           time.Duration
+	load, limit    time.Duration
 	nbd, keep      bool
 }
 
@@ -43,6 +43,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where to make the demo's directory; on a disk with XFS or ext4")
 	flag.StringVar(&o.kvdb, "kvdb", "raft", "raft (embedded) or etcd (three real members)")
 	flag.DurationVar(&o.load, "load", 20*time.Second, "how long to write before the site is killed")
+	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "give up after this long")
 	flag.BoolVar(&o.nbd, "nbd", false, "tell the story over NBD, though a block device could be had")
 	flag.BoolVar(&o.keep, "keep", false, "leave the demo's directory, with all logs, for a look")
 	flag.Parse()
@@ -57,13 +58,15 @@ func main() {
 		fmt.Fprintln(os.Stderr, "demo: interrupted, everything was taken back")
 		os.Exit(130)
 	default:
-		fmt.Fprintln(os.Stderr, "demo:", err)
+		fmt.Fprintln(os.Stderr, "demo:", err) // of which context.DeadlineExceeded is -limit
 		os.Exit(1)
 	}
 }
 
 // demo runs the story and takes back what it made.
 func demo(ctx context.Context, o options, out io.Writer) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, o.limit)
+	defer cancel()
 	if o.kvdb != "raft" && o.kvdb != "etcd" {
 		return fmt.Errorf("-kvdb %q: raft or etcd", o.kvdb)
 	}

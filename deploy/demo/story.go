@@ -70,7 +70,7 @@ func (s *story) away() *lab.Node { return s.c.Node("d1") }
 
 // found starts all sites and makes the volume.
 func (s *story) found(ctx context.Context) error {
-	if err := s.c.Prepare(); err != nil {
+	if err := s.c.Prepare(ctx); err != nil {
 		return err
 	}
 	for _, site := range []string{primary, drSite, witness} {

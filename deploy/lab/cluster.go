@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/tandem-storage/tandem/replication/transport"
 )
 
 // Spec says what cluster to make.
@@ -23,6 +20,11 @@ type Spec struct {
 	KVDB     string // "raft" (embedded) or "etcd" (a server for each member)
 	Frontend string // default front end: "fuseloop" or "nbd"
 	Nodes    []NodeSpec
+
+	// Adjust, if not nil, changes the configuration of a node before it is written.
+	Adjust func(node string, config map[string]any)
+	// Networks gives every site a network of its own, which Cut separates from the others. Needs root and ip(8).
+	Networks bool
 }
 
 // NodeSpec is one node.
@@ -37,6 +39,7 @@ type Cluster struct {
 	spec  Spec
 	nodes []*Node
 	etcd  []*etcdMember
+	nets  *networks // nil: all on loopback
 	undo  *Undo
 }
 
@@ -48,7 +51,7 @@ type Node struct {
 	Socket string // for tandemctl
 
 	config             string
-	tls                transport.TLSFiles
+	tls                tlsFiles
 	peerAddr, raftAddr string
 	proc               *Process
 }
@@ -67,6 +70,10 @@ func NewCluster(s Spec, u *Undo) (*Cluster, error) {
 	ports, err := freePorts(2 * len(s.Nodes))
 	if err != nil {
 		return nil, err
+	}
+	if s.Networks {
+		c.nets = planNetworks(s.Nodes)
+		ports = c.nets.addresses(s.Nodes)
 	}
 	for i, ns := range s.Nodes {
 		if s.KVDB == "etcd" && ns.Member {
@@ -114,12 +121,17 @@ func (c *Cluster) Node(name string) *Node {
 func (c *Cluster) SiteDir(site string) string { return filepath.Join(c.spec.Work, site) }
 
 // Prepare makes directories, certificates and configuration files.
-func (c *Cluster) Prepare() error {
+func (c *Cluster) Prepare(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(c.spec.Work, "log"), 0o755); err != nil {
 		return err
 	}
-	if err := c.issue(); err != nil {
+	if err := c.issue(ctx); err != nil {
 		return err
+	}
+	if c.nets != nil {
+		if err := c.nets.make(ctx, c.undo); err != nil {
+			return err
+		}
 	}
 	for _, n := range c.nodes {
 		for _, dir := range []string{"data", "run"} {
@@ -151,7 +163,7 @@ func (c *Cluster) writeConfig(n *Node, found bool) error {
 		"dataDir":     filepath.Join(n.Dir, "data"),
 		"runDir":      filepath.Join(n.Dir, "run"),
 		"peer":        m{"listen": n.peerAddr},
-		"tls":         m{"ca": n.tls.CA, "cert": n.tls.Cert, "key": n.tls.Key},
+		"tls":         m{"ca": n.tls.ca, "cert": n.tls.cert, "key": n.tls.key},
 		"frontends":   m{"default": c.spec.Frontend},
 	}
 	if c.spec.KVDB == "etcd" {
@@ -173,6 +185,9 @@ func (c *Cluster) writeConfig(n *Node, found bool) error {
 		}
 		cfg["kvdb"] = m{"kind": "raft", "raft": raft}
 	}
+	if c.spec.Adjust != nil {
+		c.spec.Adjust(n.Name, cfg)
+	}
 	data, err := json.MarshalIndent(cfg, "", "  ") // JSON is YAML
 	if err != nil {
 		return err
@@ -193,18 +208,9 @@ func (c *Cluster) Start(site string) error {
 		if n.Site != site || n.proc != nil && n.proc.Running() {
 			continue
 		}
-		again := n.proc != nil
-		if again {
-			if err := c.writeConfig(n, false); err != nil {
-				return err
-			}
-		}
-		p, err := StartProcess(n.Name, n.Log, nil, filepath.Join(c.spec.Bin, "tandemd"), "--config", n.config)
-		if err != nil {
+		if err := c.StartNode(n); err != nil {
 			return err
 		}
-		n.proc = p
-		c.undo.Add(n.Name, p.Kill)
 	}
 	return nil
 }
@@ -218,10 +224,11 @@ func (c *Cluster) startEtcd(e *etcdMember) error {
 	if e.proc != nil {
 		state = "existing"
 	}
-	p, err := StartProcess(e.name, e.log, nil, filepath.Join(c.spec.Bin, "etcd"), "--name", e.name, "--data-dir", e.dir,
+	argv := c.inside(e.site, filepath.Join(c.spec.Bin, "etcd"), "--name", e.name, "--data-dir", e.dir,
 		"--listen-client-urls", e.clientURL, "--advertise-client-urls", e.clientURL,
 		"--listen-peer-urls", e.peerURL, "--initial-advertise-peer-urls", e.peerURL,
 		"--initial-cluster", strings.Join(initial, ","), "--initial-cluster-state", state)
+	p, err := StartProcess(e.name, e.log, nil, argv...)
 	if err != nil {
 		return err
 	}
@@ -281,7 +288,7 @@ func (c *Cluster) Kill(site string) error {
 func (c *Cluster) Shutdown() error {
 	var errs []error
 	for _, n := range c.nodes {
-		errs = append(errs, n.stop())
+		errs = append(errs, n.Stop())
 	}
 	for _, e := range c.etcd { // the store last: the daemons sign off there
 		if e.proc != nil {
@@ -289,20 +296,6 @@ func (c *Cluster) Shutdown() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// stop ends the daemon with SIGTERM, which must succeed.
-func (n *Node) stop() error {
-	if n.proc == nil || !n.proc.Running() {
-		return nil
-	}
-	if err := n.proc.Stop(syscall.SIGTERM, 30*time.Second); err != nil {
-		return fmt.Errorf("%w\n%s", err, Tail(n.Log, 10))
-	}
-	if code := n.proc.ExitCode(); code != 0 {
-		return fmt.Errorf("%s ended with code %d after SIGTERM\n%s", n.Name, code, Tail(n.Log, 10))
-	}
-	return nil
 }
 
 // Died returns an error if a server ended by itself.

@@ -10,9 +10,6 @@ import (
 	"strings"
 )
 
-// clusterName is in every certificate.
-const clusterName = "lab"
-
 // Ctl runs tandemctl against a node and returns its standard output.
 func (c *Cluster) Ctl(ctx context.Context, n *Node, args ...string) (string, error) {
 	return Run(ctx, append([]string{filepath.Join(c.spec.Bin, "tandemctl"), "--endpoint", n.Socket}, args...)...)

@@ -4,5 +4,5 @@
 // it. The demo and the benchmark are told on it.
 //
 // It drives tandemd and tandemctl as an operator does, by configuration file and
-// command line; of their code it uses the making of certificates only.
+// command line, and imports nothing of them.
 package lab

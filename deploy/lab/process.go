@@ -140,10 +140,25 @@ func RunAs(ctx context.Context, cred *syscall.Credential, argv ...string) (strin
 	cmd.Dir = "/"
 	cmd.SysProcAttr = childAttr(cred)
 	cmd.WaitDelay = 5 * time.Second // a child of it may hold the pipes
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
+	if err := cmd.Start(); err != nil {
+		return "", fmt.Errorf("%s: %w", argv[0], err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		// It was killed, but may hang in the kernel on a device whose server waits: give it up, so that the caller can
+		// end the server.
+		select {
+		case <-ended:
+		case <-time.After(2 * cmd.WaitDelay):
+			return "", fmt.Errorf("%s: %w; it hangs in the kernel (pid %d)", strings.Join(argv, " "), ctx.Err(), cmd.Process.Pid)
 		}
+		err = ctx.Err()
+	}
+	if err != nil {
 		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, strings.TrimSpace(errOut.String()))
 	}
 	return out.String(), nil
