@@ -31,7 +31,7 @@ func run() int {
 	flag.StringVar(&f.LogLevel, "log-level", "", "debug, info, warn or error, over log.level of the file")
 	flag.Parse()
 	if *showVersion {
-		fmt.Println("tandemd " + version)
+		fmt.Fprintln(os.Stdout, "tandemd", version)
 		return 0
 	}
 	if flag.NArg() > 0 {

@@ -160,7 +160,7 @@ func (c *Coordinator) settle(io *IO) {
 		switch {
 		case bad == c.isr:
 			// No copy took it: the consumer is told, nobody is evicted (I2).
-			err := error(block.ErrIO)
+			err := block.ErrIO
 			if io.full&c.isr != 0 {
 				err = block.ErrNoSpace
 			}

@@ -6,7 +6,6 @@ import "github.com/tandem-storage/tandem/replication"
 type join struct {
 	q         int
 	seal      *replication.SealResult
-	asked     bool
 	connected bool // its session was asked for
 	mirrored  bool // every new write goes to it too
 	wait      bool // acknowledgements wait for it (wait-mode, I18)

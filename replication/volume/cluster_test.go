@@ -124,9 +124,9 @@ var testTiming = Timing{
 	Lossy: time.Second, Stall: 20 * time.Second, Retry: 20 * time.Millisecond, Flush: 50 * time.Millisecond,
 }
 
-// newTestCluster starts nodes a, b, ... in domains of the same names, each with a
+// newTestCluster starts nodes a and b in domains of the same names, each with a
 // replica of one volume.
-func newTestCluster(t *testing.T, nodes int, size int64) *testCluster {
+func newTestCluster(t *testing.T, size int64) *testCluster {
 	t.Helper()
 	c := &testCluster{t: t, net: transporttest.NewNet(), vol: replication.VolumeID(replication.NewUUID())}
 	cfg := &replication.Config{
@@ -134,7 +134,7 @@ func newTestCluster(t *testing.T, nodes int, size int64) *testCluster {
 		Members: map[replication.ReplicaID]replication.Member{}, Protection: replication.MaxAvailability,
 		History: []replication.EpochRecord{{Epoch: 1, Gen: 1}},
 	}
-	for i := range nodes {
+	for i := range 2 {
 		name := fmt.Sprintf("%c", 'a'+i)
 		n := &testNode{
 			c: c, id: replication.NodeID(name), dom: replication.DomainID(name), rep: replication.ReplicaID(replication.NewUUID()),

@@ -18,7 +18,7 @@ import (
 // replicas are identical afterwards.
 func TestConformance(t *testing.T) {
 	blocktest.Run(t, "replicated", func(t *testing.T, size int64) block.Device {
-		c := newTestCluster(t, 2, size)
+		c := newTestCluster(t, size)
 		t.Cleanup(c.compare)
 		return c.nodes[0].attach()
 	})
@@ -103,7 +103,7 @@ func (w *writer) check(t *testing.T, v *Volume) {
 // TestEvictAndReturn: a replica goes away under load, the writer sees no error,
 // the replica comes back and is resynced while the writing goes on.
 func TestEvictAndReturn(t *testing.T) {
-	c := newTestCluster(t, 2, 64<<20)
+	c := newTestCluster(t, 64<<20)
 	a, b := c.nodes[0], c.nodes[1]
 	v := a.attach()
 	w := startWriter(v, 8)
@@ -136,7 +136,7 @@ func detach(t *testing.T, n *testNode) {
 // TestTakeover: the other node takes a volume over from a living coordinator; the
 // old one is deposed, and nothing acknowledged is missing.
 func TestTakeover(t *testing.T) {
-	c := newTestCluster(t, 2, 32<<20)
+	c := newTestCluster(t, 32<<20)
 	a, b := c.nodes[0], c.nodes[1]
 	old := a.attach()
 	w := startWriter(old, 8)
@@ -158,7 +158,7 @@ func TestTakeover(t *testing.T) {
 // TestFencedDomain: when a domain is fenced, its coordinator gets nothing
 // acknowledged any more, and the volume is served in the other one.
 func TestFencedDomain(t *testing.T) {
-	c := newTestCluster(t, 2, 32<<20)
+	c := newTestCluster(t, 32<<20)
 	a, b := c.nodes[0], c.nodes[1]
 	old := a.attach()
 	w := startWriter(old, 4)
@@ -181,7 +181,7 @@ func TestFencedDomain(t *testing.T) {
 // TestKVDBLost: the kvdb is gone and nothing is noticed (G6); then a replica is
 // gone too and the volume stalls with a cause; it goes on when the replica is back.
 func TestKVDBLost(t *testing.T) {
-	c := newTestCluster(t, 2, 32<<20)
+	c := newTestCluster(t, 32<<20)
 	a, b := c.nodes[0], c.nodes[1]
 	v := a.attach()
 	w := startWriter(v, 4)
@@ -209,7 +209,7 @@ func TestKVDBLost(t *testing.T) {
 // TestCleanStop: a replica that stops in order and comes back is resynced by its
 // dirty map, not compared in full.
 func TestCleanStop(t *testing.T) {
-	c := newTestCluster(t, 2, 256<<20)
+	c := newTestCluster(t, 256<<20)
 	a, b := c.nodes[0], c.nodes[1]
 	v := a.attach()
 	buf := make([]byte, block.SectorSize)
@@ -246,7 +246,7 @@ func TestCleanStop(t *testing.T) {
 
 // TestDamage: a payload that is damaged on the way is sent again.
 func TestDamage(t *testing.T) {
-	c := newTestCluster(t, 2, 16<<20)
+	c := newTestCluster(t, 16<<20)
 	v := c.nodes[0].attach()
 	c.net.Damage(c.nodes[0].id, c.nodes[1].id, 1)
 	buf := make([]byte, 64<<10)
@@ -265,7 +265,7 @@ func TestDamage(t *testing.T) {
 
 // TestLargeDiscard: a discard larger than a frame can say.
 func TestLargeDiscard(t *testing.T) {
-	c := newTestCluster(t, 2, 3<<30)
+	c := newTestCluster(t, 3<<30)
 	v := c.nodes[0].attach()
 	buf := make([]byte, block.SectorSize)
 	buf[0] = 9
