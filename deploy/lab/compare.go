@@ -16,7 +16,7 @@ import (
 func (c *Cluster) CompareReplicas(v *VolumeView) (int64, error) {
 	var heads []string
 	for _, r := range v.Volume.Replicas {
-		found, err := filepath.Glob(filepath.Join(c.Node(r.Node).Dir, "data", "pool", "replicas", v.Volume.ID+"."+r.ID, "head"))
+		found, err := filepath.Glob(filepath.Join(c.Node(r.Node).Pool(), "replicas", plain(v.Volume.ID)+"."+plain(r.ID), "head"))
 		if err != nil || len(found) != 1 {
 			return 0, fmt.Errorf("replica %s on %s: no chunk files below %s", r.ID, r.Node, c.Node(r.Node).Dir)
 		}
@@ -38,6 +38,9 @@ func (c *Cluster) CompareReplicas(v *VolumeView) (int64, error) {
 	}
 	return compared, nil
 }
+
+// plain is a UUID as it stands in file names.
+func plain(uuid string) string { return strings.ReplaceAll(uuid, "-", "") }
 
 // compareHeads compares two directories of chunk files. A chunk that is not there reads as zeroes.
 func compareHeads(a, b string) (int64, error) {
