@@ -316,14 +316,22 @@ func (c *Coordinator) SetUsable(now int64, i int, usable bool) {
 	c.progress()
 }
 
-// SetUp tells whether the node of member i answers beats.
+// SetUp tells whether the node of member i answers beats. Silence of the suspect
+// timeout is the caller's to find; a connection can stay open much longer to a
+// node that is paused or cut off.
 func (c *Coordinator) SetUp(now int64, i int, up bool) {
 	c.now = now
 	m := c.m[i]
 	m.up = up
-	if up {
+	switch {
+	case up:
 		m.tryAt = now
 		c.joinAt = min(c.joinAt, now)
+		if m.open {
+			c.pardon(i)
+		}
+	case c.stage == stageServing:
+		c.requestEvict(i, suspected)
 	}
 	c.progress()
 }

@@ -109,7 +109,9 @@ func (c *Coordinator) SessionUp(now int64, i int, id replication.SessionID, ack 
 		return
 	}
 	m.boot, m.open, m.lag = ack.Boot, true, 0
-	c.pardon(i)
+	if m.up {
+		c.pardon(i)
+	}
 	c.resend(i)
 	c.retry = true
 	c.progress()

@@ -173,10 +173,13 @@ func (c *Coordinator) sealRequest(i int) Control {
 
 // sealed decides whether the takeover may go on, and with whom (step 4).
 func (c *Coordinator) sealed() (s mask, ok bool) {
-	var usable, lossy mask
+	var usable, silent, lossy mask
 	for i, m := range c.m {
 		if c.isr.has(i) && m.usable {
 			usable |= bit(i)
+		}
+		if !m.up {
+			silent |= bit(i)
 		}
 		if r := c.seals[i]; r != nil && r.Lossy {
 			lossy |= bit(i)
@@ -186,7 +189,7 @@ func (c *Coordinator) sealed() (s mask, ok bool) {
 	switch {
 	case s == 0:
 		return 0, false
-	case s != usable && c.now < c.sealUntil:
+	case !s.covers(usable&^silent) && c.now < c.sealUntil:
 		return 0, false
 	case s&^lossy == 0 && s != usable && c.now < c.lossUntil:
 		return 0, false // the absent one may still hold what these lost

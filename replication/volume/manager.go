@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -259,7 +260,13 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 	}
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	for _, r := range v.core.Members() {
-		v.links = append(v.links, &link{id: r, node: cfg.Members[r].Node})
+		l := &link{id: r, node: cfg.Members[r].Node}
+		v.links = append(v.links, l)
+		if l.node == m.o.Node {
+			v.farFirst = append(v.farFirst, l)
+		} else {
+			v.farFirst = slices.Insert(v.farFirst, 0, l)
+		}
 	}
 	v.status.Store(&Status{Stall: core.StallTakeover, Config: cfg})
 	m.mu.Lock()

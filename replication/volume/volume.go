@@ -28,6 +28,9 @@ type Volume struct {
 	in    inbox[volumeInput]
 	core  *core.Coordinator // by the worker only
 	links []*link           // by member index
+	// farFirst has the links in the order of sending: what has the longer way leaves
+	// before the local write is submitted.
+	farFirst []*link
 
 	serving  chan struct{} // closed when I/O is served for the first time
 	dead     chan struct{} // closed when the coordinator has ended
@@ -318,7 +321,7 @@ func (v *Volume) carryOut() {
 		}
 		l.batch = append(l.batch, m.Msg)
 	}
-	for _, l := range v.links {
+	for _, l := range v.farFirst {
 		if len(l.batch) > 0 {
 			l.to.send(l.batch)
 			clear(l.batch)

@@ -286,3 +286,22 @@ func TestLargeDiscard(t *testing.T) {
 		}
 	}
 }
+
+// TestSilentPeer: a replica whose node falls silent with its connection open is
+// evicted when the beats say so, not when a request has waited long enough.
+func TestSilentPeer(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	v := a.attach()
+	c.net.Hold(a.id, b.id)
+	a.m.PeerUp(b.id, false)
+	c.awaitInSync(1)
+	if err := block.WriteAt(v, make([]byte, block.SectorSize), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	c.net.Resume(a.id, b.id)
+	a.m.PeerUp(b.id, true)
+	c.awaitInSync(2)
+	detach(t, a)
+	c.compare()
+}
