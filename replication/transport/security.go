@@ -6,9 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 
+	"go.uber.org/zap"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
@@ -20,6 +22,7 @@ import (
 type Security struct {
 	self Identity
 	tls  *tls.Config // nil: insecure
+	lg   *zap.Logger
 }
 
 // TLSFiles are the PEM files of a node.
@@ -72,7 +75,7 @@ func NewTLS(cert tls.Certificate, roots *x509.CertPool, cluster string) (*Securi
 	if err := verifyChain(append([]*x509.Certificate{leaf}, parseRest(cert)...), roots, x509.ExtKeyUsageServerAuth); err != nil {
 		return nil, fmt.Errorf("%w: own certificate: %w", ErrConfig, err)
 	}
-	return &Security{self: self, tls: &tls.Config{
+	return &Security{self: self, lg: zap.NewNop(), tls: &tls.Config{
 		Certificates: []tls.Certificate{cert},
 		RootCAs:      roots,
 		ClientCAs:    roots,
@@ -97,7 +100,15 @@ func InsecureLoopback(self Identity) (*Security, error) {
 	if err := self.Check(); err != nil {
 		return nil, err
 	}
-	return &Security{self: self}, nil
+	return &Security{self: self, lg: zap.NewNop()}, nil
+}
+
+// WithLogger returns s for a server that logs whom it refuses, and why: with TLS
+// 1.3 the other end learns little more than that the connection is gone.
+func (s *Security) WithLogger(lg *zap.Logger) *Security {
+	c := *s
+	c.lg = lg
+	return &c
 }
 
 // Self is who this node is.
@@ -106,7 +117,7 @@ func (s *Security) Self() Identity { return s.self }
 // ServerCredentials are for grpc.Creds: they let in nodes of the same cluster only.
 func (s *Security) ServerCredentials() credentials.TransportCredentials {
 	if s.tls == nil {
-		return loopbackCredentials{self: s.self}
+		return refusals{loopbackCredentials{self: s.self}, s.lg}
 	}
 	c := s.tls.Clone()
 	c.ClientAuth = tls.RequireAndVerifyClientCert
@@ -114,7 +125,27 @@ func (s *Security) ServerCredentials() credentials.TransportCredentials {
 		_, err := s.checkPeer(cs)
 		return err
 	}
-	return credentials.NewTLS(c)
+	return refusals{credentials.NewTLS(c), s.lg}
+}
+
+// refusals logs failed handshakes of a server.
+type refusals struct {
+	credentials.TransportCredentials
+	lg *zap.Logger
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (r refusals) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	secured, info, err := r.TransportCredentials.ServerHandshake(c)
+	if err != nil && !errors.Is(err, io.EOF) { // who only looks whether the port is open is no matter
+		r.lg.Warn("connection refused", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+	}
+	return secured, info, err
+}
+
+// Clone implements credentials.TransportCredentials.
+func (r refusals) Clone() credentials.TransportCredentials {
+	return refusals{r.TransportCredentials.Clone(), r.lg}
 }
 
 // ClientCredentials are for connections to node and refuse any other.
