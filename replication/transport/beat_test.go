@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,21 +16,39 @@ var errCut = errors.New("cut")
 
 // fakePeer answers beats after delay, in a synctest bubble.
 type fakePeer struct {
+	sync.Mutex
 	delay  time.Duration
 	silent bool  // connected, but does not answer
 	refuse error // of open
 	boot   replication.BootID
 	opens  int
-	cut    context.CancelFunc // resets the open stream
+	cutter context.CancelFunc // resets the open stream
 }
 
 func (p *fakePeer) open(ctx context.Context) (beatStream, error) {
+	p.Lock()
+	defer p.Unlock()
 	p.opens++
 	if p.refuse != nil {
 		return nil, p.refuse
 	}
-	ctx, p.cut = context.WithCancel(ctx)
+	ctx, p.cutter = context.WithCancel(ctx)
 	return &fakeStream{p: p, ctx: ctx, answers: make(chan *pb.BeatResponse, 1000)}, nil
+}
+
+// set changes p while it is in use.
+func (p *fakePeer) set(f func()) {
+	p.Lock()
+	defer p.Unlock()
+	f()
+}
+
+func (p *fakePeer) cut() { p.set(func() { p.cutter() }) }
+
+// count is how many streams were asked for.
+func (p *fakePeer) count() (n int) {
+	p.set(func() { n = p.opens })
+	return n
 }
 
 type fakeStream struct {
@@ -42,6 +61,8 @@ func (s *fakeStream) Send(r *pb.BeatRequest) error {
 	if s.ctx.Err() != nil {
 		return errCut
 	}
+	s.p.Lock()
+	defer s.p.Unlock()
 	if !s.p.silent {
 		boot := s.p.boot
 		time.AfterFunc(s.p.delay, func() { s.answers <- &pb.BeatResponse{Seq: r.GetSeq(), Boot: boot[:]} })
@@ -101,7 +122,7 @@ func TestBeatRTT(t *testing.T) {
 			t.Errorf("%+v after %v", l, took)
 		}
 		<-time.After(30 * time.Second)
-		p.delay = 8 * time.Millisecond
+		p.set(func() { p.delay = 8 * time.Millisecond })
 		<-time.After(20 * time.Second)
 		r := m.rtt()
 		if r.P50 != 2*time.Millisecond || r.P99 != 8*time.Millisecond || r.Samples < 99 || r.Samples > 101 {
@@ -115,8 +136,8 @@ func TestBeatRTT(t *testing.T) {
 		if r := m.rtt(); r.P50 != 8*time.Millisecond || r.Samples < 119 || r.Samples > 122 {
 			t.Errorf("after 110 s: %+v", r)
 		}
-		if len(changes) != 0 || p.opens != 1 {
-			t.Errorf("%d changes, %d streams", len(changes), p.opens)
+		if len(changes) != 0 || p.count() != 1 {
+			t.Errorf("%d changes, %d streams", len(changes), p.count())
 		}
 	})
 }
@@ -141,7 +162,7 @@ func TestBeatSilence(t *testing.T) {
 	bubble(t, p, func(t *testing.T, m *monitor, changes chan Liveness) {
 		next(changes)
 		<-time.After(10*time.Second + time.Millisecond) // right behind a beat
-		p.silent = true
+		p.set(func() { p.silent = true })
 		l, took := next(changes)
 		if l.Up || !errors.Is(l.Err, ErrDisconnected) || took != 3*time.Second-time.Millisecond {
 			t.Errorf("%+v after %v", l, took)
@@ -150,7 +171,7 @@ func TestBeatSilence(t *testing.T) {
 		if len(changes) != 0 || m.liveness().Up {
 			t.Error("changes while nothing changed")
 		}
-		p.silent, p.boot = false, replication.BootID{9}
+		p.set(func() { p.silent, p.boot = false, replication.BootID{9} })
 		if l, took := next(changes); !l.Up || l.Boot != p.boot || took > m.c.SuspectAfter+m.c.BeatInterval {
 			t.Errorf("%+v after %v", l, took)
 		}
@@ -166,20 +187,20 @@ func TestBeatReset(t *testing.T) {
 		<-time.After(5 * time.Second)
 		p.cut()
 		<-time.After(5 * time.Second)
-		if len(changes) != 0 || !m.liveness().Up || p.opens != 2 {
-			t.Errorf("a short reset: %d changes, %d streams", len(changes), p.opens)
+		if len(changes) != 0 || !m.liveness().Up || p.count() != 2 {
+			t.Errorf("a short reset: %d changes, %d streams", len(changes), p.count())
 		}
-		p.refuse = errors.New("refused")
+		p.set(func() { p.refuse = errors.New("refused") })
 		p.cut()
 		if l, took := next(changes); l.Up || !errors.Is(l.Err, p.refuse) || took != 0 {
 			t.Errorf("%+v after %v", l, took)
 		}
-		opens := p.opens
+		opens := p.count()
 		<-time.After(10 * time.Second)
-		if n := p.opens - opens; n < 19 || n > 21 {
+		if n := p.count() - opens; n < 19 || n > 21 {
 			t.Errorf("%d attempts in 10 s", n)
 		}
-		p.refuse = nil
+		p.set(func() { p.refuse = nil })
 		if l, took := next(changes); !l.Up || took > m.c.BeatInterval {
 			t.Errorf("%+v after %v", l, took)
 		}
@@ -192,20 +213,20 @@ func TestBeatFlapping(t *testing.T) {
 	p := &fakePeer{}
 	bubble(t, p, func(t *testing.T, m *monitor, changes chan Liveness) {
 		next(changes)
-		p.silent = true
+		p.set(func() { p.silent = true })
 		p.cut()
 		synctest.Wait()
 		p.cut()
 		if l, took := next(changes); l.Up || took != 0 {
 			t.Errorf("%+v after %v", l, took)
 		}
-		opens := p.opens
+		opens := p.count()
 		for range 20 {
 			<-time.After(m.c.BeatInterval)
 			synctest.Wait()
 			p.cut()
 		}
-		if n := p.opens - opens; n > 20 {
+		if n := p.count() - opens; n > 20 {
 			t.Errorf("%d streams in 20 beats", n)
 		}
 	})
@@ -216,7 +237,7 @@ func TestBeatNewBoot(t *testing.T) {
 	p := &fakePeer{boot: replication.BootID{1}}
 	bubble(t, p, func(t *testing.T, _ *monitor, changes chan Liveness) {
 		next(changes)
-		p.boot = replication.BootID{2}
+		p.set(func() { p.boot = replication.BootID{2} })
 		if l, _ := next(changes); !l.Up || l.Boot != p.boot {
 			t.Errorf("%+v", l)
 		}
