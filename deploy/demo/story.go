@@ -218,9 +218,11 @@ func (s *story) end(ctx context.Context) error {
 	if err := s.take(ctx, s.home()); err != nil {
 		return err
 	}
+	s.say("%s: the volume is detached", primary)
 	if err := s.c.Shutdown(); err != nil {
 		return err
 	}
+	s.say("every daemon has ended in order")
 	compared, err := s.c.CompareReplicas(v)
 	if err != nil {
 		return err
