@@ -88,9 +88,11 @@ func Run(ctx context.Context, c *config.Config, version string, lg *zap.Logger) 
 	d.follow(ctx, g)
 	lg.Info("tandemd ready", zap.String("api", c.API.Socket))
 	<-ctx.Done()
+	lg.Info("tandemd stopping")
 	// What was started goes on until it is stopped in order.
-	serving := stops.run()
-	return errors.Join(g.Wait(), serving)
+	err = errors.Join(stops.run(), g.Wait())
+	lg.Info("tandemd stopped", zap.Error(err))
+	return err
 }
 
 // stopper runs what was pushed in reverse, once.
