@@ -3,13 +3,11 @@ package etcdkv_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -65,7 +63,7 @@ type member struct {
 
 type cluster struct {
 	t       testing.TB
-	certs   *testCerts
+	certs   *kvdbtest.Authority
 	members []*member
 }
 
@@ -80,20 +78,20 @@ func newCluster(t testing.TB, n int) *cluster {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	c := &cluster{t: t, certs: newTestCerts(t)}
-	files := c.certs.files(dir)
+	c := &cluster{t: t, certs: kvdbtest.NewAuthority(t)}
+	files := c.certs.Files(dir, "etcd")
 	var initial []string
 	for i := range n {
-		m := &member{name: fmt.Sprintf("m%d", i), client: "https://" + freeAddress(t)}
-		peer := "https://" + freeAddress(t)
+		m := &member{name: fmt.Sprintf("m%d", i), client: "https://" + kvdbtest.FreeAddress(t)}
+		peer := "https://" + kvdbtest.FreeAddress(t)
 		initial = append(initial, m.name+"="+peer)
 		m.args = []string{
 			bin,
 			"--name", m.name, "--data-dir", filepath.Join(dir, m.name), "--log-level", "warn", "--log-outputs", "stderr",
 			"--listen-client-urls", m.client, "--advertise-client-urls", m.client,
 			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-			"--cert-file", files.cert, "--key-file", files.key, "--trusted-ca-file", files.ca, "--client-cert-auth",
-			"--peer-cert-file", files.cert, "--peer-key-file", files.key, "--peer-trusted-ca-file", files.ca, "--peer-client-cert-auth",
+			"--cert-file", files.Cert, "--key-file", files.Key, "--trusted-ca-file", files.CA, "--client-cert-auth",
+			"--peer-cert-file", files.Cert, "--peer-key-file", files.Key, "--peer-trusted-ca-file", files.CA, "--peer-client-cert-auth",
 		}
 		m.log, err = os.Create(filepath.Join(dir, m.name+".log"))
 		if err != nil {
@@ -162,7 +160,7 @@ func (c *cluster) endpoints() []string {
 func (c *cluster) options(t testing.TB) etcdkv.Options {
 	return etcdkv.Options{
 		Endpoints: c.endpoints(),
-		TLS:       c.certs.client("client"),
+		TLS:       c.certs.Client("client"),
 		Logger:    zaptest.NewLogger(t, zaptest.Level(zapcore.ErrorLevel)),
 	}
 }
@@ -190,7 +188,7 @@ func open(t testing.TB, o etcdkv.Options) *etcdkv.Store {
 func (c *cluster) admin(t testing.TB, user, password string) *clientv3.Client {
 	t.Helper()
 	a, err := clientv3.New(clientv3.Config{
-		Endpoints: c.endpoints(), TLS: c.certs.client("admin"), Username: user, Password: password, DialTimeout: 30 * time.Second,
+		Endpoints: c.endpoints(), TLS: c.certs.Client("admin"), Username: user, Password: password, DialTimeout: 30 * time.Second,
 		Logger: zaptest.NewLogger(t, zaptest.Level(zapcore.ErrorLevel)),
 	})
 	if err != nil {
@@ -222,26 +220,4 @@ func (c *cluster) harness() kvdbtest.Harness {
 			}
 		},
 	}
-}
-
-var nextPort atomic.Uint32
-
-func init() { nextPort.Store(uint32(os.Getpid()) * 41) }
-
-// freeAddress is a loopback address that was free a moment ago and that no
-// outgoing connection takes, because it is below the kernel's ephemeral range.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	for range 200 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12000+int(nextPort.Add(1))%18000))
-		if err != nil {
-			continue
-		}
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return l.Addr().String()
-	}
-	t.Fatal("no free port")
-	return ""
 }

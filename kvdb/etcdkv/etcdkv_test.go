@@ -37,8 +37,8 @@ func TestOptions(t *testing.T) {
 // Nobody listens: nothing was sent, and that is definite.
 func TestNobodyThere(t *testing.T) {
 	for name, o := range map[string]etcdkv.Options{
-		"":                {Endpoints: []string{"http://" + freeAddress(t)}},
-		"with a password": {Endpoints: []string{"http://" + freeAddress(t)}, Username: "u", Password: "p"},
+		"":                {Endpoints: []string{"http://" + kvdbtest.FreeAddress(t)}},
+		"with a password": {Endpoints: []string{"http://" + kvdbtest.FreeAddress(t)}, Username: "u", Password: "p"},
 	} {
 		s := open(t, o)
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -128,7 +128,7 @@ func TestAuth(t *testing.T) {
 func TestWrongCertificate(t *testing.T) {
 	c := newCluster(t, 1)
 	o := c.options(t)
-	o.TLS = newTestCerts(t).client("stranger")
+	o.TLS = kvdbtest.NewAuthority(t).Client("stranger")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := kvdb.Put(ctx, open(t, o), "k", nil); !errors.Is(err, kvdb.ErrNoLeader) {

@@ -29,8 +29,9 @@ type testNode struct {
 // testCluster is n members on loopback, over mutual TLS, with data on disk.
 type testCluster struct {
 	t     testing.TB
+	end   time.Time // when a test that still waits has failed
 	dir   string
-	certs *testCerts
+	certs *kvdbtest.Authority
 	nodes []*testNode
 }
 
@@ -39,7 +40,7 @@ func testLogger(t testing.TB) *zap.Logger {
 }
 
 func newTestCluster(t testing.TB, n int, change func(*Options)) *testCluster {
-	c := &testCluster{t: t, dir: t.TempDir(), certs: newTestCerts(t)}
+	c := &testCluster{t: t, dir: t.TempDir(), certs: kvdbtest.NewAuthority(t)}
 	for i := range n {
 		c.add(fmt.Sprintf("n%d", i+1), i == 0, change)
 	}
@@ -55,11 +56,13 @@ func newTestCluster(t testing.TB, n int, change func(*Options)) *testCluster {
 // tick is the pause of a loop that polls what has no event.
 func (c *testCluster) tick() {
 	c.t.Helper()
-	select {
-	case <-c.t.Context().Done():
-		c.t.Fatal("the test ended while waiting")
-	case <-time.After(20 * time.Millisecond):
+	if c.end.IsZero() {
+		c.end = time.Now().Add(time.Minute)
 	}
+	if time.Now().After(c.end) {
+		c.t.Fatal("it did not come to pass")
+	}
+	<-time.After(20 * time.Millisecond)
 }
 
 func (c *testCluster) add(name string, bootstrap bool, change func(*Options)) *testNode {
@@ -69,10 +72,10 @@ func (c *testCluster) add(name string, bootstrap bool, change func(*Options)) *t
 		Dir:             filepath.Join(c.dir, name),
 		Marker:          filepath.Join(c.dir, "markers", name),
 		Bootstrap:       bootstrap,
-		PeerListen:      freeAddress(c.t),
-		ClientAdvertise: freeAddress(c.t),
-		ServerTLS:       c.certs.server(name),
-		ClientTLS:       c.certs.client(name),
+		PeerListen:      kvdbtest.FreeAddress(c.t),
+		ClientAdvertise: kvdbtest.FreeAddress(c.t),
+		ServerTLS:       c.certs.Server(name),
+		ClientTLS:       c.certs.Client(name),
 		Logger:          testLogger(c.t).Named(name),
 	}}
 	if !bootstrap {
@@ -103,7 +106,7 @@ func (c *testCluster) serve(node *testNode) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	node.server = grpc.NewServer(grpc.Creds(credentials.NewTLS(c.certs.server(node.name))))
+	node.server = grpc.NewServer(grpc.Creds(credentials.NewTLS(c.certs.Server(node.name))))
 	node.Register(node.server)
 	go func() { _ = node.server.Serve(l) }()
 }
@@ -141,7 +144,7 @@ func (c *testCluster) endpoints() []string {
 
 func (c *testCluster) client() kvdb.Store {
 	c.t.Helper()
-	s, err := OpenClient(ClientOptions{Endpoints: c.endpoints(), TLS: c.certs.client("client"), Logger: testLogger(c.t).Named("client")})
+	s, err := OpenClient(ClientOptions{Endpoints: c.endpoints(), TLS: c.certs.Client("client"), Logger: testLogger(c.t).Named("client")})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -180,26 +183,6 @@ func (c *testCluster) follower() *testNode {
 	}
 	c.t.Fatal("no follower")
 	return nil
-}
-
-// freeAddress is a loopback address that was free a moment ago and that no
-// outgoing connection takes, because it is below the kernel's ephemeral range.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	for range 200 {
-		port := 12000 + int(nextPort.Add(1))%18000
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		address := l.Addr().String()
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return address
-	}
-	t.Fatal("no free port")
-	return ""
 }
 
 func harness(c *testCluster, open func(i int) kvdb.Store) kvdbtest.Harness {

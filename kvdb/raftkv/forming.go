@@ -74,13 +74,13 @@ func mustBeEmpty(dir string) error {
 
 // remember makes the identity durable, in the marker first: a node that
 // appears in a log anywhere has one.
-func (m *LocalMember) remember(id identity) error {
-	if m.o.Marker != "" {
-		if err := writeIdentity(m.o.Marker, id); err != nil {
+func remember(o Options, id identity) error {
+	if o.Marker != "" {
+		if err := writeIdentity(o.Marker, id); err != nil {
 			return fmt.Errorf("raftkv: write marker: %w", err)
 		}
 	}
-	if err := writeIdentity(identityPath(m.o), id); err != nil {
+	if err := writeIdentity(identityPath(o), id); err != nil {
 		return fmt.Errorf("raftkv: write identity: %w", err)
 	}
 	return nil
@@ -173,7 +173,7 @@ func (m *LocalMember) settle(node *raftNode, id identity) {
 		known, found := findMember(node, node.self.ID)
 		if found && id.State != stateMember {
 			id.State = stateMember
-			if err := m.remember(id); err != nil {
+			if err := remember(m.o, id); err != nil {
 				m.lg.Error("cannot record membership", zap.Error(err))
 			}
 		}

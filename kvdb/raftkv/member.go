@@ -98,7 +98,7 @@ func (m *LocalMember) open() error {
 
 // start runs raft as id, for which this node may have a log or not yet.
 func (m *LocalMember) start(id identity) error {
-	if err := m.remember(id); err != nil {
+	if err := remember(m.o, id); err != nil {
 		return err
 	}
 	leads := make(chan bool, 16)

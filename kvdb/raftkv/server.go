@@ -42,7 +42,7 @@ func (s kvServer) route(ctx context.Context, o *kvdbpb.Origin) (backend, error) 
 
 func (m *LocalMember) checkOrigin(o *kvdbpb.Origin) error {
 	if want, is := o.GetClusterId(), m.clusterID(); want != "" && want != is {
-		return fmt.Errorf("%w: the request is for cluster %s, this member is of %q", kvdb.ErrInvalid, want, is)
+		return fmt.Errorf("%w: the request is for cluster %s, this member is of %q", kvdb.ErrNoLeader, want, is)
 	}
 	return nil
 }

@@ -33,8 +33,8 @@ type streamLayer struct {
 	once     sync.Once
 	wg       sync.WaitGroup
 
-	mu    sync.Mutex
-	taken map[net.Conn]struct{} // accepted and still open
+	mu   sync.Mutex
+	open map[net.Conn]struct{} // in both directions; nil once closed
 }
 
 const (
@@ -56,7 +56,7 @@ func newStreamLayer(o Options, cluster string, self Member, listener net.Listene
 		client:   o.ClientTLS,
 		ready:    make(chan net.Conn),
 		closed:   make(chan struct{}),
-		taken:    make(map[net.Conn]struct{}),
+		open:     make(map[net.Conn]struct{}),
 	}
 	if listener != nil {
 		s.wg.Go(s.acceptLoop)
@@ -81,9 +81,8 @@ func (s *streamLayer) acceptLoop() {
 
 // welcome hands the connection over to raft if it is meant for this member.
 func (s *streamLayer) welcome(raw net.Conn) {
-	conn := net.Conn(takenConn{Conn: raw, layer: s})
-	if !s.take(raw) {
-		_ = raw.Close()
+	conn, err := s.track(raw)
+	if err != nil {
 		return
 	}
 	if s.server != nil {
@@ -102,36 +101,37 @@ func (s *streamLayer) welcome(raw net.Conn) {
 	}
 }
 
-// takenConn is an accepted connection that Close of the layer closes too,
-// because raft leaves them open.
-type takenConn struct {
+// trackedConn is a connection that Close of the layer closes too, because raft
+// leaves open those that it has accepted or is using.
+type trackedConn struct {
 	net.Conn
 	layer *streamLayer
 }
 
-func (c takenConn) Close() error {
+func (c trackedConn) Close() error {
 	c.layer.mu.Lock()
-	delete(c.layer.taken, c.Conn)
+	delete(c.layer.open, c.Conn)
 	c.layer.mu.Unlock()
 	return c.Conn.Close()
 }
 
-func (s *streamLayer) take(conn net.Conn) bool {
+// track closes the connection and fails if the layer is closed.
+func (s *streamLayer) track(conn net.Conn) (net.Conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.taken == nil {
-		return false
+	if s.open == nil {
+		return nil, errors.Join(net.ErrClosed, conn.Close())
 	}
-	s.taken[conn] = struct{}{}
-	return true
+	s.open[conn] = struct{}{}
+	return trackedConn{Conn: conn, layer: s}, nil
 }
 
-func (s *streamLayer) closeTaken() {
+func (s *streamLayer) closeTracked() {
 	s.mu.Lock()
-	taken := s.taken
-	s.taken = nil
+	open := s.open
+	s.open = nil
 	s.mu.Unlock()
-	for conn := range taken {
+	for conn := range open {
 		_ = conn.Close()
 	}
 }
@@ -174,7 +174,11 @@ func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (n
 	if s.listener == nil {
 		return nil, errNotReachable
 	}
-	conn, err := net.DialTimeout("tcp", m.PeerAddress, timeout)
+	raw, err := net.DialTimeout("tcp", m.PeerAddress, timeout)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.track(raw)
 	if err != nil {
 		return nil, err
 	}
@@ -249,7 +253,7 @@ func (s *streamLayer) Close() error {
 		if s.listener != nil {
 			err = s.listener.Close()
 		}
-		s.closeTaken()
+		s.closeTracked()
 		s.wg.Wait()
 	})
 	return err
