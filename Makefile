@@ -90,13 +90,16 @@ verify-mod:
 	@$(GO) mod verify
 
 .PHONY: verify-generate
-verify-generate: $(TOOLS)/buf ## generated files are what the generators write now
+verify-generate: $(TOOLS)/buf ## generated code is what the generators write now (make test compares sample and references)
 	@deploy/hack/verify-generate.sh $(MAKE)
 
-.PHONY: generate
-generate: $(TOOLS)/buf ## Go from protos; configuration sample and reference
+.PHONY: generate generate-protos
+generate: generate-protos ## Go from protos; configuration sample and references
+	$(GO) test ./cmd/internal/config -run 'Sample|Reference' -update
+	$(GO) test ./cmd/tandemctl -run 'TestReference$$' -update
+
+generate-protos: $(TOOLS)/buf
 	PATH="$(TOOLS):$$PATH" $(TOOLS)/buf generate
-	$(GO) generate ./...
 
 .PHONY: fix
 fix: $(TOOLS)/golangci-lint generate ## repair what verify and lint complain about, as far as a machine can

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs `make generate` on a copy of the tree and compares: the generated files that are committed must be what the
+# Runs `make generate-protos` on a copy of the tree and compares: the generated files that are committed must be what the
 # generators write now. The tree itself is left as it is.
 #
 #   verify-generate.sh MAKE
@@ -13,7 +13,7 @@ git ls-files --cached --others --exclude-standard -z | xargs -0 -I{} sh -c 'test
 mkdir -p "$copy/.cache"
 ln -s "$PWD/.cache/tools" "$copy/.cache/tools"
 git -C "$copy" init -q
-"$make" -s -C "$copy" --no-print-directory generate
+"$make" -s -C "$copy" --no-print-directory generate-protos
 
 bad=()
 while IFS= read -r -d '' f; do
