@@ -89,6 +89,7 @@ func Alerts(o Observed) []Alert {
 			add(AlertDomainDraining, Notify, res, "%s", on)
 		case Rejoining:
 			add(AlertDomainRejoining, Notify, res, "%s", on)
+		case Active, Standby: // as it should be
 		}
 	}
 	for _, n := range o.View.Nodes {

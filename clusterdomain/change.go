@@ -174,11 +174,19 @@ func (p *proposal) attempt(ctx context.Context) (_ Domain, done bool, _ error) {
 func (p *proposal) write(ctx context.Context, old Domain, a arbiter.Decision, guard []kvdb.Cmp) (Domain, bool, error) {
 	next := old.next(a.Next, p.c.Actor, p.c.Reason, p.id)
 	next.AcceptDataLoss = a.Accepted
-	t := kvdb.Txn{If: guard, Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: DomainKey(p.m.o.Cluster, next.Name), Value: encode(next)}}}
+	value, err := encode(next)
+	if err != nil {
+		return Domain{}, true, err
+	}
+	t := kvdb.Txn{If: guard, Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: DomainKey(p.m.o.Cluster, next.Name), Value: value}}}
 	if len(a.Accepted) > 0 {
-		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpPut, Key: opKey(p.m.o.Cluster, p.id), Value: encode(op{
+		value, err := encode(op{
 			Kind: string(p.cmd), Domain: next.Name, Volumes: a.Accepted, Actor: next.Actor, Reason: next.Reason, Time: next.Time,
-		})})
+		})
+		if err != nil {
+			return Domain{}, true, err
+		}
+		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpPut, Key: opKey(p.m.o.Cluster, p.id), Value: value})
 	}
 	res, err := p.m.store.Txn(ctx, t)
 	switch {

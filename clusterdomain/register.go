@@ -101,7 +101,11 @@ func (m *Manager) bootstrap(ctx context.Context) error {
 		Name: m.o.Node.Domain, State: Active, Epoch: 1, Actor: "node " + m.o.Node.Name,
 		Reason: "first node registered", Time: time.Now().UTC(), Proposal: uuid.NewString(),
 	}
-	_, err := kvdb.Create(ctx, m.store, DomainKey(m.o.Cluster, d.Name), encode(d))
+	value, err := encode(d)
+	if err != nil {
+		return err
+	}
+	_, err = kvdb.Create(ctx, m.store, DomainKey(m.o.Cluster, d.Name), value)
 	if err != nil && !errors.Is(err, kvdb.ErrConflict) {
 		return fmt.Errorf("create domain %s: %w", d.Name, err)
 	}
@@ -128,7 +132,10 @@ func (m *Manager) write(ctx context.Context, n Node, lease kvdb.LeaseID) error {
 	case !errors.Is(err, kvdb.ErrNotFound):
 		return fmt.Errorf("read node %s: %w", n.Name, err)
 	}
-	value := encode(n)
+	value, err := encode(n)
+	if err != nil {
+		return err
+	}
 	res, err := m.store.Txn(ctx, kvdb.Txn{
 		If: []kvdb.Cmp{{Key: key, Target: kvdb.CmpMod, Revision: mod}},
 		Then: []kvdb.Op{
@@ -159,7 +166,11 @@ func Incarnation(ctx context.Context, s kvdb.Store, cluster, creator string) (st
 		return id, err
 	}
 	key, first := IncarnationKey(cluster), incarnation{UUID: uuid.NewString(), Counter: 1, Creator: creator}
-	if _, err := kvdb.Create(ctx, s, key, encode(first)); err != nil && !errors.Is(err, kvdb.ErrConflict) {
+	value, err := encode(first)
+	if err != nil {
+		return "", err
+	}
+	if _, err := kvdb.Create(ctx, s, key, value); err != nil && !errors.Is(err, kvdb.ErrConflict) {
 		return "", fmt.Errorf("create %s: %w", key, err)
 	}
 	return readIncarnation(ctx, s, cluster)
@@ -178,11 +189,11 @@ func readIncarnation(ctx context.Context, s kvdb.Store, cluster string) (string,
 	return in.UUID, nil
 }
 
-// encode cannot fail: the types given hold nothing that JSON cannot.
-func encode(v any) []byte {
+// encode makes the value of a key.
+func encode(v any) ([]byte, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic("clusterdomain: " + err.Error())
+		return nil, fmt.Errorf("%w: %w", ErrBadRecord, err)
 	}
-	return b
+	return b, nil
 }

@@ -63,7 +63,11 @@ func (m *Manager) Settle(ctx context.Context) error {
 			continue
 		}
 		next := d.next(p.Next, "node "+m.o.Node.Name, settledReason(p), uuid.NewString())
-		_, err := kvdb.CompareAndSwap(ctx, m.store, DomainKey(m.o.Cluster, d.Name), d.Mod, encode(next))
+		value, err := encode(next)
+		if err != nil {
+			return err
+		}
+		_, err = kvdb.CompareAndSwap(ctx, m.store, DomainKey(m.o.Cluster, d.Name), d.Mod, value)
 		if err != nil && !errors.Is(err, kvdb.ErrConflict) {
 			return fmt.Errorf("make domain %s %s: %w", d.Name, p.Next, err)
 		}

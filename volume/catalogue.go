@@ -116,6 +116,10 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 		placed[i].Replica = replication.ReplicaID(replication.NewUUID())
 	}
 	s := Spec{ID: id, Request: r, State: Creating, Created: time.Now().UTC(), Placed: placed}
+	record, err := put(c.keys.spec(id), s)
+	if err != nil {
+		return nil, err
+	}
 	res, err := c.store.Txn(ctx, kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.name(r.Name), Target: kvdb.CmpAbsent},
@@ -123,7 +127,7 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 		},
 		Then: []kvdb.Op{
 			{Kind: kvdb.OpPut, Key: c.keys.name(r.Name), Value: []byte(id.String())},
-			{Kind: kvdb.OpPut, Key: c.keys.spec(id), Value: encode(s)},
+			record,
 		},
 	})
 	if err != nil {
@@ -278,6 +282,7 @@ func (c *Catalogue) entries(kvs []kvdb.KV) (map[replication.VolumeID]*Entry, err
 			e.Reported = reports[id]["made"]
 		case Deleting:
 			e.Reported = reports[id]["removed"]
+		case Ready: // its configuration tells
 		}
 	}
 	return es, nil
@@ -326,13 +331,17 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 		return true, nil
 	}
 	s.State, s.Failure = Deleting, failure
+	record, err := put(c.keys.spec(id), s)
+	if err != nil {
+		return false, err
+	}
 	t := kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.spec(id), Target: kvdb.CmpMod, Revision: kv.Mod},
 			{Key: inc, Target: kvdb.CmpValue, Value: c.configs.incarnation},
 		},
 		Then: []kvdb.Op{
-			{Kind: kvdb.OpPut, Key: c.keys.spec(id), Value: encode(s)},
+			record,
 			{Kind: kvdb.OpDelete, Key: c.keys.name(s.Name)},
 		},
 	}
@@ -346,7 +355,11 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 			return false, fmt.Errorf("%w on node %s: detach it first", ErrAttached, coordinator(cfg).Node)
 		}
 		guard = kvdb.Cmp{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod}
-		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpPut, Key: c.keys.config(id), Value: encode(nextConfig(cfg, replication.PhaseDeleting, "delete"))})
+		next, err := put(c.keys.config(id), nextConfig(cfg, replication.PhaseDeleting, "delete"))
+		if err != nil {
+			return false, err
+		}
+		t.Then = append(t.Then, next)
 	}
 	t.If = append(t.If, guard)
 	res, err := c.store.Txn(ctx, t)

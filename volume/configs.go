@@ -161,13 +161,17 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	if err != nil {
 		return 0, true, err
 	}
+	record, err := put(k.config(s.next.Volume), s.next)
+	if err != nil {
+		return 0, true, err
+	}
 	t := kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: k.config(s.next.Volume), Target: kvdb.CmpMod, Revision: s.rev},
 			{Key: domKey, Target: kvdb.CmpMod, Revision: domMod},
 			{Key: incKey, Target: kvdb.CmpValue, Value: s.c.incarnation},
 		},
-		Then: append(s.c.shrunk(prev, s.next), kvdb.Op{Kind: kvdb.OpPut, Key: k.config(s.next.Volume), Value: encode(s.next)}),
+		Then: append(s.c.shrunk(prev, s.next), record),
 	}
 	res, err := s.c.store.Txn(ctx, t)
 	switch {

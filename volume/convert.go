@@ -46,6 +46,7 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 		v.Phase = volumepb.Phase_PHASE_CREATING
 	case Deleting:
 		v.Phase = volumepb.Phase_PHASE_DELETING
+	case Ready: // its configuration tells
 	}
 	return v
 }

@@ -113,13 +113,17 @@ func (d DomainView) EvictDetached(ctx context.Context, volume, domain string) er
 	if cfg.Phase != replication.PhaseDetached || dom.State != clusterdomain.Draining || next == nil {
 		return nil
 	}
+	record, err := put(c.keys.config(id), next)
+	if err != nil {
+		return err
+	}
 	_, err = c.store.Txn(ctx, kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod},
 			{Key: domKey, Target: kvdb.CmpMod, Revision: dom.Mod},
 			{Key: incKey, Target: kvdb.CmpValue, Value: c.incarnation},
 		},
-		Then: append(c.shrunk(cfg, next), kvdb.Op{Kind: kvdb.OpPut, Key: c.keys.config(id), Value: encode(next)}),
+		Then: append(c.shrunk(cfg, next), record),
 	})
 	return err
 }

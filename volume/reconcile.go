@@ -235,15 +235,21 @@ func (r *Reconciler) finish(ctx context.Context, e *Entry, mod kvdb.Revision) er
 	c := r.c
 	s, cfg := e.Spec, firstConfig(&e.Spec)
 	s.State = Ready
+	spec, err := put(c.keys.spec(e.ID), s)
+	if err != nil {
+		return err
+	}
+	config, err := put(c.keys.config(e.ID), cfg)
+	if err != nil {
+		return err
+	}
 	t := kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.spec(e.ID), Target: kvdb.CmpMod, Revision: mod},
 			{Key: c.keys.config(e.ID), Target: kvdb.CmpAbsent},
 			{Key: clusterdomain.IncarnationKey(c.configs.cluster), Target: kvdb.CmpValue, Value: c.configs.incarnation},
 		},
-		Then: append(c.configs.shrunk(nil, cfg),
-			kvdb.Op{Kind: kvdb.OpPut, Key: c.keys.spec(e.ID), Value: encode(s)},
-			kvdb.Op{Kind: kvdb.OpPut, Key: c.keys.config(e.ID), Value: encode(cfg)}),
+		Then: append(c.configs.shrunk(nil, cfg), spec, config),
 	}
 	for _, p := range e.Placed {
 		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.made(e.ID) + p.Replica.String()})

@@ -151,11 +151,11 @@ func parseSpec(kv kvdb.KV) (Spec, error) {
 	return s, nil
 }
 
-// encode cannot fail: the types given hold nothing that JSON cannot.
-func encode(v any) []byte {
+// put makes the operation that writes v as JSON.
+func put(key string, v any) (kvdb.Op, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic("volume: " + err.Error())
+		return kvdb.Op{}, fmt.Errorf("%w: %s: %w", ErrBadRecord, key, err)
 	}
-	return b
+	return kvdb.Op{Kind: kvdb.OpPut, Key: key, Value: b}, nil
 }

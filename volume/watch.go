@@ -89,12 +89,13 @@ func (w *watcher) follow(ctx context.Context, prefix string, rev kvdb.Revision) 
 		id, ok := w.c.keys.configOf(ev.KV.Key)
 		switch {
 		case !ok:
+			continue
 		case ev.Type == kvdb.EventDelete:
 			ok = w.gone(ctx, id, ev.KV.Mod)
 		default:
 			ok = w.put(ctx, id, ev.KV)
 		}
-		if ctx.Err() != nil {
+		if !ok {
 			break
 		}
 	}

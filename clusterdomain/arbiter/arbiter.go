@@ -88,6 +88,7 @@ func Decide(v View, q Question) Decision {
 		case Draining, Inactive, Fenced:
 			d.Why = "already deactivated"
 			return d
+		case Active, Standby, Rejoining:
 		}
 		d.Next, d.Why = Draining, "what is attached there ends by plan"
 	case Fence:
@@ -199,6 +200,7 @@ func Settle(v View, domain string, accepted []string) Progress {
 		if len(p.Waiting) == 0 {
 			p.Next = Active
 		}
+	case Active, Standby, Inactive, Fenced: // they rest until somebody asks for a change
 	}
 	return p
 }

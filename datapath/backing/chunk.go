@@ -147,11 +147,10 @@ func (r *Replica) openChunks() error {
 	return nil
 }
 
-func (r *Replica) addChunk(n int64, f *os.File) *chunk {
+func (r *Replica) addChunk(n int64, f *os.File) {
 	c := &chunk{r: r, n: n, f: f, fd: int(f.Fd())}
 	c.batch[0] = &c.sync
 	r.chunks[n].Store(c)
-	return c
 }
 
 func chunkName(n int64) string { return strconv.FormatInt(n, 10) }

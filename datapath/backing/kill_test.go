@@ -126,7 +126,8 @@ func TestKilledWriter(t *testing.T) {
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			for binary.Read(out, binary.LittleEndian, &last) == nil {
+			for more := true; more; {
+				more = binary.Read(out, binary.LittleEndian, &last) == nil
 			}
 			_ = cmd.Wait()
 			p, err := OpenPool(testOptions(dir))
@@ -213,7 +214,8 @@ func TestKilledCreator(t *testing.T) {
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		for note() == nil {
+		for more := true; more; {
+			more = note() == nil
 		}
 		_ = cmd.Wait()
 		p, err := OpenPool(testOptions(dir))
@@ -266,7 +268,7 @@ func childHanging(dir string, e Engine) error {
 		p.lock.Close()
 		r.lock.Close()
 	}
-	fmt.Println("ready")
+	fmt.Fprintln(os.Stdout, "ready")
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
 		return err
 	}
@@ -277,7 +279,7 @@ func childHanging(dir string, e Engine) error {
 		batch = append(batch, &req.Request)
 	}
 	r.Submit(batch)
-	fmt.Println("submitted")
+	fmt.Fprintln(os.Stdout, "submitted")
 	select {}
 }
 

@@ -243,7 +243,7 @@ func (p *Pool) syncFailed(err error) {
 	}
 }
 
-// lockPoll is how often a lock that is taken is tried again.
+// lockPoll is how often a lock that is taken is tried again; the kernel tells nobody who does not wait in it.
 const lockPoll = 10 * time.Millisecond
 
 // lockExclusive opens or makes the file at path and takes its lock, within wait.
@@ -252,7 +252,9 @@ func lockExclusive(path string, wait time.Duration) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for began := time.Now(); ; time.Sleep(lockPoll) {
+	poll := time.NewTicker(lockPoll)
+	defer poll.Stop()
+	for began := time.Now(); ; <-poll.C {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case err == nil:

@@ -80,6 +80,7 @@ func (r *Replica) start(l *opList, req *block.Request) {
 				copy(data, req.Data)
 			}
 		}
+	case block.OpWriteZeroes, block.OpDiscard: // no data
 	}
 	kind := r.opKind(req)
 	for i, off, left := 0, req.Off, req.Len; left > 0; i++ {

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tandem-storage/tandem/datapath/invariant"
 )
 
 // Sizes of a ring. An op has a slot from submission to completion; there are as
@@ -287,7 +289,8 @@ func (u *uring) enter(n uint32) {
 		case unix.EINTR, unix.EAGAIN, unix.EBUSY, unix.ENOMEM: // short of memory; others make progress
 			unix.Nanosleep(&unix.Timespec{Nsec: 100_000}, nil)
 		default:
-			panic("backing: io_uring_enter: " + errno.Error())
+			// Requests would hang, or end while the kernel still has them.
+			invariant.Fail("io_uring_enter: %v", errno)
 		}
 	}
 }

@@ -5,17 +5,18 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 )
 
-// Buffer is a page-aligned, reference-counted piece of memory outside the Go
-// heap. It is made by NewBuffer with one reference and returned to its pool when
+// Buffer is a page-aligned, reference-counted piece of memory, outside the Go
+// heap as long as the system gives such. It is made by NewBuffer with one reference and returned to its pool when
 // the last one is released; whoever hands it to something asynchronous retains
 // it first. The bytes are not zeroed.
 type Buffer struct {
 	mem  []byte
 	n    int
 	refs atomic.Int32
-	cls  int
+	cls  int // heapClass: in the Go heap
 }
 
 // Buffers come in classes of powers of two from one page to MaxIO plus room for
@@ -25,6 +26,9 @@ const (
 	minClassBits = 12
 	maxClassBits = 21
 	freeBytes    = 64 << 20
+
+	heapClass = -1
+	pageSize  = 1 << minClassBits
 )
 
 var classes [maxClassBits - minClassBits + 1]struct {
@@ -51,9 +55,19 @@ func NewBuffer(n int) *Buffer {
 	cl.Unlock()
 	mem, err := syscall.Mmap(-1, 0, 1<<(c+minClassBits), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
 	if err != nil {
-		panic("block: out of memory: mmap: " + err.Error())
+		return heapBuffer(n)
 	}
 	b := &Buffer{mem: mem, n: n, cls: c}
+	b.refs.Store(1)
+	return b
+}
+
+// heapBuffer is what remains when the process may have no further mappings
+// (vm.max_map_count). The garbage collector takes it back.
+func heapBuffer(n int) *Buffer {
+	mem := make([]byte, n+pageSize)
+	off := -uintptr(unsafe.Pointer(unsafe.SliceData(mem))) % pageSize // the heap does not move
+	b := &Buffer{mem: mem[off:], n: n, cls: heapClass}
 	b.refs.Store(1)
 	return b
 }
@@ -75,6 +89,9 @@ func (b *Buffer) Release() {
 		return
 	case r < 0:
 		panic("block: buffer released twice")
+	}
+	if b.cls == heapClass {
+		return
 	}
 	cl := &classes[b.cls]
 	cl.Lock()

@@ -36,6 +36,22 @@ func TestBufferSizes(t *testing.T) {
 	}
 }
 
+// Without further mappings there are buffers still, and they keep the rules.
+func TestBufferOfHeap(t *testing.T) {
+	for _, n := range []int{1, 4096, 4097, 2 << 20} {
+		b := heapBuffer(n)
+		p := b.Bytes()
+		if len(p) != n || cap(p) != n || uintptr(unsafe.Pointer(&p[0]))%4096 != 0 {
+			t.Errorf("heapBuffer(%d): len %d cap %d at %p", n, len(p), cap(p), &p[0])
+		}
+		b.Retain()
+		b.Release()
+		p[0], p[n-1] = 1, 2
+		b.Release()
+		mustPanic(t, "Release after the last reference", b.Release)
+	}
+}
+
 func TestBufferReferences(t *testing.T) {
 	b := NewBuffer(4096)
 	b.Retain()

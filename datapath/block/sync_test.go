@@ -36,6 +36,7 @@ func (d *ram) Submit(batch []*Request) {
 				copy(d.data[r.Off:], r.Data)
 			case OpWriteZeroes, OpDiscard:
 				clear(d.data[r.Off : r.Off+r.Len])
+			case OpFlush:
 			}
 		}
 		d.log = append(d.log, Request{Op: r.Op, Flags: r.Flags, Off: r.Off, Len: r.Len})

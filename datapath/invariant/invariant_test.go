@@ -23,6 +23,16 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestFail(t *testing.T) {
+	defer func() {
+		if s, ok := recover().(string); !ok || !strings.Contains(s, "slot 3") {
+			t.Fatalf("panic value %v does not carry the message", s)
+		}
+	}()
+	Fail("slot %d", 3)
+	t.Fatal("went on")
+}
+
 func TestCheckCostsNoAllocation(t *testing.T) {
 	if Enabled {
 		t.Skip("checks are on in this build, their arguments are built")

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/bits"
 	"sync"
+
+	"github.com/tandem-storage/tandem/datapath/invariant"
 )
 
 // DirtyBlock is how many bytes of the volume one bit of a dirty map stands for.
@@ -25,9 +27,7 @@ type DirtyMap struct {
 
 // NewDirtyMap returns a map for a volume of size bytes with nothing dirty and no page stored.
 func NewDirtyMap(size int64) *DirtyMap {
-	if size <= 0 {
-		panic("meta: dirty map of a volume without size")
-	}
+	invariant.Check(size > 0, "dirty map of a volume of %d bytes", size)
 	blocks := (size + DirtyBlock - 1) / DirtyBlock
 	pages := dirtyPages(blocks)
 	m := &DirtyMap{

@@ -118,7 +118,7 @@ func TestSuperblockCrash(t *testing.T) {
 }
 
 func TestSuperblockDamage(t *testing.T) {
-	make := func() *memPages {
+	pages := func() *memPages {
 		f := newMemPages(SuperblockPages)
 		if _, err := CreateSuperblock(f, testSuperblock()); err != nil {
 			t.Fatal(err)
@@ -155,7 +155,7 @@ func TestSuperblockDamage(t *testing.T) {
 		{"too many peers", func(f *memPages) { reseal(f, 0, func(p []byte) { p[210] = MaxPeers + 1 }) }, nil, 1},
 		{"no state", func(f *memPages) { reseal(f, 0, func(p []byte) { p[208] = 0 }) }, nil, 1},
 	} {
-		f := make()
+		f := pages()
 		c.damage(f)
 		s, damaged, err := OpenSuperblock(f)
 		if !errors.Is(err, c.want) {

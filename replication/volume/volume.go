@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/datapath/invariant"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
 )
@@ -104,7 +105,7 @@ type volumeInput struct {
 func now() int64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("volume: clock_gettime: " + err.Error()) // cannot fail on Linux
+		invariant.Fail("clock_gettime: %v", err) // cannot fail on Linux
 	}
 	return ts.Nano()
 }

@@ -193,8 +193,8 @@ func checkInvalidInBatch(r *rig) error {
 		return err
 	}
 	if !errors.Is(calls[1].err, block.ErrOutOfRange) || calls[0].err != nil || calls[2].err != nil {
-		return fmt.Errorf("a batch with a write out of range in the middle ended with %v, %v, %v",
-			calls[0].err, calls[1].err, calls[2].err)
+		return fmt.Errorf("a batch with a write out of range in the middle ended with %s",
+			fmt.Sprint(calls[0].err, ", ", calls[1].err, ", ", calls[2].err))
 	}
 	return errors.Join(r.expect(0, a), r.expect(bs, make([]byte, bs)), r.expect(2*bs, b))
 }

@@ -179,7 +179,7 @@ func (r *rig) wants(q block.Request, want error) error {
 		return err
 	}
 	if c := calls[0]; !errors.Is(c.err, want) || want == nil && c.err != nil {
-		return fmt.Errorf("%v (flags %#x, %d bytes of data) ended with %v, want %v", c, q.Flags, len(q.Data), c.err, want)
+		return fmt.Errorf("%v (flags %#x, %d bytes of data) ended with %s", c, q.Flags, len(q.Data), fmt.Sprint(c.err, ", want ", want))
 	}
 	return nil
 }

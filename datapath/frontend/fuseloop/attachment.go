@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/datapath/invariant"
 )
 
 // settle is how long Detach waits for somebody who has the device open but does
@@ -77,6 +78,10 @@ func (a *Attachment) setUp(ctx context.Context) (err error) {
 	if err := os.Mkdir(a.mount, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("fuseloop: make mount point: %w", err)
 	}
+	logger, err := stdLogger(a.lg)
+	if err != nil {
+		return fmt.Errorf("fuseloop: %w", err)
+	}
 	server, err := fuse.NewServer(newFileSystem(a), a.mount, &fuse.MountOptions{
 		FsName:            "tandem",
 		Name:              fsType,
@@ -87,9 +92,12 @@ func (a *Attachment) setUp(ctx context.Context) (err error) {
 		DisableSplice:     true, // replies come from memory
 		// Without it the loop driver would take a short write for a whole one.
 		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
-		Logger:            stdLogger(a.lg),
+		Logger:            logger,
 		// A panic is a bug, and a storage daemon with a bug stops.
-		PanicHandler: func(v any) fuse.Status { panic(v) },
+		PanicHandler: func(v any) fuse.Status {
+			invariant.Fail("panic in the file system: %v", v)
+			return fuse.EIO
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("fuseloop: mount %s: %w", a.mount, err)

@@ -65,6 +65,7 @@ func (n *node) serve(r *block.Request) error {
 			mode = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
 		}
 		return unix.Fallocate(fd, mode, r.Off, r.Len)
+	case block.OpRead, block.OpWrite:
 	}
 	b := block.NewBuffer(len(r.Data)) // direct I/O wants aligned memory
 	defer b.Release()

@@ -207,10 +207,6 @@ func (s *fileSystem) writePart(p []byte, off int64) error {
 }
 
 // stdLogger is for what go-fuse has to say: requests that it does not know, replies that came too late.
-func stdLogger(lg *zap.Logger) *log.Logger {
-	l, err := zap.NewStdLogAt(lg.Named("go-fuse"), zap.DebugLevel)
-	if err != nil {
-		panic("fuseloop: zap does not know its own level: " + err.Error())
-	}
-	return l
+func stdLogger(lg *zap.Logger) (*log.Logger, error) {
+	return zap.NewStdLogAt(lg.Named("go-fuse"), zap.DebugLevel)
 }

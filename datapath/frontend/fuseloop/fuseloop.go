@@ -62,8 +62,9 @@ import (
 
 // What can be wrong. Test with errors.Is.
 var (
-	// ErrUnavailable means that this machine or this user cannot have loop devices over FUSE.
-	ErrUnavailable = errors.New("fuseloop: not available")
+	// ErrUnavailable means that this machine or this user cannot have loop devices over FUSE; it
+	// matches frontend.ErrUnavailable.
+	ErrUnavailable = fmt.Errorf("fuseloop: %w", frontend.ErrUnavailable)
 	// ErrInUse means that another live process has the directory.
 	ErrInUse = errors.New("fuseloop: directory belongs to another process")
 	// ErrKilled is the end of an attachment that was killed.

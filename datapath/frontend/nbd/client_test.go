@@ -3,8 +3,10 @@ package nbd
 import (
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 )
@@ -17,10 +19,10 @@ type client struct {
 	structured bool
 }
 
-// connect opens a connection to the i-th endpoint and says nothing.
-func connect(t testing.TB, s *Server, i int) *client {
+// connect opens a connection to the first endpoint and says nothing.
+func connect(t testing.TB, s *Server) *client {
 	t.Helper()
-	a := s.Addr(i)
+	a := s.Addr(0)
 	conn, err := net.Dial(a.Network(), a.String())
 	if err != nil {
 		t.Fatal(err)
@@ -31,9 +33,9 @@ func connect(t testing.TB, s *Server, i int) *client {
 }
 
 // dial connects and starts the fixed newstyle.
-func dial(t testing.TB, s *Server, i int) *client {
+func dial(t testing.TB, s *Server) *client {
 	t.Helper()
-	c := connect(t, s, i)
+	c := connect(t, s)
 	c.read(18)
 	c.write(binary.BigEndian.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes))
 	return c
@@ -59,7 +61,7 @@ func (c *client) read(n int) []byte {
 func (c *client) wantEOF() {
 	c.t.Helper()
 	n, err := c.conn.Read(make([]byte, 1))
-	if ne, ok := err.(net.Error); n != 0 || err == nil || ok && ne.Timeout() {
+	if n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		c.t.Fatalf("read %d bytes, error %v; want the end of the connection", n, err)
 	}
 }

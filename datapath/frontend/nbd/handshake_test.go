@@ -48,7 +48,7 @@ func TestOptionReplies(t *testing.T) {
 		{"go after all this", optGo, plain, repAck},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := dial(t, s, 0)
+			c := dial(t, s)
 			if tc.opt == optSetMetaContext && tc.want != repErrInvalid || tc.opt == optListMetaContext {
 				c.useStructured()
 			}
@@ -86,7 +86,7 @@ func TestHandshakeHangsUp(t *testing.T) {
 		{"http", 0x47455420, []byte("/ HTTP/1.1\r\n\r\n")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := connect(t, s, 0)
+			c := connect(t, s)
 			c.read(18)
 			c.write(binary.BigEndian.AppendUint32(nil, tc.flags))
 			_, _ = c.conn.Write(tc.send) // it may have hung up already
@@ -97,7 +97,7 @@ func TestHandshakeHangsUp(t *testing.T) {
 
 func TestOptionFlood(t *testing.T) {
 	s := startServer(t)
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	for range maxOptions {
 		if got := c.option(optList, nil); got != repAck {
 			t.Fatalf("reply %#x", got)
@@ -107,7 +107,7 @@ func TestOptionFlood(t *testing.T) {
 }
 
 func TestAbort(t *testing.T) {
-	c := dial(t, startServer(t), 0)
+	c := dial(t, startServer(t))
 	if got := c.option(optAbort, []byte("goodbye")); got != repAck {
 		t.Errorf("reply %#x", got)
 	}
@@ -119,7 +119,7 @@ func TestExportName(t *testing.T) {
 	s := startServer(t)
 	attach(t, s, "vol", newMem(false))
 	for flags, padding := range map[uint32]int{0: oldZeroes, flagFixedNewstyle: oldZeroes, flagFixedNewstyle | flagNoZeroes: 0} {
-		c := connect(t, s, 0)
+		c := connect(t, s)
 		c.read(18)
 		c.write(binary.BigEndian.AppendUint32(nil, flags))
 		c.sendOption(optExportName, []byte("vol"))
@@ -160,7 +160,7 @@ func TestContexts(t *testing.T) {
 		{"set others", optSetMetaContext, []string{"qemu:", "base:other", "nonsense"}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := dial(t, s, 0)
+			c := dial(t, s)
 			c.useStructured()
 			c.sendOption(tc.opt, contextData("vol", tc.queries...))
 			kind, data := c.optionReply(tc.opt)
@@ -186,7 +186,7 @@ func TestContexts(t *testing.T) {
 		})
 	}
 	t.Run("of another export", func(t *testing.T) {
-		c := dial(t, s, 0)
+		c := dial(t, s)
 		c.useStructured()
 		c.option(optSetMetaContext, contextData("other", contextAllocation))
 		c.goExport("vol")
@@ -194,7 +194,7 @@ func TestContexts(t *testing.T) {
 		c.wantError(errnoInval)
 	})
 	t.Run("lost by a failure", func(t *testing.T) {
-		c := dial(t, s, 0)
+		c := dial(t, s)
 		c.useStructured()
 		c.option(optSetMetaContext, contextData("vol", contextAllocation))
 		c.option(optSetMetaContext, contextData("lov", contextAllocation))
@@ -208,7 +208,7 @@ func TestContexts(t *testing.T) {
 func TestInfo(t *testing.T) {
 	s := startServer(t)
 	attach(t, s, "vol", newMem(false))
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	c.sendOption(optInfo, infoData("vol", infoName, 77))
 	got := map[uint16][]byte{}
 	for {

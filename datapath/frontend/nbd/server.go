@@ -38,6 +38,7 @@ type Server struct {
 	handshakeTimeout time.Duration
 	detachGrace      time.Duration
 	running          sync.WaitGroup // accept loops and connections
+	closing          chan struct{}  // closed by Close
 
 	mu      sync.Mutex
 	exports map[string]*export
@@ -60,6 +61,7 @@ func Listen(lg *zap.Logger, endpoints ...Endpoint) (*Server, error) {
 		lg:               lg,
 		handshakeTimeout: handshakeTimeout,
 		detachGrace:      detachGrace,
+		closing:          make(chan struct{}),
 		exports:          make(map[string]*export),
 		conns:            make(map[net.Conn]struct{}),
 	}
@@ -128,6 +130,7 @@ func (s *Server) Close() error {
 		return nil
 	}
 	s.closed = true
+	close(s.closing)
 	for _, l := range s.listeners {
 		_ = l.Close()
 	}
@@ -170,7 +173,10 @@ func (s *Server) accept(l *listener) {
 			// Out of descriptors or the like: it may pass.
 			pause = min(max(2*pause, 5*time.Millisecond), longestPause)
 			s.lg.Warn("cannot accept a client", zap.Error(err), zap.Duration("pause", pause))
-			time.Sleep(pause)
+			select {
+			case <-time.After(pause):
+			case <-s.closing:
+			}
 			continue
 		}
 		pause = 0

@@ -43,7 +43,7 @@ func startServer(t testing.TB, endpoints ...Endpoint) *Server {
 // socketPath is short enough for a socket, unlike t.TempDir of a long test's name.
 func socketPath(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "nbd")
+	dir, err := os.MkdirTemp(os.TempDir(), "nbd")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestAttach(t *testing.T) {
 func TestDetach(t *testing.T) {
 	s := startServer(t)
 	a := attach(t, s, "vol", newMem(false))
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	c.goExport("vol")
 	s.detachGrace = 0
 	if err := a.Detach(t.Context()); !errors.Is(err, frontend.ErrBusy) {
@@ -117,7 +117,7 @@ func TestDetach(t *testing.T) {
 	if err := a.Err(); err != nil {
 		t.Errorf("after detach Err is %v", err)
 	}
-	c = dial(t, s, 0)
+	c = dial(t, s)
 	if got := c.option(optGo, infoData("vol")); got != repErrUnknown {
 		t.Errorf("go after detach: reply %#x, want %#x", got, uint32(repErrUnknown))
 	}
@@ -129,7 +129,7 @@ func TestKill(t *testing.T) {
 	held := blocktest.NewDelay(newMem(false))
 	held.Pause(blocktest.BeforeStart, nil)
 	a := attach(t, s, "vol", held)
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	c.goExport("vol")
 	c.request(cmdRead, 0, 0, 4096, nil)
 	held.WaitHeld(1)
@@ -139,7 +139,7 @@ func TestKill(t *testing.T) {
 		t.Errorf("after kill Err is %v", err)
 	}
 	c.wantEOF()
-	c = dial(t, s, 0)
+	c = dial(t, s)
 	if got := c.option(optGo, infoData("vol")); got != repErrUnknown {
 		t.Errorf("go after kill: reply %#x, want %#x", got, uint32(repErrUnknown))
 	}
@@ -156,7 +156,7 @@ func TestKillSubmitsNoMore(t *testing.T) {
 	held := blocktest.NewDelay(rec)
 	held.Pause(blocktest.BeforeCompletion, nil)
 	a := attach(t, s, "vol", held)
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	c.goExport("vol")
 	var b []byte
 	for range maxRequests + 10 {
@@ -180,7 +180,7 @@ func TestCloseRepliesFirst(t *testing.T) {
 	held := blocktest.NewDelay(newMem(false))
 	held.Pause(blocktest.BeforeStart, nil)
 	a := attach(t, s, "vol", held)
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	c.goExport("vol")
 	c.request(cmdWrite, 0, 0, 4096, bytes.Repeat([]byte{7}, 4096))
 	held.WaitHeld(1)
@@ -253,7 +253,7 @@ func TestHandshakeDeadline(t *testing.T) {
 	s.mu.Lock()
 	s.handshakeTimeout = 20 * time.Millisecond
 	s.mu.Unlock()
-	c := connect(t, s, 0)
+	c := connect(t, s)
 	// Nothing is wrong but the silence.
 	if _, err := io.ReadAll(c.conn); err != nil {
 		t.Errorf("a client that says nothing: %v, want the end of the connection", err)

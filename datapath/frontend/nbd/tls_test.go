@@ -102,7 +102,7 @@ func TestTLSRequired(t *testing.T) {
 	s := startServer(t, Endpoint{Network: "tcp", Address: "127.0.0.1:0", TLS: ca.server(), RequireTLS: true})
 	attach(t, s, "vol", newMem(false))
 
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	for _, opt := range []uint32{optList, optInfo, optGo, optStructuredReply, optSetMetaContext, 99} {
 		if got := c.option(opt, infoData("vol")); got != repErrTLSReqd {
 			t.Errorf("option %d without TLS: reply %#x", opt, got)
@@ -124,10 +124,10 @@ func TestTLSRequired(t *testing.T) {
 	c.request(cmdRead, 0, 0, 1<<20, nil)
 	c.wantRead(1 << 20)
 
-	c = dial(t, s, 0)
+	c = dial(t, s)
 	c.sendOption(optExportName, []byte("vol"))
 	c.wantEOF()
-	if got := dial(t, s, 0).option(optAbort, nil); got != repAck {
+	if got := dial(t, s).option(optAbort, nil); got != repAck {
 		t.Errorf("abort without TLS: reply %#x", got)
 	}
 }
@@ -137,7 +137,7 @@ func TestTLSForgets(t *testing.T) {
 	ca := newAuthority(t)
 	s := startServer(t, Endpoint{Network: "tcp", Address: "127.0.0.1:0", TLS: ca.server()})
 	attach(t, s, "vol", newMem(false))
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	c.useStructured()
 	c.option(optSetMetaContext, contextData("vol", contextAllocation))
 	if err := c.upgrade(ca.client()); err != nil {
@@ -151,7 +151,7 @@ func TestTLSForgets(t *testing.T) {
 	c.wantRead(4096)
 
 	// An option slipped in behind STARTTLS is not taken for one said over TLS.
-	c = dial(t, s, 0)
+	c = dial(t, s)
 	c.sendOption(optStartTLS, nil)
 	c.sendOption(optGo, infoData("vol"))
 	c.optionReply(optStartTLS)
@@ -176,7 +176,7 @@ func TestTLSWrongCertificate(t *testing.T) {
 		"none":                 {RootCAs: ca.pool, ServerName: "localhost"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := dial(t, s, 0)
+			c := dial(t, s)
 			if err := c.upgrade(conf); err != nil {
 				return
 			}
@@ -194,7 +194,7 @@ func TestTLSKill(t *testing.T) {
 	ca := newAuthority(t)
 	s := startServer(t, Endpoint{Network: "tcp", Address: "127.0.0.1:0", TLS: ca.server(), RequireTLS: true})
 	a := attach(t, s, "vol", newMem(false))
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	if err := c.upgrade(ca.client()); err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func TestErrors(t *testing.T) {
 			d := blocktest.NewInject(newMem(false))
 			d.Add(blocktest.Rule{Err: tc.err})
 			attach(t, s, "vol", d)
-			c := dial(t, s, 0)
+			c := dial(t, s)
 			if structured {
 				c.useStructured()
 			}
@@ -69,7 +69,7 @@ func TestMissingCaps(t *testing.T) {
 		s := startServer(t)
 		rec := blocktest.NewRecord(blocktest.NewMem(blocktest.MemOptions{Size: testSize, Without: tc.without}))
 		attach(t, s, "vol", rec)
-		c := dial(t, s, 0)
+		c := dial(t, s)
 		c.sendOption(optGo, infoData("vol"))
 		_, data := c.optionReply(optGo)
 		c.optionReply(optGo)
@@ -94,7 +94,7 @@ func TestProtocolViolations(t *testing.T) {
 		"endless write": appendRequest(nil, header{cmd: cmdWrite, n: maxSkip + 1}),
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := dial(t, s, 0)
+			c := dial(t, s)
 			c.goExport("vol")
 			c.cookie = 5
 			c.write(append(appendRequest(nil, header{cmd: cmdFlush, cookie: 5}), b...))
@@ -105,7 +105,7 @@ func TestProtocolViolations(t *testing.T) {
 	t.Run("cut off in a payload", func(t *testing.T) {
 		rec := blocktest.NewRecord(newMem(false))
 		a := attach(t, s, "cut", rec)
-		c := dial(t, s, 0)
+		c := dial(t, s)
 		c.goExport("cut")
 		c.request(cmdWrite, 0, 0, 1<<20, make([]byte, 1<<19))
 		c.conn.Close()
@@ -124,7 +124,7 @@ func TestDisconnectDrains(t *testing.T) {
 	held := blocktest.NewDelay(newMem(false))
 	held.Pause(blocktest.BeforeCompletion, nil)
 	attach(t, s, "vol", held)
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	c.goExport("vol")
 	c.request(cmdWrite, 0, 4096, 4096, bytes.Repeat([]byte{9}, 4096))
 	last := c.cookie
@@ -152,7 +152,7 @@ func TestWindow(t *testing.T) {
 			held := blocktest.NewDelay(newMem(false))
 			held.Pause(blocktest.BeforeStart, nil)
 			attach(t, s, "vol", held)
-			c := dial(t, s, 0)
+			c := dial(t, s)
 			c.goExport("vol")
 			var b []byte
 			for i := range tc.total {
@@ -186,7 +186,7 @@ func TestSlowReader(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		c := dial(t, s, 0)
+		c := dial(t, s)
 		c.useStructured()
 		c.goExport("vol")
 		const total = 150
@@ -218,7 +218,7 @@ func TestSlowReader(t *testing.T) {
 func TestBytewise(t *testing.T) {
 	s := startServer(t)
 	attach(t, s, "vol", newMem(false))
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	c.goExport("vol")
 	data := bytes.Repeat([]byte("tandem.."), 512)
 	c.cookie = 1
@@ -238,7 +238,7 @@ func TestCrash(t *testing.T) {
 	s := startServer(t)
 	d := newMem(false)
 	attach(t, s, "vol", d)
-	a, b := dial(t, s, 0), dial(t, s, 0)
+	a, b := dial(t, s), dial(t, s)
 	a.goExport("vol")
 	b.goExport("vol")
 	one, two := bytes.Repeat([]byte{1}, 4096), bytes.Repeat([]byte{2}, 4096)
@@ -266,7 +266,7 @@ func TestEOFWhileHeld(t *testing.T) {
 	held := blocktest.NewDelay(newMem(false))
 	held.Pause(blocktest.BeforeCompletion, nil)
 	a := attach(t, s, "vol", held)
-	c := dial(t, s, 0)
+	c := dial(t, s)
 	c.goExport("vol")
 	c.request(cmdRead, 0, 0, 4096, nil)
 	held.WaitHeld(1)
