@@ -129,3 +129,23 @@ func BenchmarkBatch(b *testing.B) {
 		out.take().Free()
 	}
 }
+
+func TestFramePool(t *testing.T) {
+	var p framePool
+	for _, n := range []int{0, 1, 1 << minFrameBits, 1<<minFrameBits + 1, 4169, 16 << 10, 1 << maxFrameBits, 1<<maxFrameBits + 1, 4 << 20} {
+		b := p.Get(n)
+		if len(*b) != n {
+			t.Errorf("%d bytes for %d", len(*b), n)
+		}
+		if c := cap(*b); n >= 1<<minFrameBits && n <= 1<<maxFrameBits && c >= 2*n {
+			t.Errorf("%d bytes take %d", n, c)
+		}
+		*b = (*b)[:n/2] // gRPC may hand back a prefix
+		p.Put(b)
+		if b := p.Get(n); len(*b) != n {
+			t.Errorf("%d bytes for %d again", len(*b), n)
+		}
+	}
+	stranger := make([]byte, 5000)
+	p.Put(&stranger)
+}

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/transport"
@@ -64,12 +66,13 @@ func write(seq int, buf *block.Buffer, sums []uint32) replication.Message {
 // BenchmarkRoundTrip is one write of 4 KiB and its ack at a time.
 func BenchmarkRoundTrip(b *testing.B) {
 	for _, insecure := range []bool{false, true} {
-		b.Run(security2name(insecure), func(b *testing.B) {
+		b.Run(mode(insecure), func(b *testing.B) {
 			c := openBench(b, insecure)
 			buf := block.NewBuffer(4096)
 			defer buf.Release()
 			sums := wire.Sums(nil, buf.Bytes())
 			b.ReportAllocs()
+			used := cpu(b)
 			var took []time.Duration
 			for i := 0; b.Loop(); i++ {
 				start := time.Now()
@@ -84,6 +87,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 			slices.Sort(took)
 			b.ReportMetric(float64(took[len(took)/2])/1e3, "p50-µs")
 			b.ReportMetric(float64(took[len(took)*99/100])/1e3, "p99-µs")
+			b.ReportMetric(float64(cpu(b)-used)/1e3/float64(len(took)), "cpu-µs/frame")
 		})
 	}
 }
@@ -95,7 +99,7 @@ func BenchmarkPipeline(b *testing.B) {
 		for _, s := range []struct{ size, batch, window int }{
 			{4 << 10, 1, 32}, {4 << 10, 8, 64}, {4 << 10, 32, 256}, {128 << 10, 1, 32}, {128 << 10, 4, 64},
 		} {
-			b.Run(fmt.Sprintf("%s/%dk/batch%d", security2name(insecure), s.size>>10, s.batch), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/%dk/batch%d", mode(insecure), s.size>>10, s.batch), func(b *testing.B) {
 				c := openBench(b, insecure)
 				buf := block.NewBuffer(s.size)
 				defer buf.Release()
@@ -103,6 +107,7 @@ func BenchmarkPipeline(b *testing.B) {
 				room := make(chan struct{}, s.window) // a token for each unanswered write
 				b.SetBytes(int64(s.size))
 				b.ReportAllocs()
+				used := cpu(b)
 				b.ResetTimer()
 				done := make(chan error, 1)
 				go func() {
@@ -135,12 +140,24 @@ func BenchmarkPipeline(b *testing.B) {
 					b.Fatal(err)
 				}
 				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "frames/s")
+				b.ReportMetric(float64(cpu(b)-used)/1e3/float64(b.N), "cpu-µs/frame")
 			})
 		}
 	}
 }
 
-func security2name(insecure bool) string {
+// cpu is the processor time of both ends so far: unlike the time on the clock it
+// does not depend on what else the machine does.
+func cpu(b *testing.B) time.Duration {
+	b.Helper()
+	var ru unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &ru); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+func mode(insecure bool) string {
 	if insecure {
 		return "plain"
 	}

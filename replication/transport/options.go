@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/tandem-storage/tandem/replication"
@@ -51,6 +52,7 @@ const (
 func (s *Security) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(s.ServerCredentials()),
+		experimental.BufferPool(&frames),
 		grpc.InitialWindowSize(streamWindow),
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.WriteBufferSize(writeBuffer),
@@ -70,6 +72,7 @@ func (s *Security) DialOptions(node replication.NodeID) []grpc.DialOption {
 	b.BaseDelay, b.MaxDelay = maxBackoff/4, maxBackoff
 	return []grpc.DialOption{
 		grpc.WithTransportCredentials(s.ClientCredentials(node)),
+		experimental.WithBufferPool(&frames),
 		grpc.WithInitialWindowSize(streamWindow),
 		grpc.WithInitialConnWindowSize(connWindow),
 		grpc.WithWriteBufferSize(writeBuffer),

@@ -125,7 +125,7 @@ func (s *Security) ServerCredentials() credentials.TransportCredentials {
 		_, err := s.checkPeer(cs)
 		return err
 	}
-	return refusals{credentials.NewTLS(c), s.lg}
+	return refusals{gatherTLS{credentials.NewTLS(c)}, s.lg}
 }
 
 // refusals logs failed handshakes of a server.
@@ -169,7 +169,7 @@ func (s *Security) ClientCredentials(node replication.NodeID) credentials.Transp
 		}
 		return nil
 	}
-	return credentials.NewTLS(c)
+	return gatherTLS{credentials.NewTLS(c)}
 }
 
 // checkPeer returns who the verified other end of cs is.
