@@ -52,7 +52,7 @@ func (d *Decoder) Decode(dst []replication.Message, pieces [][]byte) ([]replicat
 	}
 	clear(d.pieces)
 	d.pieces = nil
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return dst, nil
 	}
 	for i := range dst[had:] {

@@ -82,7 +82,7 @@ func call[Q, A any](ctx context.Context, p *peer, r Q, f func(transport.Handler,
 	}
 	if herr != nil {
 		// Errors lose their type on the way; what matters is said by a status.
-		return none, fmt.Errorf("%w: %s", transport.ErrDisconnected, herr)
+		return none, fmt.Errorf("%w: %s", transport.ErrDisconnected, herr.Error())
 	}
 	return a, nil
 }
