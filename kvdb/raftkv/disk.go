@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,21 +14,21 @@ import (
 //
 //	LOCK          held by the process that uses the directory
 //	member.json   the identity
-//	log/          raft-wal: the log and, in wal-meta.db, terms and votes
+//	raft.db       the log, and terms and votes
 //	snapshots/    raft's file store: the last two snapshots
 type disk struct {
-	log       *wal.WAL
-	stable    raft.StableStore
+	log       raft.LogStore    // with the latest entries in memory
+	stable    raft.StableStore // with votes in one piece
 	snapshots raft.SnapshotStore
-	meta      *metadb.BoltMetaDB
+	file      *logStore
 	lock      *os.File
 }
 
-// segmentSize is what each file of the log takes up from the start, in bytes.
-const segmentSize = 16 << 20
+// cachedEntries are kept in memory for the followers, who are rarely further behind.
+const cachedEntries = 256
 
 func openDisk(o Options) (_ *disk, err error) {
-	d := &disk{meta: &metadb.BoltMetaDB{}}
+	d := &disk{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -39,23 +37,20 @@ func openDisk(o Options) (_ *disk, err error) {
 	if d.lock, err = lockDir(o.Dir); err != nil {
 		return nil, err
 	}
-	lg := newHCLog(o.Logger)
-	if d.snapshots, err = raft.NewFileSnapshotStoreWithLogger(o.Dir, 2, lg); err != nil {
+	if d.snapshots, err = raft.NewFileSnapshotStoreWithLogger(o.Dir, 2, newHCLog(o.Logger)); err != nil {
 		return nil, fmt.Errorf("raftkv: open snapshots: %w", err)
 	}
-	dir := filepath.Join(o.Dir, "log")
-	if err := makeDir(dir); err != nil {
-		return nil, fmt.Errorf("raftkv: make log directory: %w", err)
+	if d.file, err = openLogStore(filepath.Join(o.Dir, "raft.db")); err != nil {
+		return nil, err
 	}
-	d.log, err = wal.Open(dir, wal.WithSegmentSize(segmentSize), wal.WithLogger(lg), wal.WithMetaStore(d.meta))
-	if err != nil {
-		return nil, fmt.Errorf("raftkv: open log: %w", err)
+	if d.log, err = raft.NewLogCache(cachedEntries, d.file); err != nil {
+		return nil, fmt.Errorf("raftkv: cache the log: %w", err)
 	}
-	d.stable = voteStore{d.log}
-	return d, nil
+	d.stable = voteStore{d.file}
+	return d, syncDir(o.Dir)
 }
 
-// lockDir fails at once if another process uses dir; the databases in it would wait without a word.
+// lockDir fails at once if another process uses dir.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -67,11 +62,11 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// close closes what is open. raft-wal leaves its meta store open, so that is closed here.
+// close closes what is open.
 func (d *disk) close() error {
 	var err error
-	if d.log != nil {
-		err = errors.Join(d.log.Close(), d.meta.Close())
+	if d.file != nil {
+		err = d.file.close()
 	}
 	if d.lock != nil {
 		err = errors.Join(err, d.lock.Close())

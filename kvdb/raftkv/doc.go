@@ -10,7 +10,7 @@
 // # When is a change stable
 //
 // Txn returns when a majority of the members have the change in their log on
-// stable storage (raft-wal, fsynced) and the leader has applied it. A read
+// stable storage (bbolt, fsynced) and the leader has applied it. A read
 // first commits a barrier in the leader's term and then answers from memory.
 // Reads that arrive together share one barrier. VerifyLeader of the library is
 // not used for it: it counts the answers to heartbeats that were sent before

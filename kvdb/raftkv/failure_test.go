@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"reflect"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -147,13 +146,11 @@ func TestSnapshotAndCatchUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.stop(away)
-	// raft-wal serves what was cut off until the file that it is in is deleted, so that has to be filled.
-	large := strings.Repeat("x", kvdb.MaxValue)
-	for i := range segmentSize/kvdb.MaxValue + 1 {
-		c.put(leader, fmt.Sprintf("k%d", i%2), large)
+	for i := range 4 * threshold {
+		c.put(leader, fmt.Sprintf("k%d", i%10), strconv.Itoa(i))
 	}
 	needed := away.fsm.applied.Load() + 1
-	for n := 0; leader.node().disk.log.GetLog(needed, new(raft.Log)) == nil; n++ {
+	for n := 0; leader.node().disk.file.GetLog(needed, new(raft.Log)) == nil; n++ {
 		c.put(leader, "more", strconv.Itoa(n))
 	}
 	want, rev, err := leader.List(t.Context(), "")

@@ -19,14 +19,6 @@ const formInterval = 500 * time.Millisecond
 
 func identityPath(o Options) string { return filepath.Join(o.Dir, "member.json") }
 
-// makeDir creates dir, durably.
-func makeDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(dir))
-}
-
 // findIdentity returns who this node is, nil if it is nobody yet, or ErrMemberLost.
 func findIdentity(o Options) (*identity, error) {
 	id, err := readIdentity(identityPath(o))

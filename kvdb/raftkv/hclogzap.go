@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// hclogZap is the hclog.Logger that raft and raft-wal write to. Levels are
+// hclogZap is the hclog.Logger that raft writes to. Levels are
 // decided by the zap.Logger alone.
 type hclogZap struct {
 	lg   *zap.Logger

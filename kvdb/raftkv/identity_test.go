@@ -73,7 +73,7 @@ func TestLoneMemberLosesData(t *testing.T) {
 	for name, lose := range map[string]func(Options) string{
 		"the directory": func(o Options) string { return o.Dir },
 		"the identity":  identityPath,
-		"the log":       func(o Options) string { return filepath.Join(o.Dir, "log") },
+		"the log":       func(o Options) string { return filepath.Join(o.Dir, "raft.db") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newTestCluster(t, 1, nil)

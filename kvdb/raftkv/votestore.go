@@ -17,7 +17,7 @@ import (
 // the two sets replaces the whole record in one durable update, and a new term
 // begins without a candidate: the pair is never mixed.
 type voteStore struct {
-	raft.StableStore // one durable update per Set
+	raft.StableStore // one durable update per set
 }
 
 var (

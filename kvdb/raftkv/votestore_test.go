@@ -2,12 +2,11 @@ package raftkv
 
 import (
 	"errors"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 
 	"github.com/tandem-storage/tandem/kvdb/internal/kvstate"
 )
@@ -15,13 +14,12 @@ import (
 // openStable opens a stable store on disk, which close leaves as a crash would.
 func openStable(t *testing.T, dir string) (raft.StableStore, func()) {
 	t.Helper()
-	meta := &metadb.BoltMetaDB{}
-	log, err := wal.Open(dir, wal.WithMetaStore(meta))
+	s, err := openLogStore(filepath.Join(dir, "raft.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return log, func() {
-		if err := errors.Join(log.Close(), meta.Close()); err != nil {
+	return s, func() {
+		if err := s.close(); err != nil {
 			t.Fatal(err)
 		}
 	}
