@@ -140,7 +140,7 @@ func (d *daemon) startTransport(stops *stopper) error {
 		return fmt.Errorf("certificate %s is of %s, but the configuration says %s; issue one with tandemctl pki issue", d.c.TLS.Cert, got, self)
 	}
 	d.late = &lateHandler{}
-	opts := append(d.security.ServerOptions(),
+	opts := append(d.security.WithLogger(d.lg).ServerOptions(),
 		grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg)),
 		grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 	d.peerSrv = grpc.NewServer(opts...)
