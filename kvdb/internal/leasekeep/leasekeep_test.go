@@ -1,0 +1,118 @@
+package leasekeep
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tandem-storage/tandem/kvdb"
+)
+
+const ttl = 9 * time.Second
+
+func ended(l kvdb.Lease) bool {
+	select {
+	case <-l.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+func keep(renew func(context.Context) error, closed <-chan struct{}) *Lease {
+	return Keep(Config{
+		ID: 1, TTL: ttl, Sent: time.Now(), Closed: closed, Renew: renew,
+		Revoke: func(context.Context) error { return nil },
+	})
+}
+
+// Expires is counted from before the renewal was sent, however long it took.
+func TestExpiresFromSending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		l := keep(func(context.Context) error { time.Sleep(2 * time.Second); return nil }, nil)
+		time.Sleep(4 * time.Second) // the renewal is under way
+		if got := l.Expires().Sub(start); got != ttl {
+			t.Errorf("expires after %v, want %v", got, ttl)
+		}
+		time.Sleep(time.Second + time.Millisecond)
+		if got := l.Expires().Sub(start); got != ttl/3+ttl {
+			t.Errorf("expires after %v, want %v", got, ttl/3+ttl)
+		}
+		time.Sleep(10 * ttl)
+		if ended(l) {
+			t.Error("ended though it was renewed")
+		}
+		if err := l.Revoke(t.Context()); err != nil || !ended(l) {
+			t.Errorf("revoked: %v, ended %v", err, ended(l))
+		}
+	})
+}
+
+func TestEndsWithoutRenewal(t *testing.T) {
+	for name, renew := range map[string]func(context.Context) error{
+		"refused": func(context.Context) error { return kvdb.ErrUnavailable },
+		"hangs":   func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := keep(renew, nil)
+				time.Sleep(ttl - time.Millisecond)
+				if ended(l) {
+					t.Error("ended early")
+				}
+				time.Sleep(2 * time.Millisecond)
+				if !ended(l) {
+					t.Error("did not end in time")
+				}
+			})
+		})
+	}
+}
+
+func TestSurvivesFailedRenewals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		l := keep(func(context.Context) error {
+			if time.Since(start) < ttl-time.Second {
+				return errors.New("no leader")
+			}
+			return nil
+		}, nil)
+		time.Sleep(2 * ttl)
+		if ended(l) {
+			t.Error("ended though it was renewed in time")
+		}
+		_ = l.Revoke(t.Context())
+	})
+}
+
+func TestGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := keep(func(context.Context) error { return kvdb.ErrLeaseGone }, nil)
+		time.Sleep(ttl/3 + time.Millisecond)
+		if !ended(l) {
+			t.Error("the store said that it is gone")
+		}
+	})
+}
+
+func TestStoreClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		closed := make(chan struct{})
+		renewals := 0
+		l := keep(func(context.Context) error { renewals++; return nil }, closed)
+		time.Sleep(ttl/3 + time.Millisecond)
+		close(closed)
+		time.Sleep(ttl - 10*time.Millisecond)
+		if ended(l) || renewals != 1 {
+			t.Errorf("ended %v after %d renewals", ended(l), renewals)
+		}
+		time.Sleep(20 * time.Millisecond)
+		if !ended(l) {
+			t.Error("its time is up")
+		}
+	})
+}
