@@ -14,6 +14,9 @@ import (
 // domain is out of service, or that does not answer.
 func checkAttach(cfg *replication.Config, v *clusterdomain.View, node replication.NodeID) error {
 	me, ok := v.Node(string(node))
+	if me.Witness {
+		return fmt.Errorf("%w: node %s is a witness, which attaches nothing; ask a node with role node", ErrOtherNode, node)
+	}
 	if s := v.State(me.Domain); ok && !s.MayAttach() {
 		return &DomainStateError{Domain: replication.DomainID(me.Domain), State: s}
 	}

@@ -302,7 +302,7 @@ func (c *Catalogue) Delete(ctx context.Context, id replication.VolumeID) error {
 		switch {
 		case err == nil:
 		case !errors.Is(err, kvdb.ErrUnavailable) || !sleep(ctx, casPause):
-			return fmt.Errorf("delete volume %s: %w", id, err)
+			return err
 		}
 	}
 }

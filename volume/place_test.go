@@ -123,6 +123,7 @@ func TestCheckAttach(t *testing.T) {
 		{"a1 a/REJOINING\nb1 b", at("a1", "a"), nil},
 		{"a1 a\nb1 b/FENCED", &replication.Config{}, ErrDomainNotActive},
 		{"a1 a\nb1 b/STANDBY", at("b1", "b"), ErrDomainNotActive},
+		{"a1 a\nb1 b witness", &replication.Config{}, ErrOtherNode},
 	} {
 		if err := checkAttach(c.cfg, parseView(c.view), "b1"); !errors.Is(err, c.want) {
 			t.Errorf("%q, %+v: %v, want %v", c.view, c.cfg.Coord, err, c.want)

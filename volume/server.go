@@ -146,7 +146,7 @@ func (s *Server) DeleteVolume(ctx context.Context, r *volumepb.DeleteVolumeReque
 	case isNotFound(err):
 		return &volumepb.DeleteVolumeResponse{}, nil
 	case err != nil:
-		return nil, err
+		return nil, fmt.Errorf("delete volume %s: %w", r.Volume, err)
 	}
 	return &volumepb.DeleteVolumeResponse{Volume: s.show(ctx, e)}, nil
 }

@@ -93,6 +93,9 @@ func TestServer(t *testing.T) {
 	}
 	_, err = s.DeleteVolume(ctx, &volumepb.DeleteVolumeRequest{Volume: "v"})
 	wantErr(t, err, ErrAttached)
+	if !strings.HasPrefix(err.Error(), "delete volume v: ") {
+		t.Error("does not name the volume as it was asked for:", err)
+	}
 	other := NewServer(s.c, ServerOptions{Node: "n-b", Runtime: s.o.Runtime, Orphans: rs["n-b"].Orphans})
 	_, err = other.DetachVolume(ctx, &volumepb.DetachVolumeRequest{Volume: "v"})
 	wantErr(t, err, ErrOtherNode)
