@@ -43,7 +43,7 @@ func TestKVDBLost(t *testing.T) {
 		if p := w.pause(t, at); p > time.Second {
 			t.Errorf("writes paused for %v", p)
 		}
-		c.refused(t, v.home, 5, []string{"kvdb"}, "--timeout", "20s", "volume", "create", "never", "--size", "4Mi")
+		c.refused(t, v.home, 9, []string{"create volume never", "kvdb"}, "--timeout", "5s", "volume", "create", "never", "--size", "4Mi")
 		w.stop(t)
 		w.check(t, uri)
 		w.start(t, uri)
