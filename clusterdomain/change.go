@@ -76,7 +76,7 @@ func (m *Manager) change(ctx context.Context, c Change, cmd arbiter.Command) (Do
 		return Domain{}, fmt.Errorf("%s domain %s: %w", cmd, c.Domain, err)
 	}
 	// The caller sees its own change; that the view cannot be read now is no failure of it.
-	if err := m.refresh(ctx); err != nil {
+	if err := m.Refresh(ctx); err != nil {
 		m.lg.Debug("cluster state not readable", zap.Error(err))
 	}
 	return d, nil

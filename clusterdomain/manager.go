@@ -142,7 +142,7 @@ func (m *Manager) follow(ctx context.Context) {
 	tick := time.NewTicker(m.o.Poll)
 	defer tick.Stop()
 	for failing := false; ; {
-		if err := m.refresh(ctx); err != nil && ctx.Err() == nil {
+		if err := m.Refresh(ctx); err != nil && ctx.Err() == nil {
 			if !failing {
 				m.lg.Warn("cluster state not readable", zap.Error(err))
 			}
@@ -164,8 +164,10 @@ func (m *Manager) follow(ctx context.Context) {
 	}
 }
 
-// refresh reads the cluster and publishes what it finds.
-func (m *Manager) refresh(ctx context.Context) error {
+// Refresh reads the cluster, linearizably, and publishes what it finds: the view is
+// then not older than the call. The view is kept current without it; it is for
+// decisions that an operator expects to follow a change made on another node.
+func (m *Manager) Refresh(ctx context.Context) error {
 	m.refreshMu.Lock()
 	defer m.refreshMu.Unlock()
 	v, err := readView(ctx, m.store, m.o.Cluster, m.o.Node.Name)

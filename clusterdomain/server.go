@@ -121,7 +121,7 @@ func (s *Server) GetStatus(ctx context.Context, _ *clusterdomainpb.GetStatusRequ
 func (s *Server) read(ctx context.Context) (*View, []arbiter.Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusWait)
 	defer cancel()
-	if err := s.m.refresh(ctx); err != nil {
+	if err := s.m.Refresh(ctx); err != nil {
 		return s.m.View(), nil, err
 	}
 	vols, err := s.m.Facts(ctx)

@@ -71,7 +71,7 @@ func (m *Manager) Settle(ctx context.Context) error {
 		if err != nil && !errors.Is(err, kvdb.ErrConflict) {
 			return fmt.Errorf("make domain %s %s: %w", d.Name, p.Next, err)
 		}
-		if err := m.refresh(ctx); err != nil {
+		if err := m.Refresh(ctx); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,8 @@ import (
 // Cluster tells of domains and nodes.
 type Cluster interface {
 	View() *clusterdomain.View
+	// Refresh makes View not older than the call.
+	Refresh(ctx context.Context) error
 }
 
 // Catalogue is the list of volumes. Methods may be called concurrently, on any

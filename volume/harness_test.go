@@ -129,9 +129,20 @@ func (d *disks) List(context.Context) ([]LocalReplica, error) {
 	return l, nil
 }
 
-type fixedView struct{ v *clusterdomain.View }
+// fixedView is as old as the test lets it be: refresh, if not nil, brings it up to date.
+type fixedView struct {
+	v       *clusterdomain.View
+	refresh func()
+}
 
 func (f fixedView) View() *clusterdomain.View { return f.v }
+
+func (f fixedView) Refresh(context.Context) error {
+	if f.refresh != nil {
+		f.refresh()
+	}
+	return nil
+}
 
 // world is a cluster of one node in each domain: n-a in a, n-b in b, ...
 type world struct {
@@ -141,6 +152,7 @@ type world struct {
 	view    *clusterdomain.View
 	disks   map[string]*disks
 	domains []string
+	follows bool // Refresh reads the domains anew
 }
 
 func newWorld(t *testing.T, domains ...string) *world {
@@ -162,6 +174,14 @@ func newWorld(t *testing.T, domains ...string) *world {
 	}
 	w.readDomains()
 	return w
+}
+
+// refresh is what a node does that asks for a view not older than now, if the
+// test wants one that follows.
+func (w *world) refresh() {
+	if w.follows {
+		w.readDomains()
+	}
 }
 
 func (w *world) readDomains() {
@@ -197,7 +217,7 @@ func (w *world) configs(s kvdb.Store) *Configs {
 }
 
 func (w *world) catalogue(s kvdb.Store) *Catalogue {
-	return NewCatalogue(w.configs(s), fixedView{w.view})
+	return NewCatalogue(w.configs(s), fixedView{w.view, w.refresh})
 }
 
 func (w *world) reconciler(s kvdb.Store, node string) *Reconciler {

@@ -163,6 +163,9 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	if e.State != Ready {
 		return nil, e.notReady()
 	}
+	if err := s.c.cluster.Refresh(ctx); err != nil { // the domain may have been activated a moment ago, elsewhere
+		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
+	}
 	if err := checkAttach(e.Config, s.c.cluster.View(), s.o.Node); err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -47,6 +48,35 @@ func (r runtime) Status(ctx context.Context, v replication.VolumeID) Live {
 	return Live{
 		Path: "/dev/loop7", Frontend: "fuseloop", Stall: &Stall{Cause: "need-replica", Text: "bring it back", Since: time.UnixMilli(5)},
 		Replicas: map[replication.ReplicaID]Progress{member(cfg, "b"): {Dirty: 1, Total: 2, Done: 3, Rate: 4, ETA: 5 * time.Second}},
+	}
+}
+
+// TestAttachAfterActivation: a domain that was activated on another node a moment
+// ago may attach at once, although this node has not heard of it.
+func TestAttachAfterActivation(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.follows = true
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, n := range []string{"n-a", "n-b"} {
+		r := w.reconciler(w.store, n)
+		wg.Go(func() { r.Run(ctx) })
+	}
+	s := NewServer(w.catalogue(w.store), ServerOptions{
+		Node: "n-a", Runtime: runtime{w.configs(w.store)}, Orphans: func() []LocalReplica { return nil },
+	})
+	_, err := s.CreateVolume(ctx, &volumepb.CreateVolumeRequest{Name: "v", SizeBytes: gib})
+	cancel()
+	wg.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.setDomain("a", clusterdomain.Rejoining)
+	w.readDomains()
+	w.setDomain("a", clusterdomain.Active)
+	if _, err := s.AttachVolume(t.Context(), &volumepb.AttachVolumeRequest{Volume: "v"}); err != nil {
+		t.Error(err)
 	}
 }
 
