@@ -29,7 +29,7 @@ help: ## this list
 
 .PHONY: build
 build: ## bin/tandemd, bin/tandemctl and bin/etcd (the etcd server, from its Go module, for tests and the demo)
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/tandemd ./cmd/tandemctl
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/tandemd ./cmd/tandemctl
 	$(GO) -C deploy/etcd build -trimpath -o $(BIN)/etcd .
 
 .PHONY: deps
