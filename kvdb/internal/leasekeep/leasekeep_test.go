@@ -3,6 +3,7 @@ package leasekeep
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,13 +103,13 @@ func TestGone(t *testing.T) {
 func TestStoreClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		closed := make(chan struct{})
-		renewals := 0
-		l := keep(func(context.Context) error { renewals++; return nil }, closed)
+		var renewals atomic.Int32
+		l := keep(func(context.Context) error { renewals.Add(1); return nil }, closed)
 		time.Sleep(ttl/3 + time.Millisecond)
 		close(closed)
 		time.Sleep(ttl - 10*time.Millisecond)
-		if ended(l) || renewals != 1 {
-			t.Errorf("ended %v after %d renewals", ended(l), renewals)
+		if ended(l) || renewals.Load() != 1 {
+			t.Errorf("ended %v after %d renewals", ended(l), renewals.Load())
 		}
 		time.Sleep(20 * time.Millisecond)
 		if !ended(l) {
