@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,8 @@ type testCluster struct {
 	nodes []*testNode
 	vol   replication.VolumeID
 	down  sync.Map // replication.DomainID -> bool: not usable
+
+	sessions atomic.Int64 // opened between nodes
 }
 
 type testNode struct {
@@ -111,12 +114,22 @@ func (s *testStorage) CloseClean(active []uint32, dirty map[replication.ReplicaI
 func (s *testStorage) Close() error { return nil }
 
 type testPeers struct {
-	net  *transporttest.Net
+	c    *testCluster
 	from replication.NodeID
 }
 
 func (p testPeers) Peer(n replication.NodeID) (transport.Peer, error) {
-	return p.net.Peer(p.from, n), nil
+	return countingPeer{p.c.net.Peer(p.from, n), p.c}, nil
+}
+
+type countingPeer struct {
+	transport.Peer
+	c *testCluster
+}
+
+func (p countingPeer) Session(ctx context.Context, v replication.VolumeID) (transport.Conn, error) {
+	p.c.sessions.Add(1)
+	return p.Peer.Session(ctx, v)
 }
 
 var testTiming = Timing{
@@ -170,7 +183,7 @@ func (c *testCluster) usable(d replication.DomainID) bool {
 func (n *testNode) start() {
 	c := n.c
 	n.m = NewManager(Options{
-		Node: n.id, Domain: n.dom, Boot: n.boot, Instance: replication.NewUUID(), Configs: c.kv, Peers: testPeers{c.net, n.id},
+		Node: n.id, Domain: n.dom, Boot: n.boot, Instance: replication.NewUUID(), Configs: c.kv, Peers: testPeers{c, n.id},
 		Usable: c.usable, MayAttach: c.usable, Timing: testTiming, Logger: zaptest.NewLogger(c.t).Named(string(n.id)),
 	})
 	c.net.Join(transport.Identity{Cluster: "test", Domain: n.dom, Node: n.id}, n.m)

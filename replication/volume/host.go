@@ -43,7 +43,8 @@ type host struct {
 		conn core.ConnID
 	}
 
-	stop chan unsettled // somebody waits for the replica to come to rest
+	closing bool           // nothing is taken in any more; by the worker only
+	stop    chan unsettled // somebody waits for the replica to come to rest
 
 	// scratch of the worker
 	reqs  []*block.Request
@@ -70,8 +71,7 @@ const (
 	hostPersisted
 	hostControl
 	hostDirty
-	hostDropSession
-	hostUnsettled
+	hostStop
 )
 
 // hostInput is one input of the replica's state machine.
@@ -88,7 +88,7 @@ type hostInput struct {
 	stop  chan unsettled
 }
 
-// unsettled is the answer to hostUnsettled.
+// unsettled is the answer to hostStop.
 type unsettled struct {
 	active []uint32
 	dirty  map[replication.ReplicaID]*core.Bitmap
@@ -136,6 +136,9 @@ func (h *host) control(ctx context.Context, req any) (core.ControlResult, error)
 	h.post(in)
 	select {
 	case r := <-done:
+		if r.Failed {
+			return r, replication.ErrClosed
+		}
 		return r, nil
 	case <-ctx.Done():
 		return core.ControlResult{Failed: true}, ctx.Err()
@@ -145,12 +148,17 @@ func (h *host) control(ctx context.Context, req any) (core.ControlResult, error)
 }
 
 func (h *host) work() {
-	for items := h.in.next(); items != nil; items = h.in.next() {
+	for range maxTurns {
+		items := h.in.next()
+		if items == nil {
+			return
+		}
 		for i := range items {
 			h.apply(&items[i])
 		}
 		h.carryOut()
 	}
+	go h.work() // whoever brought an input has work of its own
 }
 
 func (h *host) apply(in *hostInput) {
@@ -166,6 +174,10 @@ func (h *host) apply(in *hostInput) {
 			releaseBuf(&in.msg) // nothing refers to the payload
 		}
 	case hostHello:
+		if h.closing {
+			in.to.end()
+			return
+		}
 		h.conns[in.conn] = in.to
 		h.core.Hello(in.conn, in.msg, in.hello)
 	case hostConnClosed:
@@ -181,6 +193,10 @@ func (h *host) apply(in *hostInput) {
 	case hostPersisted:
 		h.core.PersistDone(in.err)
 	case hostControl:
+		if h.closing {
+			in.done <- core.ControlResult{Failed: true}
+			return
+		}
 		h.nextID++
 		h.replies[h.nextID] = in.done
 		switch q := in.ctl.(type) {
@@ -192,12 +208,19 @@ func (h *host) apply(in *hostInput) {
 			h.core.Commit(h.nextID, *q)
 		}
 	case hostDirty:
+		if h.closing {
+			in.done <- core.ControlResult{Failed: true}
+			return
+		}
 		r := h.core.DirtyMap(*in.ctl.(*replication.DirtyRequest))
 		in.done <- core.ControlResult{Dirty: &r}
-	case hostDropSession:
-		h.core.CloseSessions()
-	case hostUnsettled:
-		h.stop = in.stop
+	case hostStop:
+		h.closing, h.stop = true, in.stop
+		for id, c := range h.conns {
+			h.core.ConnClosed(id)
+			c.end()
+		}
+		clear(h.conns)
 	}
 }
 
@@ -295,7 +318,7 @@ func (h *host) request(io *core.LocalIO) *block.Request {
 	case replication.MsgWrite:
 		r.Op, r.Data, r.Buf, r.Sums = block.OpWrite, io.Data, io.Buf, io.Sums
 	case replication.MsgResyncWrite:
-		if io.Data == nil {
+		if len(io.Data) == 0 {
 			r.Op = block.OpDiscard
 			break
 		}
@@ -359,13 +382,13 @@ func sumsOf(s []uint32, p []byte) []uint32 {
 	return s
 }
 
-// close ends the session, waits until the replica is at rest and closes the
-// storage, cleanly if what is unsettled is known.
+// close takes nothing in any more, waits until the replica is at rest and closes
+// the storage, cleanly if what is unsettled is known. What came after that was
+// asked would be missing there.
 func (h *host) close() error {
 	defer close(h.stopped)
-	h.post(hostInput{kind: hostDropSession})
 	stop := make(chan unsettled, 1)
-	h.post(hostInput{kind: hostUnsettled, stop: stop})
+	h.post(hostInput{kind: hostStop, stop: stop})
 	u := <-stop
 	if !u.ok {
 		return h.st.Close()

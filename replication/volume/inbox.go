@@ -11,6 +11,9 @@ type inbox[T any] struct {
 	running bool
 }
 
+// maxTurns is how often a worker looks for more before it lets another goroutine go on.
+const maxTurns = 256
+
 // post adds items. If nobody is at work, the caller becomes the worker: it must
 // call next until that returns nil.
 func (b *inbox[T]) post(items ...T) (work bool) {

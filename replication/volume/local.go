@@ -28,7 +28,11 @@ func (v *Volume) connectLocal(h *host, s core.Session) {
 func (l *localLink) send(batch []replication.Message) {
 	ins := hostInputSlices.Get().(*[]hostInput)
 	for i := range batch {
-		*ins = append(*ins, hostInput{kind: hostMessage, conn: l.conn, msg: batch[i]})
+		m := batch[i]
+		// A volume that is given up takes its requests back while the disk has them still: the
+		// payload is retained, the checksums are the volume's.
+		m.Sums = nil
+		*ins = append(*ins, hostInput{kind: hostMessage, conn: l.conn, msg: m})
 	}
 	l.h.post(*ins...)
 	clear(*ins)
@@ -61,12 +65,13 @@ func (v *Volume) sessionInput(member int, sess replication.SessionID, l sessionL
 	switch {
 	case m.Type == replication.MsgHelloAck:
 		ack, err := helloAck(m)
+		releaseBuf(m)
 		if err == nil {
 			return volumeInput{kind: inSessionUp, member: member, sess: sess, link: l, ack: ack}
 		}
-		return volumeInput{kind: inSessionDown, member: member, sess: sess}
+		return volumeInput{kind: inSessionDown, member: member, sess: sess, link: l}
 	case m.Type == replication.MsgNack && m.Seq == 0:
-		return volumeInput{kind: inSessionRefused, member: member, sess: sess, msg: *m}
+		return volumeInput{kind: inSessionRefused, member: member, sess: sess, msg: *m, link: l}
 	default:
 		return volumeInput{kind: inMessage, member: member, msg: *m}
 	}

@@ -81,7 +81,8 @@ type Manager struct {
 	node nodeIdentity
 	lg   *zap.Logger
 
-	mu struct {
+	telling sync.Mutex // see tellUsable; before mu
+	mu      struct {
 		sync.Mutex
 		closed   bool
 		hosts    map[hostKey]*host
@@ -119,21 +120,21 @@ func NewManager(o Options) *Manager {
 }
 
 // AddReplica serves a replica of this node from now on. The storage is the
-// manager's until RemoveReplica or Close.
+// manager's until RemoveReplica or Close, and remains the caller's on an error.
 func (m *Manager) AddReplica(v replication.VolumeID, id replication.ReplicaID, st Storage) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.mu.closed {
-		return replication.ErrClosed
-	}
-	k := hostKey{v, id}
-	if m.mu.hosts[k] != nil {
-		return fmt.Errorf("volume: replica %s of volume %s is served already", id, v)
-	}
 	lg := m.lg.With(zap.Stringer("volume-id", v), zap.Stringer("replica-id", id))
-	h, err := newHost(v, id, st.Info().Size, st, &m.node, lg)
+	h, err := newHost(v, id, st.Info().Size, st, &m.node, lg) // reads the disk: not with the lock
 	if err != nil {
 		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := hostKey{v, id}
+	switch {
+	case m.mu.closed:
+		return replication.ErrClosed
+	case m.mu.hosts[k] != nil:
+		return fmt.Errorf("volume: replica %s of volume %s is served already", id, v)
 	}
 	m.mu.hosts[k] = h
 	return nil
@@ -189,7 +190,8 @@ type AttachOptions struct {
 // was) and returns when I/O is served. It fails with replication.ErrBusy if
 // another node that may act has it, ErrDomainFenced if this node's cluster domain is not
 // ACTIVE, and when ctx ends with an error that wraps ErrStalled and names the
-// cause. A volume attached here already is returned as it is.
+// cause; a takeover that this call began is given up then. A volume attached here
+// already is returned as it is, whatever ctx says.
 func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachOptions) (*Volume, error) {
 	if !m.o.MayAttach(m.o.Domain) {
 		return nil, fmt.Errorf("%w: domain %q is not ACTIVE, volumes are not attached in it; activate it, or attach in another domain", replication.ErrDomainFenced, m.o.Domain)
@@ -201,6 +203,7 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 	if closed {
 		return nil, replication.ErrClosed
 	}
+	began := false
 	if v == nil {
 		cfg, rev, err := m.o.Configs.Load(ctx, id)
 		if err != nil {
@@ -209,19 +212,41 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 		if err := m.mayTake(cfg, o); err != nil {
 			return nil, err
 		}
-		if v, err = m.start(id, cfg, rev); err != nil {
+		if v, began, err = m.start(id, cfg, rev); err != nil {
 			return nil, err
 		}
 	}
+	var err error
 	select {
 	case <-v.serving:
-		return v, nil
 	case <-v.dead:
-		return nil, v.deadErr
 	case <-ctx.Done():
-		st := v.Status()
-		v.kill(replication.ErrClosed)
-		return nil, fmt.Errorf("%w: attach gave up while %s: %w", replication.ErrStalled, st.Stall, ctx.Err())
+		err = fmt.Errorf("%w: attach gave up while %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
+		if began {
+			v.post(volumeInput{kind: inGiveUp, err: replication.ErrClosed})
+			select { // unless it came to serve meanwhile
+			case <-v.serving:
+			case <-v.dead:
+			}
+		}
+	}
+	switch {
+	case isClosed(v.dead) && v.deadErr == nil:
+		return nil, fmt.Errorf("%w: it was detached meanwhile", replication.ErrNotCoordinator)
+	case isClosed(v.dead) && err == nil:
+		return nil, v.deadErr
+	case isClosed(v.serving) && !isClosed(v.dead):
+		return v, nil
+	}
+	return nil, err
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -237,8 +262,8 @@ func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
 		replication.ErrBusy, cfg.Coord.Node, cfg.Coord.Domain)
 }
 
-// start makes the volume and begins its takeover.
-func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64) (*Volume, error) {
+// start makes the volume and begins its takeover, unless somebody else just did.
+func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64) (_ *Volume, began bool, _ error) {
 	t := m.o.Timing
 	var local replication.ReplicaID
 	for r, mem := range cfg.Members {
@@ -268,33 +293,37 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			v.farFirst = slices.Insert(v.farFirst, 0, l)
 		}
 	}
-	v.status.Store(&Status{Stall: core.StallTakeover, Config: cfg})
+	v.status.Store(&Status{Stall: core.StallTakeover, StalledSince: time.Now(), Config: cfg})
 	m.mu.Lock()
 	if w := m.mu.volumes[id]; w != nil || m.mu.closed {
 		m.mu.Unlock()
 		v.cancel()
 		if w == nil {
-			return nil, replication.ErrClosed
+			return nil, false, replication.ErrClosed
 		}
-		return w, nil
+		return w, false, nil
 	}
 	m.mu.volumes[id] = v
-	down := maps.Clone(m.mu.down)
-	m.mu.Unlock()
-
+	// What PeerUp tells from now on comes behind this in the inbox.
+	work := false
 	for i, l := range v.links {
-		if down[l.node] {
-			v.post(volumeInput{kind: inUp, member: i, flag: false})
-		}
+		work = v.in.post(volumeInput{kind: inUp, member: i, flag: !m.mu.down[l.node]}) || work
+	}
+	m.mu.Unlock()
+	if work {
+		v.work()
 	}
 	m.tellUsable(v, cfg)
 	v.post(volumeInput{kind: inStart})
 	go v.tick()
-	return v, nil
+	return v, true, nil
 }
 
 // tellUsable tells a volume which of its members' domains may hold in-sync replicas.
+// One at a time: the last to tell has asked last.
 func (m *Manager) tellUsable(v *Volume, cfg *replication.Config) {
+	m.telling.Lock()
+	defer m.telling.Unlock()
 	for i, l := range v.links {
 		v.post(volumeInput{kind: inUsable, member: i, flag: m.o.Usable(cfg.Members[l.id].Domain)})
 	}
@@ -348,12 +377,13 @@ func (m *Manager) forget(v *Volume) {
 // replicas there, and if it is this node's own domain, its volumes are killed.
 func (m *Manager) DomainsChanged() {
 	m.mu.Lock()
-	for s := range m.mu.sessions {
+	sessions := slices.Collect(maps.Keys(m.mu.sessions))
+	m.mu.Unlock()
+	for _, s := range sessions {
 		if !m.o.Usable(s.domain) {
 			s.cancel()
 		}
 	}
-	m.mu.Unlock()
 	own := m.o.Usable(m.o.Domain)
 	for _, v := range m.Volumes() {
 		if !own {

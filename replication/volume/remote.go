@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -195,6 +196,9 @@ func (v *Volume) connectRemote(node replication.NodeID, s core.Session) {
 			} else {
 				credit += int64(m.Credit)
 			}
+			if m.Type == replication.MsgNack && m.Seq == 0 {
+				l.close(fmt.Errorf("refused: %s", m.Status))
+			}
 			ins = append(ins, v.sessionInput(s.To, s.ID, l, m))
 		}
 		l.addCredit(credit)
@@ -243,6 +247,9 @@ func (h *host) serve(ctx context.Context, conn transport.Conn, first []replicati
 			hello, err := helloOf(m)
 			releaseBuf(m)
 			if err != nil {
+				for k := range msgs {
+					releaseBuf(&msgs[k]) // those before it were not handed over yet
+				}
 				return
 			}
 			ins = append(ins, hostInput{kind: hostHello, conn: id, to: c, hello: hello, msg: *m})

@@ -35,9 +35,10 @@ func (v *Volume) observe(events []core.Event) {
 	}
 	stall := v.core.Stall()
 	old := v.status.Load()
-	if len(events) == 0 && old.Stall == stall && old.Config == v.core.Config() {
+	if len(events) == 0 && !v.ticked && old.Stall == stall && old.Config == v.core.Config() {
 		return
 	}
+	v.ticked = false
 	s := &Status{
 		Config: v.core.Config(), Term: v.core.Term(), Stall: stall, InSync: v.core.InSync(),
 		Resync: v.core.Resync(), Unreconciled: int64(v.core.Unreconciled()) * replication.ResyncBlock,

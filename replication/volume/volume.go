@@ -38,6 +38,7 @@ type Volume struct {
 	deadErr  error         // why; set before dead is closed
 	wasServe bool
 	wasDead  bool
+	ticked   bool // the status is to be published anew
 
 	status  atomic.Pointer[Status]
 	blocked atomic.Bool  // no further requests
@@ -79,6 +80,7 @@ const (
 	inUp
 	inSeen
 	inDetach
+	inGiveUp
 	inKill
 	inStart
 )
@@ -243,7 +245,11 @@ func (v *Volume) post(in ...volumeInput) {
 }
 
 func (v *Volume) work() {
-	for items := v.in.next(); items != nil; items = v.in.next() {
+	for range maxTurns {
+		items := v.in.next()
+		if items == nil {
+			return
+		}
 		t := now()
 		for i := range items {
 			v.apply(t, &items[i])
@@ -253,6 +259,7 @@ func (v *Volume) work() {
 			releaseBuf(&items[i].msg) // of reads and hashes; who needs more has retained
 		}
 	}
+	go v.work() // whoever brought an input has work of its own
 }
 
 func (v *Volume) apply(t int64, in *volumeInput) {
@@ -273,8 +280,12 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		if l := v.links[in.member]; l.sess == in.sess {
 			l.drop()
 		}
+		if in.link != nil {
+			in.link.end()
+		}
 		v.core.SessionDown(t, in.member, in.sess)
 	case inSessionRefused:
+		in.link.end()
 		if l := v.links[in.member]; l.sess == in.sess {
 			l.drop()
 		}
@@ -284,6 +295,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 	case inChange:
 		v.core.ChangeDone(t, in.outcome, in.cfg, in.rev)
 	case inTick:
+		v.ticked = true
 		v.core.Tick(t)
 	case inUsable:
 		v.core.SetUsable(t, in.member, in.flag)
@@ -293,6 +305,10 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.core.ConfigSeen(t, in.cfg)
 	case inDetach:
 		v.core.Detach(t)
+	case inGiveUp:
+		if !v.wasServe {
+			v.core.Kill(t, in.err)
+		}
 	case inKill:
 		v.core.Kill(t, in.err)
 	case inStart:

@@ -1,0 +1,272 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/datapath/block/blocktest"
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+	"github.com/tandem-storage/tandem/replication/wire"
+)
+
+// TestAttachTwiceWithoutTime: a second attach whose caller has no time left does
+// no harm to the volume that is in use.
+func TestAttachTwiceWithoutTime(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	v := c.nodes[0].attach()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range 64 {
+		if w, err := c.nodes[0].m.Attach(ctx, c.vol, AttachOptions{}); w != v || err != nil {
+			t.Fatalf("attach again: %p (was %p), %v", w, v, err)
+		}
+	}
+	if err := block.WriteAt(v, make([]byte, block.SectorSize), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAttachGivesUp: an attach that cannot succeed in time says why, and leaves nothing attached.
+func TestAttachGivesUp(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a := c.nodes[0]
+	for _, n := range c.nodes {
+		n.st.stored.Meta.State = replication.MemberFaulted
+		if err := n.restart(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if v, err := a.m.Attach(ctx, c.vol, AttachOptions{}); v != nil || !errors.Is(err, replication.ErrStalled) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("attach without a replica: %v, %v", v, err)
+	}
+	if vs := a.m.Volumes(); len(vs) != 0 {
+		t.Errorf("%d volumes left", len(vs))
+	}
+}
+
+// restart is a clean stop and a new life.
+func (n *testNode) restart() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := n.m.Close(ctx)
+	n.start()
+	return err
+}
+
+// TestAttachMeetsDetach: an attach that runs into a detach gets the volume or an error.
+func TestAttachMeetsDetach(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a := c.nodes[0]
+	for range 30 {
+		a.attach()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+			defer cancel()
+			if v, err := a.m.Attach(ctx, c.vol, AttachOptions{}); v == nil && err == nil {
+				t.Error("neither a volume nor an error")
+			}
+		})
+		detach(t, a)
+		wg.Wait()
+		detach(t, a)
+	}
+}
+
+// TestAttachDetached: the volume ended in order under an attach that waited for it.
+func TestAttachDetached(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a := c.nodes[0]
+	v := a.attach()
+	detach(t, a)
+	a.m.mu.Lock()
+	a.m.mu.volumes[c.vol] = v // as Attach finds it when the detach is faster
+	a.m.mu.Unlock()
+	if w, err := a.m.Attach(t.Context(), c.vol, AttachOptions{}); w != nil || !errors.Is(err, replication.ErrNotCoordinator) {
+		t.Errorf("got %p, %v", w, err)
+	}
+	a.m.forget(v)
+}
+
+// TestCloseMeetsAttach: a manager that closes leaves no attach behind.
+func TestCloseMeetsAttach(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a := c.nodes[0]
+	c.net.Down(c.nodes[1].id) // the takeover waits for it
+	done := make(chan error, 1)
+	go func() {
+		_, err := a.m.Attach(context.Background(), c.vol, AttachOptions{})
+		done <- err
+	}()
+	c.eventually("a takeover under way", func() bool { return len(a.m.Volumes()) == 1 })
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	err := a.m.Close(ctx)
+	if err := <-done; err == nil {
+		t.Error("the attach succeeded on a manager that was closed")
+	}
+	if vs := a.m.Volumes(); len(vs) != 0 {
+		t.Errorf("%d volumes left; close ended with %v", len(vs), err)
+	}
+	if _, err := a.m.Attach(context.Background(), c.vol, AttachOptions{}); !errors.Is(err, replication.ErrClosed) {
+		t.Errorf("attach on a closed manager: %v", err)
+	}
+}
+
+// TestStatusOfReconciliation: the status follows what goes on without any event.
+func TestStatusOfReconciliation(t *testing.T) {
+	c := newTestCluster(t, 64<<20)
+	for _, n := range c.nodes {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if err := n.m.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		n.st.stored.LogLost = true // as if the stop had kept nothing
+		n.start()
+	}
+	v := c.nodes[0].attach()
+	c.eventually("everything reconciled", func() bool { return v.Status().Unreconciled == 0 })
+	if since := v.Status().StalledSince; !since.IsZero() {
+		t.Errorf("stalled since %v, and is not", since)
+	}
+}
+
+// TestRefusedSessions: a replica that refuses every session leaves no streams behind.
+func TestRefusedSessions(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	in := blocktest.NewInject(b.st.mem)
+	b.st.Device = in
+	if err := b.restart(); err != nil {
+		t.Fatal(err)
+	}
+	v := a.attach()
+	c.kv.mu.Lock()
+	c.kv.down = errors.New("test: kvdb is gone") // so that b stays in the in-sync set
+	c.kv.mu.Unlock()
+	fired := in.Add(blocktest.Rule{Err: block.ErrIO})
+	done := make(chan error, 1)
+	go func() { done <- block.WriteAt(v, make([]byte, block.SectorSize), 0, 0) }()
+	c.eventually("a disk that fails", func() bool { return fired() > 0 })
+	c.net.Down(b.id)
+	c.net.Up(b.id)
+	opened := c.sessions.Load()
+	c.eventually("refusals", func() bool { return c.sessions.Load() >= opened+30 })
+	c.eventually("the end of the refused sessions", func() bool {
+		b.m.mu.Lock()
+		defer b.m.mu.Unlock()
+		return len(b.m.mu.sessions) <= 2
+	})
+	c.kv.mu.Lock()
+	c.kv.down = nil
+	c.kv.mu.Unlock()
+	if err := <-done; err != nil {
+		t.Errorf("the write ended with %v", err)
+	}
+}
+
+// slowClose is a storage whose clean close takes as long as the test wants.
+type slowClose struct {
+	*testStorage
+	closing, proceed chan struct{}
+	submitted        atomic.Int64
+}
+
+func (s *slowClose) Submit(batch []*block.Request) {
+	s.submitted.Add(int64(len(batch)))
+	s.testStorage.Submit(batch)
+}
+
+func (s *slowClose) CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error {
+	close(s.closing)
+	<-s.proceed
+	return s.testStorage.CloseClean(active, dirty)
+}
+
+// sink takes a replica's answers.
+type sink struct {
+	got   chan replication.MessageType
+	ended atomic.Bool
+}
+
+func (s *sink) reply(batch []replication.Message) {
+	for i := range batch {
+		releaseBuf(&batch[i])
+		s.got <- batch[i].Type
+	}
+}
+
+func (s *sink) end() { s.ended.Store(true) }
+
+// TestNothingAfterStop: once the replica has told what a clean stop has to keep,
+// it takes no write any more: that one would be missing in what is kept.
+func TestNothingAfterStop(t *testing.T) {
+	st := &slowClose{testStorage: newTestStorage(16 << 20), closing: make(chan struct{}), proceed: make(chan struct{})}
+	vol, id := replication.VolumeID(replication.NewUUID()), replication.ReplicaID(replication.NewUUID())
+	h, err := newHost(vol, id, 16<<20, st, &nodeIdentity{boot: replication.BootID(replication.NewUUID())}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := h.control(t.Context(), &replication.SealRequest{Volume: vol, Replica: id, Term: 2, Epoch: 2}); err != nil || r.Seal.Status != replication.StatusOK {
+		t.Fatalf("seal: %+v, %v", r.Seal, err)
+	}
+	write := func(to *sink) {
+		conn := h.newConn()
+		h.post(hostInput{
+			kind: hostHello, conn: conn, to: to, hello: replication.Hello{Volume: vol, Replica: id},
+			msg: replication.Message{Type: replication.MsgHello, Session: 7, Term: 2},
+		})
+		b := block.NewBuffer(block.SectorSize)
+		h.post(hostInput{kind: hostMessage, conn: conn, msg: replication.Message{
+			Type: replication.MsgWrite, Session: 7, Term: 2, Seq: 1, Length: block.SectorSize, Data: b.Bytes(), Buf: b,
+		}})
+	}
+	before := &sink{got: make(chan replication.MessageType, 8)}
+	write(before)
+	if m := [...]replication.MessageType{<-before.got, <-before.got}; m != [...]replication.MessageType{replication.MsgHelloAck, replication.MsgAck} {
+		t.Fatalf("before the stop: %v", m)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- h.close() }()
+	<-st.closing
+	if !before.ended.Load() {
+		t.Error("the session outlived the stop")
+	}
+	after := &sink{got: make(chan replication.MessageType, 8)}
+	write(after)
+	if !after.ended.Load() || len(after.got) != 0 || st.submitted.Load() != 1 {
+		t.Errorf("after the stop: ended %v, %d answers, %d requests on the disk; want true, 0, 1", after.ended.Load(), len(after.got), st.submitted.Load())
+	}
+	if _, err := h.control(t.Context(), &replication.SealRequest{Volume: vol, Replica: id, Term: 3, Epoch: 3}); !errors.Is(err, replication.ErrClosed) {
+		t.Errorf("seal after the stop: %v", err)
+	}
+	close(st.proceed)
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOpeningGivesBuffersBack: the payloads of the opening messages are released, whatever they say.
+func TestOpeningGivesBuffersBack(t *testing.T) {
+	v := &Volume{}
+	for _, body := range [][]byte{wire.HelloAckBody(replication.HelloAck{}, wire.Agreed{Version: wire.MaxVersion}), []byte("garbage")} {
+		b := block.NewBuffer(len(body))
+		copy(b.Bytes(), body)
+		m := replication.Message{Type: replication.MsgHelloAck, Data: b.Bytes(), Buf: b}
+		v.sessionInput(0, 1, nil, &m)
+		if m.Buf != nil {
+			t.Errorf("the buffer of an answer of %d bytes is kept", len(body))
+		}
+	}
+}
