@@ -2,6 +2,7 @@ package volume
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/replication"
@@ -20,6 +21,9 @@ func checkAttach(cfg *replication.Config, v *clusterdomain.View, node replicatio
 	if s := v.State(me.Domain); ok && !s.MayAttach() {
 		return &DomainStateError{Domain: replication.DomainID(me.Domain), State: s}
 	}
+	if err := checkInSync(cfg, v); err != nil {
+		return err
+	}
 	if cfg == nil || cfg.Coord == nil || cfg.Coord.Node == node {
 		return nil
 	}
@@ -32,4 +36,21 @@ func checkAttach(cfg *replication.Config, v *clusterdomain.View, node replicatio
 	default:
 		return fmt.Errorf("%w: on node %s (domain %s): detach it there first", replication.ErrBusy, cfg.Coord.Node, cfg.Coord.Domain)
 	}
+}
+
+// checkInSync wants an in-sync replica in a domain that is in service: in vain would the takeover wait for the others.
+func checkInSync(cfg *replication.Config, v *clusterdomain.View) error {
+	if cfg == nil || len(cfg.ISR) == 0 {
+		return nil
+	}
+	var where []string
+	for _, r := range cfg.ISR {
+		m := cfg.Members[r]
+		s := v.State(string(m.Domain))
+		if !s.MustStop() {
+			return nil
+		}
+		where = append(where, fmt.Sprintf("node %s (domain %s, %s)", m.Node, m.Domain, s))
+	}
+	return fmt.Errorf("%w in a domain that is in service, only on %s: activate that domain", replication.ErrNoInSyncReplica, strings.Join(where, ", "))
 }

@@ -108,11 +108,25 @@ func TestCheckAttach(t *testing.T) {
 	at := func(node, domain string) *replication.Config {
 		return &replication.Config{Coord: &replication.Coord{Node: replication.NodeID(node), Domain: replication.DomainID(domain)}}
 	}
+	inSync := func(domains ...string) *replication.Config {
+		cfg := &replication.Config{Members: map[replication.ReplicaID]replication.Member{}}
+		for _, d := range domains {
+			r := replication.ReplicaID(replication.NewUUID())
+			cfg.Members[r] = replication.Member{Node: replication.NodeID(d + "1"), Domain: replication.DomainID(d)}
+			cfg.ISR = append(cfg.ISR, r)
+		}
+		return cfg
+	}
 	for _, c := range []struct {
 		view string
 		cfg  *replication.Config
 		want error
 	}{
+		{"a1 a/FENCED\nb1 b", inSync("a", "b"), nil},
+		{"a1 a/FENCED\nb1 b", inSync("a"), replication.ErrNoInSyncReplica},
+		{"a1 a/INACTIVE\nb1 b", inSync("a"), replication.ErrNoInSyncReplica},
+		{"a1 a/REJOINING\nb1 b", inSync("a"), nil},
+		{"a1 a offline\nb1 b", inSync("a"), nil},
 		{"a1 a\nb1 b", &replication.Config{}, nil},
 		{"a1 a\nb1 b", at("b1", "b"), nil},
 		{"a1 a\nb1 b", at("a1", "a"), replication.ErrBusy},
