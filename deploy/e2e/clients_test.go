@@ -16,7 +16,7 @@ import (
 
 // TestNBDClients drives a replicated volume with NBD clients that nobody here wrote.
 func TestNBDClients(t *testing.T) {
-	need(t, "nbdinfo", "nbdcopy", "nbdsh", "qemu-img", "qemu-io", "fio", "cmp")
+	need(t, "nbdinfo", "nbdcopy", python, "qemu-img", "qemu-io", "fio", "cmp")
 	c := shared(t)
 	v := c.create(t, "clients", "128Mi")
 	uri := c.attach(t, v.home, v.name)
@@ -50,7 +50,7 @@ func TestNBDClients(t *testing.T) {
 		sh(t, "cmp", image, back)
 		c.identical(t, v.name)
 	}}, chapter{"nbdsh", func(t *testing.T) {
-		sh(t, "nbdsh", "-u", uri, "-c", `
+		sh(t, python, "-m", "nbd", "-u", uri, "-c", `
 h.pwrite(b"a" * 65536, 0, nbd.CMD_FLAG_FUA)
 h.zero(4096, 8192)
 h.trim(1 << 20, 64 << 20)
@@ -174,8 +174,8 @@ func (c *cluster) allocated(t *testing.T, v vol) [2]int64 {
 	id := c.inspect(t, "b1", v.name).Volume.ID
 	for i, node := range []string{v.home, v.away} {
 		files, err := filepath.Glob(filepath.Join(c.Node(node).Pool(), "replicas", id+".*", "head", "*"))
-		if err != nil || len(files) == 0 {
-			t.Fatalf("no chunk files of %s on %s (%v)", v.name, node, err)
+		if err != nil {
+			t.Fatal(err)
 		}
 		for _, f := range files {
 			var st unix.Stat_t

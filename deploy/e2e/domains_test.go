@@ -48,10 +48,11 @@ func TestLastCopy(t *testing.T) {
 	if out := c.ctl(t, v.away, "cluster", "domains", "show"); !strings.Contains(out, "FENCED") {
 		t.Errorf("alpha was deactivated with the loss accepted: %s", out)
 	}
-	// What is left is served, and what returns is made equal to it.
+	// What it has is not served behind the operator's back either, and is there again when the domain is.
+	c.refused(t, v.away, 4, []string{v.name, v.home, "FENCED"}, "host", "attach", v.name)
+	c.ctl(t, v.away, "cluster", "domains", "activate", "--name", alpha)
 	uri = c.attach(t, v.away, v.name)
-	sh(t, "nbdinfo", "--size", uri)
-	c.ctl(t, v.away, "--timeout", "1m", "cluster", "domains", "activate", "--name", alpha, "--wait")
+	w.check(t, uri)
 	c.inSync(t, v.away, v.name, time.Minute, v.home, v.away)
 	c.detach(t, v.away, v.name)
 	c.identical(t, v.name)
