@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -30,10 +31,12 @@ type runtime struct {
 	volumes *replvolume.Manager
 	lg      *zap.Logger
 
-	mu       sync.Mutex // one attach or detach at a time
 	nbd      *nbd.Server
 	fuseloop *fuseloop.Frontend
-	shown    map[replication.VolumeID]*showing
+
+	mu    sync.Mutex
+	shown map[replication.VolumeID]*showing
+	busy  map[replication.VolumeID]chan struct{} // volumes with an attach or detach under way; closed at its end
 }
 
 // showing is a volume shown by a front end.
@@ -43,10 +46,21 @@ type showing struct {
 	device     *replvolume.Volume
 }
 
+// lost reports whether the volume or its device node is gone, or about to.
+func (s *showing) lost() bool {
+	select {
+	case <-s.attachment.Done():
+	case <-s.device.Dead():
+	default:
+		return false
+	}
+	return true
+}
+
 var _ volume.Runtime = (*runtime)(nil)
 
 func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security, lg *zap.Logger) (*runtime, error) {
-	r := &runtime{c: c, volumes: m, lg: lg, shown: make(map[replication.VolumeID]*showing)}
+	r := &runtime{c: c, volumes: m, lg: lg, shown: make(map[replication.VolumeID]*showing), busy: make(map[replication.VolumeID]chan struct{})}
 	if c.Role == config.RoleWitness {
 		return r, nil
 	}
@@ -86,20 +100,57 @@ func (r *runtime) frontend(name string) (frontend.Frontend, error) {
 	return r.fuseloop, nil
 }
 
+// lock waits until no other attach or detach of the volume is under way.
+func (r *runtime) lock(ctx context.Context, id replication.VolumeID) (unlock func(), err error) {
+	for {
+		r.mu.Lock()
+		wait := r.busy[id]
+		if wait == nil {
+			done := make(chan struct{})
+			r.busy[id] = done
+			r.mu.Unlock()
+			return func() {
+				r.mu.Lock()
+				delete(r.busy, id)
+				r.mu.Unlock()
+				close(done)
+			}, nil
+		}
+		r.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: another attach or detach of the volume is under way: %w", replication.ErrStalled, ctx.Err())
+		}
+	}
+}
+
+func (r *runtime) showing(id replication.VolumeID) *showing {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.shown[id]
+}
+
 // Attach implements volume.Runtime.
 func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.AttachOptions) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if s := r.shown[id]; s != nil {
-		select {
-		case <-s.attachment.Done():
-			delete(r.shown, id)
-		default:
-			if o.Frontend != "" && string(s.kind) != o.Frontend {
-				return "", fmt.Errorf("%w: it is attached through front end %s; detach it first", frontend.ErrBusy, s.kind)
+	unlock, err := r.lock(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if s := r.showing(id); s != nil {
+		switch {
+		case s.lost():
+			select {
+			case <-s.attachment.Done():
+			case <-ctx.Done():
+				return "", fmt.Errorf("%w: the device of the attachment that was lost is still there: %w", replication.ErrStalled, ctx.Err())
 			}
+		case o.Frontend != "" && string(s.kind) != o.Frontend:
+			return "", fmt.Errorf("%w: it is attached through front end %s; detach it first", frontend.ErrBusy, s.kind)
+		default:
 			return s.attachment.Path(), nil
 		}
 	}
@@ -117,7 +168,9 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 		return "", errors.Join(err, r.volumes.Detach(ctx, id))
 	}
 	s := &showing{kind: fe.Kind(), attachment: a, device: v}
+	r.mu.Lock()
 	r.shown[id] = s
+	r.mu.Unlock()
 	go r.guard(id, s)
 	r.lg.Info("volume attached", zap.Stringer("volume-id", id), zap.String("path", a.Path()))
 	return a.Path(), nil
@@ -140,13 +193,18 @@ func (r *runtime) guard(id replication.VolumeID, s *showing) {
 
 // Detach implements volume.Runtime.
 func (r *runtime) Detach(ctx context.Context, id replication.VolumeID) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if s := r.shown[id]; s != nil {
+	unlock, err := r.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if s := r.showing(id); s != nil {
 		if err := s.attachment.Detach(ctx); err != nil {
 			return err
 		}
+		r.mu.Lock()
 		delete(r.shown, id)
+		r.mu.Unlock()
 	}
 	return r.volumes.Detach(ctx, id)
 }
@@ -154,11 +212,8 @@ func (r *runtime) Detach(ctx context.Context, id replication.VolumeID) error {
 // Status implements volume.Runtime.
 func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live {
 	var l volume.Live
-	if r.mu.TryLock() { // an attach under way has nothing to show yet
-		if s := r.shown[id]; s != nil {
-			l.Path, l.Frontend = s.attachment.Path(), string(s.kind)
-		}
-		r.mu.Unlock()
+	if s := r.showing(id); s != nil {
+		l.Path, l.Frontend = s.attachment.Path(), string(s.kind)
 	}
 	v := r.volumes.Volume(id)
 	if v == nil {
@@ -198,8 +253,9 @@ func (r *runtime) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	for id, s := range r.shown {
+	shown := maps.Clone(r.shown)
+	r.mu.Unlock()
+	for id, s := range shown {
 		if err := s.attachment.Detach(ctx); err != nil {
 			r.lg.Warn("device is taken away from its consumer", zap.Stringer("volume-id", id), zap.Error(err))
 			s.attachment.Kill()
