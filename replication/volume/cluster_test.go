@@ -83,6 +83,7 @@ type testStorage struct {
 	mem    *blocktest.Mem
 	mu     sync.Mutex
 	stored Stored
+	fail   error // of Persist
 }
 
 func newTestStorage(size int64) *testStorage {
@@ -99,6 +100,9 @@ func (s *testStorage) Stored() (Stored, error) {
 func (s *testStorage) Persist(m core.ReplicaMeta) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.fail != nil {
+		return s.fail
+	}
 	s.stored = Stored{Meta: m, LogLost: !m.Clean}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/tandem-storage/tandem/datapath/block/blocktest"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
+	"github.com/tandem-storage/tandem/replication/transport"
 	"github.com/tandem-storage/tandem/replication/wire"
 )
 
@@ -269,4 +270,80 @@ func TestOpeningGivesBuffersBack(t *testing.T) {
 			t.Errorf("the buffer of an answer of %d bytes is kept", len(body))
 		}
 	}
+}
+
+// TestPersistFails: a replica that cannot make its promise durable gives none; the
+// volume is taken over without it.
+func TestPersistFails(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	b.st.mu.Lock()
+	b.st.fail = errors.New("test: superblock cannot be written")
+	b.st.mu.Unlock()
+	v := a.attach()
+	c.awaitInSync(1)
+	if err := block.WriteAt(v, make([]byte, block.SectorSize), 0, block.FUA); err != nil {
+		t.Fatal(err)
+	}
+	if m := c.kv.config().Members[b.rep]; m.State == replication.MemberInSync {
+		t.Errorf("the replica without a promise is %v", m.State)
+	}
+	id := transport.Identity{Cluster: "test", Domain: a.dom, Node: a.id}
+	r, err := b.m.Seal(t.Context(), id, replication.SealRequest{Volume: c.vol, Replica: b.rep, Term: 1 << 40, Epoch: 1 << 40})
+	if err != nil || r.Status != replication.StatusIO {
+		t.Errorf("a seal afterwards: %v, %v", r.Status, err)
+	}
+}
+
+// TestGarbageSessions: whatever a node says first, or in between, the session ends
+// and the replica serves the others.
+func TestGarbageSessions(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	hello := func(h replication.Hello) replication.Message {
+		m := replication.Message{Type: replication.MsgHello, Session: 9, Term: 1}
+		fillHello(&m, h)
+		return m
+	}
+	with := func(m replication.Message, n int) replication.Message {
+		m.Buf = block.NewBuffer(n)
+		m.Data = m.Buf.Bytes()
+		clear(m.Data)
+		return m
+	}
+	good := hello(replication.Hello{Volume: c.vol, Replica: b.rep})
+	garbage := with(replication.Message{Type: replication.MsgHello, Session: 9}, 17)
+	for name, batch := range map[string][]replication.Message{
+		"a write first":         {with(replication.Message{Type: replication.MsgWrite, Length: 512}, 512)},
+		"a hello that is none":  {garbage},
+		"another replica":       {hello(replication.Hello{Volume: c.vol, Replica: a.rep})},
+		"another volume":        {hello(replication.Hello{Volume: replication.VolumeID(replication.NewUUID()), Replica: b.rep})},
+		"garbage after a hello": {good, with(replication.Message{Type: replication.MsgWrite, Session: 9, Seq: 1, Length: 512}, 512), with(replication.Message{Type: replication.MsgHello, Session: 9}, 3)},
+	} {
+		conn, err := c.net.Peer(a.id, b.id).Session(t.Context(), c.vol)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Send(batch); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for err == nil { // refusals, then the end
+			var msgs []replication.Message
+			if msgs, err = conn.Recv(); err == nil && msgs[0].Type != replication.MsgNack {
+				t.Errorf("%s: answered by %v", name, msgs[0].Type)
+			}
+		}
+		conn.Close()
+	}
+	v := a.attach()
+	if err := block.WriteAt(v, make([]byte, block.SectorSize), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	detach(t, a)
+	c.awaitInSync(2)
+	c.eventually("the end of all sessions", func() bool {
+		b.m.mu.Lock()
+		defer b.m.mu.Unlock()
+		return len(b.m.mu.sessions) == 0
+	})
 }
