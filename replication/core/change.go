@@ -51,6 +51,7 @@ func (c *Coordinator) progress() {
 	for c.advanceStage() {
 	}
 	c.driveRound()
+	c.reconcileReads()
 	c.dispatchWaiting()
 }
 
@@ -82,7 +83,7 @@ func (c *Coordinator) advanceStage() bool {
 			c.holdAcks = true // released by the eviction, which commits to the rest
 			for i := range c.m {
 				if lost.has(i) {
-					c.requestEvict(i, "not reachable at takeover")
+					c.requestEvict(i, suspected)
 				}
 			}
 			return true
@@ -97,45 +98,17 @@ func (c *Coordinator) advanceStage() bool {
 	return false
 }
 
-// requestEvict notes that member i has to leave the in-sync set.
-func (c *Coordinator) requestEvict(i int, why string) {
-	if c.isr.has(i) && !c.evictReq.has(i) {
-		c.evictReq |= bit(i)
-		c.evictWhy[i] = why
-	}
-	if c.join != nil && c.join.q == i {
-		c.join.fail(why)
-	}
-}
-
-// suspected is why a member is evicted that merely cannot be reached.
-const suspected = "not reachable"
-
-// pardon drops the wish to evict member i if it was only out of reach.
-func (c *Coordinator) pardon(i int) {
-	if c.evictReq.has(i) && c.evictWhy[i] == suspected {
-		c.evictReq &^= bit(i)
-	}
-}
-
-// evictable reports whether the eviction wished for may begin (5.2, guards).
-func (c *Coordinator) evictable() (rest mask, ok bool) {
-	q := c.evictReq & c.isr
-	rest = c.isr &^ q
-	return rest, q != 0 && rest != 0 && c.openSet().covers(rest) && c.cfg.Protection != replication.MaxProtection
-}
-
 // nextChange begins the most urgent change, if there is one to begin.
 func (c *Coordinator) nextChange() bool {
 	if rest, ok := c.evictable(); ok {
 		c.holdAcks = true
 		c.change = &change{kind: changeEvict, q: c.isr &^ rest, isr: rest}
-		c.prepareRound(rest, c.all()&^(rest|c.syncing()))
+		c.prepareRound(rest, c.all()&^rest)
 		return true
 	}
-	if c.holdAcks && c.openSet().covers(c.isr) && c.evictReq&c.isr == 0 {
+	if c.holdAcks && c.openSet().covers(c.isr) && c.wished() == 0 {
 		c.change = &change{kind: changeRestore, isr: c.isr}
-		c.prepareRound(c.isr, c.all()&^(c.isr|c.syncing()))
+		c.commitRound(c.isr, false)
 		return true
 	}
 	if j := c.join; j != nil && j.failed != "" {
@@ -183,8 +156,8 @@ func (c *Coordinator) advanceChange() bool {
 
 func (c *Coordinator) endChange() { c.change, c.round = nil, nil }
 
-// lostOf is the members of s that are wished to be evicted.
-func (c *Coordinator) lostOf(s mask) mask { return c.evictReq & s }
+// lostOf is the members of s that are to be evicted.
+func (c *Coordinator) lostOf(s mask) mask { return c.wished() & s }
 
 func (c *Coordinator) advanceEvict(ch *change) bool {
 	switch ch.step {
@@ -210,7 +183,7 @@ func (c *Coordinator) advanceEvict(ch *change) bool {
 		switch {
 		case c.round.done():
 			c.endChange()
-			if c.evictReq&c.isr == 0 {
+			if c.wished() == 0 {
 				c.holdAcks = false
 			}
 			c.settleAll()
@@ -230,8 +203,6 @@ func (c *Coordinator) evictedState(i int) (replication.MemberState, string) {
 	}
 	return replication.MemberStale, c.evictWhy[i]
 }
-
-const diskFailed = "disk failed"
 
 // ChangeDone brings the outcome of a Change. rev is the revision in force; cfg is
 // the configuration in force for ChangeConflict.
@@ -291,7 +262,7 @@ func (c *Coordinator) changed(ch *change) {
 	case changeDetach:
 		ch.step = stepCommit
 		ch.until = c.now + c.o.SealTimeout
-		c.commitRound(c.isr, c.reconcile.Count() == 0)
+		c.commitRound(c.isr, c.flushGood && c.reconcile.Count() == 0)
 	case changeRestore:
 	}
 }
@@ -380,7 +351,7 @@ func (c *Coordinator) advanceDetach(ch *change) bool {
 	}
 	switch ch.step {
 	case stepQuiesce:
-		if c.quiet() && len(c.waiting) == 0 {
+		if c.quiet() && len(c.waiting) == 0 && !c.flushing { // a flush under way may cover less
 			c.hold = true
 			ch.step = stepFlush
 			c.flushNow()
@@ -402,13 +373,8 @@ func (c *Coordinator) advanceDetach(ch *change) bool {
 		if c.round.done() || c.now >= ch.until {
 			// A replica that did not get the message counts as stopped uncleanly: slower, not wrong.
 			c.stage = stageDetached
-			for i, m := range c.m {
-				if m.open || m.pending {
-					c.ready.Disconnect = append(c.ready.Disconnect, Session{To: i, ID: m.sess})
-					m.open, m.pending = false, false
-				}
-			}
 			c.endChange()
+			c.abortAll(replication.ErrClosed) // what came after the drain
 			c.event(Event{Kind: EventDetached})
 		}
 	default:

@@ -90,6 +90,7 @@ type Coordinator struct {
 	unflushed int64 // bytes written since the last flush was dispatched
 	wroteSeq  bool  // something was written since the last flush was dispatched
 	flushing  bool  // an internal flush is in flight
+	flushGood bool  // the last internal flush succeeded
 	lastFlush int64
 
 	blocks    int     // ResyncBlocks of the volume
@@ -101,6 +102,7 @@ type Coordinator struct {
 	joinAt    int64 // earliest time of the next join attempt
 	tokens    int64 // bytes that resync may start now
 	tokensAt  int64
+	copyAt    int64 // earliest time of the next copy, after one that failed
 
 	ready   Ready
 	freeIOs []*IO // internal flushes
@@ -113,9 +115,10 @@ type member struct {
 	up      bool // its node answers beats
 	sess    replication.SessionID
 	open    bool
-	pending bool // a Connect is under way
-	downAt  int64
-	tryAt   int64
+	pending bool               // a Connect is under way
+	upAt    int64              // when its session opened
+	downAt  int64              // when it was lost
+	tryAt   int64              // earliest time of the next attempt to open one
 	boot    replication.BootID // of the current attachment; zero until known
 	stable  replication.Seq    // last StableSeq told
 	lag     int64              // bytes sent and not acknowledged
@@ -205,6 +208,8 @@ func New(o Options, cfg *replication.Config, rev uint64) *Coordinator {
 		flight: newFlightTable(),
 		blocks: int((cfg.Size + replication.ResyncBlock - 1) / replication.ResyncBlock),
 		reqs:   make(map[replication.Seq]copyRequest),
+
+		lastSeq: 1, // so that the first flush covers something: what there was before this term
 	}
 	c.reconcile = NewBitmap(c.blocks)
 	for _, id := range ids {
@@ -259,11 +264,14 @@ func (c *Coordinator) Propose(now int64, io *IO) {
 	io.slot, io.from, io.born = -1, -1, now
 	io.targets, io.acked, io.full, io.failed, io.damaged, io.cover = 0, 0, 0, 0, 0, 0
 	io.delivered, io.internal, io.copy = false, false, nil
+	if io.Kind == replication.MsgFlush {
+		io.Off, io.Len = 0, 0 // it has no range: it overlaps nothing
+	}
 	switch {
 	case c.stage == stageDead || c.stage == stageDetached:
 		c.complete(io, c.deadErr())
 		c.release(io)
-	case len(c.waiting) == 0 && c.dispatchable(io):
+	case c.dispatchable(io) && !c.behind(io):
 		c.dispatch(io)
 	default:
 		c.enqueue(io)
@@ -311,7 +319,10 @@ func (c *Coordinator) SetUsable(now int64, i int, usable bool) {
 	}
 	m.usable = usable
 	if !usable && c.stage == stageServing {
-		c.requestEvict(i, "cluster domain is not active")
+		c.requestEvict(i, domainClosed)
+	}
+	if usable {
+		c.pardon(i, domainClosed)
 	}
 	c.progress()
 }
@@ -328,7 +339,7 @@ func (c *Coordinator) SetUp(now int64, i int, up bool) {
 		m.tryAt = now
 		c.joinAt = min(c.joinAt, now)
 		if m.open {
-			c.pardon(i)
+			c.pardon(i, suspected)
 		}
 	case c.stage == stageServing:
 		c.requestEvict(i, suspected)
@@ -341,6 +352,9 @@ func (c *Coordinator) ConfigSeen(now int64, cfg *replication.Config) {
 	c.now = now
 	if c.stage == stageDead || c.stage == stageDetached || cfg.Epoch <= c.cfg.Epoch || c.stage <= stageElecting {
 		return
+	}
+	if c.changeSent && c.change != nil && cfg.ProposalID == c.change.next.ProposalID {
+		return // its own change, of which it has not been told yet
 	}
 	if !c.mine(cfg) {
 		c.die(replication.ErrDeposed)
@@ -360,6 +374,12 @@ func (c *Coordinator) die(err error) {
 	c.stage, c.dead = stageDead, err
 	c.change, c.round, c.join = nil, nil, nil
 	clear(c.ctl)
+	c.abortAll(err)
+	c.event(Event{Kind: EventDied, Err: err})
+}
+
+// abortAll fails every request and ends every session.
+func (c *Coordinator) abortAll(err error) {
 	c.jobs = nil
 	clear(c.reqs)
 	for len(c.flight.ios) > 0 {
@@ -379,7 +399,6 @@ func (c *Coordinator) die(err error) {
 			m.open, m.pending = false, false
 		}
 	}
-	c.event(Event{Kind: EventDied, Err: err})
 }
 
 // complete answers the consumer, once.

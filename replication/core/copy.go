@@ -59,12 +59,14 @@ type copyRequest struct {
 	off  int64
 	n    int64
 	dst  mask // askRead: who needs the block
+	sent int64
 }
 
 // request sends a message that is answered by copyAnswer.
 func (c *Coordinator) request(r copyRequest, msg replication.Message) {
 	c.lastSeq++
 	msg.Seq = c.lastSeq
+	r.sent = c.now
 	c.reqs[msg.Seq] = r
 	if r.job != nil {
 		r.job.open++
@@ -86,7 +88,7 @@ func (c *Coordinator) unreconciled(off, n int64) bool {
 
 // budget says whether another span may start, and takes it from the rate.
 func (c *Coordinator) budget(n int64) bool {
-	if len(c.jobs) >= c.o.ResyncWindow {
+	if len(c.jobs) >= c.o.ResyncWindow || c.now < c.copyAt {
 		return false
 	}
 	if c.o.ResyncRate <= 0 {
@@ -95,7 +97,9 @@ func (c *Coordinator) budget(n int64) bool {
 	if c.tokensAt == 0 {
 		c.tokensAt = c.now
 	}
-	c.tokens = min(c.tokens+(c.now-c.tokensAt)*c.o.ResyncRate/1e9, max(c.o.ResyncRate, copySpan))
+	full := max(c.o.ResyncRate, copySpan) // the most that may gather
+	earned := float64(c.now-c.tokensAt) * float64(c.o.ResyncRate) / 1e9
+	c.tokens = min(c.tokens+int64(min(earned, float64(full))), full)
 	c.tokensAt = c.now
 	if c.tokens < n {
 		return false
@@ -127,12 +131,20 @@ func (c *Coordinator) fillCopies() {
 	}
 }
 
-// fillReconcile starts spans of D: first those that a read waits for, then the sweep.
-func (c *Coordinator) fillReconcile() {
-	if c.reconcile.Count() == 0 || c.stage != stageServing || c.hold || c.holdAcks || !c.openSet().covers(c.isr) {
+// mayReconcile reports whether spans of D may be copied now, and the authority.
+func (c *Coordinator) mayReconcile() (src int, ok bool) {
+	if c.reconcile.Count() == 0 || c.stage != stageServing || c.hold || c.holdAcks || !c.openSet().covers(c.isr) || c.now < c.copyAt {
+		return -1, false
+	}
+	return c.prefer(c.isr), true
+}
+
+// reconcileReads starts the spans of D that a read waits for.
+func (c *Coordinator) reconcileReads() {
+	src, ok := c.mayReconcile()
+	if !ok {
 		return
 	}
-	src := c.prefer(c.isr)
 	dst := c.isr &^ bit(src)
 	for _, io := range c.waiting {
 		if io.Kind != replication.MsgRead || io.copy != nil {
@@ -146,6 +158,15 @@ func (c *Coordinator) fillReconcile() {
 			b = c.reconcile.Next(next)
 		}
 	}
+}
+
+// sweep reconciles the rest of D.
+func (c *Coordinator) sweep() {
+	src, ok := c.mayReconcile()
+	if !ok {
+		return
+	}
+	dst := c.isr &^ bit(src)
 	for {
 		b := c.reconcile.Next(c.cursor)
 		if b < 0 {
@@ -261,12 +282,8 @@ func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
 	r.job.failed = true
 	switch {
 	case st == replication.StatusCRC: // tried again
-	case c.isr.has(r.to):
-		if c.isr != bit(r.to) {
-			c.requestEvict(r.to, diskFailed)
-		}
-	case c.join != nil && c.join.q == r.to:
-		c.join.fail("refused a resync write: " + st.String())
+	default:
+		c.requestEvict(r.to, refusal(st))
 	}
 }
 
@@ -316,6 +333,7 @@ func (c *Coordinator) endJob(j *copyJob) {
 	c.jobs = slices.DeleteFunc(c.jobs, func(k *copyJob) bool { return k == j })
 	c.retry = true
 	if j.failed {
+		c.copyAt = c.now + c.o.RetryInterval
 		return
 	}
 	marks := c.reconcile
@@ -327,6 +345,9 @@ func (c *Coordinator) endJob(j *copyJob) {
 	}
 	for b := j.io.Off / replication.ResyncBlock; b*replication.ResyncBlock < j.io.Off+j.io.Len; b++ {
 		marks.Clear(int(b))
+	}
+	if j.reconcile && marks.Count() == 0 {
+		c.wroteSeq = true // a flush settles what the activity logs have
 	}
 	if !j.reconcile {
 		c.event(Event{Kind: EventResyncProgress, Replica: c.m[c.join.q].id, Dirty: marks.Count()})

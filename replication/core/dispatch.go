@@ -1,6 +1,8 @@
 package core
 
 import (
+	"slices"
+
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 )
@@ -47,6 +49,16 @@ func (c *Coordinator) protectionStall() bool {
 	return false
 }
 
+// behind reports whether io has to wait for one that came before it.
+func (c *Coordinator) behind(io *IO) bool {
+	for _, w := range c.waiting {
+		if overlap(w, io) {
+			return true
+		}
+	}
+	return false
+}
+
 func (c *Coordinator) enqueue(io *IO) {
 	c.waiting = append(c.waiting, io)
 	if io.Kind == replication.MsgRead && c.stage == stageServing && c.unreconciled(io.Off, io.Len) {
@@ -84,7 +96,7 @@ func (c *Coordinator) dispatchWaiting() {
 // dispatch numbers a request and sends it.
 func (c *Coordinator) dispatch(io *IO) {
 	c.lastSeq++
-	io.seq = c.lastSeq
+	io.seq, io.sent = c.lastSeq, c.now
 	c.flight.add(io)
 	switch {
 	case io.copy != nil:
@@ -149,17 +161,14 @@ func (c *Coordinator) need() mask {
 
 // settle completes and removes a request as far as its answers allow.
 func (c *Coordinator) settle(io *IO) {
-	if c.holdAcks {
-		return
-	}
-	need := c.need()
-	if bad := (io.full | io.failed) & c.isr; bad != 0 && !io.delivered {
+	if bad := (io.full | io.failed) & c.isr; bad != 0 {
 		if !(io.acked | bad).covers(c.isr) {
 			return // some have not answered yet
 		}
 		switch {
 		case bad == c.isr:
-			// No copy took it: the consumer is told, nobody is evicted (I2).
+			// No copy took it: the consumer is told, even while acknowledgements are
+			// held, for an error promises nothing; nobody is evicted (I2).
 			err := block.ErrIO
 			if io.full&c.isr != 0 {
 				err = block.ErrNoSpace
@@ -170,7 +179,7 @@ func (c *Coordinator) settle(io *IO) {
 		case io.failed&c.isr == 0:
 			for i := range c.m {
 				if (io.full & c.isr).has(i) {
-					c.requestEvict(i, "no space")
+					c.requestEvict(i, noSpace)
 				}
 			}
 			return
@@ -178,11 +187,18 @@ func (c *Coordinator) settle(io *IO) {
 			return // the eviction is under way
 		}
 	}
-	if !io.acked.covers(need) {
+	if c.holdAcks || !io.acked.covers(c.need()) {
 		return
 	}
-	c.complete(io, nil)
+	held := !io.delivered && !io.internal && c.protectionStall()
+	if !held {
+		c.complete(io, nil)
+	}
 	if !io.acked.covers(io.targets & (c.isr | c.syncing())) {
+		return
+	}
+	if held {
+		c.repeat(io)
 		return
 	}
 	c.flight.remove(io)
@@ -191,6 +207,15 @@ func (c *Coordinator) settle(io *IO) {
 		c.flushDone(io)
 	}
 	c.release(io)
+}
+
+// repeat puts a request back that every replica has done: under max_protection
+// it counts only with the one that was evicted meanwhile, when that is back.
+func (c *Coordinator) repeat(io *IO) {
+	c.flight.remove(io)
+	io.targets, io.acked, io.full, io.failed, io.damaged = 0, 0, 0, 0, 0
+	c.waiting = slices.Insert(c.waiting, 0, io) // nothing that overlaps may pass it
+	c.retry = true
 }
 
 // differ notes that the in-sync members may differ in the range of io.
@@ -208,6 +233,7 @@ func (c *Coordinator) differ(io *IO) {
 func (c *Coordinator) flushDone(io *IO) {
 	if io.internal {
 		c.flushing = false
+		c.flushGood = io.failed|io.full == 0
 	}
 	if c.reconcile.Count() == 0 && io.failed|io.full == 0 && io.cover > c.stable {
 		c.stable = io.cover
@@ -275,8 +301,9 @@ func (c *Coordinator) readDone(io *IO, msg *replication.Message) {
 }
 
 func (c *Coordinator) readFailed(io *IO, i int, st replication.Status) {
-	if st != replication.StatusCRC {
+	if st != replication.StatusCRC || io.damaged.has(i) {
 		io.failed |= bit(i)
 	}
+	io.damaged |= bit(i)
 	c.again(io)
 }

@@ -50,29 +50,32 @@ func (c *Coordinator) Stall() Stall {
 	switch c.stage {
 	case stageServing:
 	case stageSealing:
-		if c.round != nil && c.round.got == 0 && c.now >= c.sealUntil {
+		if _, ok := c.sealed(); !ok && c.now >= c.sealUntil {
 			return StallNoReplica
 		}
 		return StallTakeover
 	case stageDead, stageDetached, stageIdle:
 		return StallNotAttached
 	case stageElecting, stagePreparing, stageActivating, stageCommitting:
-		if c.kvdbDown {
+		switch {
+		case c.kvdbDown:
 			return StallKVDB
+		case c.round != nil && c.round.got == 0 && c.now >= c.sealUntil:
+			return StallNoReplica
 		}
 		return StallTakeover
 	}
 	switch {
-	case c.detachReq:
-		return StallDetaching
+	case c.change != nil && c.kvdbDown && (c.holdAcks || c.detachReq):
+		return StallKVDB
 	case c.protectionStall():
 		return StallProtection
-	case c.change != nil && c.holdAcks && c.kvdbDown:
-		return StallKVDB
 	case !c.openSet().covers(c.isr):
 		return StallNeedReplica
 	case c.holdAcks:
 		return StallConfigChange
+	case c.detachReq:
+		return StallDetaching
 	case c.hold:
 		return StallResyncStart
 	}

@@ -21,6 +21,7 @@ type IO struct {
 	seq       replication.Seq
 	slot      int   // position in Coordinator.flight, -1 outside
 	born      int64 // when it was proposed, ns
+	sent      int64 // when it was dispatched
 	targets   mask  // members that it was sent to, or will be when their session opens
 	acked     mask
 	full      mask            // members that answered no-space

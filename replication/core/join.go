@@ -56,7 +56,7 @@ func (c *Coordinator) advanceJoin() bool {
 		c.request(copyRequest{to: j.q, kind: askFlush}, replication.Message{Type: replication.MsgFlush})
 		return false
 	}
-	if j.flushed {
+	if j.flushed && c.wished() == 0 { // an eviction goes first
 		c.change = &change{kind: changeJoin, step: stepPropose, q: bit(j.q), isr: c.isr | bit(j.q)}
 		return true
 	}
@@ -66,7 +66,7 @@ func (c *Coordinator) advanceJoin() bool {
 // beginJoin seals a member that is out of sync and seems to be there.
 func (c *Coordinator) beginJoin() bool {
 	if c.reconcile.Count() > 0 || c.holdAcks || c.now < c.joinAt {
-		c.fillReconcile()
+		c.sweep()
 		return false
 	}
 	for i, m := range c.m {
@@ -101,7 +101,7 @@ func (c *Coordinator) beginStartSync() bool {
 
 func (c *Coordinator) advanceStartSync(ch *change) bool {
 	j := c.join
-	if ch.step != stepCAS && ch.step != stepCommit && (j.failed != "" || c.now >= ch.until || c.evictReq&c.isr != 0) {
+	if ch.step != stepCAS && (j.failed != "" || c.now >= ch.until || c.wished() != 0) {
 		j.fail("could not start in time")
 		c.abandonStartSync(j.failed)
 		return true
@@ -129,12 +129,21 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 			j.todo = NewBitmap(c.blocks)
 			j.todo.OrBytes(r.Dirty.Bits)
 			c.markActive(j.todo, j.seal)
+			ch.step = stepPropose
 			if !c.related(j) {
+				// The maps do not say what it lacks. They have to before it is told anything,
+				// for after that it looks related.
 				j.todo.SetAll()
+				ch.step = stepPrepare
+				c.prepareRound(c.isr, c.all()&^c.isr, c.m[j.q].id)
 			}
 			j.total = j.todo.Count()
-			ch.step = stepPropose
 		}})
+	case stepPrepare:
+		if c.round.done() {
+			c.round, ch.step = nil, stepPropose
+			return true
+		}
 	case stepPropose:
 		n := c.next("start resync")
 		v := n.Members[c.m[j.q].id]
@@ -145,24 +154,15 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 		c.propose(n)
 	case stepConnect:
 		if c.m[j.q].open {
-			ch.step = stepCommit
-			j.mirrored = true // so that next and the rounds count it in
-			c.prepareRound(c.isr, c.all()&^(c.isr|bit(j.q)))
-			return true
-		}
-	case stepCommit:
-		switch {
-		case c.round.done():
+			// From here it gets every write. The in-sync members keep their dirty map of
+			// it and go on marking until it joins, so that nothing is forgotten however
+			// the resync ends.
+			j.mirrored = true
 			c.endChange()
 			c.hold = false
 			c.retry = true
 			c.event(Event{Kind: EventResyncStarted, Replica: c.m[j.q].id, Dirty: j.total})
 			return true
-		case j.failed != "" || c.lostOf(c.isr) != 0:
-			j.fail("an in-sync replica was lost at the start")
-			c.endChange()
-			c.hold = false
-			return true // stop-sync follows, with its own prepare
 		}
 	default: // stepDirty, stepCAS, stepTell: an answer will come
 	}
@@ -173,6 +173,9 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 // the dirty map says all that it lacks (I21).
 func (c *Coordinator) related(j *join) bool {
 	s, v := j.seal, c.cfg.Members[c.m[j.q].id]
+	if s.Epoch == 0 {
+		return false // it was never part of the volume
+	}
 	if s.Epoch == v.LeftEpoch && s.Gen == v.LeftGen {
 		return true
 	}
@@ -246,34 +249,21 @@ func (c *Coordinator) forgetJoin() {
 	m.tryAt = c.joinAt
 }
 
-// beginStopSync brings a SYNCING member back to STALE: first the others mark
-// what it lacks, then it is dropped, then the configuration says so.
+// beginStopSync brings a SYNCING member back to STALE: it is dropped, then the
+// configuration says so. What it lacks is marked at the others all the time.
 func (c *Coordinator) beginStopSync() bool {
-	if !c.openSet().covers(c.isr) {
-		return false
-	}
-	c.change = &change{kind: changeStopSync, step: stepPrepare, q: bit(c.join.q), isr: c.isr}
-	c.prepareRound(c.isr, c.all()&^c.isr)
+	j := c.join
+	c.change = &change{kind: changeStopSync, step: stepPropose, q: bit(j.q), isr: c.isr}
+	c.event(Event{Kind: EventResyncStopped, Replica: c.m[j.q].id, Reason: j.failed})
+	c.forgetJoin()
+	c.settleAll()
 	return true
 }
 
 func (c *Coordinator) advanceStopSync(ch *change) bool {
 	switch ch.step {
-	case stepPrepare:
-		switch {
-		case c.round.done():
-			j := c.join
-			c.event(Event{Kind: EventResyncStopped, Replica: c.m[j.q].id, Reason: j.failed})
-			c.forgetJoin()
-			c.settleAll()
-			ch.step = stepPropose
-			return true
-		case c.lostOf(c.isr) != 0:
-			c.endChange()
-			return true
-		}
 	case stepPropose:
-		if c.lostOf(c.isr) != 0 {
+		if c.wished() != 0 {
 			c.endChange() // next says STALE in any case
 			return true
 		}
@@ -309,6 +299,12 @@ func (c *Coordinator) advanceFinishJoin(ch *change) bool {
 		}
 	case stepCommit:
 		if c.round.done() || c.lostOf(c.isr) != 0 {
+			for i, m := range c.m {
+				if ch.q.has(i) {
+					m.stable = 0 // while it was no member it did not listen
+				}
+			}
+			c.wroteSeq = true // a flush settles what its activity log has
 			c.endChange()
 			return true
 		}

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"math"
 	"slices"
 
 	"github.com/tandem-storage/tandem/datapath/block"
@@ -17,7 +18,7 @@ type ReplicaMeta struct {
 	Missing     []replication.ReplicaID // members that a dirty map is kept for
 	Incarnation replication.UUID        // of the kvdb
 	Lossy       bool                    // power was lost and what is missing has not been repaired
-	Clean       bool                    // every write is settled: a stop now is a clean stop
+	Clean       bool                    // every write is settled, and no session is open
 }
 
 // ReplicaOptions configure a Replica.
@@ -53,10 +54,11 @@ type Replica struct {
 	busy  bool           // the first of queue waits for a persist
 
 	// al has, by region, 0 or 1 + the number of the last write to it in this term.
-	// 1 stands for a write of an earlier term.
+	// 1 stands for a write of an earlier term or process.
 	al      []replication.Seq
 	stable  replication.Seq // of this term: writes up to it are settled everywhere
 	logLost bool
+	lostTo  replication.Seq // numbers up to here may have been used before this process
 	dirty   map[replication.ReplicaID]*Bitmap
 	maps    []*Bitmap // the values of dirty, for the hot path
 	faulted bool
@@ -119,7 +121,7 @@ func NewReplica(o ReplicaOptions) *Replica {
 	r := &Replica{
 		o: o, meta: o.Meta, logLost: o.LogLost,
 		al:    make([]replication.Seq, (o.Size+replication.RegionSize-1)/replication.RegionSize),
-		dirty: make(map[replication.ReplicaID]*Bitmap),
+		dirty: make(map[replication.ReplicaID]*Bitmap), lostTo: math.MaxUint64,
 	}
 	r.faulted = o.Meta.State == replication.MemberFaulted
 	for _, g := range o.Active {
@@ -213,7 +215,15 @@ func (r *Replica) active() []uint32 {
 	return a
 }
 
-func (r *Replica) retired(s replication.Seq) bool { return r.stable > 0 && s <= r.stable+1 }
+// retired reports whether the log may forget a region of entry s. An entry from
+// before this process or term has no number: it waits until all are settled that
+// may have been given out by then.
+func (r *Replica) retired(s replication.Seq) bool {
+	if s == 1 {
+		return r.stable > 0 && r.stable >= r.lostTo
+	}
+	return s <= r.stable+1
+}
 
 // newTerm carries the activity log over to a new term, with numbers of its own.
 func (r *Replica) newTerm() {
@@ -226,7 +236,7 @@ func (r *Replica) newTerm() {
 			r.al[g] = 1
 		}
 	}
-	r.stable = 0
+	r.stable, r.lostTo = 0, 0
 }
 
 // ConnClosed tells that a connection ended. What it started goes on in the kernel.
@@ -389,7 +399,13 @@ func (r *Replica) performPrepare(t *replicaTask) bool {
 		t.reply.Prepare.Status = replication.StatusFenced
 		return false
 	}
-	r.setMissing(q.Missing)
+	for _, id := range r.setMissing(q.Missing) {
+		// A map begins with what this replica has in its log. That is all that the
+		// member may lack only if it was in sync so far.
+		if !slices.Contains(r.meta.ISR, id) {
+			r.dirty[id].SetAll()
+		}
+	}
 	for _, id := range q.Missing {
 		m := r.dirty[id]
 		if r.logLost || slices.Contains(q.MarkAll, id) {
@@ -409,8 +425,9 @@ func (r *Replica) markActive(m *Bitmap) {
 	}
 }
 
-// setMissing makes ids the set of members that maps are kept for.
-func (r *Replica) setMissing(ids []replication.ReplicaID) {
+// setMissing makes ids the set of members that maps are kept for, and returns
+// those whose map is new and empty.
+func (r *Replica) setMissing(ids []replication.ReplicaID) (added []replication.ReplicaID) {
 	for q := range r.dirty {
 		if !slices.Contains(ids, q) {
 			delete(r.dirty, q)
@@ -419,10 +436,12 @@ func (r *Replica) setMissing(ids []replication.ReplicaID) {
 	for _, q := range ids {
 		if r.dirty[q] == nil {
 			r.dirty[q] = r.newMap()
+			added = append(added, q)
 		}
 	}
 	r.meta.Missing = slices.Clone(ids)
 	r.listMaps()
+	return added
 }
 
 func (r *Replica) performCommit(t *replicaTask) bool {
@@ -439,27 +458,24 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 		t.reply.Commit.Status = replication.StatusEpoch
 		return false
 	}
-	self := cfg.Members[r.o.Replica]
+	self, ok := cfg.Members[r.o.Replica]
+	if !ok {
+		t.reply.Commit.Status = replication.StatusNotFound
+		return false
+	}
 	r.meta.Epoch, r.meta.Gen, r.meta.ISR = cfg.Epoch, cfg.Gen, slices.Clone(cfg.ISR)
 	r.meta.State = self.State
 	t.reply.Commit.Epoch = cfg.Epoch
 	if self.State == replication.MemberInSync {
 		var missing []replication.ReplicaID
-		for id, m := range cfg.Members {
-			if id != r.o.Replica && !cfg.InISR(id) && m.State != replication.MemberSyncing {
+		for id := range cfg.Members {
+			if !cfg.InISR(id) {
 				missing = append(missing, id)
 			}
 		}
 		slices.SortFunc(missing, func(a, b replication.ReplicaID) int { return slices.Compare(a[:], b[:]) })
-		had := slices.Clone(r.meta.Missing)
-		r.setMissing(missing)
-		for _, id := range missing {
-			if !slices.Contains(had, id) {
-				r.markActive(r.dirty[id])
-				if r.logLost {
-					r.dirty[id].SetAll()
-				}
-			}
+		for _, id := range r.setMissing(missing) {
+			r.dirty[id].SetAll() // it left while this replica was not told
 		}
 	}
 	if q.Settled && self.State == replication.MemberInSync {
@@ -478,6 +494,7 @@ func (r *Replica) performHello(t *replicaTask) {
 		return
 	}
 	r.conn, r.session = t.conn, t.msg.Session
+	r.meta.Clean = false
 	msg.Type, msg.Credit = replication.MsgHelloAck, r.o.Credit
 	r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: t.conn, Msg: msg})
 }

@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"math"
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
@@ -14,9 +15,13 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) {
 		r.nack(conn, msg.Session, msg.Seq, replication.StatusFenced)
 		return
 	}
+	if msg.Type == replication.MsgStable && msg.Seq != 0 && r.lostTo == math.MaxUint64 { // first of a session
+		r.lostTo = msg.Seq
+	}
 	if msg.StableSeq > r.stable && r.meta.State == replication.MemberInSync {
 		// Settled everywhere: these regions need no comparison after a crash (I13).
-		r.stable, r.logLost = msg.StableSeq, false
+		r.stable = msg.StableSeq
+		r.logLost = r.logLost && r.stable < r.lostTo
 		if r.meta.Lossy {
 			r.meta.Lossy = false
 			r.enqueue(&replicaTask{})
@@ -116,6 +121,9 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 	alive := io.conn == r.conn && io.session == r.session
 	msg := replication.Message{Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
 	modifies := io.Kind != replication.MsgRead && io.Kind != replication.MsgHashReq
+	if modifies && r.faulted && err == nil {
+		err = block.ErrIO // an error is told once: success after it means nothing (I25)
+	}
 	switch {
 	case err == nil:
 		msg.Type = replication.MsgAck
@@ -131,7 +139,7 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 			msg.Flags |= replication.FlagStable
 		}
 		msg.Credit = uint32(len(io.Data))
-	case errors.Is(err, block.ErrNoSpace):
+	case errors.Is(err, block.ErrNoSpace) && io.Kind != replication.MsgFlush:
 		msg.Type, msg.Status, msg.Credit = replication.MsgNack, replication.StatusNoSpace, uint32(len(io.Data))
 	case errors.Is(err, block.ErrClosed):
 		msg.Type, msg.Status = replication.MsgNack, replication.StatusShuttingDown

@@ -40,28 +40,16 @@ func (c *Coordinator) watchMembers() {
 
 // watchRequests looks for requests that take too long.
 func (c *Coordinator) watchRequests() {
-	want := c.isr | c.syncing()
-	for _, io := range slices.Clone(c.flight.ios) {
-		age := c.now - io.born
-		if io.copy == nil && age >= c.o.OpTimeout {
-			late := io.targets & want &^ io.acked & c.openSet()
-			if io.Kind == replication.MsgRead && io.from >= 0 {
-				late = bit(io.from) & want
-			}
-			for i := range c.m {
-				if late.has(i) {
-					c.requestEvict(i, "does not answer a request")
-				}
-			}
-		}
-		if c.o.StallTimeout > 0 && age >= c.o.StallTimeout && io.copy == nil {
+	c.watchSlow()
+	if c.o.StallTimeout <= 0 {
+		return
+	}
+	for _, io := range c.flight.ios {
+		if io.copy == nil && c.now-io.born >= c.o.StallTimeout {
 			// The consumer gets its error; the request keeps its range until its
 			// outcome is the same everywhere.
 			c.complete(io, replication.ErrStalled)
 		}
-	}
-	if c.o.StallTimeout <= 0 {
-		return
 	}
 	c.waiting = slices.DeleteFunc(c.waiting, func(io *IO) bool {
 		if io.copy != nil || c.now-io.born < c.o.StallTimeout {
@@ -69,8 +57,47 @@ func (c *Coordinator) watchRequests() {
 		}
 		c.complete(io, replication.ErrStalled)
 		c.release(io)
+		c.retry = true // for those that waited behind it
 		return true
 	})
+}
+
+// watchSlow finds out anew who does not answer: of the requests that were sent,
+// none may be older than OpTimeout, nor be on the way in a session for so long.
+func (c *Coordinator) watchSlow() {
+	var late mask
+	open := c.openSet()
+	for _, io := range c.flight.ios {
+		switch {
+		case io.copy != nil:
+		case io.Kind != replication.MsgRead:
+			late |= c.lateOf(io.targets&^io.acked&open, io.sent)
+		case io.from >= 0:
+			late |= c.lateOf(bit(io.from), io.sent)
+		}
+	}
+	for _, r := range c.reqs {
+		late |= c.lateOf(bit(r.to), r.sent)
+	}
+	if r := c.round; r != nil && c.now-r.began >= c.o.OpTimeout {
+		late |= r.want &^ r.got & open
+	}
+	for i := range c.m {
+		c.pardon(i, slow)
+		if late.has(i) {
+			c.requestEvict(i, slow)
+		}
+	}
+}
+
+// lateOf is the members of s that have had a request of time sent for too long.
+func (c *Coordinator) lateOf(s mask, sent int64) (late mask) {
+	for i, m := range c.m {
+		if s.has(i) && c.now-max(sent, m.upAt) >= c.o.OpTimeout {
+			late |= bit(i)
+		}
+	}
+	return late
 }
 
 // tellStable lets idle replicas retire their activity log.
@@ -108,29 +135,16 @@ func (c *Coordinator) SessionUp(now int64, i int, id replication.SessionID, ack 
 		c.progress()
 		return
 	}
-	m.boot, m.open, m.lag = ack.Boot, true, 0
+	m.boot, m.open, m.lag, m.upAt = ack.Boot, true, 0, now
 	if m.up {
-		c.pardon(i)
+		c.pardon(i, suspected)
 	}
+	// A replica whose process lost its activity log learns here which numbers may
+	// have been lost with it.
+	c.send(i, replication.Message{Type: replication.MsgStable, Seq: c.lastSeq})
 	c.resend(i)
 	c.retry = true
 	c.progress()
-}
-
-// lostPower handles a member whose node booted again under a living consumer
-// (I19, D9): completed writes that were not flushed may be missing there.
-func (c *Coordinator) lostPower(i int) {
-	m := c.m[i]
-	c.ready.Disconnect = append(c.ready.Disconnect, Session{To: i, ID: m.sess})
-	m.downAt, m.tryAt = c.now, c.now+c.o.RetryInterval
-	switch {
-	case c.isr == bit(i):
-		c.die(replication.ErrPoisoned)
-	case c.isr.has(i):
-		c.requestEvict(i, "lost power")
-	case c.join != nil && c.join.q == i:
-		c.join.fail("lost power")
-	}
 }
 
 // resend sends member i every request that it has not acknowledged. Applying
@@ -165,6 +179,9 @@ func (c *Coordinator) SessionRefused(now int64, i int, id replication.SessionID,
 	if c.m[i].sess == id && c.stage == stageServing && st == replication.StatusFenced && term > c.term {
 		c.die(replication.ErrDeposed)
 		return
+	}
+	if c.m[i].sess == id && c.stage == stageServing && st == replication.StatusIO {
+		c.requestEvict(i, diskFailed)
 	}
 	c.SessionDown(now, i, id)
 }
@@ -217,6 +234,10 @@ func (c *Coordinator) answer(i int, msg *replication.Message) {
 		c.die(replication.ErrDeposed)
 		return
 	}
+	if msg.Type == replication.MsgNack && (msg.Status == replication.StatusFenced || msg.Status == replication.StatusShuttingDown) {
+		c.dropSession(i) // the replica does not serve it any more
+		return
+	}
 	if r, ok := c.reqs[msg.Seq]; ok && r.to == i {
 		c.copyAnswer(r, msg)
 		return
@@ -244,7 +265,15 @@ func (c *Coordinator) answer(i int, msg *replication.Message) {
 		return
 	}
 	io.acked |= bit(i)
+	io.full &^= bit(i) // if it was sent again
+	io.failed &^= bit(i)
 	c.settle(io)
+}
+
+// dropSession gives a session up; another one is opened.
+func (c *Coordinator) dropSession(i int) {
+	c.ready.Disconnect = append(c.ready.Disconnect, Session{To: i, ID: c.m[i].sess})
+	c.sessionLost(i)
 }
 
 // refused handles a nack of a write or a flush.
@@ -254,24 +283,18 @@ func (c *Coordinator) refused(io *IO, i int, st replication.Status) {
 		io.full |= bit(i)
 	case replication.StatusCRC:
 		if io.damaged.has(i) {
-			c.ready.Disconnect = append(c.ready.Disconnect, Session{To: i, ID: c.m[i].sess})
-			c.sessionLost(i)
+			c.dropSession(i)
 			return
 		}
 		io.damaged |= bit(i)
 		c.sendIO(i, io)
 		return
-	case replication.StatusIO:
-		io.failed |= bit(i)
-		if c.isr != bit(i) {
-			c.requestEvict(i, diskFailed)
-		}
 	default:
 		io.failed |= bit(i)
-		c.requestEvict(i, "refused a write: "+st.String())
+		c.requestEvict(i, refusal(st))
 	}
 	if c.join != nil && c.join.q == i {
-		c.join.fail("refused a write: " + st.String())
+		c.join.fail(refusal(st))
 		return
 	}
 	c.settle(io)

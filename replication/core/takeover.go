@@ -20,10 +20,11 @@ type round struct {
 	retryAt         []int64
 	request         func(i int) Control
 	reply           func(i int, r ControlResult) bool // whether that was the answer wanted
+	began           int64
 }
 
 func (c *Coordinator) startRound(want mask, request func(i int) Control, reply func(i int, r ControlResult) bool) {
-	c.round = &round{want: want, retryAt: make([]int64, len(c.m)), request: request, reply: reply}
+	c.round = &round{want: want, retryAt: make([]int64, len(c.m)), request: request, reply: reply, began: c.now}
 	c.driveRound()
 }
 
@@ -72,6 +73,9 @@ func (c *Coordinator) ControlDone(now int64, id uint64, res ControlResult) {
 			r.got |= bit(ctl.to)
 		} else {
 			r.retryAt[ctl.to] = c.now + c.o.RetryInterval
+			if c.stage == stageServing && res.status() == replication.StatusIO {
+				c.requestEvict(ctl.to, diskFailed)
+			}
 		}
 	}
 	c.progress()
@@ -86,6 +90,18 @@ func (r *ControlResult) term() replication.Term {
 		return r.Prepare.Term
 	default:
 		return 0
+	}
+}
+
+// status is how an answer of a round was refused.
+func (r *ControlResult) status() replication.Status {
+	switch {
+	case r.Prepare != nil:
+		return r.Prepare.Status
+	case r.Commit != nil:
+		return r.Commit.Status
+	default:
+		return replication.StatusOK
 	}
 }
 
@@ -207,10 +223,10 @@ func (c *Coordinator) prepare(s mask) {
 	c.prepareRound(s, c.all()&^s)
 }
 
-func (c *Coordinator) prepareRound(s, missing mask) {
+func (c *Coordinator) prepareRound(s, missing mask, markAll ...replication.ReplicaID) {
 	c.startRound(s, func(i int) Control {
 		return Control{Prepare: &replication.PrepareRequest{
-			Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Missing: c.ids(missing &^ bit(i)),
+			Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Missing: c.ids(missing &^ bit(i)), MarkAll: markAll,
 		}}
 	}, func(_ int, r ControlResult) bool {
 		return r.Prepare != nil && r.Prepare.Status == replication.StatusOK
@@ -235,9 +251,9 @@ func (c *Coordinator) activate(s mask) {
 	c.setISR(n, s, func(i int) (replication.MemberState, string) {
 		switch r := c.seals[i]; {
 		case r != nil && r.Lossy:
-			return replication.MemberStale, "lost power"
+			return replication.MemberStale, lostPower
 		case !c.m[i].usable:
-			return replication.MemberStale, "cluster domain is not active"
+			return replication.MemberStale, domainClosed
 		default:
 			return replication.MemberStale, "not reachable at takeover"
 		}
@@ -266,8 +282,14 @@ func (c *Coordinator) serve() {
 		c.seals[i] = nil
 		m.downAt, m.tryAt = c.now, c.now
 	}
-	c.lastFlush = c.now
+	for i, m := range c.m {
+		if c.isr.has(i) && !m.usable {
+			c.requestEvict(i, domainClosed) // closed during the takeover
+		}
+	}
+	c.lastFlush, c.wroteSeq = c.now, true // a flush settles what the activity logs have
 	c.retry = true
+	c.watchMembers()
 	c.event(Event{Kind: EventServing, Dirty: c.reconcile.Count()})
 }
 

@@ -1,0 +1,370 @@
+package core
+
+import (
+	"encoding/binary"
+	"maps"
+	"slices"
+
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// simHistory checks what the consumer sees, block by block (protocol.md 16.3).
+type simHistory struct {
+	known   [simBlocks]uint64          // value that every read must show if nothing else is possible
+	maybe   [simBlocks]map[uint64]bool // values that may have taken effect, or may yet
+	flushed [simBlocks]uint64          // value covered by the last flush
+	acks    [simBlocks]int             // writes acknowledged
+	floor   [simBlocks]int             // of them, those covered by a flush
+	since   [simBlocks]map[uint64]bool // values that a power cut of everything may bring back
+}
+
+func (h *simHistory) init() {
+	for i := range h.maybe {
+		h.maybe[i] = map[uint64]bool{}
+		h.since[i] = map[uint64]bool{}
+	}
+}
+
+// forgive allows what a power cut of every in-sync replica may take away.
+func (h *simHistory) forgive() {
+	for s := range simBlocks {
+		h.maybe[s][h.known[s]] = true
+		maps.Copy(h.maybe[s], h.since[s])
+		h.maybe[s][h.flushed[s]] = true
+	}
+}
+
+// simClient is the consumer: it keeps a few requests in flight, never two on a
+// sector when one of them writes, so that each sector's history is sequential.
+type simClient struct {
+	w       *simWorld
+	at      *simNode
+	flight  []*simOp
+	tag     uint64
+	free    []*IO // released: used again, so that a reference that the core kept does harm
+	quiet   bool  // no new requests: it is about to detach
+	retired map[*IO]bool
+}
+
+type simOp struct {
+	io     *IO
+	sector int
+	tag    uint64
+	covers [simBlocks]uint64          // flush: values known at its start
+	acks   [simBlocks]int             // flush: writes acknowledged at its start
+	old    [simBlocks]map[uint64]bool // flush: values that cannot come back once it is done
+}
+
+func (c *simClient) newIO() *IO {
+	if n := len(c.free); n > 0 {
+		io := c.free[n-1]
+		c.free = c.free[:n-1]
+		*io = IO{Data: io.Data}
+		return io
+	}
+	return &IO{Data: make([]byte, sector)}
+}
+
+// act starts a request at random.
+func (c *simClient) act() {
+	w := c.w
+	if c.at == nil || c.at.coord == nil || c.at.paused || c.quiet || len(c.flight) >= 4 {
+		return
+	}
+	if w.rng.IntN(8) == 0 {
+		c.flush()
+		return
+	}
+	k := w.rng.IntN(simBlocks)
+	switch w.rng.IntN(10) {
+	case 0, 1, 2, 3:
+		c.read(k)
+	case 4:
+		c.zero(k, replication.MsgTrim)
+	case 5:
+		c.zero(k, replication.MsgZero)
+	default:
+		var f replication.MessageFlags
+		if w.rng.IntN(5) == 0 {
+			f = replication.FlagFUA
+		}
+		c.write(k, f)
+	}
+}
+
+func (c *simClient) busy(sector int) bool {
+	return slices.ContainsFunc(c.flight, func(o *simOp) bool { return o.sector == sector })
+}
+
+func (c *simClient) flush() {
+	if c.busy(-1) {
+		return
+	}
+	h := &c.w.history
+	o := &simOp{sector: -1, io: c.newIO(), covers: h.known, acks: h.acks}
+	o.io.Kind = replication.MsgFlush
+	for s := range simBlocks {
+		o.old[s] = maps.Clone(h.since[s])
+	}
+	c.propose(o)
+}
+
+func (c *simClient) op(k int, t replication.MessageType) *simOp {
+	o := &simOp{sector: k, io: c.newIO()}
+	o.io.Kind, o.io.Off, o.io.Len = t, simSectors[k]*sector, sector
+	return o
+}
+
+func (c *simClient) read(k int) {
+	if !c.busy(k) {
+		c.propose(c.op(k, replication.MsgRead))
+	}
+}
+
+func (c *simClient) zero(k int, t replication.MessageType) {
+	if !c.busy(k) {
+		c.w.history.maybe[k][0] = true
+		c.propose(c.op(k, t))
+	}
+}
+
+func (c *simClient) write(k int, f replication.MessageFlags) {
+	if c.busy(k) {
+		return
+	}
+	c.tag++
+	o := c.op(k, replication.MsgWrite)
+	o.tag, o.io.Flags = c.tag, f
+	binary.LittleEndian.PutUint64(o.io.Data, o.tag)
+	c.w.history.maybe[k][o.tag] = true
+	c.propose(o)
+}
+
+func (c *simClient) propose(o *simOp) {
+	o.io.User = o
+	c.flight = append(c.flight, o)
+	c.w.trace("consumer: %v sector %d tag %d flags %d", o.io.Kind, o.sector, o.tag, o.io.Flags)
+	c.at.coord.Propose(c.w.now, o.io)
+	c.at.drainCoord()
+}
+
+// lost ends the consumer with its coordinator.
+func (c *simClient) lost() { c.at, c.flight, c.quiet = nil, nil, false }
+
+// released takes a request back; its data are spoilt.
+func (c *simClient) released(io *IO) {
+	if c.busyIO(io) {
+		c.w.fail("a request was released before it was completed")
+	}
+	binary.LittleEndian.PutUint64(io.Data, 1<<63|c.w.rng.Uint64())
+	if slices.Contains(c.free, io) {
+		c.w.fail("a request was released twice")
+	}
+	c.free = append(c.free, io)
+}
+
+func (c *simClient) busyIO(io *IO) bool {
+	return slices.ContainsFunc(c.flight, func(o *simOp) bool { return o.io == io })
+}
+
+// done checks an answer.
+func (c *simClient) done(n *simNode, d Completion) {
+	o, ok := d.IO.User.(*simOp)
+	i := slices.Index(c.flight, o)
+	if !ok || c.at != n || i < 0 {
+		return
+	}
+	c.flight = slices.Delete(c.flight, i, i+1)
+	w, h, k := c.w, &c.w.history, o.sector
+	if d.Err != nil {
+		w.trace("consumer: %v sector %d tag %d failed: %v", o.io.Kind, k, o.tag, d.Err)
+		w.seen["error: "+d.Err.Error()]++
+		return // its outcome stays possible
+	}
+	w.trace("consumer: %v sector %d tag %d done", o.io.Kind, k, o.tag)
+	w.checkAck(n, o)
+	switch {
+	case o.io.Kind == replication.MsgFlush:
+		for s := range simBlocks {
+			if o.acks[s] >= h.floor[s] {
+				h.flushed[s], h.floor[s] = o.covers[s], o.acks[s]
+			}
+			for v := range o.old[s] {
+				if v != h.known[s] && v != 0 { // tags are unique, the 0 of a trim is not
+					delete(h.since[s], v)
+				}
+			}
+		}
+	case o.io.Kind == replication.MsgRead:
+		got := binary.LittleEndian.Uint64(o.io.Data)
+		if got != h.known[k] && !h.maybe[k][got] {
+			w.fail("read of sector %d returned %d, want %d or one of %v", k, got, h.known[k], h.maybe[k])
+		}
+		h.known[k] = got
+		h.since[k][got] = true
+		clear(h.maybe[k]) // what was undecided is decided now (I16)
+	default:
+		maps.Copy(h.since[k], h.maybe[k])
+		h.since[k][o.tag] = true
+		h.known[k] = o.tag
+		h.acks[k]++
+		clear(h.maybe[k])
+		if o.io.Flags&replication.FlagFUA != 0 {
+			h.flushed[k], h.floor[k] = o.tag, h.acks[k]
+			clear(h.since[k])
+		}
+	}
+}
+
+// lossy reports whether n's disk may miss completed writes.
+func (n *simNode) lossy() bool {
+	d := &n.disk
+	return d.meta.Lossy || !d.clean && d.boot != n.boot || d.meta.State == replication.MemberFaulted || n.up && n.rep.faulted
+}
+
+// checkAck asserts I3, I5 and the protection mode when a write or flush is acknowledged.
+func (w *simWorld) checkAck(n *simNode, o *simOp) {
+	if o.io.Kind == replication.MsgRead || n.coord == nil || n.coord.cfg.Epoch != w.cfg.Epoch {
+		return // a coordinator that another one followed answers nobody who looks
+	}
+	for _, m := range w.nodes {
+		if !w.cfg.InISR(m.rid) {
+			if w.cfg.Protection == replication.MaxProtection {
+				w.fail("%v acknowledged without a replica on %s (max_protection)", o.io.Kind, m.id)
+			}
+			continue
+		}
+		if m.lossy() || o.sector < 0 {
+			continue
+		}
+		s := simSectors[o.sector]
+		if m.disk.data[s] != o.tag {
+			w.fail("I3: write %d acknowledged, %s has %d", o.tag, m.id, m.disk.data[s])
+		}
+		if o.io.Flags&replication.FlagFUA != 0 && m.disk.stable[s] != o.tag {
+			w.fail("I5: write %d acknowledged with FUA, stable on %s is %d", o.tag, m.id, m.disk.stable[s])
+		}
+	}
+}
+
+// checkChange asserts I1 and I2 on a new configuration.
+func (w *simWorld) checkChange(_ *simNode, n *replication.Config) {
+	if n.Epoch != w.cfg.Epoch+1 {
+		w.fail("I1: epoch %d after %d", n.Epoch, w.cfg.Epoch)
+	}
+	if len(n.ISR) == 0 {
+		w.fail("I2: empty in-sync set in epoch %d", n.Epoch)
+	}
+	for _, r := range n.ISR {
+		if !w.cfg.InISR(r) && w.cfg.Members[r].State != replication.MemberSyncing {
+			w.fail("I2: replica %v joined from state %s", r, w.cfg.Members[r].State)
+		}
+	}
+}
+
+// checkPersist asserts that promises are kept (I6, I22).
+func (w *simWorld) checkPersist(n *simNode, m *ReplicaMeta) {
+	if old := &n.disk.meta; m.Term < old.Term || m.Epoch < old.Epoch {
+		w.fail("I6: %s goes back from term %d epoch %d to term %d epoch %d", n.id, old.Term, old.Epoch, m.Term, m.Epoch)
+	}
+}
+
+// checkSubmit asserts that nothing overlaps in the kernel (I15, I17).
+func (w *simWorld) checkSubmit(n *simNode, io *LocalIO) {
+	mod := func(k replication.MessageType) bool {
+		return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgFlush
+	}
+	for _, o := range n.flight {
+		if mod(io.Kind) && mod(o.Kind) && io.Off < o.Off+o.Len && o.Off < io.Off+io.Len {
+			w.fail("I15: %v and %v overlap on %s", o.Kind, io.Kind, n.id)
+		}
+	}
+}
+
+// checkSolid notes when the last in-sync replica with everything is gone.
+func (w *simWorld) checkSolid(again bool) {
+	was := w.solid
+	w.solid = slices.ContainsFunc(w.nodes, func(n *simNode) bool { return w.cfg.InISR(n.rid) && !n.lossy() })
+	if !w.solid && (was || again) {
+		w.owed = true
+	}
+}
+
+// hopeless reports whether every in-sync replica has a failed disk.
+func (w *simWorld) hopeless() bool {
+	return !slices.ContainsFunc(w.nodes, func(n *simNode) bool {
+		return w.cfg.InISR(n.rid) && n.disk.meta.State != replication.MemberFaulted && (!n.up || !n.rep.faulted)
+	})
+}
+
+// inLog reports whether n's activity log covers a sector.
+func (n *simNode) inLog(s int64) bool {
+	g := uint32(s * sector / replication.RegionSize)
+	switch {
+	case n.up:
+		return n.rep.logLost || slices.Contains(n.rep.active(), g)
+	case n.disk.clean && !n.disk.unclean:
+		return slices.Contains(n.disk.active, g)
+	default:
+		return true
+	}
+}
+
+// marks reports whether n's dirty map for q covers a sector.
+func (n *simNode) marks(q replication.ReplicaID, s int64) bool {
+	d := n.disk.dirty
+	if n.up {
+		d = n.rep.dirty
+	} else if !n.disk.clean || n.disk.unclean {
+		return true
+	}
+	return d[q] != nil && d[q].Test(int(s*sector/replication.ResyncBlock))
+}
+
+// invariants asserts after each step what must always hold.
+func (w *simWorld) invariants() {
+	w.checkSolid(false)
+	serving := 0
+	for _, n := range w.nodes {
+		if n.up && n.coord != nil && n.coord.stage == stageServing && n.coord.cfg.Epoch == w.cfg.Epoch {
+			serving++
+		}
+	}
+	if serving > 1 {
+		w.fail("I1: two coordinators in epoch %d", w.cfg.Epoch)
+	}
+	for _, s := range simSectors {
+		for _, r := range w.nodes {
+			if !w.cfg.InISR(r.rid) {
+				continue
+			}
+			for _, q := range w.nodes {
+				if r == q || q.disk.data[s] == r.disk.data[s] || r.inLog(s) || q.inLog(s) {
+					continue
+				}
+				switch {
+				case w.cfg.InISR(q.rid):
+					w.fail("I12: %s and %s differ in sector %d and no activity log says so", r.id, q.id, s)
+				case w.cfg.Members[q.rid].State == replication.MemberFaulted || q.disk.meta.Epoch == 0: // begins anew
+				case !r.marks(q.rid, s):
+					w.fail("I14: %s lacks sector %d of %s and nobody knows", q.id, s, r.id)
+				}
+			}
+		}
+	}
+}
+
+// compare asserts that all replicas are identical and show what was acknowledged (G5).
+func (w *simWorld) compare() {
+	for k, s := range simSectors {
+		v := w.nodes[0].disk.data[s]
+		for _, n := range w.nodes {
+			if n.disk.data[s] != v {
+				w.fail("G5: replicas differ in sector %d: %d on %s, %d on %s", k, v, w.nodes[0].id, n.disk.data[s], n.id)
+			}
+		}
+		if v != w.history.known[k] && !w.history.maybe[k][v] {
+			w.fail("G1: sector %d has %d, want %d or one of %v", k, v, w.history.known[k], w.history.maybe[k])
+		}
+	}
+}

@@ -1,0 +1,791 @@
+package core
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// The simulated world: nodes with a process, a disk and one replica each, the
+// connections between them, the kvdb and time. Everything that happens is a
+// function on a queue; the scheduler picks the queue. In a random world it picks
+// by the seed, in a fifo world in the order of arrival, which makes a trace that
+// a reader can follow.
+
+const (
+	simSize    = 3 * replication.RegionSize / 2
+	simBlocks  = 6            // sectors that are written
+	simControl = int64(500e6) // a control request without answer fails after so long
+)
+
+// simSectors are the sectors in use: neighbours, same ResyncBlock, other regions.
+var simSectors = [simBlocks]int64{0, 1, 16, 17, 1024, 1500}
+
+type simWorld struct {
+	fail  func(f string, a ...any) // does not return
+	trace func(f string, a ...any)
+	rng   *rand.Rand
+	fifo  bool
+	now   int64
+	opts  Options
+	seen  map[string]int // what happened, by name
+
+	vol     replication.VolumeID
+	cfg     *replication.Config // the kvdb
+	rev     uint64
+	kvDown  bool
+	unknown int // of 100 compare-and-sets, how many have a late outcome
+
+	nodes  []*simNode
+	ready  []*simQueue // not empty
+	timers []simTimer
+
+	client  *simClient
+	history simHistory
+	solid   bool // an in-sync replica has everything that was acknowledged
+	owed    bool // what a power cut took may be forgiven at the next attachment
+}
+
+// simQueue is a channel in which things happen in order.
+type simQueue struct {
+	owner *simNode
+	fs    []func()
+}
+
+type simTimer struct {
+	at int64
+	f  func()
+}
+
+type simNode struct {
+	w      *simWorld
+	id     replication.NodeID
+	rid    replication.ReplicaID
+	up     bool
+	paused bool
+	fenced bool // its cluster domain is
+	boot   replication.BootID
+	life   int // incarnation of the process
+	disk   simDisk
+
+	rep     *Replica
+	conns   map[ConnID]*simConn // sessions of the replica
+	conn    ConnID
+	nextCtl uint64
+	ctl     map[uint64]func(ControlResult)
+	flight  []*LocalIO
+	stop    bool // a clean stop is under way
+
+	coord *Coordinator
+	sess  []*simConn // sessions of the coordinator by member
+	cutTo map[*simNode]bool
+}
+
+// simConn is one session, with a queue for each direction.
+type simConn struct {
+	coord, rep *simNode
+	c          *Coordinator
+	life       int // of rep's process
+	member     int
+	sess       replication.SessionID
+	id         ConnID
+	there      *simQueue
+	back       *simQueue
+	broken     bool
+}
+
+// simDisk is what survives a process: sectors, superblock, what a clean stop kept.
+type simDisk struct {
+	data, stable map[int64]uint64 // sector -> tag; absent is zero
+	meta         ReplicaMeta
+	boot         replication.BootID // that had it open last
+	clean        bool               // it was closed in order
+	unclean      bool               // it was not, and nobody has settled that since
+	active       []uint32
+	dirty        map[replication.ReplicaID]*Bitmap
+
+	full, failWrite, failFlush, failRead, hung bool
+	stuck                                      []func()
+}
+
+func newSimWorld(n int, rng *rand.Rand) *simWorld {
+	w := &simWorld{
+		rng: rng, seen: map[string]int{}, solid: true, trace: func(string, ...any) {},
+		vol: replication.VolumeID{1}, rev: 1,
+		opts: Options{
+			SuspectTimeout: 300e6, OpTimeout: 1e9, SealTimeout: 500e6, LossyTimeout: 3e9, RetryInterval: 50e6,
+			FlushInterval: 100e6, FlushBytes: 1 << 20, ResyncWindow: 2, JoinerLag: 64 << 10,
+		},
+	}
+	w.cfg = &replication.Config{
+		Version: 1, Volume: w.vol, Epoch: 1, Gen: 1, Phase: replication.PhaseDetached, Size: simSize,
+		Members: map[replication.ReplicaID]replication.Member{}, Protection: replication.MaxAvailability,
+		History: []replication.EpochRecord{{Epoch: 1, Gen: 1}},
+	}
+	for i := range n {
+		node := &simNode{w: w, id: replication.NodeID(fmt.Sprint("n", i)), rid: replication.ReplicaID{byte(i + 1)}, cutTo: map[*simNode]bool{}}
+		node.disk = simDisk{
+			data: map[int64]uint64{}, stable: map[int64]uint64{}, clean: true,
+			meta: ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync},
+		}
+		w.nodes = append(w.nodes, node)
+		w.cfg.ISR = append(w.cfg.ISR, node.rid)
+		w.cfg.Members[node.rid] = replication.Member{Node: node.id, Domain: replication.DomainID(node.id), State: replication.MemberInSync}
+		node.boot = replication.BootID(w.uuid())
+	}
+	for _, node := range w.nodes {
+		node.disk.meta.ISR = w.cfg.ISR
+		node.start()
+	}
+	w.history.init()
+	w.client = &simClient{w: w}
+	return w
+}
+
+func (w *simWorld) uuid() replication.UUID {
+	var u replication.UUID
+	binary.LittleEndian.PutUint64(u[:], w.rng.Uint64())
+	binary.LittleEndian.PutUint64(u[8:], w.rng.Uint64())
+	return u
+}
+
+// later puts f on a queue.
+func (w *simWorld) later(q *simQueue, f func()) {
+	if len(q.fs) == 0 {
+		w.ready = append(w.ready, q)
+	}
+	q.fs = append(q.fs, f)
+}
+
+// once lets f happen to node n some time.
+func (w *simWorld) once(n *simNode, f func()) { w.later(&simQueue{owner: n}, f) }
+
+// after lets f happen when d nanoseconds have passed, or a little later.
+func (w *simWorld) after(d int64, f func()) {
+	w.timers = append(w.timers, simTimer{w.now + d, f})
+}
+
+// step lets time pass and one thing happen. It reports whether something did.
+func (w *simWorld) step() bool {
+	if w.fifo {
+		w.now += 1e6
+	} else {
+		w.now += 1 + w.rng.Int64N(2e6)
+	}
+	for i := 0; i < len(w.timers); i++ {
+		if t := w.timers[i]; t.at <= w.now {
+			w.timers = slices.Delete(w.timers, i, i+1)
+			t.f()
+			i--
+		}
+	}
+	for _, n := range w.nodes {
+		if n.up && !n.paused && n.coord != nil && (w.fifo && w.now%10e6 == 0 || !w.fifo && w.rng.IntN(20) == 0) {
+			n.coord.Tick(w.now)
+			n.drainCoord()
+		}
+		n.stopped()
+	}
+	first := 0
+	if !w.fifo && len(w.ready) > 0 {
+		first = w.rng.IntN(len(w.ready))
+	}
+	for k := range w.ready {
+		i := (first + k) % len(w.ready)
+		q := w.ready[i]
+		if q.owner != nil && q.owner.paused {
+			continue
+		}
+		f := q.fs[0]
+		q.fs = q.fs[1:]
+		w.ready = slices.Delete(w.ready, i, i+1)
+		if len(q.fs) > 0 {
+			w.ready = append(w.ready, q)
+		}
+		f()
+		w.invariants()
+		return true
+	}
+	return false
+}
+
+// start begins a life of the node's process.
+func (n *simNode) start() {
+	w, d := n.w, &n.disk
+	n.up, n.stop, n.paused = true, false, false
+	n.life++
+	n.conns, n.ctl, n.flight = map[ConnID]*simConn{}, map[uint64]func(ControlResult){}, nil
+	if !d.clean {
+		d.unclean = true
+		d.meta.Lossy = d.meta.Lossy || d.boot != n.boot
+	}
+	d.boot, d.clean = n.boot, false
+	o := ReplicaOptions{Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta, LogLost: d.unclean}
+	o.Meta.Clean = !d.unclean
+	if !d.unclean {
+		o.Active, o.Dirty = d.active, d.dirty
+	}
+	n.rep = NewReplica(o)
+}
+
+// crash kills the process; with power also what was not stable is lost at random.
+func (n *simNode) crash(power bool) {
+	w, d := n.w, &n.disk
+	n.halt()
+	d.hung, d.stuck = false, nil
+	if power {
+		n.boot = replication.BootID(w.uuid())
+		for _, s := range simSectors {
+			if d.data[s] != d.stable[s] {
+				if w.fifo || w.rng.IntN(2) == 0 {
+					d.data[s] = d.stable[s]
+				}
+				d.stable[s] = d.data[s]
+			}
+		}
+	}
+	w.checkSolid(power)
+}
+
+// halt is the end of the process, seen by the others some time.
+func (n *simNode) halt() {
+	n.up = false
+	lose := !n.w.fifo && n.w.rng.IntN(2) == 0 // what is on the way
+	for _, c := range n.sess {
+		if c != nil {
+			c.broken = c.broken || lose
+			c.closeThere()
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(n.conns)) {
+		c := n.conns[id]
+		c.broken = c.broken || lose
+		c.closeBack()
+	}
+	n.sess = nil
+	n.end()
+}
+
+// end forgets the coordinator.
+func (n *simNode) end() {
+	n.coord = nil
+	if n.w.client.at == n {
+		n.w.client.lost()
+	}
+}
+
+// stopped ends the process of a node that is to stop cleanly and has come to rest.
+func (n *simNode) stopped() {
+	if !n.stop || !n.up || !n.rep.Idle() {
+		return
+	}
+	if active, dirty, ok := n.rep.Unsettled(); ok {
+		d := &n.disk
+		d.active, d.dirty, d.clean, d.unclean = active, dirty, true, false
+		maps.Copy(d.stable, d.data)
+	}
+	n.halt()
+}
+
+// fence says whether the node's cluster domain may hold in-sync replicas.
+func (n *simNode) fence(on bool) {
+	w := n.w
+	n.fenced = on
+	if n.coord != nil && on {
+		n.coord.Kill(w.now, replication.ErrDomainFenced)
+		n.drainCoord()
+	}
+	for i, m := range w.nodes {
+		if m.up && m.coord != nil {
+			m.coord.SetUsable(w.now, slices.Index(w.nodes, n), !on)
+			m.drainCoord()
+		}
+		for _, id := range slices.Sorted(maps.Keys(w.nodes[i].conns)) {
+			if c := w.nodes[i].conns[id]; on && c.coord == n {
+				c.breakOff()
+			}
+		}
+	}
+}
+
+// reach says whether something sent from n arrives at o.
+func (n *simNode) reach(o *simNode) bool { return n == o || !n.cutTo[o] }
+
+// attach makes n the coordinator.
+func (n *simNode) attach() {
+	w := n.w
+	o := w.opts
+	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), replication.AttachID(w.uuid()), n.rid, w.rng.Uint64
+	n.coord = New(o, w.cfg, w.rev)
+	n.sess = make([]*simConn, len(w.nodes))
+	if w.owed {
+		w.owed = false
+		w.history.forgive()
+	}
+	w.trace("%s attaches", n.id)
+	for i, m := range w.nodes {
+		if m.fenced {
+			n.coord.SetUsable(w.now, i, false)
+		}
+	}
+	n.coord.Start(w.now)
+	n.drainCoord()
+}
+
+// drainCoord carries out what the coordinator asks for.
+func (n *simNode) drainCoord() {
+	w, c := n.w, n.coord
+	if c == nil {
+		return
+	}
+	r := c.Ready()
+	for _, m := range r.Messages {
+		conn := n.sess[m.To]
+		if conn == nil || conn.sess != m.Msg.Session {
+			continue
+		}
+		w.trace("%s -> %s %s", n.id, conn.rep.id, describe(&m.Msg))
+		msg := m.Msg
+		msg.Data = bytes.Clone(msg.Data)
+		w.later(conn.there, func() { conn.deliver(&msg) })
+	}
+	for _, s := range r.Disconnect {
+		if conn := n.sess[s.To]; conn != nil && conn.sess == s.ID {
+			w.trace("%s closes its session with %s", n.id, conn.rep.id)
+			conn.closeThere()
+			n.sess[s.To] = nil
+		}
+	}
+	for _, s := range r.Connect {
+		n.connect(s)
+	}
+	for _, q := range r.Control {
+		n.control(q)
+	}
+	if r.Change != nil {
+		n.change(*r.Change)
+	}
+	for _, e := range r.Events {
+		n.observe(&e)
+	}
+	for _, d := range r.Completions {
+		w.client.done(n, d)
+	}
+	for _, io := range r.Released {
+		w.client.released(io)
+	}
+	dead := c.Dead()
+	c.Advance()
+	if dead != nil && n.coord == c {
+		w.trace("%s no longer serves: %v", n.id, dead)
+		w.seen["end: "+dead.Error()]++
+		n.end()
+	}
+}
+
+func (n *simNode) observe(e *Event) {
+	w := n.w
+	who := func() replication.NodeID { return w.cfg.Members[e.Replica].Node }
+	switch e.Kind {
+	case EventServing:
+		w.trace("%s serves, %d blocks to reconcile", n.id, e.Dirty)
+	case EventEvicted:
+		w.seen["evicted: "+e.Reason]++
+		w.trace("%s evicted %s: %s", n.id, who(), e.Reason)
+	case EventResyncStarted:
+		w.seen["resync started"]++
+		if e.Dirty < n.coord.blocks {
+			w.seen["resync started, by dirty map"]++
+		}
+		w.trace("%s resyncs %s, %d blocks", n.id, who(), e.Dirty)
+	case EventResyncStopped:
+		w.seen["resync stopped: "+e.Reason]++
+		w.trace("%s gave up the resync of %s: %s", n.id, who(), e.Reason)
+	case EventJoined:
+		w.trace("%s: %s is in sync", n.id, who())
+	case EventElected, EventResyncProgress, EventDetached, EventDied:
+	}
+}
+
+func (n *simNode) alive(c *Coordinator) bool { return n.up && n.coord == c }
+
+func (n *simNode) connect(s Session) {
+	w, c, peer := n.w, n.coord, n.w.nodes[s.To]
+	if old := n.sess[s.To]; old != nil {
+		old.closeThere()
+	}
+	peer.conn++
+	conn := &simConn{
+		coord: n, rep: peer, c: c, life: peer.life, member: s.To, sess: s.ID, id: peer.conn,
+		there: &simQueue{owner: peer}, back: &simQueue{owner: n},
+	}
+	n.sess[s.To] = conn
+	w.trace("%s -> %s hello term %d", n.id, peer.id, s.Term)
+	w.later(conn.there, func() {
+		if !peer.up || peer.life != conn.life || !n.reach(peer) || n.fenced || peer.stop {
+			conn.breakOff()
+			return
+		}
+		if conn.broken {
+			return
+		}
+		peer.conns[conn.id] = conn
+		peer.rep.Hello(conn.id, replication.Message{Type: replication.MsgHello, Session: s.ID, Term: s.Term}, s.Hello)
+		peer.drainRep()
+	})
+}
+
+// deliver brings a message to the replica. One that is lost breaks the connection.
+func (conn *simConn) deliver(msg *replication.Message) {
+	p := conn.rep
+	switch {
+	case !p.up || p.life != conn.life || conn.broken || p.conns[conn.id] != conn:
+	case !conn.coord.reach(p):
+		conn.breakOff()
+	default:
+		p.rep.Step(conn.id, msg)
+		p.drainRep()
+	}
+}
+
+// answer brings a message to the coordinator.
+func (conn *simConn) answer(msg *replication.Message) {
+	n, c := conn.coord, conn.c
+	switch {
+	case !n.alive(c) || n.sess[conn.member] != conn || conn.broken:
+		return
+	case !conn.rep.reach(n):
+		conn.breakOff()
+		return
+	case msg.Type == replication.MsgHelloAck:
+		c.SessionUp(n.w.now, conn.member, conn.sess, replication.HelloAck{Boot: conn.rep.boot, Credit: msg.Credit})
+	case msg.Type == replication.MsgNack && msg.Seq == 0:
+		c.SessionRefused(n.w.now, conn.member, conn.sess, msg.Status, msg.Term)
+	default:
+		c.Step(n.w.now, conn.member, msg)
+	}
+	n.drainCoord()
+}
+
+// breakOff ends a connection: each end learns it some time.
+func (conn *simConn) breakOff() {
+	if conn.broken {
+		return
+	}
+	conn.broken = true
+	conn.closeBack()
+	conn.closeThere()
+}
+
+// closeBack lets the coordinator's end learn that the connection is closed.
+func (conn *simConn) closeBack() {
+	n := conn.coord
+	n.w.later(conn.back, func() {
+		if n.alive(conn.c) {
+			conn.c.SessionDown(n.w.now, conn.member, conn.sess)
+			n.drainCoord()
+		}
+	})
+}
+
+// closeThere lets the replica's end learn that the connection is closed.
+func (conn *simConn) closeThere() {
+	p := conn.rep
+	p.w.later(conn.there, func() {
+		if p.up && p.life == conn.life && p.conns[conn.id] == conn {
+			delete(p.conns, conn.id)
+			p.rep.ConnClosed(conn.id)
+			p.drainRep()
+		}
+	})
+}
+
+// control carries a unary request out; without an answer it fails by its deadline.
+func (n *simNode) control(q Control) {
+	w, c, peer := n.w, n.coord, n.w.nodes[q.To]
+	life, done := peer.life, false
+	finish := func(res ControlResult) {
+		if !done && n.alive(c) {
+			done = true
+			c.ControlDone(w.now, q.ID, res)
+			n.drainCoord()
+		}
+	}
+	answer := func(res ControlResult) {
+		w.trace("%s <- %s %s", n.id, peer.id, describeResult(&res))
+		w.once(n, func() {
+			if peer.reach(n) {
+				finish(res)
+			}
+		})
+	}
+	w.trace("%s -> %s %s", n.id, peer.id, w.describeControl(&q))
+	w.once(peer, func() {
+		if !n.reach(peer) || !peer.up || peer.life != life || peer.stop {
+			return
+		}
+		if n.fenced {
+			answer(ControlResult{Failed: true})
+			return
+		}
+		peer.nextCtl++
+		peer.ctl[peer.nextCtl] = answer
+		switch {
+		case q.Seal != nil:
+			peer.rep.Seal(peer.nextCtl, *q.Seal)
+		case q.Prepare != nil:
+			peer.rep.Prepare(peer.nextCtl, *q.Prepare)
+		case q.Commit != nil:
+			peer.rep.Commit(peer.nextCtl, *q.Commit)
+		default:
+			res := peer.rep.DirtyMap(*q.Dirty)
+			delete(peer.ctl, peer.nextCtl)
+			answer(ControlResult{Dirty: &res})
+		}
+		peer.drainRep()
+	})
+	w.after(simControl, func() { finish(ControlResult{Failed: true}) })
+}
+
+// change is the kvdb. An outcome may come late, whatever it is.
+func (n *simNode) change(ch Change) {
+	w, c := n.w, n.coord
+	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, ch.Next.History[len(ch.Next.History)-1].Cause)
+	var swap func()
+	swap = func() {
+		out, cfg, rev := ChangeOK, (*replication.Config)(nil), uint64(0)
+		switch {
+		case w.kvDown:
+			out = ChangeNotSent
+		case n.fenced:
+			out = ChangeRefused
+		case w.rev != ch.Rev:
+			out, cfg, rev = ChangeConflict, w.cfg, w.rev
+		default:
+			w.checkChange(n, ch.Next)
+			w.put(ch.Next)
+			rev = w.rev
+			w.seen["config: "+w.cfg.History[len(w.cfg.History)-1].Cause]++
+			w.trace("kvdb epoch %d: %s, in sync %v", w.cfg.Epoch, w.cfg.Phase, w.inSync())
+		}
+		tell := func() {
+			if n.alive(c) {
+				c.ChangeDone(w.now, out, cfg, rev)
+				n.drainCoord()
+			}
+		}
+		if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
+			w.seen["fault: kvdb outcome unknown, applied"]++
+			w.after(w.rng.Int64N(500e6), func() { w.once(n, tell) })
+			return
+		}
+		w.once(n, tell)
+	}
+	if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
+		w.seen["fault: kvdb outcome unknown, late"]++
+		w.after(w.rng.Int64N(500e6), swap)
+		return
+	}
+	w.once(nil, swap)
+}
+
+// put stores a configuration; whoever watches sees it.
+func (w *simWorld) put(cfg *replication.Config) {
+	w.cfg, w.rev = cfg.Clone(), w.rev+1
+	seen := w.cfg
+	for _, n := range w.nodes {
+		w.once(n, func() {
+			if n.up && n.coord != nil {
+				n.coord.ConfigSeen(w.now, seen)
+				n.drainCoord()
+			}
+		})
+	}
+}
+
+// reset is what an operator does about a faulted replica: it begins anew, empty.
+func (w *simWorld) reset(n *simNode) {
+	d := &n.disk
+	if w.cfg.InISR(n.rid) || w.kvDown || d.meta.State != replication.MemberFaulted && w.cfg.Members[n.rid].State != replication.MemberFaulted {
+		return
+	}
+	w.seen["fault: replica replaced"]++
+	for _, m := range w.nodes {
+		if m.coord != nil { // the volume has to be detached for that
+			m.coord.Kill(w.now, replication.ErrClosed)
+			m.drainCoord()
+		}
+	}
+	n.crash(false)
+	*d = simDisk{data: map[int64]uint64{}, stable: map[int64]uint64{}, clean: true, meta: ReplicaMeta{State: replication.MemberStale}}
+	c := w.cfg.Clone()
+	m := c.Members[n.rid]
+	m.State, m.LeftEpoch, m.LeftGen = replication.MemberStale, 0, 0
+	c.Members[n.rid] = m
+	w.put(c)
+	n.start()
+}
+
+func (w *simWorld) inSync() (s []replication.NodeID) {
+	for _, n := range w.nodes {
+		if w.cfg.InISR(n.rid) {
+			s = append(s, n.id)
+		}
+	}
+	return s
+}
+
+// drainRep carries out what the replica asks for.
+func (n *simNode) drainRep() {
+	w, rep, life := n.w, n.rep, n.life
+	r := rep.Ready()
+	alive := func() bool { return n.up && n.life == life }
+	for _, io := range r.IO {
+		w.checkSubmit(n, io)
+		n.flight = append(n.flight, io)
+		var do func()
+		do = func() {
+			switch {
+			case !alive():
+			case n.disk.hung:
+				n.disk.stuck = append(n.disk.stuck, do)
+			default:
+				n.flight = slices.DeleteFunc(n.flight, func(o *LocalIO) bool { return o == io })
+				data, err := n.disk.do(w, io)
+				rep.IODone(io, data, nil, err)
+				n.drainRep()
+			}
+		}
+		w.once(n, do)
+	}
+	for _, s := range r.Send {
+		if conn := n.conns[s.Conn]; conn != nil {
+			msg := s.Msg
+			w.trace("%s <- %s %s", conn.coord.id, n.id, describe(&msg))
+			w.later(conn.back, func() { conn.answer(&msg) })
+		}
+	}
+	for _, p := range r.Replies {
+		if f := n.ctl[p.ID]; f != nil {
+			delete(n.ctl, p.ID)
+			f(p.Result)
+		}
+	}
+	for _, id := range r.Close {
+		if conn := n.conns[id]; conn != nil {
+			delete(n.conns, id)
+			conn.closeBack()
+		}
+	}
+	if r.Persist != nil {
+		m := *r.Persist
+		w.once(n, func() {
+			if alive() {
+				w.checkPersist(n, &m)
+				n.disk.meta = m
+				if m.Clean {
+					n.disk.unclean = false
+				}
+				rep.PersistDone(nil)
+				n.drainRep()
+			}
+		})
+	}
+	if r.Faulted {
+		w.seen["replica faulted"]++
+		w.checkSolid(true)
+	}
+	rep.Advance()
+}
+
+// unhang lets hanging operations end.
+func (n *simNode) unhang() {
+	n.disk.hung = false
+	for _, f := range n.disk.stuck {
+		n.w.once(n, f)
+	}
+	n.disk.stuck = nil
+}
+
+// do carries an operation out and returns what it read.
+func (d *simDisk) do(w *simWorld, io *LocalIO) ([]byte, error) {
+	each := func(f func(s, off int64)) {
+		for _, s := range simSectors {
+			if off := s*sector - io.Off; off >= 0 && off < io.Len {
+				f(s, off)
+			}
+		}
+	}
+	modifies := false
+	switch io.Kind {
+	case replication.MsgFlush:
+		if d.failFlush {
+			return nil, block.ErrIO
+		}
+		maps.Copy(d.stable, d.data)
+		return nil, nil
+	case replication.MsgRead:
+		if d.failRead {
+			return nil, block.ErrIO
+		}
+		p := make([]byte, io.Len)
+		each(func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.data[s]) })
+		return p, nil
+	case replication.MsgHashReq:
+		return d.hash(io.Off, io.Len), nil
+	default:
+		modifies = true
+	}
+	switch {
+	case modifies && d.full:
+		return nil, block.ErrNoSpace
+	case modifies && d.failWrite && w.rng.IntN(2) == 0:
+		return nil, block.ErrIO // and nothing was written
+	}
+	each(func(s, off int64) {
+		d.data[s] = 0
+		if io.Data != nil {
+			d.data[s] = binary.LittleEndian.Uint64(io.Data[off:])
+		}
+		if io.Flags&replication.FlagFUA != 0 {
+			d.stable[s] = d.data[s]
+		}
+	})
+	if d.failWrite {
+		return nil, block.ErrIO // but it was written
+	}
+	return nil, nil
+}
+
+var simHashes = map[string][]byte{}
+
+// hash returns the hashes of ResyncBlocks; most are zeroes, the others are remembered.
+func (d *simDisk) hash(off, n int64) []byte {
+	var h []byte
+	for end := off + n; off < end; off += replication.ResyncBlock {
+		k := min(replication.ResyncBlock, end-off)
+		key := binary.LittleEndian.AppendUint64(nil, uint64(k))
+		for _, s := range simSectors {
+			if at := s*sector - off; at >= 0 && at < k && d.data[s] != 0 {
+				key = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(key, uint64(at)), d.data[s])
+			}
+		}
+		if simHashes[string(key)] == nil {
+			p := make([]byte, k)
+			for e := key[8:]; len(e) > 0; e = e[16:] {
+				copy(p[binary.LittleEndian.Uint64(e):], e[8:16])
+			}
+			s := sha256.Sum256(p)
+			simHashes[string(key)] = s[:replication.HashLen]
+		}
+		h = append(h, simHashes[string(key)]...)
+	}
+	return h
+}
