@@ -173,7 +173,7 @@ func (c *cluster) allocated(t *testing.T, v vol) [2]int64 {
 	var sizes [2]int64
 	id := c.inspect(t, "b1", v.name).Volume.ID
 	for i, node := range []string{v.home, v.away} {
-		files, err := filepath.Glob(filepath.Join(c.Node(node).Pool(), "replicas", id+".*", "head", "*"))
+		files, err := filepath.Glob(filepath.Join(c.Node(node).Pool(), "replicas", strings.ReplaceAll(id, "-", "")+".*", "head", "*"))
 		if err != nil {
 			t.Fatal(err)
 		}
