@@ -98,6 +98,9 @@ func (s *Server) Session(stream grpc.BidiStreamingServer[pb.RawFrames, pb.RawFra
 	case err = <-served:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
+		if !errors.Is(err, ErrClosed) {
+			return err // by the other end: Send and Recv find it disconnected
+		}
 	case <-s.ctx.Done():
 		err = ErrClosed
 	}
