@@ -39,7 +39,7 @@ func TestRestartOfAll(t *testing.T) {
 	}
 	for _, node := range c.nodes {
 		c.ready(node)
-		c.wantValue(node, "k", "v")
+		c.wantValue(node, "v")
 	}
 	if after := c.nodes[0].Status(); after.MemberID != before.MemberID || after.ClusterID != before.ClusterID {
 		t.Errorf("after the restart %+v, before it %+v", after, before)
@@ -76,7 +76,7 @@ func TestLeaderCutOff(t *testing.T) {
 	// The clients find the others.
 	client := c.client()
 	defer func() { _ = client.Close() }()
-	c.wantValue(client, "k", "after")
+	c.wantValue(client, "after")
 	c.put(client, "k", "later")
 
 	select {
@@ -90,7 +90,7 @@ func TestLeaderCutOff(t *testing.T) {
 	}
 	c.start(old)
 	c.ready(old)
-	c.wantValue(old, "k", "later")
+	c.wantValue(old, "later")
 }
 
 // Without a majority nothing is changed, and it is said so.
@@ -122,7 +122,7 @@ func TestNoMajority(t *testing.T) {
 			c.start(node)
 		}
 	}
-	c.wantValue(leader, "k", "v")
+	c.wantValue(leader, "v")
 }
 
 // A follower that was away so long that the log it needs is gone takes a
@@ -268,7 +268,7 @@ func TestAddressChange(t *testing.T) {
 	for moved.fsm.applied.Load() == 0 {
 		c.tick()
 	}
-	c.wantValue(moved, "k", "v")
+	c.wantValue(moved, "v")
 }
 
 func TestWitness(t *testing.T) {

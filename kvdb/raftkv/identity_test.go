@@ -28,13 +28,14 @@ func (c *testCluster) put(s kvdb.Store, key, value string) {
 	}
 }
 
-func (c *testCluster) wantValue(s kvdb.Store, key, value string) {
+// wantValue reads the key k.
+func (c *testCluster) wantValue(s kvdb.Store, value string) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	kv, err := s.Get(ctx, key)
+	kv, err := s.Get(ctx, "k")
 	if err != nil || string(kv.Value) != value {
-		c.t.Fatalf("%s: %q, %v, want %q", key, kv.Value, err, value)
+		c.t.Fatalf("k: %q, %v, want %q", kv.Value, err, value)
 	}
 }
 
@@ -157,7 +158,7 @@ func TestMemberReplaced(t *testing.T) {
 	}
 	c.start(lost)
 	c.ready(lost)
-	c.wantValue(lost, "k", "v")
+	c.wantValue(lost, "v")
 	if now := lost.Status().MemberID; now == old {
 		t.Errorf("the replacement has the id of its predecessor, %s", now)
 	}
@@ -204,7 +205,7 @@ func TestBootstrapWaitsForPeers(t *testing.T) {
 		c.ready(node)
 	}
 	c.put(c.nodes[1], "k", "v")
-	c.wantValue(c.nodes[0], "k", "v")
+	c.wantValue(c.nodes[0], "v")
 }
 
 // What is meant for one member does not reach another at the same address.
@@ -273,7 +274,7 @@ func TestForceNewCluster(t *testing.T) {
 	c := newTestCluster(t, 3, nil)
 	c.put(c.nodes[0], "k", "v")
 	survivor := c.follower()
-	c.wantValue(survivor, "k", "v")
+	c.wantValue(survivor, "v")
 	oldCluster := survivor.Status().ClusterID
 	for survivor.fsm.applied.Load() < c.leader().fsm.applied.Load() {
 		c.tick()
@@ -290,7 +291,7 @@ func TestForceNewCluster(t *testing.T) {
 	}
 	c.start(survivor)
 	c.ready(survivor)
-	c.wantValue(survivor, "k", "v")
+	c.wantValue(survivor, "v")
 	c.put(survivor, "k", "v2")
 
 	// The others come back and form a majority of the old cluster among themselves.
@@ -301,7 +302,7 @@ func TestForceNewCluster(t *testing.T) {
 	}
 	c.leader(survivor)
 	c.put(survivor, "k", "v3")
-	c.wantValue(survivor, "k", "v3")
+	c.wantValue(survivor, "v3")
 	if members := survivor.Status().Members; len(members) != 1 {
 		t.Errorf("members of the new cluster: %v", members)
 	}
@@ -311,7 +312,7 @@ func TestForceNewCluster(t *testing.T) {
 	}
 	defer func() { _ = pinned.Close() }()
 	for range 2 * len(c.nodes) {
-		c.wantValue(pinned, "k", "v3")
+		c.wantValue(pinned, "v3")
 		pinned.(*client).leave(pinned.(*client).endpoint())
 	}
 }

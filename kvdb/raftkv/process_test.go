@@ -234,8 +234,8 @@ func (c *processCluster) leader(but ...*process) (leader, follower *process) {
 	return nil, nil
 }
 
-// progress waits until the counters have made n more changes, and returns how long the first took.
-func (c *processCluster) progress(n int) time.Duration {
+// progress waits until the counters have made ten more changes, and returns how long the first took.
+func (c *processCluster) progress() time.Duration {
 	c.t.Helper()
 	s := c.client(c.endpoints()...)
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
@@ -247,7 +247,7 @@ func (c *processCluster) progress(n int) time.Duration {
 		c.t.Fatal(err)
 	}
 	w := s.Watch(ctx, "counter", rev)
-	for i := range n {
+	for i := range 10 {
 		if ev := <-w; ev.Err != nil {
 			c.t.Fatalf("no progress: %v", ev.Err)
 		}
@@ -275,18 +275,18 @@ func TestProcessesKilled(t *testing.T) {
 		s := c.client(c.endpoints()...)
 		wg.Go(func() { counts[i], errs[i] = kvdbtest.CountUntil(ctx, s, "counter", strconv.Itoa(i), stop) })
 	}
-	c.progress(10)
+	c.progress()
 	for round := range 3 {
 		leader, follower := c.leader()
 		for what, victim := range map[string]*process{"leader": leader, "follower": follower} {
 			c.kill(victim)
-			took := c.progress(10)
+			took := c.progress()
 			t.Logf("round %d: %s killed, next change after %v", round, what, took)
 			if took > 10*time.Second { // about 3 s on a machine that is not busy
 				t.Errorf("%s killed: no change for %v", what, took)
 			}
 			c.start(victim)
-			c.progress(10)
+			c.progress()
 		}
 	}
 	for _, p := range c.all { // all at once, as when the power fails
@@ -295,7 +295,7 @@ func TestProcessesKilled(t *testing.T) {
 	for _, p := range c.all {
 		c.start(p)
 	}
-	c.progress(10)
+	c.progress()
 	close(stop)
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {

@@ -99,6 +99,7 @@ func (p *pool) ready(ctx context.Context, address string) (*grpc.ClientConn, err
 			return conn, nil
 		case connectivity.TransientFailure, connectivity.Shutdown:
 			return nil, fmt.Errorf("raftkv: no connection to %s", address)
+		case connectivity.Idle, connectivity.Connecting:
 		}
 		if !conn.WaitForStateChange(ctx, state) {
 			return nil, fmt.Errorf("raftkv: no connection to %s yet: %w", address, ctx.Err())

@@ -13,6 +13,9 @@ import (
 
 const ttl = 9 * time.Second
 
+// pass lets time go on in a bubble.
+func pass(d time.Duration) { <-time.After(d) }
+
 func ended(l kvdb.Lease) bool {
 	select {
 	case <-l.Done():
@@ -33,16 +36,16 @@ func keep(renew func(context.Context) error, closed <-chan struct{}) *Lease {
 func TestExpiresFromSending(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		l := keep(func(context.Context) error { time.Sleep(2 * time.Second); return nil }, nil)
-		time.Sleep(4 * time.Second) // the renewal is under way
+		l := keep(func(context.Context) error { pass(2 * time.Second); return nil }, nil)
+		pass(4 * time.Second) // the renewal is under way
 		if got := l.Expires().Sub(start); got != ttl {
 			t.Errorf("expires after %v, want %v", got, ttl)
 		}
-		time.Sleep(time.Second + time.Millisecond)
+		pass(time.Second + time.Millisecond)
 		if got := l.Expires().Sub(start); got != ttl/3+ttl {
 			t.Errorf("expires after %v, want %v", got, ttl/3+ttl)
 		}
-		time.Sleep(10 * ttl)
+		pass(10 * ttl)
 		if ended(l) {
 			t.Error("ended though it was renewed")
 		}
@@ -60,11 +63,11 @@ func TestEndsWithoutRenewal(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := keep(renew, nil)
-				time.Sleep(ttl - time.Millisecond)
+				pass(ttl - time.Millisecond)
 				if ended(l) {
 					t.Error("ended early")
 				}
-				time.Sleep(2 * time.Millisecond)
+				pass(2 * time.Millisecond)
 				if !ended(l) {
 					t.Error("did not end in time")
 				}
@@ -82,7 +85,7 @@ func TestSurvivesFailedRenewals(t *testing.T) {
 			}
 			return nil
 		}, nil)
-		time.Sleep(2 * ttl)
+		pass(2 * ttl)
 		if ended(l) {
 			t.Error("ended though it was renewed in time")
 		}
@@ -93,7 +96,7 @@ func TestSurvivesFailedRenewals(t *testing.T) {
 func TestGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := keep(func(context.Context) error { return kvdb.ErrLeaseGone }, nil)
-		time.Sleep(ttl/3 + time.Millisecond)
+		pass(ttl/3 + time.Millisecond)
 		if !ended(l) {
 			t.Error("the store said that it is gone")
 		}
@@ -105,13 +108,13 @@ func TestStoreClosed(t *testing.T) {
 		closed := make(chan struct{})
 		var renewals atomic.Int32
 		l := keep(func(context.Context) error { renewals.Add(1); return nil }, closed)
-		time.Sleep(ttl/3 + time.Millisecond)
+		pass(ttl/3 + time.Millisecond)
 		close(closed)
-		time.Sleep(ttl - 10*time.Millisecond)
+		pass(ttl - 10*time.Millisecond)
 		if ended(l) || renewals.Load() != 1 {
 			t.Errorf("ended %v after %d renewals", ended(l), renewals.Load())
 		}
-		time.Sleep(20 * time.Millisecond)
+		pass(20 * time.Millisecond)
 		if !ended(l) {
 			t.Error("its time is up")
 		}
