@@ -118,6 +118,9 @@ func (c *Coordinator) nextChange() bool {
 		}
 		return c.beginStopSync()
 	}
+	if c.holdAcks {
+		return false // until somebody is evicted or comes back
+	}
 	if c.detachReq {
 		return c.beginDetach()
 	}
@@ -351,13 +354,13 @@ func (c *Coordinator) advanceDetach(ch *change) bool {
 	}
 	switch ch.step {
 	case stepQuiesce:
-		if c.quiet() && len(c.waiting) == 0 && !c.flushing { // a flush under way may cover less
+		if c.quiet() && len(c.waiting) == 0 {
 			c.hold = true
 			ch.step = stepFlush
 			c.flushNow()
 		}
 	case stepFlush:
-		if c.quiet() && !c.flushing {
+		if c.quiet() {
 			ch.step = stepPropose
 			return true
 		}

@@ -282,6 +282,8 @@ func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
 	r.job.failed = true
 	switch {
 	case st == replication.StatusCRC: // tried again
+	case st == replication.StatusIO && (r.kind == askHash || r.kind == askRead):
+		c.requestEvict(r.to, unreadable)
 	default:
 		c.requestEvict(r.to, refusal(st))
 	}

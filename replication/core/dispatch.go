@@ -165,10 +165,15 @@ func (c *Coordinator) settle(io *IO) {
 		if !(io.acked | bad).covers(c.isr) {
 			return // some have not answered yet
 		}
+		for i := range c.m {
+			if bad == io.full&c.isr && bad != c.isr && bad.has(i) {
+				c.requestEvict(i, noSpace)
+			}
+		}
 		switch {
-		case bad == c.isr:
-			// No copy took it: the consumer is told, even while acknowledgements are
-			// held, for an error promises nothing; nobody is evicted (I2).
+		case c.wished()&bad == 0:
+			// No copy took it, or none of those that did not can go (I2): the consumer
+			// is told, even while acknowledgements are held, for an error promises nothing.
 			err := block.ErrIO
 			if io.full&c.isr != 0 {
 				err = block.ErrNoSpace
@@ -176,13 +181,6 @@ func (c *Coordinator) settle(io *IO) {
 			c.differ(io)
 			c.complete(io, err)
 			io.acked |= bad
-		case io.failed&c.isr == 0:
-			for i := range c.m {
-				if (io.full & c.isr).has(i) {
-					c.requestEvict(i, noSpace)
-				}
-			}
-			return
 		default:
 			return // the eviction is under way
 		}
@@ -252,10 +250,11 @@ func (c *Coordinator) settleAll() {
 	c.retry = true
 }
 
-// quiet reports whether nothing that changes data is in flight.
+// quiet reports whether nothing but reads is in flight, flushes of the core's own
+// included: they are not sent to a member that comes later.
 func (c *Coordinator) quiet() bool {
 	for _, io := range c.flight.ios {
-		if io.exclusive() && !io.internal {
+		if io.exclusive() {
 			return false
 		}
 	}

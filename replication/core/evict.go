@@ -7,6 +7,7 @@ const (
 	suspected    = "not reachable"
 	slow         = "does not answer a request"
 	noSpace      = "no space"
+	unreadable   = "cannot be read"
 	diskFailed   = "disk failed"
 	lostPower    = "lost power"
 	domainClosed = "cluster domain is not active"

@@ -41,6 +41,16 @@ func (c *Coordinator) watchMembers() {
 // watchRequests looks for requests that take too long.
 func (c *Coordinator) watchRequests() {
 	c.watchSlow()
+	if c.evictReq&c.isr != 0 {
+		c.settleAll()
+		for i := range c.m {
+			if c.wished() == 0 {
+				// Nobody can go: what did not fit has failed, what was not read is tried again.
+				c.pardon(i, noSpace)
+				c.pardon(i, unreadable)
+			}
+		}
+	}
 	if c.o.StallTimeout <= 0 {
 		return
 	}

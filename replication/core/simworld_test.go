@@ -325,10 +325,6 @@ func (n *simNode) attach() {
 	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), replication.AttachID(w.uuid()), n.rid, w.rng.Uint64
 	n.coord = New(o, w.cfg, w.rev)
 	n.sess = make([]*simConn, len(w.nodes))
-	if w.owed {
-		w.owed = false
-		w.history.forgive()
-	}
 	w.trace("%s attaches", n.id)
 	for i, m := range w.nodes {
 		if m.fenced {
@@ -395,6 +391,10 @@ func (n *simNode) observe(e *Event) {
 	who := func() replication.NodeID { return w.cfg.Members[e.Replica].Node }
 	switch e.Kind {
 	case EventServing:
+		if w.owed && w.client.at == n {
+			w.owed = false
+			w.history.forgive()
+		}
 		w.trace("%s serves, %d blocks to reconcile", n.id, e.Dirty)
 	case EventEvicted:
 		w.seen["evicted: "+e.Reason]++
