@@ -29,7 +29,7 @@ func TestMaxProtection(t *testing.T) {
 	}
 	until(t, "the stall has a name", 20*time.Second, func() (bool, error) {
 		s := c.inspect(t, v.home, v.name).stall()
-		return s != "" && s != "NEED_REPLICA", fmt.Errorf("stall %q", s)
+		return s == "PROTECTION", fmt.Errorf("stall %q", s)
 	})
 	stall := c.inspect(t, v.home, v.name).stall()
 	n := len(w.acks(t))

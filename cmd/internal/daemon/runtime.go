@@ -15,7 +15,6 @@ import (
 	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
 	"github.com/tandem-storage/tandem/datapath/frontend/nbd"
 	"github.com/tandem-storage/tandem/replication"
-	"github.com/tandem-storage/tandem/replication/core"
 	"github.com/tandem-storage/tandem/replication/transport"
 	replvolume "github.com/tandem-storage/tandem/replication/volume"
 	"github.com/tandem-storage/tandem/volume"
@@ -220,9 +219,7 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 		return l
 	}
 	st := v.Status()
-	if st.Stall != core.StallNone {
-		l.Stall = &volume.Stall{Cause: string(st.Stall), Text: stallText[st.Stall], Since: st.StalledSince}
-	}
+	l.Stall = stall(st)
 	if p := st.Resync; p != nil {
 		left := int64(p.Left) * replication.ResyncBlock
 		total := int64(p.Total) * replication.ResyncBlock
@@ -233,19 +230,6 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 		l.Replicas = map[replication.ReplicaID]volume.Progress{p.Replica: pr}
 	}
 	return l
-}
-
-// stallText says what a stall means and what to do.
-var stallText = map[core.Stall]string{
-	core.StallTakeover:     "the volume is being taken over",
-	core.StallNoReplica:    "no in-sync replica answers: bring a node that holds one back, see the replicas of tandemctl volume inspect",
-	core.StallNeedReplica:  "an in-sync replica is out of reach; it is evicted soon if the others and the kvdb are there",
-	core.StallKVDB:         "the kvdb is out of reach, so that the in-sync set cannot be changed: bring a majority of its members back",
-	core.StallProtection:   "max_protection: a cluster domain has no in-sync replica; bring its node back, or choose max_availability",
-	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
-	core.StallDetaching:    "the volume is being detached",
-	core.StallConfigChange: "the in-sync set is being changed",
-	core.StallNotAttached:  "the volume is not attached here",
 }
 
 // close takes every showing away; consumers that still have a device open get errors.

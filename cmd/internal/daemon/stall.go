@@ -1,0 +1,33 @@
+package daemon
+
+import (
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
+	replvolume "github.com/tandem-storage/tandem/replication/volume"
+	"github.com/tandem-storage/tandem/volume"
+)
+
+// stall says why a volume's writes wait, nil if they do not.
+func stall(st *replvolume.Status) *volume.Stall {
+	cause := st.Stall
+	if cause == core.StallNone {
+		return nil
+	}
+	if cause == core.StallNeedReplica && st.Config.Protection == replication.MaxProtection {
+		cause = core.StallProtection // nothing is going to be evicted
+	}
+	return &volume.Stall{Cause: string(cause), Text: stallText[cause], Since: st.StalledSince}
+}
+
+// stallText says what a stall means and what to do.
+var stallText = map[core.Stall]string{
+	core.StallTakeover:     "the volume is being taken over",
+	core.StallNoReplica:    "no in-sync replica answers: bring a node that holds one back, see the replicas of tandemctl volume inspect",
+	core.StallNeedReplica:  "an in-sync replica is out of reach; it is evicted soon if the others and the kvdb are there",
+	core.StallKVDB:         "the kvdb is out of reach, so that the in-sync set cannot be changed: bring a majority of its members back",
+	core.StallProtection:   "protection is max-protection, and an in-sync replica is out of reach: writes wait until its node is back",
+	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
+	core.StallDetaching:    "the volume is being detached",
+	core.StallConfigChange: "the in-sync set is being changed",
+	core.StallNotAttached:  "the volume is not attached here",
+}
