@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
 // TestCoordinatorKilled kills the daemon under a writer, and attaches again: on the same node, on another node of
@@ -72,40 +77,109 @@ func TestCoordinatorKilled(t *testing.T) {
 	c.identical(t, v.name)
 }
 
-// TestKillsAtRandom kills the coordinator or the remote replica at random moments.
+// TestKillsAtRandom kills processes at random moments: the coordinator, the remote replica, both at once, a member of
+// the kvdb together with either.
 func TestKillsAtRandom(t *testing.T) {
 	c := shared(t)
 	v := c.create(t, "random", "64Mi")
 	w := newWriter(t)
 	uri := c.attach(t, v.home, v.name)
 	w.start(t, uri)
+	members := []string{"a3", "b3", "w1"}
 	for round := range 10 {
 		w.more(t, 1+w.rng.IntN(400), 20*time.Second)
-		victim := v.home
+		victims := [][]string{{v.home}, {v.away}, {v.home, v.away}, {v.away, v.home}}[w.rng.IntN(4)]
 		if w.rng.IntN(2) == 0 {
-			victim = v.away
+			victims = append([]string{members[w.rng.IntN(3)]}, victims...)
 		}
-		if err := c.Node(victim).Kill(); err != nil {
-			t.Fatal(err)
+		for _, n := range victims {
+			if err := c.Node(n).Kill(); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if victim == v.home {
+		coordinator := slices.Contains(victims, v.home)
+		if coordinator {
 			w.failed(t, 10*time.Second)
 		} else if w.rng.IntN(2) == 0 { // half of the time it returns before it is missed
 			w.more(t, 1+w.rng.IntN(200), 20*time.Second)
 		}
-		if err := c.StartNode(c.Node(victim)); err != nil {
-			t.Fatal(err)
+		for _, n := range victims {
+			if err := c.StartNode(c.Node(n)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		uri = c.attach(t, v.home, v.name)
-		if victim == v.home {
+		if coordinator {
 			w.check(t, uri)
 			w.start(t, uri)
 		}
 		c.inSync(t, v.home, v.name, time.Minute, v.home, v.away)
-		t.Logf("round %d: %s killed and back", round, victim)
+		t.Logf("round %d: %v killed and back", round, victims)
 	}
 	w.stop(t)
 	w.check(t, uri)
 	c.detach(t, v.home, v.name)
+	c.identical(t, v.name)
+}
+
+// TestAttachRace attaches a volume on all nodes at the same time: one has it, the others are told who.
+func TestAttachRace(t *testing.T) {
+	c := shared(t)
+	v := c.create(t, "race", "64Mi")
+	for range 3 {
+		nodes := []string{"a1", "a2", "b1", "b2"}
+		errs := make([]error, len(nodes))
+		var wg sync.WaitGroup
+		for i, n := range nodes {
+			wg.Go(func() {
+				_, errs[i] = c.Ctl(t.Context(), c.Node(n), "host", "attach", v.name, "--timeout", "20s")
+			})
+		}
+		wg.Wait()
+		has := ""
+		for i, err := range errs {
+			if err == nil {
+				if has != "" {
+					t.Fatalf("attached on %s and on %s", has, nodes[i])
+				}
+				has = nodes[i]
+			}
+		}
+		if has == "" {
+			t.Fatalf("attached nowhere: %v", errs)
+		}
+		for _, err := range errs {
+			if err != nil && !strings.Contains(err.Error(), "node "+has) && !strings.Contains(err.Error(), "another node") {
+				t.Errorf("attached on %s, but another is told: %v", has, err)
+			}
+		}
+		c.detach(t, has, v.name)
+	}
+}
+
+// TestDeviceAfterKill kills the daemon under a loop device: the next start is not hindered by what is left of it.
+func TestDeviceAfterKill(t *testing.T) {
+	needRoot(t, "/dev/fuse", "/dev/loop-control")
+	need(t, "dd")
+	c := shared(t)
+	v := c.create(t, "orphan", "64Mi")
+	home := c.Node(v.home)
+	for range 2 {
+		dev := c.attach(t, v.home, v.name, "fuseloop")
+		sh(t, "dd", "if=/dev/urandom", "of="+dev, "bs=1M", "count=8", "oflag=direct")
+		if err := home.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := lab.Run(t.Context(), "dd", "if=/dev/zero", "of="+dev, "bs=4096", "count=1", "oflag=direct"); err == nil {
+			t.Errorf("%s takes writes though its daemon is dead: %s", dev, out)
+		}
+		if err := c.StartNode(home); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.attach(t, v.home, v.name, "fuseloop")
+	c.inSync(t, v.home, v.name, time.Minute, v.home, v.away)
+	c.detach(t, v.home, v.name)
+	leftovers(t, home)
 	c.identical(t, v.name)
 }
