@@ -28,7 +28,8 @@ type testCluster struct {
 	vol   replication.VolumeID
 	down  sync.Map // replication.DomainID -> bool: not usable
 
-	sessions atomic.Int64 // opened between nodes
+	sessions atomic.Int64 // opened between nodes so far
+	open     atomic.Int64 // being opened, or open
 }
 
 type testNode struct {
@@ -133,7 +134,24 @@ type countingPeer struct {
 
 func (p countingPeer) Session(ctx context.Context, v replication.VolumeID) (transport.Conn, error) {
 	p.c.sessions.Add(1)
-	return p.Peer.Session(ctx, v)
+	p.c.open.Add(1)
+	conn, err := p.Peer.Session(ctx, v)
+	if err != nil {
+		p.c.open.Add(-1)
+		return nil, err
+	}
+	return &countingConn{Conn: conn, c: p.c}, nil
+}
+
+type countingConn struct {
+	transport.Conn
+	c    *testCluster
+	once sync.Once
+}
+
+func (n *countingConn) Close() error {
+	n.once.Do(func() { n.c.open.Add(-1) })
+	return n.Conn.Close()
 }
 
 var testTiming = Timing{

@@ -65,11 +65,11 @@ func requestOf(c core.Control) any {
 	}
 }
 
-// connect opens a session for the coordinator.
-func (v *Volume) connect(s core.Session) {
+// connect opens a session for the coordinator; it ends with ctx.
+func (v *Volume) connect(ctx context.Context, s core.Session) {
 	l := v.links[s.To]
 	if l.node != v.m.o.Node {
-		go v.connectRemote(l.node, s)
+		go v.connectRemote(ctx, l.node, s)
 		return
 	}
 	h := v.m.host(v.id, l.id)
@@ -78,7 +78,7 @@ func (v *Volume) connect(s core.Session) {
 			v.post(volumeInput{kind: inSessionDown, member: s.To, sess: s.ID})
 			return
 		}
-		v.connectLocal(h, s)
+		v.connectLocal(ctx, h, s)
 	}()
 }
 

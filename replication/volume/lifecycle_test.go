@@ -177,6 +177,27 @@ func TestRefusedSessions(t *testing.T) {
 	}
 }
 
+// TestOpeningGivenUp: a session that was given up before the replica answered is closed.
+func TestOpeningGivenUp(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	v := a.attach()
+	opened := c.sessions.Load()
+	c.net.Down(b.id)
+	c.net.Hold(a.id, b.id)
+	c.net.Up(b.id)
+	c.eventually("an opening", func() bool { return c.sessions.Load() > opened && c.open.Load() == 1 })
+	a.m.PeerUp(b.id, false)
+	c.awaitInSync(1)
+	c.eventually("the end of the opening", func() bool { return c.open.Load() == 0 })
+	c.net.Resume(a.id, b.id)
+	a.m.PeerUp(b.id, true)
+	c.awaitInSync(2)
+	if err := block.Flush(v); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // slowClose is a storage whose clean close takes as long as the test wants.
 type slowClose struct {
 	*testStorage

@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"context"
+
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
 )
@@ -15,13 +17,14 @@ type localLink struct {
 	conn   core.ConnID
 }
 
-// connectLocal opens the session with the local replica.
-func (v *Volume) connectLocal(h *host, s core.Session) {
+// connectLocal opens the session with the local replica; it ends with ctx.
+func (v *Volume) connectLocal(ctx context.Context, h *host, s core.Session) {
 	l := &localLink{v: v, member: s.To, sess: s.ID, h: h, conn: h.newConn()}
 	h.post(hostInput{
 		kind: hostHello, conn: l.conn, to: l, hello: s.Hello,
 		msg: replication.Message{Type: replication.MsgHello, Session: s.ID, Term: s.Term},
 	})
+	context.AfterFunc(ctx, l.end)
 }
 
 // send implements sessionLink.
@@ -69,9 +72,9 @@ func (v *Volume) sessionInput(member int, sess replication.SessionID, l sessionL
 		if err == nil {
 			return volumeInput{kind: inSessionUp, member: member, sess: sess, link: l, ack: ack}
 		}
-		return volumeInput{kind: inSessionDown, member: member, sess: sess, link: l}
+		return volumeInput{kind: inSessionDown, member: member, sess: sess}
 	case m.Type == replication.MsgNack && m.Seq == 0:
-		return volumeInput{kind: inSessionRefused, member: member, sess: sess, msg: *m, link: l}
+		return volumeInput{kind: inSessionRefused, member: member, sess: sess, msg: *m}
 	default:
 		return volumeInput{kind: inMessage, member: member, msg: *m}
 	}

@@ -152,8 +152,8 @@ func (l *remoteLink) end() { l.close(errEnded) }
 var errEnded = errors.New("ended by the coordinator")
 
 // connectRemote opens a session with a replica on another node, serves its
-// answers, and returns when it has ended.
-func (v *Volume) connectRemote(node replication.NodeID, s core.Session) {
+// answers, and returns when it has ended, with ctx at the latest.
+func (v *Volume) connectRemote(ctx context.Context, node replication.NodeID, s core.Session) {
 	var err error
 	defer func() {
 		if v.ctx.Err() == nil {
@@ -161,8 +161,6 @@ func (v *Volume) connectRemote(node replication.NodeID, s core.Session) {
 		}
 		v.post(volumeInput{kind: inSessionDown, member: s.To, sess: s.ID})
 	}()
-	ctx, cancel := context.WithCancel(v.ctx)
-	defer cancel()
 	p, err := v.m.o.Peers.Peer(node)
 	if err != nil {
 		return

@@ -55,6 +55,7 @@ type link struct {
 	node  replication.NodeID
 	sess  replication.SessionID
 	to    sessionLink
+	stop  context.CancelFunc // ends the session, also while it is being opened
 	batch []replication.Message
 }
 
@@ -271,8 +272,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 	case inSessionUp:
 		l := v.links[in.member]
 		if l.sess != in.sess {
-			in.link.end() // of a session that was given up meanwhile
-			return
+			return // it was given up meanwhile
 		}
 		l.to = in.link
 		v.core.SessionUp(t, in.member, in.sess, in.ack)
@@ -280,12 +280,8 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		if l := v.links[in.member]; l.sess == in.sess {
 			l.drop()
 		}
-		if in.link != nil {
-			in.link.end()
-		}
 		v.core.SessionDown(t, in.member, in.sess)
 	case inSessionRefused:
-		in.link.end()
 		if l := v.links[in.member]; l.sess == in.sess {
 			l.drop()
 		}
@@ -321,6 +317,10 @@ func (l *link) drop() {
 		l.to.end()
 		l.to = nil
 	}
+	if l.stop != nil {
+		l.stop()
+		l.stop = nil
+	}
 	l.sess = 0
 }
 
@@ -351,9 +351,11 @@ func (v *Volume) carryOut() {
 		}
 	}
 	for _, s := range r.Connect {
-		v.links[s.To].drop()
-		v.links[s.To].sess = s.ID
-		v.connect(s)
+		l := v.links[s.To]
+		l.drop()
+		ctx, cancel := context.WithCancelCause(v.ctx)
+		l.sess, l.stop = s.ID, func() { cancel(errEnded) }
+		v.connect(ctx, s)
 	}
 	for _, c := range r.Control {
 		go v.control(c)
