@@ -121,6 +121,9 @@ func (a *app) resyncLines(ctx context.Context, domain string) ([]progressLine, e
 				continue
 			}
 			done, percent := resyncText(r)
+			if v.GetAttachment() == nil {
+				done += "; the volume is detached: attach it to resync"
+			}
 			lines = append(lines, progressLine{
 				key: r.GetId(), mark: fmt.Sprint(r.GetState(), percent/10),
 				text: fmt.Sprintf("volume %s on %s: %s", v.GetName(), r.GetNode(), done),

@@ -65,6 +65,21 @@ func TestWaitIsBoundedByTimeout(t *testing.T) {
 	}
 }
 
+// A detached volume is not resynced: whoever waits for it has to be told.
+func TestWaitForADetachedVolume(t *testing.T) {
+	f := rejoining()
+	for _, l := range f.volumes {
+		for _, v := range l.Volumes {
+			v.Attachment = nil
+		}
+	}
+	h := newHarness(t, f)
+	h.run(t.Context(), activateWait)
+	if !strings.Contains(h.err.String(), "the volume is detached: attach it to resync") {
+		t.Errorf("%s", h.err.String())
+	}
+}
+
 func TestDeactivateWait(t *testing.T) {
 	draining := domain("primary", domainpb.DomainState_DOMAIN_STATE_DRAINING, domainpb.SyncStatus_SYNC_STATUS_IN_SYNC, 2)
 	inactive := domain("primary", domainpb.DomainState_DOMAIN_STATE_INACTIVE, domainpb.SyncStatus_SYNC_STATUS_NOT_IN_SYNC, 0)
