@@ -320,6 +320,8 @@ func (c *Coordinator) joined(ch *change) {
 	c.join = nil
 	c.event(Event{Kind: EventJoined, Replica: c.m[j.q].id})
 	if j.failed != "" {
+		// It failed while the outcome was open. It may even have what failed on the others.
+		c.reconcile.SetAll()
 		c.requestEvict(j.q, j.failed)
 	}
 	if !c.m[j.q].open {

@@ -262,6 +262,29 @@ func (w *simWorld) checkChange(_ *simNode, n *replication.Config) {
 	}
 }
 
+// checkContent asserts I4 and I5 when a configuration comes into force: each of its
+// in-sync replicas has what was acknowledged, and has stable what was flushed.
+func (w *simWorld) checkContent() {
+	h := &w.history
+	if w.owed {
+		return
+	}
+	for _, n := range w.nodes {
+		if !w.cfg.InISR(n.rid) || n.lossy() {
+			continue
+		}
+		for k, s := range simSectors {
+			v, st := n.disk.data[s], n.disk.stable[s]
+			if v != h.known[k] && len(h.maybe[k]) == 0 {
+				w.fail("I4: %s is in sync and has %d in sector %d, acknowledged is %d", n.id, v, k, h.known[k])
+			}
+			if st != h.flushed[k] && st != h.known[k] && !h.since[k][st] && !h.maybe[k][st] {
+				w.fail("I5: %s is in sync and stable in sector %d is %d, flushed was %d", n.id, k, st, h.flushed[k])
+			}
+		}
+	}
+}
+
 // checkPersist asserts that promises are kept (I6, I22).
 func (w *simWorld) checkPersist(n *simNode, m *ReplicaMeta) {
 	if old := &n.disk.meta; m.Term < old.Term || m.Epoch < old.Epoch {

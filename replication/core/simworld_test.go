@@ -446,7 +446,7 @@ func (n *simNode) connect(s Session) {
 func (conn *simConn) deliver(msg *replication.Message) {
 	p := conn.rep
 	switch {
-	case !p.up || p.life != conn.life || conn.broken || p.conns[conn.id] != conn:
+	case !p.up || p.life != conn.life || conn.broken:
 	case !conn.coord.reach(p):
 		conn.breakOff()
 	default:
@@ -571,6 +571,7 @@ func (n *simNode) change(ch Change) {
 		default:
 			w.checkChange(n, ch.Next)
 			w.put(ch.Next)
+			w.checkContent()
 			rev = w.rev
 			w.seen["config: "+w.cfg.History[len(w.cfg.History)-1].Cause]++
 			w.trace("kvdb epoch %d: %s, in sync %v", w.cfg.Epoch, w.cfg.Phase, w.inSync())

@@ -1,0 +1,128 @@
+//go:build mutants
+
+package core
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var (
+	mutantSeeds = flag.String("mutant.seeds", "3000", "seeds that each mutant is given")
+	mutantOnly  = flag.String("mutant.only", "", "run only the mutants that match this regular expression")
+)
+
+// mutant is the package with one rule taken out of it.
+type mutant struct {
+	name, rule string
+	file       string
+	old, new   string
+}
+
+var mutants = []mutant{
+	{"no_fence", "I6: the promise of a term", "replica.go", "case q.Term < r.meta.Term:\n\t\treturn replication.StatusFenced", "case false:\n\t\treturn replication.StatusFenced"},
+	{"no_session_fence", "I6: messages of another session", "replicaio.go", "if conn != r.conn || msg.Session != r.session {", "if false {"},
+	{"no_drain", "I17: seal and hello wait for the kernel", "replica.go", "if r.inUse > 0 {\n\t\t\t\treturn", "if false {\n\t\t\t\treturn"},
+	{"ack_before_cas", "I9: acknowledgements are held", "change.go", "if rest, ok := c.evictable(); ok {\n\t\tc.holdAcks = true", "if rest, ok := c.evictable(); ok {\n\t\tc.isr = rest"},
+	{"no_prepare", "I9: survivors are prepared", "change.go", "case ch.step == stepPrepare && c.round.done():", "case ch.step == stepPrepare:"},
+	{"no_reconcile", "I16: D after a takeover", "takeover.go", "c.markActive(c.reconcile, c.seals[i])", "_ = i"},
+	{"read_unreconciled", "I16: a read waits for D", "dispatch.go", "if !c.openSet().covers(c.isr) || c.unreconciled(io.Off, io.Len) {", "if !c.openSet().covers(c.isr) {"},
+	{"no_dirty_snapshot", "I14: a map begins with the log", "replica.go", "\t\tr.markActive(m)\n\t}\n\treturn true", "\t}\n\treturn true"},
+	{"missing_as_delta", "I14: a takeover names every missing member", "takeover.go", "c.prepareRound(s, c.all()&^s)", "c.prepareRound(s, c.isr&^s)"},
+	{"ignore_peer_al", "9.1: the joiner's own log", "join.go", "c.markActive(j.todo, j.seal)", "_ = j"},
+	{"no_wait_mode", "I18: acknowledgements wait for the joiner", "dispatch.go", "(j.wait || c.m[j.q].lag > c.o.JoinerLag)", "c.m[j.q].lag > 1<<40"},
+	{"join_without_flush", "I18: the joiner flushes", "join.go", "if j.flushed && c.wished() == 0 {", "if c.wished() == 0 {"},
+	{"flush_skips_joiner", "I18: flushes wait for the joiner", "dispatch.go", "if c.holdAcks || !io.acked.covers(c.need()) {", "if c.holdAcks || !io.acked.covers(c.need()) && !(io.Kind == replication.MsgFlush && io.acked.covers(c.isr)) {"},
+	{"resync_unordered", "I15: a copy locks its range", "dispatch.go", "\tcase io.copy != nil:\n\t\tif c.hold {\n\t\t\treturn false\n\t\t}", "\tcase io.copy != nil:\n\t\treturn !c.hold"},
+	{"early_clean", "I13: only what a flush covered is settled", "dispatch.go", "io.cover = w - 1", "io.cover = io.seq"},
+	{"clean_while_unreconciled", "I13: D is empty", "dispatch.go", "if c.reconcile.Count() == 0 && io.failed|io.full == 0 &&", "if io.failed|io.full == 0 &&"},
+	{"reopen_lossy", "I19: a member that lost power", "session.go", "if m.boot != (replication.BootID{}) && m.boot != ack.Boot {", "if false {"},
+	{"flush_local_only", "I5: a flush on every member", "dispatch.go", "if c.holdAcks || !io.acked.covers(c.need()) {", "if c.holdAcks || !io.acked.covers(c.need()) && !(io.Kind == replication.MsgFlush && io.acked&c.isr != 0) {"},
+	{"ack_any", "I3: a write on every member", "dispatch.go", "if c.holdAcks || !io.acked.covers(c.need()) {", "if c.holdAcks || io.acked&c.isr == 0 {"},
+	{"keep_lossy_in_isr", "I19: takeover drops the lossy", "takeover.go", "if solid := s &^ lossy; solid != 0 {", "if solid := s &^ lossy; false {"},
+	{"read_stale_source", "I20: who is not in sync is not read", "dispatch.go", "io.from = c.prefer(c.isr & c.openSet() &^ io.failed)", "io.from = c.prefer(c.openSet() &^ io.failed)"},
+	{"overlap", "I15: overlapping writes", "io.go", "if s < b && a < t.end[i] && (io.exclusive() || t.ios[i].exclusive()) {", "if s < b && a < t.end[i] && (io.copy != nil || t.ios[i].copy != nil) {"},
+	{"mark_at_dispatch", "I14: marked when applied", "replicaio.go", "\tfor _, m := range r.maps {\n", "\tfor _, m := range r.maps[:0] {\n"},
+	{"no_log", "I11: the log before the write", "replicaio.go", "r.al[g] = max(r.al[g], msg.Seq+1)", "_ = g"},
+	{"fua_not_checked", "I5: FUA is stable on every member", "copy.go", "return replication.FlagFUA", "return 0"},
+	{"evict_all", "I2: somebody stays", "evict.go", "if all && s == least ||", "if false ||"},
+	{"fault_forgotten", "I25: success after an error", "replicaio.go", "if modifies && r.faulted && err == nil {", "if false {"},
+	{"flush_error_survived", "I25: a failed flush ends the replica", "replicaio.go", "if modifies && !r.faulted {", "if modifies && !r.faulted && io.Kind != replication.MsgFlush {"},
+	{"map_dropped_while_syncing", "I14: the map lives until the join", "replica.go", "if !cfg.InISR(id) {", "if !cfg.InISR(id) && cfg.Members[id].State != replication.MemberSyncing {"},
+	{"commit_map_empty", "I14: who left unseen is marked in full", "replica.go", "r.dirty[id].SetAll() // it left", "_ = id // it left"},
+	{"log_lost_forgotten", "I12: a log lost within a term", "replicaio.go", "r.logLost = r.logLost && r.stable < r.lostTo", "r.logLost = false"},
+	{"restored_log_retired", "I12: a log kept by a clean stop", "replica.go", "return r.stable > 0 && r.stable >= r.lostTo", "return r.stable > 0"},
+	{"map_of_stranger", "I21: who was never in sync", "join.go", "if s.Epoch == 0 {", "if false {"},
+	{"detach_unsettled", "5.4: settled only after the flush", "change.go", "c.commitRound(c.isr, c.flushGood && c.reconcile.Count() == 0)", "c.commitRound(c.isr, true)"},
+	{"quiet_forgets_flush", "9.1 step 3: nothing in flight", "dispatch.go", "if io.exclusive() {\n\t\t\treturn false", "if io.exclusive() && !io.internal {\n\t\t\treturn false"},
+	{"failed_join_in_sync", "I16: what failed while the join was open", "join.go", "c.reconcile.SetAll()\n", ""},
+	{"differ_forgotten", "6.2: a write that failed everywhere", "dispatch.go", "c.differ(io)\n\t\t\tc.complete", "c.complete"},
+	{"protection_ignored", "max_protection", "dispatch.go", "held := !io.delivered && !io.internal && c.protectionStall()", "held := false"},
+	{"no_space_waits", "F20: no space anywhere", "session.go", "\tif c.evictReq&c.isr != 0 {\n\t\tc.settleAll()", "\tif false {\n\t\tc.settleAll()"},
+	{"held_detach", "liveness: nothing begins while acks are held", "change.go", "if c.holdAcks {\n\t\treturn false // until", "if false {\n\t\treturn false // until"},
+	{"slow_for_ever", "liveness: who answers again stays", "session.go", "c.pardon(i, slow)", "_ = i"},
+	{"own_detach_deposes", "liveness: its own change seen early", "coordinator.go", "if c.changeSent && c.change != nil && cfg.ProposalID == c.change.next.ProposalID {", "if false {"},
+	{"copy_never_late", "liveness: a copy that hangs", "session.go", "late |= c.lateOf(bit(r.to), r.sent)", "_ = r"},
+	{"no_resend", "14.2: what was not acknowledged is sent again", "session.go", "\tc.resend(i)\n", ""},
+	{"zombie_release", "a request is released once nothing refers to it", "session.go", "c.complete(io, replication.ErrStalled)\n\t\t}", "c.complete(io, replication.ErrStalled); c.release(io)\n\t\t}"},
+}
+
+// TestMutants runs the simulator and the scenarios on each mutant, by an overlay
+// of one file. A mutant that they do not catch fails the test.
+func TestMutants(t *testing.T) {
+	only := regexp.MustCompile(*mutantOnly)
+	after := regexp.MustCompile(`\(the (\d+)th\): (.*)`)
+	panicked := regexp.MustCompile(`panic: (.*)`)
+	for _, m := range mutants {
+		if !only.MatchString(m.name) {
+			continue
+		}
+		src, err := os.ReadFile(m.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(src), m.old); n != 1 {
+			t.Errorf("%s: the text to replace is %d times in %s", m.name, n, m.file)
+			continue
+		}
+		dir := t.TempDir()
+		repl := filepath.Join(dir, m.file)
+		if err := os.WriteFile(repl, []byte(strings.Replace(string(src), m.old, m.new, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		abs, err := filepath.Abs(m.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		overlay, err := json.Marshal(map[string]map[string]string{"Replace": {abs: repl}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, "overlay.json")
+		if err := os.WriteFile(file, overlay, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("go", "test", "-overlay", file, "-run", "TestSim|TestScenarios", "-timeout", "120s", ".", "-args", "-sim.seeds", *mutantSeeds).CombinedOutput()
+		text := string(out)
+		switch hit := after.FindStringSubmatch(text); {
+		case err == nil:
+			t.Errorf("%-28s SURVIVED (%s)", m.name, m.rule)
+		case hit != nil:
+			t.Logf("%-28s after %5s seeds: %.90s", m.name, hit[1], hit[2])
+		case strings.Contains(text, "[build failed]"):
+			t.Errorf("%s does not compile:\n%s", m.name, text)
+		case strings.Contains(text, "test timed out"):
+			t.Logf("%-28s never comes to an end", m.name)
+		case panicked.MatchString(text):
+			t.Logf("%-28s panics: %.90s", m.name, panicked.FindStringSubmatch(text)[1])
+		default:
+			t.Logf("%-28s caught by a test: %.200s", m.name, regexp.MustCompile(`--- FAIL: (\S+)`).FindString(text))
+		}
+	}
+}
