@@ -143,3 +143,47 @@ func TestEtcd(t *testing.T) {
 	c.detach(t, v.away, v.name)
 	c.identical(t, v.name)
 }
+
+// TestStallEnds takes the kvdb and the remote replica away together: no write may be confirmed, so they wait, and
+// after the stall timeout fail. The device lives and goes on when both are back.
+func TestStallEnds(t *testing.T) {
+	c := own(t, func(s *lab.Spec) {
+		s.Adjust = func(_ string, config map[string]any) {
+			config["replication"] = map[string]any{"opTimeout": "3s", "sealTimeout": "2s", "stallTimeout": "6s"}
+		}
+	})
+	v := c.create(t, "stalled", "64Mi")
+	w := newWriter(t)
+	uri := c.attach(t, v.home, v.name)
+	w.start(t, uri)
+	lost := []string{"b3", "w1", v.away}
+	for _, n := range lost {
+		if err := c.Node(n).Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := time.Now()
+	m := c.mark(t, v.home)
+	t.Logf("the consumer: %s", w.failed(t, 20*time.Second))
+	if took := time.Since(at); took < 5*time.Second {
+		t.Errorf("the write failed after %v, before the stall timeout of 6 s", took)
+	}
+	for _, msg := range []string{"replica evicted", "volume lost"} {
+		if es := m.since(t, msg); len(es) > 0 {
+			t.Errorf("without a kvdb: %s", es[0].raw)
+		}
+	}
+	for _, n := range lost {
+		if err := c.StartNode(c.Node(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at = time.Now()
+	w.start(t, uri) // the same showing
+	t.Logf("writes go on %v after the kvdb and the replica are back", time.Since(at))
+	c.inSync(t, v.home, v.name, time.Minute, v.home, v.away)
+	w.stop(t)
+	w.check(t, uri)
+	c.detach(t, v.home, v.name)
+	c.identical(t, v.name)
+}
