@@ -12,7 +12,7 @@ import (
 // until the IODone of the operation that it causes.
 func (r *Replica) Step(conn ConnID, msg *replication.Message) {
 	if conn != r.conn || msg.Session != r.session {
-		r.nack(conn, msg.Session, msg.Seq, replication.StatusFenced)
+		r.nack(conn, msg, replication.StatusFenced)
 		return
 	}
 	if msg.Type == replication.MsgStable && msg.Seq != 0 && r.lostTo == math.MaxUint64 { // first of a session
@@ -28,7 +28,7 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) {
 		}
 	}
 	if st := r.check(msg); st != replication.StatusOK {
-		r.nack(conn, msg.Session, msg.Seq, st)
+		r.nack(conn, msg, st)
 		return
 	}
 	switch msg.Type {
@@ -108,9 +108,14 @@ func (r *Replica) touch(msg *replication.Message) {
 	}
 }
 
-func (r *Replica) nack(conn ConnID, s replication.SessionID, seq replication.Seq, st replication.Status) {
+// nack refuses a message; the room that its payload took is free again.
+func (r *Replica) nack(conn ConnID, msg *replication.Message, st replication.Status) {
+	payload := int64(len(msg.Data))
+	if msg.Status == replication.StatusCRC {
+		payload = msg.Length // it had one, which was thrown away
+	}
 	r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: conn, Msg: replication.Message{
-		Type: replication.MsgNack, Status: st, Session: s, Term: r.meta.Term, Seq: seq,
+		Type: replication.MsgNack, Status: st, Session: msg.Session, Term: r.meta.Term, Seq: msg.Seq, Credit: uint32(payload),
 	}})
 }
 
@@ -142,9 +147,9 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 	case errors.Is(err, block.ErrNoSpace) && io.Kind != replication.MsgFlush:
 		msg.Type, msg.Status, msg.Credit = replication.MsgNack, replication.StatusNoSpace, uint32(len(io.Data))
 	case errors.Is(err, block.ErrClosed):
-		msg.Type, msg.Status = replication.MsgNack, replication.StatusShuttingDown
+		msg.Type, msg.Status, msg.Credit = replication.MsgNack, replication.StatusShuttingDown, uint32(len(io.Data))
 	default:
-		msg.Type, msg.Status = replication.MsgNack, replication.StatusIO
+		msg.Type, msg.Status, msg.Credit = replication.MsgNack, replication.StatusIO, uint32(len(io.Data))
 		if modifies && !r.faulted {
 			// What is on the disk is unknown now: never served again (I25).
 			r.faulted = true
