@@ -212,8 +212,8 @@ func TestCleanEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c.online(t, v.home, true)
-	c.online(t, v.away, true)
+	c.online(t, v.home)
+	c.online(t, v.away)
 	at := time.Now()
 	c.attach(t, v.home, v.name)
 	c.inSync(t, v.home, v.name, 30*time.Second, v.home, v.away)

@@ -65,7 +65,7 @@ func TestCoordinatorKilled(t *testing.T) {
 		if err := c.Start(alpha); err != nil {
 			t.Fatal(err)
 		}
-		c.online(t, v.home, true)
+		c.online(t, v.home)
 		c.refused(t, v.home, 4, []string{alpha}, "host", "attach", v.name)
 		c.ctl(t, v.away, "--timeout", "1m", "cluster", "domains", "activate", "--name", alpha, "--reason", "test", "--wait")
 		c.inSync(t, v.away, v.name, time.Minute, v.home, v.away)

@@ -27,7 +27,7 @@ func TestLastCopy(t *testing.T) {
 	if err := c.StartNode(c.Node(v.away)); err != nil {
 		t.Fatal(err)
 	}
-	c.online(t, v.away, true)
+	c.online(t, v.away)
 	before := c.ctl(t, v.away, "cluster", "domains", "show", "-o", "json")
 
 	for _, how := range [][]string{{"--peer-lost"}, {"--peer-lost", "--accept-data-loss", v.name + "x"}} {

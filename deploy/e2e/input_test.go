@@ -257,7 +257,7 @@ func TestStrangers(t *testing.T) {
 	if err := c.StartNode(n); err != nil {
 		t.Fatal(err)
 	}
-	c.online(t, "a2", true)
+	c.online(t, "a2")
 }
 
 // handshake does a TLS 1.3 handshake and asks for a byte: a server refuses a client's certificate only then.

@@ -40,7 +40,7 @@ func TestKVDBLost(t *testing.T) {
 			acks := w.acks(t)
 			return len(acks) > 0 && acks[len(acks)-1].Sub(at) > 12*time.Second, nil
 		})
-		if p := w.pause(t, at); p > time.Second {
+		if p := w.pause(t, at); p > 3*time.Second {
 			t.Errorf("writes paused for %v", p)
 		}
 		c.refused(t, v.home, 9, []string{"create volume never", "kvdb"}, "--timeout", "5s", "volume", "create", "never", "--size", "4Mi")
@@ -81,7 +81,7 @@ func TestKVDBLost(t *testing.T) {
 		c.refused(t, v.spare, 5, []string{n.Socket}, "--timeout", "3s", "status")
 		restore(t)
 		m.await(t, "tandemd ready", 30*time.Second)
-		c.online(t, v.spare, true)
+		c.online(t, v.spare)
 	}})
 	w.stop(t)
 	w.check(t, uri)
@@ -107,7 +107,7 @@ func TestEtcd(t *testing.T) {
 			acks := w.acks(t)
 			return len(acks) > 0 && acks[len(acks)-1].Sub(at) > 12*time.Second, nil
 		})
-		if p := w.pause(t, at); p > time.Second {
+		if p := w.pause(t, at); p > 3*time.Second {
 			t.Errorf("writes paused for %v", p)
 		}
 		for _, site := range []string{alpha, beta, gamma} {
@@ -116,7 +116,7 @@ func TestEtcd(t *testing.T) {
 			}
 		}
 		for _, n := range []string{v.home, v.away} {
-			c.online(t, n, true)
+			c.online(t, n)
 		}
 	}}, chapter{"a site is killed", func(t *testing.T) {
 		at := time.Now()
@@ -135,7 +135,7 @@ func TestEtcd(t *testing.T) {
 		if err := c.Start(alpha); err != nil {
 			t.Fatal(err)
 		}
-		c.online(t, v.home, true)
+		c.online(t, v.home)
 		c.ctl(t, v.away, "--timeout", "1m", "cluster", "domains", "activate", "--name", alpha, "--wait")
 	}})
 	w.stop(t)
