@@ -45,3 +45,55 @@ func TestResync(t *testing.T) {
 	c.detach(t, v.home, v.name)
 	c.identical(t, v.name)
 }
+
+// TestResyncInterrupted ends every resync shortly after its start, by killing its target, or the coordinator, under a writer: the
+// half-made replica is never taken for a whole one.
+func TestResyncInterrupted(t *testing.T) {
+	c := shared(t)
+	v := c.create(t, "flapping", "512Mi")
+	w := newWriter(t)
+	uri := c.attach(t, v.home, v.name)
+	w.start(t, uri)
+	m := c.mark(t, v.home)
+	if err := c.Node(v.away).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	m.await(t, "replica evicted", 10*time.Second)
+	for round := range 5 {
+		m := c.mark(t, v.home)
+		if err := c.StartNode(c.Node(v.away)); err != nil {
+			t.Fatal(err)
+		}
+		m.await(t, "resync started", 30*time.Second)
+		victim := v.away
+		if w.rng.IntN(3) == 0 {
+			victim = v.home
+		}
+		w.more(t, 1+w.rng.IntN(100), 20*time.Second)
+		if err := c.Node(victim).Kill(); err != nil {
+			t.Fatal(err)
+		}
+		done := len(m.since(t, "replica in sync")) > 0
+		t.Logf("round %d: %s killed during the resync (or right after its end: %v)", round, victim, done)
+		if victim == v.home {
+			w.failed(t, 10*time.Second)
+			if err := c.StartNode(c.Node(v.home)); err != nil {
+				t.Fatal(err)
+			}
+			uri = c.attach(t, v.home, v.name)
+			w.check(t, uri)
+			w.start(t, uri)
+			if err := c.Node(v.away).Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := c.StartNode(c.Node(v.away)); err != nil {
+		t.Fatal(err)
+	}
+	c.inSync(t, v.home, v.name, time.Minute, v.home, v.away)
+	w.stop(t)
+	w.check(t, uri)
+	c.detach(t, v.home, v.name)
+	c.identical(t, v.name)
+}
