@@ -51,7 +51,7 @@ var mutants = []mutant{
 	{"mark_at_dispatch", "I14: marked when applied", "replicaio.go", "\tfor _, m := range r.maps {\n", "\tfor _, m := range r.maps[:0] {\n"},
 	{"no_log", "I11: the log before the write", "replicaio.go", "r.al[g] = max(r.al[g], msg.Seq+1)", "_ = g"},
 	{"fua_not_checked", "I5: FUA is stable on every member", "copy.go", "return replication.FlagFUA", "return 0"},
-	{"evict_all", "I2: somebody stays", "evict.go", "if all && s == least ||", "if false ||"},
+	{"evict_all", "I2: somebody stays", "evict.go", "if all && s == least ||", "if all && false ||"},
 	{"fault_forgotten", "I25: success after an error", "replicaio.go", "if modifies && r.faulted && err == nil {", "if false {"},
 	{"flush_error_survived", "I25: a failed flush ends the replica", "replicaio.go", "if modifies && !r.faulted {", "if modifies && !r.faulted && io.Kind != replication.MsgFlush {"},
 	{"map_dropped_while_syncing", "I14: the map lives until the join", "replica.go", "if !cfg.InISR(id) {", "if !cfg.InISR(id) && cfg.Members[id].State != replication.MemberSyncing {"},

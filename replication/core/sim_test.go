@@ -22,7 +22,7 @@ import (
 var (
 	simSeed  = flag.Uint64("sim.seed", 0, "run only this seed")
 	simFirst = flag.Uint64("sim.first", 1, "first seed")
-	simSeeds = flag.Uint64("sim.seeds", 2000, "number of seeds")
+	simSeeds = flag.Uint64("sim.seeds", 1500, "number of seeds")
 	simSteps = flag.Int("sim.steps", 3000, "steps with faults of each seed")
 	simAll   = flag.Bool("sim.all", false, "go on after a failure and print them all")
 	simLog   = flag.Bool("sim.log", false, "print what happens")

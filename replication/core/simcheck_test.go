@@ -16,6 +16,7 @@ type simHistory struct {
 	acks    [simBlocks]int             // writes acknowledged
 	floor   [simBlocks]int             // of them, those covered by a flush
 	since   [simBlocks]map[uint64]bool // values that a power cut of everything may bring back
+	unsure  [simBlocks]bool            // known may have been lost and nobody has looked since
 }
 
 func (h *simHistory) init() {
@@ -31,6 +32,7 @@ func (h *simHistory) forgive() {
 		h.maybe[s][h.known[s]] = true
 		maps.Copy(h.maybe[s], h.since[s])
 		h.maybe[s][h.flushed[s]] = true
+		h.unsure[s] = true
 	}
 }
 
@@ -52,6 +54,7 @@ type simOp struct {
 	tag    uint64
 	covers [simBlocks]uint64          // flush: values known at its start
 	acks   [simBlocks]int             // flush: writes acknowledged at its start
+	unsure [simBlocks]bool            // flush: it covers something else than is known
 	old    [simBlocks]map[uint64]bool // flush: values that cannot come back once it is done
 }
 
@@ -101,7 +104,7 @@ func (c *simClient) flush() {
 		return
 	}
 	h := &c.w.history
-	o := &simOp{sector: -1, io: c.newIO(), covers: h.known, acks: h.acks}
+	o := &simOp{sector: -1, io: c.newIO(), covers: h.known, acks: h.acks, unsure: h.unsure}
 	o.io.Kind = replication.MsgFlush
 	for s := range simBlocks {
 		o.old[s] = maps.Clone(h.since[s])
@@ -186,7 +189,7 @@ func (c *simClient) done(n *simNode, d Completion) {
 	switch {
 	case o.io.Kind == replication.MsgFlush:
 		for s := range simBlocks {
-			if o.acks[s] >= h.floor[s] {
+			if o.acks[s] >= h.floor[s] && !o.unsure[s] {
 				h.flushed[s], h.floor[s] = o.covers[s], o.acks[s]
 			}
 			for v := range o.old[s] {
@@ -200,13 +203,13 @@ func (c *simClient) done(n *simNode, d Completion) {
 		if got != h.known[k] && !h.maybe[k][got] {
 			w.fail("read of sector %d returned %d, want %d or one of %v", k, got, h.known[k], h.maybe[k])
 		}
-		h.known[k] = got
+		h.known[k], h.unsure[k] = got, false
 		h.since[k][got] = true
 		clear(h.maybe[k]) // what was undecided is decided now (I16)
 	default:
 		maps.Copy(h.since[k], h.maybe[k])
 		h.since[k][o.tag] = true
-		h.known[k] = o.tag
+		h.known[k], h.unsure[k] = o.tag, false
 		h.acks[k]++
 		clear(h.maybe[k])
 		if o.io.Flags&replication.FlagFUA != 0 {
@@ -275,12 +278,11 @@ func (w *simWorld) checkContent() {
 		}
 		for k, s := range simSectors {
 			v, st := n.disk.data[s], n.disk.stable[s]
-			if v != h.known[k] && len(h.maybe[k]) == 0 {
+			if v != h.known[k] && len(h.maybe[k]) == 0 && !h.unsure[k] {
 				w.fail("I4: %s is in sync and has %d in sector %d, acknowledged is %d", n.id, v, k, h.known[k])
 			}
 			// Tags grow, so a smaller one is older; the 0 of a trim has no age.
-			zero := st == 0 && h.known[k] != 0 && !h.since[k][0] && !h.maybe[k][0]
-			if st != h.flushed[k] && (st != 0 && st < h.flushed[k] || zero && h.flushed[k] != 0) {
+			if !h.unsure[k] && st != 0 && st < h.flushed[k] {
 				w.fail("I5: %s is in sync and stable in sector %d is %d, flushed was %d", n.id, k, st, h.flushed[k])
 			}
 		}

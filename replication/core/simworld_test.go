@@ -394,6 +394,9 @@ func (n *simNode) observe(e *Event) {
 		if w.owed && w.client.at == n {
 			w.owed = false
 			w.history.forgive()
+			for _, o := range w.client.flight {
+				o.unsure = w.history.unsure
+			}
 		}
 		w.trace("%s serves, %d blocks to reconcile", n.id, e.Dirty)
 	case EventEvicted:
