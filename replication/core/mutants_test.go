@@ -108,7 +108,7 @@ func TestMutants(t *testing.T) {
 		if err := os.WriteFile(file, overlay, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.Command("go", "test", "-overlay", file, "-run", "TestSim|TestScenarios", "-timeout", "120s", ".", "-args", "-sim.seeds", *mutantSeeds).CombinedOutput()
+		out, err := exec.Command("go", "test", "-overlay", file, "-run", "TestSim|TestScenarios|TestReplica", "-timeout", "120s", ".", "-args", "-sim.seeds", *mutantSeeds).CombinedOutput()
 		text := string(out)
 		switch hit := after.FindStringSubmatch(text); {
 		case err == nil:
