@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/tandem-storage/tandem/deploy/lab"
@@ -36,6 +37,7 @@ func run(m *testing.M) int {
 			fmt.Println("left in place:", root)
 			return
 		}
+		release()
 		_ = os.RemoveAll(root)
 	}()
 	bin = filepath.Join(root, "bin")
@@ -49,6 +51,25 @@ func run(m *testing.M) int {
 		code = max(code, 1)
 	}
 	return code
+}
+
+// release takes away what daemons left that were killed by a test that failed: loop devices and mounts below root.
+func release() {
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is right
+	for _, f := range files {
+		if data, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(data), root+"/") {
+			_, _ = lab.Run(context.Background(), "losetup", "-d", "/dev/"+strings.Split(f, "/")[3])
+		}
+	}
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], root+"/") {
+			_, _ = lab.Run(context.Background(), "umount", "--lazy", f[4])
+		}
+	}
 }
 
 // build makes the programs under test, from this tree.
