@@ -69,17 +69,17 @@ func requestOf(c core.Control) any {
 func (v *Volume) connect(ctx context.Context, s core.Session) {
 	l := v.links[s.To]
 	if l.node != v.m.o.Node {
-		go v.connectRemote(ctx, l.node, s)
+		v.m.running.Go(func() { v.connectRemote(ctx, l.node, s) })
 		return
 	}
 	h := v.m.host(v.id, l.id)
-	go func() { // not from within the volume's work
+	v.m.running.Go(func() { // not from within the volume's work
 		if h == nil {
 			v.post(volumeInput{kind: inSessionDown, member: s.To, sess: s.ID})
 			return
 		}
 		v.connectLocal(ctx, h, s)
-	}()
+	})
 }
 
 // allowed says whether a coordinator on from may use the replicas of this node.

@@ -81,7 +81,8 @@ type Manager struct {
 	node nodeIdentity
 	lg   *zap.Logger
 
-	telling sync.Mutex // see tellUsable; before mu
+	running sync.WaitGroup // goroutines of volumes that wait for something
+	telling sync.Mutex     // see tellUsable; before mu
 	mu      struct {
 		sync.Mutex
 		closed   bool
@@ -304,6 +305,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 		return w, false, nil
 	}
 	m.mu.volumes[id] = v
+	m.running.Go(v.tick) // before Close waits
 	// What PeerUp tells from now on comes behind this in the inbox.
 	work := false
 	for i, l := range v.links {
@@ -315,7 +317,6 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 	}
 	m.tellUsable(v, cfg)
 	v.post(volumeInput{kind: inStart})
-	go v.tick()
 	return v, true, nil
 }
 
@@ -430,7 +431,9 @@ func (m *Manager) Close(ctx context.Context) error {
 			errs = append(errs, err)
 			v.kill(replication.ErrClosed)
 		}
+		<-v.dead
 	}
+	m.running.Wait() // their contexts have ended
 	m.mu.Lock()
 	for s := range m.mu.sessions {
 		s.cancel()

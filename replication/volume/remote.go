@@ -156,7 +156,7 @@ var errEnded = errors.New("ended by the coordinator")
 func (v *Volume) connectRemote(ctx context.Context, node replication.NodeID, s core.Session) {
 	var err error
 	defer func() {
-		if v.ctx.Err() == nil {
+		if v.ctx.Err() == nil && !errors.Is(err, errEnded) {
 			v.lg.Warn("session ended", zap.String("peer", string(node)), zap.Error(err))
 		}
 		v.post(volumeInput{kind: inSessionDown, member: s.To, sess: s.ID})

@@ -358,10 +358,11 @@ func (v *Volume) carryOut() {
 		v.connect(ctx, s)
 	}
 	for _, c := range r.Control {
-		go v.control(c)
+		v.m.running.Go(func() { v.control(c) })
 	}
 	if r.Change != nil {
-		go v.swap(*r.Change)
+		ch := *r.Change
+		v.m.running.Go(func() { v.swap(ch) })
 	}
 	for _, d := range r.Completions {
 		v.finish(d.IO.User.(*volumeIO), d.Err)
