@@ -69,8 +69,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		}
 		return w.nodes[k]
 	}
-	num := func(i int) (n int) {
-		if _, err := fmt.Sscan(arg(i), &n); err != nil {
+	num := func() (n int) {
+		if _, err := fmt.Sscan(arg(1), &n); err != nil {
 			d.Fatalf(t, "%v: %v", f, err)
 		}
 		return n
@@ -112,15 +112,15 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		if arg(2) == "fua" {
 			flags = replication.FlagFUA
 		}
-		w.client.write(num(1), flags)
+		w.client.write(num(), flags)
 	case "read":
-		w.client.read(num(1))
+		w.client.read(num())
 	case "trim":
-		w.client.zero(num(1), replication.MsgTrim)
+		w.client.zero(num(), replication.MsgTrim)
 	case "flush":
 		w.client.flush()
 	case "run":
-		for end := w.now + int64(num(1))*1e6; w.now < end; {
+		for end := w.now + int64(num())*1e6; w.now < end; {
 			w.step()
 		}
 	case "state":

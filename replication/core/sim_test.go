@@ -155,7 +155,7 @@ func runSim(seed uint64, steps int) (w *simWorld, failed string) {
 	w.fail = func(f string, a ...any) { panic(simFailure(fmt.Sprintf(f, a...))) }
 	if *simLog {
 		w.trace = func(f string, a ...any) {
-			fmt.Printf("%8.3f "+f+"\n", append([]any{float64(w.now) / 1e9}, a...)...)
+			fmt.Fprintf(os.Stdout, "%8.3f "+f+"\n", append([]any{float64(w.now) / 1e9}, a...)...)
 		}
 	}
 	defer func() {

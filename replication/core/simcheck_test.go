@@ -39,13 +39,12 @@ func (h *simHistory) forgive() {
 // simClient is the consumer: it keeps a few requests in flight, never two on a
 // sector when one of them writes, so that each sector's history is sequential.
 type simClient struct {
-	w       *simWorld
-	at      *simNode
-	flight  []*simOp
-	tag     uint64
-	free    []*IO // released: used again, so that a reference that the core kept does harm
-	quiet   bool  // no new requests: it is about to detach
-	retired map[*IO]bool
+	w      *simWorld
+	at     *simNode
+	flight []*simOp
+	tag    uint64
+	free   []*IO // released: used again, so that a reference that the core kept does harm
+	quiet  bool  // no new requests: it is about to detach
 }
 
 type simOp struct {

@@ -2,14 +2,12 @@ package core
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
 
-	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 )
 
@@ -172,8 +170,8 @@ func (w *simWorld) after(d int64, f func()) {
 	w.timers = append(w.timers, simTimer{w.now + d, f})
 }
 
-// step lets time pass and one thing happen. It reports whether something did.
-func (w *simWorld) step() bool {
+// step lets time pass and one thing happen, if there is one.
+func (w *simWorld) step() {
 	if w.fifo {
 		w.now += 1e6
 	} else {
@@ -211,9 +209,8 @@ func (w *simWorld) step() bool {
 		}
 		f()
 		w.invariants()
-		return true
+		return
 	}
-	return false
 }
 
 // start begins a life of the node's process.
@@ -561,8 +558,7 @@ func (n *simNode) control(q Control) {
 func (n *simNode) change(ch Change) {
 	w, c := n.w, n.coord
 	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, ch.Next.History[len(ch.Next.History)-1].Cause)
-	var swap func()
-	swap = func() {
+	swap := func() {
 		out, cfg, rev := ChangeOK, (*replication.Config)(nil), uint64(0)
 		switch {
 		case w.kvDown:
@@ -707,89 +703,4 @@ func (n *simNode) drainRep() {
 		w.checkSolid(true)
 	}
 	rep.Advance()
-}
-
-// unhang lets hanging operations end.
-func (n *simNode) unhang() {
-	n.disk.hung = false
-	for _, f := range n.disk.stuck {
-		n.w.once(n, f)
-	}
-	n.disk.stuck = nil
-}
-
-// do carries an operation out and returns what it read.
-func (d *simDisk) do(w *simWorld, io *LocalIO) ([]byte, error) {
-	each := func(f func(s, off int64)) {
-		for _, s := range simSectors {
-			if off := s*sector - io.Off; off >= 0 && off < io.Len {
-				f(s, off)
-			}
-		}
-	}
-	modifies := false
-	switch io.Kind {
-	case replication.MsgFlush:
-		if d.failFlush {
-			return nil, block.ErrIO
-		}
-		maps.Copy(d.stable, d.data)
-		return nil, nil
-	case replication.MsgRead:
-		if d.failRead {
-			return nil, block.ErrIO
-		}
-		p := make([]byte, io.Len)
-		each(func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.data[s]) })
-		return p, nil
-	case replication.MsgHashReq:
-		return d.hash(io.Off, io.Len), nil
-	default:
-		modifies = true
-	}
-	switch {
-	case modifies && d.full:
-		return nil, block.ErrNoSpace
-	case modifies && d.failWrite && w.rng.IntN(2) == 0:
-		return nil, block.ErrIO // and nothing was written
-	}
-	each(func(s, off int64) {
-		d.data[s] = 0
-		if io.Data != nil {
-			d.data[s] = binary.LittleEndian.Uint64(io.Data[off:])
-		}
-		if io.Flags&replication.FlagFUA != 0 {
-			d.stable[s] = d.data[s]
-		}
-	})
-	if d.failWrite {
-		return nil, block.ErrIO // but it was written
-	}
-	return nil, nil
-}
-
-var simHashes = map[string][]byte{}
-
-// hash returns the hashes of ResyncBlocks; most are zeroes, the others are remembered.
-func (d *simDisk) hash(off, n int64) []byte {
-	var h []byte
-	for end := off + n; off < end; off += replication.ResyncBlock {
-		k := min(replication.ResyncBlock, end-off)
-		key := binary.LittleEndian.AppendUint64(nil, uint64(k))
-		for _, s := range simSectors {
-			if at := s*sector - off; at >= 0 && at < k && d.data[s] != 0 {
-				key = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(key, uint64(at)), d.data[s])
-			}
-		}
-		if simHashes[string(key)] == nil {
-			p := make([]byte, k)
-			for e := key[8:]; len(e) > 0; e = e[16:] {
-				copy(p[binary.LittleEndian.Uint64(e):], e[8:16])
-			}
-			s := sha256.Sum256(p)
-			simHashes[string(key)] = s[:replication.HashLen]
-		}
-		h = append(h, simHashes[string(key)]...)
-	}
-	return h
 }

@@ -1,0 +1,95 @@
+package core
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"maps"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// unhang lets hanging operations end.
+func (n *simNode) unhang() {
+	n.disk.hung = false
+	for _, f := range n.disk.stuck {
+		n.w.once(n, f)
+	}
+	n.disk.stuck = nil
+}
+
+// do carries an operation out and returns what it read.
+func (d *simDisk) do(w *simWorld, io *LocalIO) ([]byte, error) {
+	each := func(f func(s, off int64)) {
+		for _, s := range simSectors {
+			if off := s*sector - io.Off; off >= 0 && off < io.Len {
+				f(s, off)
+			}
+		}
+	}
+	modifies := false
+	switch io.Kind {
+	case replication.MsgFlush:
+		if d.failFlush {
+			return nil, block.ErrIO
+		}
+		maps.Copy(d.stable, d.data)
+		return nil, nil
+	case replication.MsgRead:
+		if d.failRead {
+			return nil, block.ErrIO
+		}
+		p := make([]byte, io.Len)
+		each(func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.data[s]) })
+		return p, nil
+	case replication.MsgHashReq:
+		return d.hash(io.Off, io.Len), nil
+	default:
+		modifies = true
+	}
+	switch {
+	case modifies && d.full:
+		return nil, block.ErrNoSpace
+	case modifies && d.failWrite && w.rng.IntN(2) == 0:
+		return nil, block.ErrIO // and nothing was written
+	}
+	each(func(s, off int64) {
+		d.data[s] = 0
+		if io.Data != nil {
+			d.data[s] = binary.LittleEndian.Uint64(io.Data[off:])
+		}
+		if io.Flags&replication.FlagFUA != 0 {
+			d.stable[s] = d.data[s]
+		}
+	})
+	if d.failWrite {
+		return nil, block.ErrIO // but it was written
+	}
+	return nil, nil
+}
+
+var simHashes = map[string][]byte{}
+
+// hash returns the hashes of ResyncBlocks; most are zeroes, the others are remembered.
+func (d *simDisk) hash(off, n int64) []byte {
+	var h []byte
+	for end := off + n; off < end; off += replication.ResyncBlock {
+		k := min(replication.ResyncBlock, end-off)
+		key := binary.LittleEndian.AppendUint64(nil, uint64(k))
+		for _, s := range simSectors {
+			if at := s*sector - off; at >= 0 && at < k && d.data[s] != 0 {
+				key = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(key, uint64(at)), d.data[s])
+			}
+		}
+		if simHashes[string(key)] == nil {
+			p := make([]byte, k)
+			for e := key[8:]; len(e) > 0; e = e[16:] {
+				copy(p[binary.LittleEndian.Uint64(e):], e[8:16])
+			}
+			s := sha256.Sum256(p)
+			simHashes[string(key)] = s[:replication.HashLen]
+		}
+		h = append(h, simHashes[string(key)]...)
+	}
+	return h
+}
