@@ -610,29 +610,6 @@ func (w *simWorld) put(cfg *replication.Config) {
 	}
 }
 
-// reset is what an operator does about a faulted replica: it begins anew, empty.
-func (w *simWorld) reset(n *simNode) {
-	d := &n.disk
-	if w.cfg.InISR(n.rid) || w.kvDown || d.meta.State != replication.MemberFaulted && w.cfg.Members[n.rid].State != replication.MemberFaulted {
-		return
-	}
-	w.seen["fault: replica replaced"]++
-	for _, m := range w.nodes {
-		if m.coord != nil { // the volume has to be detached for that
-			m.coord.Kill(w.now, replication.ErrClosed)
-			m.drainCoord()
-		}
-	}
-	n.crash(false)
-	*d = simDisk{data: map[int64]uint64{}, stable: map[int64]uint64{}, clean: true, meta: ReplicaMeta{State: replication.MemberStale}}
-	c := w.cfg.Clone()
-	m := c.Members[n.rid]
-	m.State, m.LeftEpoch, m.LeftGen = replication.MemberStale, 0, 0
-	c.Members[n.rid] = m
-	w.put(c)
-	n.start()
-}
-
 func (w *simWorld) inSync() (s []replication.NodeID) {
 	for _, n := range w.nodes {
 		if w.cfg.InISR(n.rid) {
