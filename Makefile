@@ -65,6 +65,10 @@ test: deps build ## everything but fuzzing and benchmarks (installs what it need
 test-race: deps build ## the same under the race detector
 	$(GO) test -race -timeout 40m $(PKG)
 
+.PHONY: mutants
+mutants: ## break one rule of the replication core at a time and see what catches it (up to an hour; MUTANT=regexp for some)
+	$(GO) test -tags mutants -run TestMutants -v -timeout 120m ./replication/core $(if $(MUTANT),-mutant.only='$(MUTANT)')
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 	@deploy/hack/fuzz.sh $(FUZZTIME)
