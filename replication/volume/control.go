@@ -2,11 +2,15 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
 	"github.com/tandem-storage/tandem/replication/transport"
+	"github.com/tandem-storage/tandem/replication/wire"
 )
 
 // controlTimeout bounds one control request.
@@ -112,8 +116,12 @@ func (m *Manager) ServeSession(ctx context.Context, from transport.Identity, con
 	if st := m.allowed(from); st != replication.StatusOK {
 		return refuse(st, replication.ErrDomainFenced)
 	}
-	hello, err := helloOf(&first[0])
-	if err != nil {
+	hello, _, err := helloOf(&first[0])
+	switch {
+	case errors.Is(err, wire.ErrVersion):
+		m.lg.Warn("session refused", zap.String("peer", string(from.Node)), zap.Error(err))
+		return refuse(replication.StatusVersion, err)
+	case err != nil:
 		return refuse(replication.StatusInvalid, err)
 	}
 	h := m.host(hello.Volume, hello.Replica)

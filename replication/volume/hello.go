@@ -6,22 +6,23 @@ import (
 )
 
 // fillHello and the like put the bodies of the opening messages in and take them
-// out. Every build speaks one version so far, so that nothing depends on what was
-// agreed on.
+// out.
 
 func fillHello(m *replication.Message, h replication.Hello) { m.Data = wire.HelloBody(h, wire.Local) }
 
-func helloOf(m *replication.Message) (replication.Hello, error) {
+// helloOf returns the hello and what both ends can do, or an error that wraps
+// wire.ErrVersion if that is nothing.
+func helloOf(m *replication.Message) (replication.Hello, wire.Agreed, error) {
 	h, p, err := wire.ParseHello(m.Data)
 	if err != nil {
-		return h, err
+		return h, wire.Agreed{}, err
 	}
-	_, err = wire.Agree(wire.Local, p)
-	return h, err
+	a, err := wire.Agree(wire.Local, p)
+	return h, a, err
 }
 
-func fillHelloAck(m *replication.Message, a replication.HelloAck) {
-	m.Data = wire.HelloAckBody(a, wire.Agreed{Version: wire.MaxVersion})
+func fillHelloAck(m *replication.Message, a replication.HelloAck, v wire.Agreed) {
+	m.Data = wire.HelloAckBody(a, v)
 }
 
 func helloAck(m *replication.Message) (replication.HelloAck, error) {

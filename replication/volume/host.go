@@ -11,6 +11,7 @@ import (
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
+	"github.com/tandem-storage/tandem/replication/wire"
 )
 
 // replicaCredit is how many payload bytes a coordinator may have on the way to
@@ -21,6 +22,7 @@ const replicaCredit = 32 << 20
 // over one reference of each message's Buf.
 type replyTo interface {
 	reply(batch []replication.Message)
+	agreed() wire.Agreed // with the other end
 	end()
 }
 
@@ -266,13 +268,14 @@ func (h *host) sendReplies(s []core.ReplicaSend) {
 	for i := 0; i < len(s); {
 		h.batch = h.batch[:0]
 		conn := s[i].Conn
+		c := h.conns[conn]
 		for ; i < len(s) && s[i].Conn == conn; i++ {
-			if s[i].Msg.Type == replication.MsgHelloAck {
-				fillHelloAck(&s[i].Msg, replication.HelloAck{Boot: h.node.boot, Instance: h.node.instance, Credit: s[i].Msg.Credit})
+			if s[i].Msg.Type == replication.MsgHelloAck && c != nil {
+				fillHelloAck(&s[i].Msg, replication.HelloAck{Boot: h.node.boot, Instance: h.node.instance, Credit: s[i].Msg.Credit}, c.agreed())
 			}
 			h.batch = append(h.batch, s[i].Msg)
 		}
-		if c := h.conns[conn]; c != nil {
+		if c != nil {
 			c.reply(h.batch)
 			continue
 		}

@@ -222,6 +222,8 @@ type sink struct {
 	ended atomic.Bool
 }
 
+func (*sink) agreed() wire.Agreed { return wire.Agreed{Version: wire.MaxVersion} }
+
 func (s *sink) reply(batch []replication.Message) {
 	for i := range batch {
 		releaseBuf(&batch[i])

@@ -5,6 +5,7 @@ import (
 
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
+	"github.com/tandem-storage/tandem/replication/wire"
 )
 
 // localLink joins a volume to the replica on its own node: a session without a
@@ -54,6 +55,9 @@ func (l *localLink) reply(batch []replication.Message) {
 	*ins = (*ins)[:0]
 	inputSlices.Put(ins)
 }
+
+// agreed implements replyTo.
+func (l *localLink) agreed() wire.Agreed { return wire.Agreed{Version: wire.MaxVersion} }
 
 // end implements sessionLink and replyTo.
 func (l *localLink) end() {

@@ -12,6 +12,7 @@ import (
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
 	"github.com/tandem-storage/tandem/replication/transport"
+	"github.com/tandem-storage/tandem/replication/wire"
 )
 
 // maxBatchBytes bounds the payload that is handed to the transport at once.
@@ -214,7 +215,11 @@ func (s *sender) setCredit(n int64) {
 // connReply is a replica's end of a session with a coordinator on another node.
 type connReply struct {
 	*sender
+	version wire.Agreed
 }
+
+// agreed implements replyTo.
+func (c connReply) agreed() wire.Agreed { return c.version }
 
 // reply implements replyTo.
 func (c connReply) reply(batch []replication.Message) { c.put(batch) }
@@ -224,7 +229,7 @@ func (c connReply) end() { c.close(nil) }
 
 // serve runs one session of the replica over conn until it ends.
 func (h *host) serve(ctx context.Context, conn transport.Conn, first []replication.Message) {
-	c := connReply{newSender(conn, unlimited)}
+	c := connReply{sender: newSender(conn, unlimited)}
 	id := h.newConn()
 	defer func() {
 		c.end()
@@ -242,7 +247,7 @@ func (h *host) serve(ctx context.Context, conn transport.Conn, first []replicati
 				ins = append(ins, hostInput{kind: hostMessage, conn: id, msg: *m})
 				continue
 			}
-			hello, err := helloOf(m)
+			hello, agreed, err := helloOf(m)
 			releaseBuf(m)
 			if err != nil {
 				for k := range msgs {
@@ -250,7 +255,7 @@ func (h *host) serve(ctx context.Context, conn transport.Conn, first []replicati
 				}
 				return
 			}
-			ins = append(ins, hostInput{kind: hostHello, conn: id, to: c, hello: hello, msg: *m})
+			ins = append(ins, hostInput{kind: hostHello, conn: id, to: connReply{c.sender, agreed}, hello: hello, msg: *m})
 		}
 		h.post(ins...)
 		clear(ins)

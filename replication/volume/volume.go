@@ -285,6 +285,9 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		if l := v.links[in.member]; l.sess == in.sess {
 			l.drop()
 		}
+		if in.msg.Status != replication.StatusFenced { // that one has a line of its own
+			v.lg.Warn("session refused", zap.String("peer", string(v.links[in.member].node)), zap.Stringer("status", in.msg.Status))
+		}
 		v.core.SessionRefused(t, in.member, in.sess, in.msg.Status, in.msg.Term)
 	case inControl:
 		v.core.ControlDone(t, in.id, in.ctl)
