@@ -57,13 +57,14 @@ bench: build ## latency and throughput beside the floor of this machine, into be
 
 ##@ test
 
+# Nothing is taken from the cache: it does not know what the end-to-end tests build.
 .PHONY: test
 test: deps build ## everything but fuzzing and benchmarks (installs what it needs; some minutes)
-	$(GO) test -timeout 18m $(PKG)
+	$(GO) test -count=1 -timeout 18m $(PKG)
 
 .PHONY: test-race
 test-race: deps build ## the same under the race detector
-	$(GO) test -race -timeout 40m $(PKG)
+	$(GO) test -count=1 -race -timeout 40m $(PKG)
 
 .PHONY: mutants
 mutants: ## break one rule of the replication core at a time and see what catches it (up to an hour; MUTANT=regexp for some)
