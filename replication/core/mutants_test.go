@@ -5,16 +5,18 @@ package core
 import (
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
 var (
-	mutantSeeds = flag.String("mutant.seeds", "3000", "seeds that each mutant is given")
+	mutantSeeds = flag.String("mutant.seeds", "1500", "seeds that each mutant is given; the default is the simulator's")
 	mutantOnly  = flag.String("mutant.only", "", "run only the mutants that match this regular expression")
 )
 
@@ -73,56 +75,91 @@ var mutants = []mutant{
 	{"zombie_release", "a request is released once nothing refers to it", "session.go", "c.complete(io, replication.ErrStalled)\n\t\t}", "c.complete(io, replication.ErrStalled); c.release(io)\n\t\t}"},
 }
 
-// TestMutants runs the simulator and the scenarios on each mutant, by an overlay
-// of one file. A mutant that they do not catch fails the test.
+// TestMutants builds the package's tests with each mutant, by an overlay of one
+// file, and runs the directed tests and the simulator on it. A mutant that neither
+// catches fails the test.
 func TestMutants(t *testing.T) {
 	only := regexp.MustCompile(*mutantOnly)
-	after := regexp.MustCompile(`\(the (\d+)th\): (.*)`)
-	panicked := regexp.MustCompile(`panic: (.*)`)
 	for _, m := range mutants {
 		if !only.MatchString(m.name) {
 			continue
 		}
-		src, err := os.ReadFile(m.file)
+		bin, err := m.build(t.TempDir())
 		if err != nil {
-			t.Fatal(err)
-		}
-		if n := strings.Count(string(src), m.old); n != 1 {
-			t.Errorf("%s: the text to replace is %d times in %s", m.name, n, m.file)
+			t.Errorf("%s: %v", m.name, err)
 			continue
 		}
-		dir := t.TempDir()
-		repl := filepath.Join(dir, m.file)
-		if err := os.WriteFile(repl, []byte(strings.Replace(string(src), m.old, m.new, 1)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		abs, err := filepath.Abs(m.file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		overlay, err := json.Marshal(map[string]map[string]string{"Replace": {abs: repl}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		file := filepath.Join(dir, "overlay.json")
-		if err := os.WriteFile(file, overlay, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		out, err := exec.Command("go", "test", "-overlay", file, "-run", "TestSim|TestScenarios|TestReplica", "-timeout", "120s", ".", "-args", "-sim.seeds", *mutantSeeds).CombinedOutput()
-		text := string(out)
-		switch hit := after.FindStringSubmatch(text); {
-		case err == nil:
-			t.Errorf("%-28s SURVIVED (%s)", m.name, m.rule)
-		case hit != nil:
-			t.Logf("%-28s after %5s seeds: %.90s", m.name, hit[1], hit[2])
-		case strings.Contains(text, "[build failed]"):
-			t.Errorf("%s does not compile:\n%s", m.name, text)
-		case strings.Contains(text, "test timed out"):
-			t.Logf("%-28s never comes to an end", m.name)
-		case panicked.MatchString(text):
-			t.Logf("%-28s panics: %.90s", m.name, panicked.FindStringSubmatch(text)[1])
+		directed := m.run(bin, "-test.skip", "^TestSim$")
+		sim := m.run(bin, "-test.run", "^TestSim$", "-sim.seeds", *mutantSeeds)
+		switch {
+		case directed == "" && sim == "":
+			t.Errorf("%-26s SURVIVED (%s)", m.name, m.rule)
+		case directed == "":
+			t.Logf("%-26s %s", m.name, sim)
+		case sim == "":
+			t.Logf("%-26s %s", m.name, directed)
 		default:
-			t.Logf("%-28s caught by a test: %.200s", m.name, regexp.MustCompile(`--- FAIL: (\S+)`).FindString(text))
+			t.Logf("%-26s %s; %s", m.name, directed, sim)
 		}
 	}
+}
+
+// build makes the test binary of the mutant in dir.
+func (m *mutant) build(dir string) (bin string, err error) {
+	src, err := os.ReadFile(m.file)
+	if err != nil {
+		return "", err
+	}
+	if n := strings.Count(string(src), m.old); n != 1 {
+		return "", fmt.Errorf("the text to replace is %d times in %s", n, m.file)
+	}
+	repl := filepath.Join(dir, m.file)
+	if err := os.WriteFile(repl, []byte(strings.Replace(string(src), m.old, m.new, 1)), 0o600); err != nil {
+		return "", err
+	}
+	abs, err := filepath.Abs(m.file)
+	if err != nil {
+		return "", err
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {abs: repl}})
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(file, overlay, 0o600); err != nil {
+		return "", err
+	}
+	bin = filepath.Join(dir, "core.test")
+	if out, err := exec.Command("go", "test", "-c", "-overlay", file, "-o", bin, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("does not compile: %w\n%s", err, out)
+	}
+	return bin, nil
+}
+
+var (
+	seedHit  = regexp.MustCompile(`\(the (\d+)th\): (.*)`)
+	panicked = regexp.MustCompile(`panic: (.*)`)
+	failed   = regexp.MustCompile(`--- FAIL: (\S+)`)
+)
+
+// run returns what caught the mutant, "" if nothing did.
+func (m *mutant) run(bin string, args ...string) string {
+	out, err := exec.Command(bin, append(args, "-test.timeout", "2m")...).CombinedOutput()
+	text := string(out)
+	switch hit := seedHit.FindStringSubmatch(text); {
+	case err == nil:
+		return ""
+	case hit != nil:
+		return fmt.Sprintf("after %s seeds: %.90s", hit[1], hit[2])
+	case strings.Contains(text, "test timed out"):
+		return "never comes to an end"
+	case panicked.MatchString(text):
+		return fmt.Sprintf("panics: %.90s", panicked.FindStringSubmatch(text)[1])
+	}
+	var names []string
+	for _, f := range failed.FindAllStringSubmatch(text, -1) {
+		names = slices.DeleteFunc(names, func(n string) bool { return strings.HasPrefix(f[1], n+"/") })
+		names = append(names, f[1])
+	}
+	return "by " + strings.Join(names, " ")
 }
