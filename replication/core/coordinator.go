@@ -122,6 +122,7 @@ type member struct {
 	boot    replication.BootID // of the current attachment; zero until known
 	stable  replication.Seq    // last StableSeq told
 	lag     int64              // bytes sent and not acknowledged
+	damaged int                // copies that arrived damaged, one after the other
 }
 
 // Ready is what the caller has to do. The slices are valid until the next input.
@@ -262,7 +263,7 @@ func (c *Coordinator) Start(now int64) {
 func (c *Coordinator) Propose(now int64, io *IO) {
 	c.now = now
 	io.slot, io.from, io.born = -1, -1, now
-	io.targets, io.acked, io.full, io.failed, io.damaged, io.cover = 0, 0, 0, 0, 0, 0
+	io.targets, io.acked, io.full, io.failed, io.damaged, io.spoilt, io.cover = 0, 0, 0, 0, 0, 0, 0
 	io.delivered, io.internal, io.copy = false, false, nil
 	if io.Kind == replication.MsgFlush {
 		io.Off, io.Len = 0, 0 // it has no range: it overlaps nothing

@@ -11,6 +11,10 @@ import (
 // copySpan is how much is compared and copied under one range lock, in bytes.
 const copySpan = 1 << 20
 
+// copyTries is how many copies in a row may arrive damaged before the member has
+// to leave.
+const copyTries = 3
+
 const spanBlocks = copySpan / replication.ResyncBlock
 
 // zeroHash is the hash of a ResyncBlock of zeroes.
@@ -87,7 +91,7 @@ func (c *Coordinator) unreconciled(off, n int64) bool {
 }
 
 // budget says whether another span may start, and takes it from the rate.
-func (c *Coordinator) budget(n int64) bool {
+func (c *Coordinator) budget() bool {
 	if len(c.jobs) >= c.o.ResyncWindow || c.now < c.copyAt {
 		return false
 	}
@@ -101,10 +105,10 @@ func (c *Coordinator) budget(n int64) bool {
 	earned := float64(c.now-c.tokensAt) * float64(c.o.ResyncRate) / 1e9
 	c.tokens = min(c.tokens+int64(min(earned, float64(full))), full)
 	c.tokensAt = c.now
-	if c.tokens < n {
+	if c.tokens < copySpan {
 		return false
 	}
-	c.tokens -= n
+	c.tokens -= copySpan
 	return true
 }
 
@@ -124,7 +128,7 @@ func (c *Coordinator) fillCopies() {
 			j.cursor = 0
 			continue
 		}
-		if !c.budget(copySpan) {
+		if !c.budget() {
 			return
 		}
 		j.cursor = c.startSpan(j.todo, b, src, bit(j.q), false)
@@ -180,7 +184,7 @@ func (c *Coordinator) sweep() {
 			c.cursor = b + 1
 			continue
 		}
-		if !c.budget(copySpan) {
+		if !c.budget() {
 			return
 		}
 		c.cursor = c.startSpan(c.reconcile, b, src, dst, true)
@@ -248,6 +252,9 @@ func (c *Coordinator) copyAnswer(r copyRequest, msg *replication.Message) {
 	}
 	j := r.job
 	j.open--
+	if !bad {
+		c.m[r.to].damaged = 0
+	}
 	switch {
 	case bad:
 		c.copyRefused(r, msg.Status)
@@ -281,7 +288,12 @@ func (c *Coordinator) copyAnswer(r copyRequest, msg *replication.Message) {
 func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
 	r.job.failed = true
 	switch {
-	case st == replication.StatusCRC: // tried again
+	case st == replication.StatusCRC: // tried again, but reads may wait for it
+		if m := c.m[r.to]; m.damaged < copyTries {
+			m.damaged++
+		} else {
+			c.requestEvict(r.to, corrupting)
+		}
 	case st == replication.StatusIO && (r.kind == askHash || r.kind == askRead):
 		c.requestEvict(r.to, unreadable)
 	default:

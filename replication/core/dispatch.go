@@ -211,7 +211,7 @@ func (c *Coordinator) settle(io *IO) {
 // it counts only with the one that was evicted meanwhile, when that is back.
 func (c *Coordinator) repeat(io *IO) {
 	c.flight.remove(io)
-	io.targets, io.acked, io.full, io.failed, io.damaged = 0, 0, 0, 0, 0
+	io.targets, io.acked, io.full, io.failed, io.damaged, io.spoilt = 0, 0, 0, 0, 0, 0
 	c.waiting = slices.Insert(c.waiting, 0, io) // nothing that overlaps may pass it
 	c.retry = true
 }

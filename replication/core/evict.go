@@ -8,6 +8,7 @@ const (
 	slow         = "does not answer a request"
 	noSpace      = "no space"
 	unreadable   = "cannot be read"
+	corrupting   = "data arrive damaged"
 	diskFailed   = "disk failed"
 	lostPower    = "lost power"
 	domainClosed = "cluster domain is not active"

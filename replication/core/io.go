@@ -27,6 +27,7 @@ type IO struct {
 	full      mask            // members that answered no-space
 	failed    mask            // members that answered with another error
 	damaged   mask            // members that got it damaged once
+	spoilt    mask            // members that got it damaged again
 	from      int             // read: the member asked; -1 none
 	cover     replication.Seq // flush: writes up to here are covered by it
 	delivered bool            // the consumer has its answer

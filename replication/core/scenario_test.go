@@ -17,12 +17,18 @@ import (
 // what the nodes say to each other. -rewrite writes the traces anew; they are
 // meant to be read then.
 //
-//	world nodes=2 [protection=max_protection]
+//	world nodes=2 [at=n0] (attached there already) [protection=max_protection]
+//	      [stall=100] (milliseconds until a request fails)
 //	attach n0 | detach | crash n0 | power n0 | stop n0 | start n0
-//	cut n0 n1 | heal | kvdb down | kvdb up | full n0 | empty n0 | fail n0 | hang n0 | unhang n0
+//	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
+//	kvdb down | kvdb up | kvdb hold | kvdb tell (outcomes wait in between)
+//	full n0 | empty n0 | fail n0 | unreadable n0 | readable n0
+//	close n0 | open n0 (its storage, under a living process) | hang n0 | unhang n0
 //	write 0 | write 0 fua | read 0 | trim 0 | flush
 //	run 100     lets as many milliseconds pass
+//	await TEXT  lets time pass until the trace has TEXT
 //	state       prints who is in sync and why writes wait
+//	members     prints what the configuration says of each replica
 //
 // Each command may be followed by several lines of the same kind.
 func TestScenarios(t *testing.T) {
@@ -38,8 +44,20 @@ func TestScenarios(t *testing.T) {
 				w.fifo = true
 				w.fail = func(f string, a ...any) { d.Fatalf(t, f, a...) }
 				w.trace = func(f string, a ...any) { fmt.Fprintf(&out, f+"\n", a...) }
+				w.said = out.String
 				if d.HasArg("protection") {
 					w.cfg.Protection = replication.MaxProtection
+				}
+				if d.HasArg("stall") {
+					var ms int64
+					d.ScanArgs(t, "stall", &ms)
+					w.opts.StallTimeout = ms * 1e6
+				}
+				if d.HasArg("at") {
+					var n string
+					d.ScanArgs(t, "at", &n)
+					w.command(t, d, []string{"attach", n})
+					w.command(t, d, []string{"run", "50"})
 				}
 				return ""
 			}
@@ -97,12 +115,18 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).cutTo[node(2)], node(2).cutTo[node(1)] = true, true
 	case "heal":
 		w.healLinks()
+	case "damage":
+		node(1).damage[node(2)], node(2).damage[node(1)] = true, true
 	case "kvdb":
-		w.kvDown = arg(1) == "down"
+		w.kvdbCommand(arg(1))
 	case "full", "empty":
 		node(1).disk.full = f[0] == "full"
 	case "fail":
 		node(1).disk.failWrite = true
+	case "unreadable", "readable":
+		node(1).disk.failRead = f[0] == "unreadable"
+	case "close", "open":
+		node(1).disk.closed = f[0] == "close"
 	case "hang":
 		node(1).disk.hung = true
 	case "unhang":
@@ -123,10 +147,41 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		for end := w.now + int64(num())*1e6; w.now < end; {
 			w.step()
 		}
+	case "await":
+		text, begin, end := strings.Join(f[1:], " "), len(w.said()), w.now+5e9
+		for !strings.Contains(w.said()[begin:], text) {
+			if w.step(); w.now > end {
+				d.Fatalf(t, "%q did not happen; what did:\n%s", text, w.said())
+			}
+		}
 	case "state":
+		if w.client.at == nil {
+			w.trace("nobody serves")
+			return
+		}
 		c := w.client.at.coord
 		w.trace("in sync %v, stall %q, unreconciled %d", w.inSync(), c.Stall(), c.Unreconciled())
+	case "members":
+		for _, n := range w.nodes {
+			m := w.cfg.Members[n.rid]
+			w.trace("%s %s %s", n.id, m.State, m.Reason)
+		}
 	default:
 		d.Fatalf(t, "unknown command %q", f[0])
+	}
+}
+
+func (w *simWorld) kvdbCommand(what string) {
+	switch what {
+	case "hold":
+		w.kvHold = true
+	case "tell":
+		w.kvHold = false
+		for _, f := range w.kvHeld {
+			w.once(nil, f)
+		}
+		w.kvHeld = nil
+	default:
+		w.kvDown = what == "down"
 	}
 }

@@ -43,9 +43,9 @@ func (c *Coordinator) watchRequests() {
 	c.watchSlow()
 	if c.evictReq&c.isr != 0 {
 		c.settleAll()
-		for i := range c.m {
-			if c.wished() == 0 {
-				// Nobody can go: what did not fit has failed, what was not read is tried again.
+		if c.wished() == 0 {
+			// Nobody can go: what did not fit has failed, what was not read is tried again.
+			for i := range c.m {
 				c.pardon(i, noSpace)
 				c.pardon(i, unreadable)
 			}
@@ -291,14 +291,19 @@ func (c *Coordinator) refused(io *IO, i int, st replication.Status) {
 	switch st {
 	case replication.StatusNoSpace:
 		io.full |= bit(i)
-	case replication.StatusCRC:
-		if io.damaged.has(i) {
+	case replication.StatusCRC: // sent again, then over another connection, then given up
+		switch {
+		case !io.damaged.has(i):
+			io.damaged |= bit(i)
+			c.sendIO(i, io)
+			return
+		case !io.spoilt.has(i):
+			io.spoilt |= bit(i)
 			c.dropSession(i)
 			return
 		}
-		io.damaged |= bit(i)
-		c.sendIO(i, io)
-		return
+		io.failed |= bit(i)
+		c.requestEvict(i, corrupting)
 	default:
 		io.failed |= bit(i)
 		c.requestEvict(i, refusal(st))

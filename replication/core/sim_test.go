@@ -115,6 +115,7 @@ func (w *simWorld) cut(n *simNode, both bool) bool {
 func (w *simWorld) healLinks() {
 	for _, n := range w.nodes {
 		clear(n.cutTo)
+		clear(n.damage)
 	}
 }
 

@@ -28,6 +28,9 @@ func (d *simDisk) do(w *simWorld, io *LocalIO) ([]byte, error) {
 		}
 	}
 	modifies := false
+	if d.closed {
+		return nil, block.ErrClosed
+	}
 	switch io.Kind {
 	case replication.MsgFlush:
 		if d.failFlush {
@@ -43,6 +46,9 @@ func (d *simDisk) do(w *simWorld, io *LocalIO) ([]byte, error) {
 		each(func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.data[s]) })
 		return p, nil
 	case replication.MsgHashReq:
+		if d.failRead {
+			return nil, block.ErrIO
+		}
 		return d.hash(io.Off, io.Len), nil
 	default:
 		modifies = true

@@ -29,6 +29,7 @@ var simSectors = [simBlocks]int64{0, 1, 16, 17, 1024, 1500}
 type simWorld struct {
 	fail  func(f string, a ...any) // does not return
 	trace func(f string, a ...any)
+	said  func() string // what was traced
 	rng   *rand.Rand
 	fifo  bool
 	now   int64
@@ -40,6 +41,8 @@ type simWorld struct {
 	rev     uint64
 	kvDown  bool
 	unknown int // of 100 compare-and-sets, how many have a late outcome
+	kvHold  bool
+	kvHeld  []func() // outcomes that nobody is told yet
 
 	nodes  []*simNode
 	ready  []*simQueue // not empty
@@ -84,6 +87,8 @@ type simNode struct {
 	coord *Coordinator
 	sess  []*simConn // sessions of the coordinator by member
 	cutTo map[*simNode]bool
+
+	damage map[*simNode]bool // payloads for these arrive damaged
 }
 
 // simConn is one session, with a queue for each direction.
@@ -109,8 +114,9 @@ type simDisk struct {
 	active       []uint32
 	dirty        map[replication.ReplicaID]*Bitmap
 
-	full, failWrite, failFlush, failRead, hung bool
-	stuck                                      []func()
+	full, failWrite, failFlush, failRead, hung, closed bool
+
+	stuck []func()
 }
 
 func newSimWorld(n int, rng *rand.Rand) *simWorld {
@@ -128,7 +134,7 @@ func newSimWorld(n int, rng *rand.Rand) *simWorld {
 		History: []replication.EpochRecord{{Epoch: 1, Gen: 1}},
 	}
 	for i := range n {
-		node := &simNode{w: w, id: replication.NodeID(fmt.Sprint("n", i)), rid: replication.ReplicaID{byte(i + 1)}, cutTo: map[*simNode]bool{}}
+		node := &simNode{w: w, id: replication.NodeID(fmt.Sprint("n", i)), rid: replication.ReplicaID{byte(i + 1)}, cutTo: map[*simNode]bool{}, damage: map[*simNode]bool{}}
 		node.disk = simDisk{
 			data: map[int64]uint64{}, stable: map[int64]uint64{}, clean: true,
 			meta: ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync},
@@ -442,6 +448,13 @@ func (n *simNode) connect(s Session) {
 	})
 }
 
+// spoil damages the payload of a message from n to o, if that is what the way does.
+func (n *simNode) spoil(o *simNode, msg *replication.Message) {
+	if n.damage[o] && len(msg.Data) > 0 {
+		msg.Data, msg.Status = nil, replication.StatusCRC
+	}
+}
+
 // deliver brings a message to the replica. One that is lost breaks the connection.
 func (conn *simConn) deliver(msg *replication.Message) {
 	p := conn.rep
@@ -450,6 +463,7 @@ func (conn *simConn) deliver(msg *replication.Message) {
 	case !conn.coord.reach(p):
 		conn.breakOff()
 	default:
+		conn.coord.spoil(p, msg)
 		p.rep.Step(conn.id, msg)
 		p.drainRep()
 	}
@@ -469,6 +483,7 @@ func (conn *simConn) answer(msg *replication.Message) {
 	case msg.Type == replication.MsgNack && msg.Seq == 0:
 		c.SessionRefused(n.w.now, conn.member, conn.sess, msg.Status, msg.Term)
 	default:
+		conn.rep.spoil(n, msg)
 		c.Step(n.w.now, conn.member, msg)
 	}
 	n.drainCoord()
@@ -580,6 +595,10 @@ func (n *simNode) change(ch Change) {
 				c.ChangeDone(w.now, out, cfg, rev)
 				n.drainCoord()
 			}
+		}
+		if w.kvHold {
+			w.kvHeld = append(w.kvHeld, tell)
+			return
 		}
 		if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
 			w.seen["fault: kvdb outcome unknown, applied"]++
