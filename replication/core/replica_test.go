@@ -64,3 +64,25 @@ func TestReplicaLogLostWithinTerm(t *testing.T) {
 		}
 	}
 }
+
+// A region that a clean stop left unsettled stays in the log until everything is
+// settled that may have been written there before (I12).
+func TestReplicaRestoredLog(t *testing.T) {
+	r := NewReplica(ReplicaOptions{
+		Replica: replication.ReplicaID{1}, Size: simSize, Active: []uint32{1},
+		Meta: ReplicaMeta{Epoch: 5, Term: 5, State: replication.MemberInSync},
+	})
+	r.Hello(1, replication.Message{Session: 7, Term: 5}, replication.Hello{Replica: replication.ReplicaID{1}})
+	for _, c := range []struct {
+		m      replication.Message
+		active int
+	}{
+		{replication.Message{Type: replication.MsgStable, Seq: 120, StableSeq: 100}, 1},
+		{replication.Message{Type: replication.MsgFlush, Seq: 121, StableSeq: 119}, 1},
+		{replication.Message{Type: replication.MsgStable, StableSeq: 120}, 0},
+	} {
+		if r.testStep(c.m); len(r.active()) != c.active {
+			t.Errorf("after %s with %d settled: regions %v are active", describe(&c.m), c.m.StableSeq, r.active())
+		}
+	}
+}
