@@ -180,77 +180,6 @@ func (m *Manager) track(d replication.DomainID, cancel context.CancelFunc) (untr
 	}
 }
 
-// AttachOptions say how to attach.
-type AttachOptions struct {
-	// Preempt takes the volume over from a coordinator whose domain is still
-	// active. The replicas fence it; its consumer gets errors.
-	Preempt bool
-}
-
-// Attach makes this node the volume's coordinator (a takeover if another one
-// was) and returns when I/O is served. It fails with replication.ErrBusy if
-// another node that may act has it, ErrDomainFenced if this node's cluster domain is not
-// ACTIVE, and when ctx ends with an error that wraps ErrStalled and names the
-// cause; a takeover that this call began is given up then. A volume attached here
-// already is returned as it is, whatever ctx says.
-func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachOptions) (*Volume, error) {
-	if !m.o.MayAttach(m.o.Domain) {
-		return nil, fmt.Errorf("%w: domain %q is not ACTIVE, volumes are not attached in it; activate it, or attach in another domain", replication.ErrDomainFenced, m.o.Domain)
-	}
-	m.mu.Lock()
-	v := m.mu.volumes[id]
-	closed := m.mu.closed
-	m.mu.Unlock()
-	if closed {
-		return nil, replication.ErrClosed
-	}
-	began := false
-	if v == nil {
-		cfg, rev, err := m.o.Configs.Load(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-		if err := m.mayTake(cfg, o); err != nil {
-			return nil, err
-		}
-		if v, began, err = m.start(id, cfg, rev); err != nil {
-			return nil, err
-		}
-	}
-	var err error
-	select {
-	case <-v.serving:
-	case <-v.dead:
-	case <-ctx.Done():
-		err = fmt.Errorf("%w: attach gave up while %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
-		if began {
-			v.post(volumeInput{kind: inGiveUp, err: replication.ErrClosed})
-			select { // unless it came to serve meanwhile
-			case <-v.serving:
-			case <-v.dead:
-			}
-		}
-	}
-	switch {
-	case isClosed(v.dead) && v.deadErr == nil:
-		return nil, fmt.Errorf("%w: it was detached meanwhile", replication.ErrNotCoordinator)
-	case isClosed(v.dead) && err == nil:
-		return nil, v.deadErr
-	case isClosed(v.serving) && !isClosed(v.dead):
-		return v, nil
-	}
-	return nil, err
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
 // mayTake is the policy of who may take a volume over (protocol.md 5.5). Safety does not depend on it.
 func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
 	switch {
@@ -264,7 +193,7 @@ func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
 }
 
 // start makes the volume and begins its takeover, unless somebody else just did.
-func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64) (_ *Volume, began bool, _ error) {
+func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64) error {
 	t := m.o.Timing
 	var local replication.ReplicaID
 	for r, mem := range cfg.Members {
@@ -300,9 +229,9 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 		m.mu.Unlock()
 		v.cancel()
 		if w == nil {
-			return nil, false, replication.ErrClosed
+			return replication.ErrClosed
 		}
-		return w, false, nil
+		return nil
 	}
 	m.mu.volumes[id] = v
 	m.running.Go(v.tick) // before Close waits
@@ -317,7 +246,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 	}
 	m.tellUsable(v, cfg)
 	v.post(volumeInput{kind: inStart})
-	return v, true, nil
+	return nil
 }
 
 // tellUsable tells a volume which of its members' domains may hold in-sync replicas.
@@ -327,22 +256,6 @@ func (m *Manager) tellUsable(v *Volume, cfg *replication.Config) {
 	defer m.telling.Unlock()
 	for i, l := range v.links {
 		v.post(volumeInput{kind: inUsable, member: i, flag: m.o.Usable(cfg.Members[l.id].Domain)})
-	}
-}
-
-// Detach flushes the volume and gives it up; nothing may be in flight. Not
-// attached here is nil.
-func (m *Manager) Detach(ctx context.Context, id replication.VolumeID) error {
-	v := m.Volume(id)
-	if v == nil {
-		return nil
-	}
-	v.post(volumeInput{kind: inDetach})
-	select {
-	case <-v.dead:
-		return v.deadErr
-	case <-ctx.Done():
-		return fmt.Errorf("%w: detach is waiting: %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
 	}
 }
 

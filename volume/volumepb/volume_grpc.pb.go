@@ -52,7 +52,9 @@ type VolumesClient interface {
 	// Errors: NOT_FOUND; FAILED_PRECONDITION attached elsewhere (the message says where), the domain
 	// is not ACTIVE, no replica in sync can be reached.
 	AttachVolume(ctx context.Context, in *AttachVolumeRequest, opts ...grpc.CallOption) (*AttachVolumeResponse, error)
-	// DetachVolume ends the showing by plan. Detaching a detached volume succeeds.
+	// DetachVolume ends the showing by plan. Detaching a detached volume succeeds. When the deadline passes while replicas or
+	// the kvdb do not answer, the showing is gone and the detach goes on by itself; it cannot be taken back. The stall of the volume names
+	// what it waits for. Asking again waits again; AttachVolume on the node waits for its end and attaches anew.
 	// Errors: NOT_FOUND; FAILED_PRECONDITION the device is in use.
 	DetachVolume(ctx context.Context, in *DetachVolumeRequest, opts ...grpc.CallOption) (*DetachVolumeResponse, error)
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
@@ -167,7 +169,9 @@ type VolumesServer interface {
 	// Errors: NOT_FOUND; FAILED_PRECONDITION attached elsewhere (the message says where), the domain
 	// is not ACTIVE, no replica in sync can be reached.
 	AttachVolume(context.Context, *AttachVolumeRequest) (*AttachVolumeResponse, error)
-	// DetachVolume ends the showing by plan. Detaching a detached volume succeeds.
+	// DetachVolume ends the showing by plan. Detaching a detached volume succeeds. When the deadline passes while replicas or
+	// the kvdb do not answer, the showing is gone and the detach goes on by itself; it cannot be taken back. The stall of the volume names
+	// what it waits for. Asking again waits again; AttachVolume on the node waits for its end and attaches anew.
 	// Errors: NOT_FOUND; FAILED_PRECONDITION the device is in use.
 	DetachVolume(context.Context, *DetachVolumeRequest) (*DetachVolumeResponse, error)
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
