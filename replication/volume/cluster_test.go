@@ -118,6 +118,9 @@ func (s *testStorage) CloseClean(active []uint32, dirty map[replication.ReplicaI
 	return nil
 }
 
+// Pool implements Storage.
+func (*testStorage) Pool() string { return "memory" }
+
 // Close leaves the memory to the next life.
 func (s *testStorage) Close() error { return nil }
 

@@ -259,7 +259,7 @@ func TestNothingAfterStop(t *testing.T) {
 		t.Fatalf("before the stop: %v", m)
 	}
 	closed := make(chan error, 1)
-	go func() { closed <- h.close() }()
+	go func() { closed <- h.close(context.Background()) }()
 	<-st.closing
 	if !before.ended.Load() {
 		t.Error("the session outlived the stop")

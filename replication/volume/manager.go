@@ -31,6 +31,7 @@ type Timing struct {
 	Stall      time.Duration // a request that cannot proceed for so long fails; default 90 s
 	Retry      time.Duration // between attempts; default 500 ms
 	Flush      time.Duration // background flush; default 1 s
+	Rest       time.Duration // Close waits for so long that a disk answers what it was asked; default 10 s
 	ResyncRate int64         // bytes a second; 0 unlimited
 }
 
@@ -47,6 +48,7 @@ func (t *Timing) ensureDefaults() {
 	def(&t.Stall, 90*time.Second)
 	def(&t.Retry, 500*time.Millisecond)
 	def(&t.Flush, time.Second)
+	def(&t.Rest, 10*time.Second)
 }
 
 // Limits of one volume.
@@ -141,16 +143,24 @@ func (m *Manager) AddReplica(v replication.VolumeID, id replication.ReplicaID, s
 	return nil
 }
 
-// RemoveReplica ends the service of a replica and closes its storage. Absent is nil.
-func (m *Manager) RemoveReplica(v replication.VolumeID, id replication.ReplicaID) error {
-	m.mu.Lock()
-	h := m.mu.hosts[hostKey{v, id}]
-	delete(m.mu.hosts, hostKey{v, id})
-	m.mu.Unlock()
+// RemoveReplica ends the service of a replica and closes its storage. Absent is nil. When ctx ends while
+// the disk does not answer the error wraps ErrNotAtRest: the replica serves nobody any more, its storage
+// is in use still, and RemoveReplica is to be called again.
+func (m *Manager) RemoveReplica(ctx context.Context, v replication.VolumeID, id replication.ReplicaID) error {
+	h := m.host(v, id)
 	if h == nil {
 		return nil
 	}
-	return h.close()
+	err := h.close(ctx)
+	if errors.Is(err, ErrNotAtRest) {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.hosts[hostKey{v, id}] == h {
+		delete(m.mu.hosts, hostKey{v, id})
+	}
+	return err
 }
 
 // HasReplica reports whether a replica is served here.
@@ -333,7 +343,9 @@ func (m *Manager) ConfigChanged(cfg *replication.Config) {
 	}
 }
 
-// Close detaches what is attached as far as ctx allows, and closes every replica.
+// Close detaches what is attached as far as ctx allows, and closes every replica. One whose disk does
+// not answer within Timing.Rest after that is left as it is, without the mark of a clean
+// stop; the error wraps ErrNotAtRest then.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.mu.closed = true
@@ -351,11 +363,23 @@ func (m *Manager) Close(ctx context.Context) error {
 	for s := range m.mu.sessions {
 		s.cancel()
 	}
-	hosts := maps.Clone(m.mu.hosts)
+	hosts := slices.Collect(maps.Values(m.mu.hosts))
 	clear(m.mu.hosts)
 	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.o.Timing.Rest)
+	defer cancel()
+	closed := make(chan error, len(hosts))
 	for _, h := range hosts {
-		errs = append(errs, h.close())
+		go func() {
+			err := h.close(ctx)
+			if errors.Is(err, ErrNotAtRest) {
+				h.lg.Error("replica left in use, its disk does not answer", zap.String("pool", h.st.Pool()), zap.Error(err))
+			}
+			closed <- err
+		}()
+	}
+	for range hosts {
+		errs = append(errs, <-closed)
 	}
 	return errors.Join(errs...)
 }

@@ -107,7 +107,7 @@ func openReplica(pool *backing.Pool, v replication.VolumeID, id replication.Repl
 	if err != nil {
 		return err
 	}
-	if err := m.AddReplica(v, id, replvolume.Backed(r)); err != nil {
+	if err := m.AddReplica(v, id, replvolume.Backed(r, pool.Path())); err != nil {
 		return errors.Join(err, r.Close())
 	}
 	return nil
@@ -140,8 +140,12 @@ func (l *localReplicas) Make(_ context.Context, s volume.ReplicaSpec) error {
 }
 
 // Remove implements volume.Replicas.
-func (l *localReplicas) Remove(_ context.Context, v replication.VolumeID, r replication.ReplicaID) error {
-	if err := l.volumes.RemoveReplica(v, r); err != nil {
+func (l *localReplicas) Remove(ctx context.Context, v replication.VolumeID, r replication.ReplicaID) error {
+	err := l.volumes.RemoveReplica(ctx, v, r)
+	if errors.Is(err, replvolume.ErrNotAtRest) {
+		return err // the directory is in use
+	}
+	if err != nil {
 		l.pools.lg.Warn("replica did not close in order before its removal", zap.Stringer("volume-id", v), zap.Error(err))
 	}
 	for _, pool := range l.pools.all {

@@ -103,6 +103,7 @@ var table = []row{
 	{"replication/volume.ErrConflict", engine.ErrConflict, codes.Aborted, hintRetry},
 	{"replication/volume.ErrNotSent", engine.ErrNotSent, codes.Unavailable, hintKVDB},
 	{"replication/volume.ErrInvalidChange", engine.ErrInvalidChange, codes.Internal, hintBug},
+	{"replication/volume.ErrNotAtRest", engine.ErrNotAtRest, codes.Unavailable, "see the kernel's log for the disk of that pool"},
 	{"replication/transport.ErrIdentity", transport.ErrIdentity, codes.PermissionDenied, hintCerts},
 	{"replication/transport.ErrConfig", transport.ErrConfig, codes.InvalidArgument, hintCerts},
 	{"replication/transport.ErrNotLoopback", transport.ErrNotLoopback, codes.InvalidArgument, ""},
