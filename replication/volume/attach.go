@@ -37,7 +37,7 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			}
 		case v != nil:
 			v, err := m.awaitServing(ctx, v)
-			if errors.Is(err, replication.ErrDeposed) && m.ownChange(ctx, id) {
+			if errors.Is(err, replication.ErrDeposed) && !m.elsewhere(ctx, id) {
 				continue
 			}
 			return v, err
@@ -56,11 +56,11 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 	}
 }
 
-// ownChange reports whether the coordinator in the kvdb is of this node. Then the takeover that was deposed
-// met the last change of one that was given up here before.
-func (m *Manager) ownChange(ctx context.Context, id replication.VolumeID) bool {
+// elsewhere reports whether another node is the coordinator, or may be. If not, the takeover that was deposed met
+// a change that was nobody's takeover: the last of one that was given up here, or the catalogue's.
+func (m *Manager) elsewhere(ctx context.Context, id replication.VolumeID) bool {
 	cfg, _, err := m.o.Configs.Load(ctx, id)
-	return err == nil && cfg.Coord != nil && cfg.Coord.Node == m.o.Node
+	return err != nil || cfg.Coord != nil && cfg.Coord.Node != m.o.Node
 }
 
 // enlist notes that somebody waits for v, the volume if it is attached here or about to

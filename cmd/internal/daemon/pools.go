@@ -123,6 +123,9 @@ var _ volume.Replicas = (*localReplicas)(nil)
 
 // Make implements volume.Replicas.
 func (l *localReplicas) Make(_ context.Context, s volume.ReplicaSpec) error {
+	if l.volumes.HasReplica(s.Volume, s.Replica) {
+		return nil
+	}
 	pool := l.pools.find(s.Pool)
 	if pool == nil {
 		return fmt.Errorf("%w: pool %s is not on this node", backing.ErrNotFound, s.Pool)
@@ -132,9 +135,6 @@ func (l *localReplicas) Make(_ context.Context, s volume.ReplicaSpec) error {
 	})
 	if err != nil && !errors.Is(err, backing.ErrExists) {
 		return err
-	}
-	if l.volumes.HasReplica(s.Volume, s.Replica) {
-		return nil
 	}
 	return openReplica(pool, s.Volume, s.Replica, l.volumes)
 }
