@@ -51,7 +51,7 @@ func (e *Entry) Missing() []Placement {
 	return slices.DeleteFunc(slices.Clone(e.Placed), func(p Placement) bool { return slices.Contains(e.Reported, p.Replica) })
 }
 
-// Progress says in words what a volume that is not READY waits for; else "".
+// Progress says in words what a volume waits for that is not READY, or of which a replica is being replaced; else "".
 func (e *Entry) Progress() string {
 	var nodes []string
 	for _, p := range e.Missing() {
@@ -66,9 +66,21 @@ func (e *Entry) Progress() string {
 			s = "creation failed: " + e.Failure + "; " + s
 		}
 		return s
+	case e.Replacing != nil:
+		return e.replaceProgress()
 	default:
 		return ""
 	}
+}
+
+// replaceProgress says what a replacement waits for.
+func (e *Entry) replaceProgress() string {
+	p := e.Replacing
+	s := fmt.Sprintf("replica %s is being replaced by a new one on node %s", p.Old, p.New.Node)
+	if cfg := e.Config; cfg != nil && cfg.Phase != replication.PhaseDetached {
+		return s + "; they are exchanged when the volume is detached"
+	}
+	return s + ", which has to make it"
 }
 
 // Create makes a volume and returns when it is READY. It is idempotent by name: if the same volume exists it is returned, or
@@ -333,6 +345,9 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 		return true, nil
 	}
 	s.State, s.Failure = Deleting, failure
+	if p := s.Replacing; p != nil {
+		s.Placed, s.Replacing = append(s.Placed, p.New), nil // it may be made by now
+	}
 	record, err := put(c.keys.spec(id), s)
 	if err != nil {
 		return false, err

@@ -27,6 +27,14 @@ func (k keys) splitVolume(key string) (replication.VolumeID, string, bool) {
 	return v, rest, ok && err == nil
 }
 
+// specOf is the volume of a key that spec made, the zero value of any other key.
+func (k keys) specOf(key string) replication.VolumeID {
+	if id, rest, ok := k.splitVolume(key); ok && rest == "spec" {
+		return id
+	}
+	return replication.VolumeID{}
+}
+
 // configOf is the volume of a key that config made.
 func (k keys) configOf(key string) (replication.VolumeID, bool) {
 	id, ok := strings.CutSuffix(strings.TrimPrefix(key, k.configs()), "/cfg")

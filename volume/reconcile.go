@@ -90,11 +90,16 @@ func NewReconciler(c *Catalogue, o ReconcilerOptions) *Reconciler {
 // Run reconciles after every change of a volume's records, and every Poll, until ctx ends.
 func (r *Reconciler) Run(ctx context.Context) {
 	changes := clusterdomain.Signal(ctx, r.c.store, r.c.keys.volumes())
+	configs := clusterdomain.Signal(ctx, r.c.store, r.c.keys.configs())
 	tick := time.NewTicker(r.o.Poll)
 	defer tick.Stop()
 	for failing := false; ; {
 		select {
 		case _, ok := <-changes:
+			if !ok {
+				return
+			}
+		case _, ok := <-configs:
 			if !ok {
 				return
 			}
@@ -149,11 +154,18 @@ func (r *Reconciler) Reconcile(ctx context.Context) error {
 			err = r.create(ctx, e, kv.Mod)
 		case Deleting:
 			err = r.remove(ctx, e, kv.Mod)
-		default:
-			continue
+		case Ready:
+			err = r.replace(ctx, e)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("volume %s (%s): %w", e.Name, id, err))
+		}
+	}
+	for _, kv := range kvs { // last: disks that have failed may take their time
+		if e := es[r.c.keys.specOf(kv.Key)]; e != nil {
+			if err := r.retire(ctx, e, kv.Mod); err != nil {
+				errs = append(errs, fmt.Errorf("volume %s (%s): %w", e.Name, e.ID, err))
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -162,10 +174,7 @@ func (r *Reconciler) Reconcile(ctx context.Context) error {
 func (r *Reconciler) noteOrphans(local []LocalReplica, es map[replication.VolumeID]*Entry) {
 	var orphans []LocalReplica
 	for _, l := range local {
-		e := es[l.Volume]
-		if e == nil || !slices.ContainsFunc(e.Placed, func(p Placement) bool {
-			return p.Replica == l.Replica && p.Node == r.o.Node && p.Pool == l.Pool
-		}) {
+		if e := es[l.Volume]; e == nil || !e.claims(l, r.o.Node) {
 			orphans = append(orphans, l)
 		}
 	}
@@ -177,6 +186,12 @@ func (r *Reconciler) noteOrphans(local []LocalReplica, es map[replication.Volume
 		}
 	}
 	r.mu.orphans = orphans
+}
+
+// claims reports whether l, found on the node, is the volume's to use or to remove.
+func (e *Entry) claims(l LocalReplica, node replication.NodeID) bool {
+	is := func(p Placement) bool { return p.Replica == l.Replica && p.Node == node && p.Pool == l.Pool }
+	return slices.ContainsFunc(e.Placed, is) || slices.ContainsFunc(e.Retired, is) || e.Replacing != nil && is(e.Replacing.New)
 }
 
 // create makes this node's replicas of a volume that is CREATING at mod, and

@@ -151,6 +151,26 @@ func (s *Server) DeleteVolume(ctx context.Context, r *volumepb.DeleteVolumeReque
 	return &volumepb.DeleteVolumeResponse{Volume: s.show(ctx, e)}, nil
 }
 
+// ReplaceReplica implements Volumes.
+func (s *Server) ReplaceReplica(ctx context.Context, r *volumepb.ReplaceReplicaRequest) (*volumepb.ReplaceReplicaResponse, error) {
+	e, err := s.entry(ctx, r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	err = s.c.Replace(ctx, e.ID, ReplaceRequest{Replica: r.Replica, Node: replication.NodeID(r.Node), Pool: r.Pool})
+	if err == nil && r.Wait {
+		err = s.c.waitReplaced(ctx, e.ID)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("replace replica %s of volume %s: %w", r.Replica, e.Name, err)
+	}
+	v, err := s.again(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.ReplaceReplicaResponse{Volume: v}, nil
+}
+
 // AttachVolume implements Volumes.
 func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeRequest) (*volumepb.AttachVolumeResponse, error) {
 	if n := replication.NodeID(r.Node); n != "" && n != s.o.Node {

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/grpc"
@@ -58,6 +59,25 @@ func (c *Catalogue) waitGone(ctx context.Context, id replication.VolumeID) error
 		}
 	}
 	return context.Cause(ctx)
+}
+
+// waitReplaced returns when no replica of the volume is being replaced any more, or when ctx ends.
+func (c *Catalogue) waitReplaced(ctx context.Context, id replication.VolumeID) error {
+	sigCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	waits := ""
+	for range clusterdomain.Signal(sigCtx, c.store, c.keys.volume(id)) {
+		switch e, err := c.Get(ctx, id); {
+		case isNotFound(err):
+			return err
+		case err != nil: // the signal comes again when the store does
+		case e.Replacing == nil:
+			return nil
+		default:
+			waits = ": " + e.Progress()
+		}
+	}
+	return fmt.Errorf("%w%s: %w", ErrNotReplaced, waits, context.Cause(ctx))
 }
 
 func isNotFound(err error) bool { return errors.Is(err, replication.ErrVolumeNotFound) }

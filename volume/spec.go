@@ -30,6 +30,10 @@ type Spec struct {
 	State   State                `json:"state"`
 	Created time.Time            `json:"created"` // by the creator's clock
 	Placed  []Placement          `json:"placed"`
+	// Replacing is the replica that is being replaced, nil if none is.
+	Replacing *Replacement `json:"replacing,omitempty"`
+	// Retired are replicas that are no members any more, or never became one, and may still be on disk.
+	Retired []Placement `json:"retired,omitempty"`
 	// Failure says why it went from CREATING to DELETING by itself.
 	Failure string `json:"failure,omitempty"`
 }
@@ -72,6 +76,9 @@ var (
 	ErrCreateFailed    = errors.New("volume: not created")
 	ErrNotReady        = errors.New("volume: still being created")
 	ErrDeleting        = errors.New("volume: being deleted")
+	ErrReplicaNotFound = errors.New("volume: no such replica")
+	ErrNotReplaced     = errors.New("volume: the replica is still being replaced")
+	ErrReplicaInSync   = errors.New("volume: the replica is in sync and is not replaced")
 	ErrAttached        = errors.New("volume: attached")
 	ErrOtherNode       = errors.New("volume: to be asked of another node")
 	ErrConflict        = errors.New("volume: the configuration was changed meanwhile")

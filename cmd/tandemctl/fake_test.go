@@ -116,6 +116,17 @@ func (f *fakeDaemon) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeReq
 	return &volumepb.DeleteVolumeResponse{Volume: v}, f.err
 }
 
+func (f *fakeDaemon) ReplaceReplica(_ context.Context, r *volumepb.ReplaceReplicaRequest) (*volumepb.ReplaceReplicaResponse, error) {
+	f.note(r)
+	v := proto.CloneOf(attached())
+	if r.GetWait() {
+		v = detached()
+	} else {
+		v.Progress = "replica 1 is being replaced by a new one on node b2; they are exchanged when the volume is detached"
+	}
+	return &volumepb.ReplaceReplicaResponse{Volume: v}, f.err
+}
+
 func (f *fakeDaemon) AttachVolume(_ context.Context, r *volumepb.AttachVolumeRequest) (*volumepb.AttachVolumeResponse, error) {
 	f.note(r)
 	return &volumepb.AttachVolumeResponse{Path: "/dev/loop0", Volume: attached()}, f.err

@@ -13,6 +13,7 @@ import (
 	"github.com/tandem-storage/tandem/datapath/frontend"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/volume"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
@@ -92,6 +93,13 @@ func TestGolden(t *testing.T) {
 		{name: "volume-delete-no", args: "volume delete data", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("n\n") }},
 		{name: "volume-delete-eof", args: "volume delete data", set: func(h *harness) { h.stdinTTY = true }},
 		{name: "volume-delete-yes", args: "volume delete data --wait", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("Y\n") }},
+		{name: "replica-replace", args: "volume replica replace data b1 --force"},
+		{name: "replica-replace-wait", args: "volume replica replace data b1 --force --wait"},
+		{name: "replica-replace-nobody-to-ask", args: "volume replica replace data b1"},
+		{name: "replica-replace-no-replica", args: "volume replica replace data"},
+		{name: "replica-replace-in-sync", args: "volume replica replace data b1 -f", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: 1 on node b1", volume.ErrReplicaInSync)
+		}},
 		{name: "host-attach", args: "host attach data --frontend fuseloop"},
 		{name: "host-attach-json", args: "host attach data -o json"},
 		{name: "host-attach-elsewhere", args: "host attach data", fake: func(f *fakeDaemon) {

@@ -25,7 +25,7 @@ func (a *app) hostAttachCommand() *cobra.Command {
 (front end fuseloop) or an NBD URI (front end nbd). Attaching again where it is attached prints the same.
 
 A volume is attached on one node at a time. After the loss of that node deactivate its domain with --peer-lost
-first, then attach elsewhere.`,
+first, then attach elsewhere. One that is still being detached on the node is waited for and attached anew.`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if frontend != "" && frontend != string(config.FrontendFuseLoop) && frontend != string(config.FrontendNBD) {
@@ -54,7 +54,11 @@ func (a *app) hostDetachCommand() *cobra.Command {
 		Use:   "detach VOLUME",
 		Short: "Take a volume's block device away",
 		Long: `Take a volume's block device away, after all its requests have ended. A device that is mounted or open is refused. Detaching
-a volume that is not attached changes nothing.`,
+a volume that is not attached changes nothing.
+
+A detach needs the kvdb and the in-sync replicas. When they do not answer before --timeout the device is gone already, and
+the detach goes on by itself on the node until it is done; it cannot be taken back. "tandemctl volume inspect" names what
+it waits for. Detaching again waits again; attaching on the same node waits for its end and attaches anew.`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := a.volumes()

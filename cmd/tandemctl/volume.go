@@ -218,6 +218,9 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 			"Attached", fmt.Sprintf("on %s (domain %s) by %s", at.GetNode(), at.GetDomain(), at.GetFrontend()),
 			"Device path", at.GetPath())
 	}
+	if v.GetPhase() != pb.Phase_PHASE_CREATING && v.GetPhase() != pb.Phase_PHASE_DELETING && v.GetProgress() != "" {
+		pairs = append(pairs, "In progress", v.GetProgress())
+	}
 	if st := v.GetStall(); st != nil {
 		pairs = append(pairs, "Stalled", fmt.Sprintf("%s since %s", st.GetCause(), timeText(st.GetSinceUnixMs())),
 			"What to do", st.GetText())
@@ -285,7 +288,7 @@ counts as deleted. Replicas on nodes that are away are removed when these return
 // confirm asks a person; without one it refuses.
 func (a *app) confirm(question string) error {
 	if !a.stdinTTY {
-		return usageError("nobody can be asked here: give --force to delete without a question")
+		return usageError("nobody can be asked here: give --force to go on without a question")
 	}
 	fmt.Fprintf(a.stderr, "%s (y/N): ", question)
 	line, err := bufio.NewReader(a.stdin).ReadString('\n')

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -50,7 +49,7 @@ func run() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := daemon.Run(ctx, c, version, lg); err != nil && !errors.Is(err, context.Canceled) {
+	if err := daemon.Run(ctx, c, version, lg); err != nil {
 		fmt.Fprintln(os.Stderr, "tandemd:", err)
 		return 1
 	}

@@ -14,10 +14,14 @@ import (
 // clean stop are kept in the dirty map that the replica keeps for itself.
 type backed struct {
 	*backing.Replica
+	pool string
 }
 
-// Backed makes Storage of a replica of a local pool.
-func Backed(r *backing.Replica) Storage { return backed{r} }
+// Backed makes Storage of a replica of the local pool at path.
+func Backed(r *backing.Replica, path string) Storage { return backed{r, path} }
+
+// Pool implements Storage.
+func (b backed) Pool() string { return b.pool }
 
 var states = map[meta.State]replication.MemberState{
 	meta.StateEmpty:   replication.MemberStale,

@@ -44,10 +44,11 @@ type testNode struct {
 
 // testConfigs is the kvdb: one configuration, compared and set.
 type testConfigs struct {
-	mu   sync.Mutex
-	cfg  *replication.Config
-	rev  uint64
-	down error // answer to everything, if not nil
+	mu     sync.Mutex
+	cfg    *replication.Config
+	rev    uint64
+	down   error // answer to everything, if not nil
+	noSwap error // answer to every change, if not nil
 }
 
 func (k *testConfigs) Load(context.Context, replication.VolumeID) (*replication.Config, uint64, error) {
@@ -65,6 +66,8 @@ func (k *testConfigs) Swap(_ context.Context, rev uint64, next *replication.Conf
 	switch {
 	case k.down != nil:
 		return 0, k.down
+	case k.noSwap != nil:
+		return 0, k.noSwap
 	case rev != k.rev:
 		return 0, ErrConflict
 	}
@@ -114,6 +117,9 @@ func (s *testStorage) CloseClean(active []uint32, dirty map[replication.ReplicaI
 	s.stored.LogLost, s.stored.Active, s.stored.Dirty = false, active, dirty
 	return nil
 }
+
+// Pool implements Storage.
+func (*testStorage) Pool() string { return "memory" }
 
 // Close leaves the memory to the next life.
 func (s *testStorage) Close() error { return nil }

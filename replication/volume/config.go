@@ -33,6 +33,10 @@ var (
 	ErrInvalidChange = errors.New("volume: change breaks the rules of configurations")
 )
 
+// ErrNotAtRest: a replica that was to be closed has a request that its disk does not answer. It is not
+// closed cleanly then, because what was asked may still land.
+var ErrNotAtRest = errors.New("volume: a replica has not come to rest, its disk does not answer")
+
 const (
 	kvdbTimeout = 5 * time.Second        // of one attempt
 	kvdbPause   = 250 * time.Millisecond // between attempts of unknown outcome

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"hash/crc32"
 	"sync"
 
@@ -52,7 +53,9 @@ type host struct {
 	reqs  []*block.Request
 	batch []replication.Message
 
-	stopped chan struct{} // closed when the storage is closed
+	closeOnce sync.Once
+	stopped   chan struct{} // closed when the storage is closed
+	closeErr  error         // of that; set before
 }
 
 // nodeIdentity is what a replica tells of the process that serves it.
@@ -385,16 +388,35 @@ func sumsOf(s []uint32, p []byte) []uint32 {
 	return s
 }
 
-// close takes nothing in any more, waits until the replica is at rest and closes
-// the storage, cleanly if what is unsettled is known. What came after that was
-// asked would be missing there.
-func (h *host) close() error {
+// close takes nothing in any more and waits until the replica is at rest and its
+// storage closed, as long as ctx allows. Then the error wraps ErrNotAtRest, the
+// replica goes on coming to rest, and close may be called again to wait for it.
+func (h *host) close(ctx context.Context) error {
+	h.closeOnce.Do(func() { go h.shutDown() })
+	select {
+	case <-h.stopped:
+		return h.closeErr
+	default:
+	}
+	select {
+	case <-h.stopped:
+		return h.closeErr
+	case <-ctx.Done():
+		return fmt.Errorf("%w: replica %s of volume %s in pool %s: %w", ErrNotAtRest, h.id, h.vol, h.st.Pool(), ctx.Err())
+	}
+}
+
+// shutDown closes the storage when nothing is under way, cleanly if what is unsettled
+// is known: a write that the disk has not answered may still land, and what came after
+// the question would be missing in what is kept.
+func (h *host) shutDown() {
 	defer close(h.stopped)
 	stop := make(chan unsettled, 1)
 	h.post(hostInput{kind: hostStop, stop: stop})
 	u := <-stop
 	if !u.ok {
-		return h.st.Close()
+		h.closeErr = h.st.Close()
+		return
 	}
-	return h.st.CloseClean(u.active, u.dirty)
+	h.closeErr = h.st.CloseClean(u.active, u.dirty)
 }

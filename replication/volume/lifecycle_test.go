@@ -90,13 +90,10 @@ func TestAttachDetached(t *testing.T) {
 	a := c.nodes[0]
 	v := a.attach()
 	detach(t, a)
-	a.m.mu.Lock()
-	a.m.mu.volumes[c.vol] = v // as Attach finds it when the detach is faster
-	a.m.mu.Unlock()
-	if w, err := a.m.Attach(t.Context(), c.vol, AttachOptions{}); w != nil || !errors.Is(err, replication.ErrNotCoordinator) {
+	v.waiters = 1 // as Attach finds it when the detach is faster
+	if w, err := a.m.awaitServing(t.Context(), v); w != nil || !errors.Is(err, replication.ErrNotCoordinator) {
 		t.Errorf("got %p, %v", w, err)
 	}
-	a.m.forget(v)
 }
 
 // TestCloseMeetsAttach: a manager that closes leaves no attach behind.
@@ -262,7 +259,7 @@ func TestNothingAfterStop(t *testing.T) {
 		t.Fatalf("before the stop: %v", m)
 	}
 	closed := make(chan error, 1)
-	go func() { closed <- h.close() }()
+	go func() { closed <- h.close(context.Background()) }()
 	<-st.closing
 	if !before.ended.Load() {
 		t.Error("the session outlived the stop")

@@ -31,6 +31,7 @@ type Timing struct {
 	Stall      time.Duration // a request that cannot proceed for so long fails; default 90 s
 	Retry      time.Duration // between attempts; default 500 ms
 	Flush      time.Duration // background flush; default 1 s
+	Rest       time.Duration // Close waits for so long that a disk answers what it was asked; default 10 s
 	ResyncRate int64         // bytes a second; 0 unlimited
 }
 
@@ -47,6 +48,7 @@ func (t *Timing) ensureDefaults() {
 	def(&t.Stall, 90*time.Second)
 	def(&t.Retry, 500*time.Millisecond)
 	def(&t.Flush, time.Second)
+	def(&t.Rest, 10*time.Second)
 }
 
 // Limits of one volume.
@@ -141,16 +143,24 @@ func (m *Manager) AddReplica(v replication.VolumeID, id replication.ReplicaID, s
 	return nil
 }
 
-// RemoveReplica ends the service of a replica and closes its storage. Absent is nil.
-func (m *Manager) RemoveReplica(v replication.VolumeID, id replication.ReplicaID) error {
-	m.mu.Lock()
-	h := m.mu.hosts[hostKey{v, id}]
-	delete(m.mu.hosts, hostKey{v, id})
-	m.mu.Unlock()
+// RemoveReplica ends the service of a replica and closes its storage. Absent is nil. When ctx ends while
+// the disk does not answer the error wraps ErrNotAtRest: the replica serves nobody any more, its storage
+// is in use still, and RemoveReplica is to be called again.
+func (m *Manager) RemoveReplica(ctx context.Context, v replication.VolumeID, id replication.ReplicaID) error {
+	h := m.host(v, id)
 	if h == nil {
 		return nil
 	}
-	return h.close()
+	err := h.close(ctx)
+	if errors.Is(err, ErrNotAtRest) {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.hosts[hostKey{v, id}] == h {
+		delete(m.mu.hosts, hostKey{v, id})
+	}
+	return err
 }
 
 // HasReplica reports whether a replica is served here.
@@ -180,77 +190,6 @@ func (m *Manager) track(d replication.DomainID, cancel context.CancelFunc) (untr
 	}
 }
 
-// AttachOptions say how to attach.
-type AttachOptions struct {
-	// Preempt takes the volume over from a coordinator whose domain is still
-	// active. The replicas fence it; its consumer gets errors.
-	Preempt bool
-}
-
-// Attach makes this node the volume's coordinator (a takeover if another one
-// was) and returns when I/O is served. It fails with replication.ErrBusy if
-// another node that may act has it, ErrDomainFenced if this node's cluster domain is not
-// ACTIVE, and when ctx ends with an error that wraps ErrStalled and names the
-// cause; a takeover that this call began is given up then. A volume attached here
-// already is returned as it is, whatever ctx says.
-func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachOptions) (*Volume, error) {
-	if !m.o.MayAttach(m.o.Domain) {
-		return nil, fmt.Errorf("%w: domain %q is not ACTIVE, volumes are not attached in it; activate it, or attach in another domain", replication.ErrDomainFenced, m.o.Domain)
-	}
-	m.mu.Lock()
-	v := m.mu.volumes[id]
-	closed := m.mu.closed
-	m.mu.Unlock()
-	if closed {
-		return nil, replication.ErrClosed
-	}
-	began := false
-	if v == nil {
-		cfg, rev, err := m.o.Configs.Load(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-		if err := m.mayTake(cfg, o); err != nil {
-			return nil, err
-		}
-		if v, began, err = m.start(id, cfg, rev); err != nil {
-			return nil, err
-		}
-	}
-	var err error
-	select {
-	case <-v.serving:
-	case <-v.dead:
-	case <-ctx.Done():
-		err = fmt.Errorf("%w: attach gave up while %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
-		if began {
-			v.post(volumeInput{kind: inGiveUp, err: replication.ErrClosed})
-			select { // unless it came to serve meanwhile
-			case <-v.serving:
-			case <-v.dead:
-			}
-		}
-	}
-	switch {
-	case isClosed(v.dead) && v.deadErr == nil:
-		return nil, fmt.Errorf("%w: it was detached meanwhile", replication.ErrNotCoordinator)
-	case isClosed(v.dead) && err == nil:
-		return nil, v.deadErr
-	case isClosed(v.serving) && !isClosed(v.dead):
-		return v, nil
-	}
-	return nil, err
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
 // mayTake is the policy of who may take a volume over (protocol.md 5.5). Safety does not depend on it.
 func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
 	switch {
@@ -264,7 +203,7 @@ func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
 }
 
 // start makes the volume and begins its takeover, unless somebody else just did.
-func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64) (_ *Volume, began bool, _ error) {
+func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64) error {
 	t := m.o.Timing
 	var local replication.ReplicaID
 	for r, mem := range cfg.Members {
@@ -300,9 +239,9 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 		m.mu.Unlock()
 		v.cancel()
 		if w == nil {
-			return nil, false, replication.ErrClosed
+			return replication.ErrClosed
 		}
-		return w, false, nil
+		return nil
 	}
 	m.mu.volumes[id] = v
 	m.running.Go(v.tick) // before Close waits
@@ -317,7 +256,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 	}
 	m.tellUsable(v, cfg)
 	v.post(volumeInput{kind: inStart})
-	return v, true, nil
+	return nil
 }
 
 // tellUsable tells a volume which of its members' domains may hold in-sync replicas.
@@ -327,22 +266,6 @@ func (m *Manager) tellUsable(v *Volume, cfg *replication.Config) {
 	defer m.telling.Unlock()
 	for i, l := range v.links {
 		v.post(volumeInput{kind: inUsable, member: i, flag: m.o.Usable(cfg.Members[l.id].Domain)})
-	}
-}
-
-// Detach flushes the volume and gives it up; nothing may be in flight. Not
-// attached here is nil.
-func (m *Manager) Detach(ctx context.Context, id replication.VolumeID) error {
-	v := m.Volume(id)
-	if v == nil {
-		return nil
-	}
-	v.post(volumeInput{kind: inDetach})
-	select {
-	case <-v.dead:
-		return v.deadErr
-	case <-ctx.Done():
-		return fmt.Errorf("%w: detach is waiting: %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
 	}
 }
 
@@ -420,7 +343,9 @@ func (m *Manager) ConfigChanged(cfg *replication.Config) {
 	}
 }
 
-// Close detaches what is attached as far as ctx allows, and closes every replica.
+// Close detaches what is attached as far as ctx allows, and closes every replica. One whose disk does
+// not answer within Timing.Rest after that is left as it is, without the mark of a clean
+// stop; the error wraps ErrNotAtRest then.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.mu.closed = true
@@ -438,11 +363,23 @@ func (m *Manager) Close(ctx context.Context) error {
 	for s := range m.mu.sessions {
 		s.cancel()
 	}
-	hosts := maps.Clone(m.mu.hosts)
+	hosts := slices.Collect(maps.Values(m.mu.hosts))
 	clear(m.mu.hosts)
 	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.o.Timing.Rest)
+	defer cancel()
+	closed := make(chan error, len(hosts))
 	for _, h := range hosts {
-		errs = append(errs, h.close())
+		go func() {
+			err := h.close(ctx)
+			if errors.Is(err, ErrNotAtRest) {
+				h.lg.Error("replica left in use, its disk does not answer", zap.String("pool", h.st.Pool()), zap.Error(err))
+			}
+			closed <- err
+		}()
+	}
+	for range hosts {
+		errs = append(errs, <-closed)
 	}
 	return errors.Join(errs...)
 }

@@ -15,6 +15,7 @@ type Status struct {
 	Term         replication.Term
 	Stall        core.Stall // why writes do not proceed, "" if they do
 	StalledSince time.Time
+	Detaching    bool // it was asked to detach, and will when nothing stalls it
 	InSync       []replication.ReplicaID
 	Resync       *core.Progress // nil if there is none
 	ResyncRate   int64          // bytes a second, of the resync under way
@@ -41,7 +42,7 @@ func (v *Volume) observe(events []core.Event) {
 	v.ticked = false
 	s := &Status{
 		Config: v.core.Config(), Term: v.core.Term(), Stall: stall, InSync: v.core.InSync(),
-		Resync: v.core.Resync(), Unreconciled: int64(v.core.Unreconciled()) * replication.ResyncBlock,
+		Detaching: v.leaving.Load(), Resync: v.core.Resync(), Unreconciled: int64(v.core.Unreconciled()) * replication.ResyncBlock,
 		StalledSince: old.StalledSince, ResyncSince: old.ResyncSince,
 	}
 	if stall != old.Stall {

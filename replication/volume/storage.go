@@ -10,6 +10,9 @@ import (
 type Storage interface {
 	block.Device
 
+	// Pool says where the replica lies, for people.
+	Pool() string
+
 	// Stored tells what was found when the replica was opened.
 	Stored() (Stored, error)
 

@@ -40,6 +40,11 @@ type Volume struct {
 	wasDead  bool
 	ticked   bool // the status is to be published anew
 
+	// With the lock of the Manager:
+	waiters int         // calls of Attach that wait until it is served
+	given   bool        // they have all gone: it is being given up, unless it serves by now
+	leaving atomic.Bool // it was asked to detach; nobody can have it any more
+
 	status  atomic.Pointer[Status]
 	blocked atomic.Bool  // no further requests
 	pending atomic.Int64 // requests of the consumer

@@ -206,7 +206,7 @@ type Volume struct {
 	Attachment     *Attachment            `protobuf:"bytes,11,opt,name=attachment,proto3" json:"attachment,omitempty"`        // unset when detached
 	Stall          *Stall                 `protobuf:"bytes,12,opt,name=stall,proto3" json:"stall,omitempty"`                  // set while I/O may not proceed
 	Replicas       []*Replica             `protobuf:"bytes,13,rep,name=replicas,proto3" json:"replicas,omitempty"`            // by domain, then node
-	Progress       string                 `protobuf:"bytes,14,opt,name=progress,proto3" json:"progress,omitempty"`            // what CREATING or DELETING waits for, e.g. the node that does not answer; else ""
+	Progress       string                 `protobuf:"bytes,14,opt,name=progress,proto3" json:"progress,omitempty"`            // what CREATING, DELETING or the replacement of a replica waits for, e.g. the node that does not answer; else ""
 	InSync         uint32                 `protobuf:"varint,15,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"` // replicas in sync
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1117,6 +1117,126 @@ func (x *DeleteVolumeResponse) GetVolume() *Volume {
 	return nil
 }
 
+type ReplaceReplicaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"` // its id, or the name of the node that has it
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`       // that takes the new one; "" = chosen, another pool than the old one's if there is one
+	Pool          string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`       // UUID of the pool that takes it; "" = chosen
+	Wait          bool                   `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceReplicaRequest) Reset() {
+	*x = ReplaceReplicaRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceReplicaRequest) ProtoMessage() {}
+
+func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceReplicaRequest.ProtoReflect.Descriptor instead.
+func (*ReplaceReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ReplaceReplicaRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ReplaceReplicaRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *ReplaceReplicaRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ReplaceReplicaRequest) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *ReplaceReplicaRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+type ReplaceReplicaResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceReplicaResponse) Reset() {
+	*x = ReplaceReplicaResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceReplicaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceReplicaResponse) ProtoMessage() {}
+
+func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceReplicaResponse.ProtoReflect.Descriptor instead.
+func (*ReplaceReplicaResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ReplaceReplicaResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
 type AttachVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1128,7 +1248,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1260,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1273,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{13}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -1187,7 +1307,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1319,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1332,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{14}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AttachVolumeResponse) GetPath() string {
@@ -1238,7 +1358,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1370,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1383,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{15}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DetachVolumeRequest) GetVolume() string {
@@ -1282,7 +1402,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1294,7 +1414,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1307,7 +1427,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{16}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DetachVolumeResponse) GetVolume() *Volume {
@@ -1327,7 +1447,7 @@ type WatchVolumeRequest struct {
 
 func (x *WatchVolumeRequest) Reset() {
 	*x = WatchVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1459,7 @@ func (x *WatchVolumeRequest) String() string {
 func (*WatchVolumeRequest) ProtoMessage() {}
 
 func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1472,7 @@ func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WatchVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchVolumeRequest) GetVolume() string {
@@ -1378,7 +1498,7 @@ type WatchVolumeResponse struct {
 
 func (x *WatchVolumeResponse) Reset() {
 	*x = WatchVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1510,7 @@ func (x *WatchVolumeResponse) String() string {
 func (*WatchVolumeResponse) ProtoMessage() {}
 
 func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1523,7 @@ func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WatchVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchVolumeResponse) GetVolume() *Volume {
@@ -1512,6 +1632,14 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04wait\x18\x02 \x01(\bR\x04wait\"H\n" +
 	"\x14DeleteVolumeResponse\x120\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x85\x01\n" +
+	"\x15ReplaceReplicaRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x12\n" +
+	"\x04pool\x18\x04 \x01(\tR\x04pool\x12\x12\n" +
+	"\x04wait\x18\x05 \x01(\bR\x04wait\"J\n" +
+	"\x16ReplaceReplicaResponse\x120\n" +
 	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"]\n" +
 	"\x13AttachVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
@@ -1548,12 +1676,13 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x15REPLICA_STATE_IN_SYNC\x10\x02\x12\x17\n" +
 	"\x13REPLICA_STATE_STALE\x10\x03\x12\x19\n" +
 	"\x15REPLICA_STATE_SYNCING\x10\x04\x12\x19\n" +
-	"\x15REPLICA_STATE_FAULTED\x10\x052\xa1\x05\n" +
+	"\x15REPLICA_STATE_FAULTED\x10\x052\x86\x06\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
 	"\rInspectVolume\x12&.tandem.volume.v1.InspectVolumeRequest\x1a'.tandem.volume.v1.InspectVolumeResponse\x12]\n" +
-	"\fDeleteVolume\x12%.tandem.volume.v1.DeleteVolumeRequest\x1a&.tandem.volume.v1.DeleteVolumeResponse\x12]\n" +
+	"\fDeleteVolume\x12%.tandem.volume.v1.DeleteVolumeRequest\x1a&.tandem.volume.v1.DeleteVolumeResponse\x12c\n" +
+	"\x0eReplaceReplica\x12'.tandem.volume.v1.ReplaceReplicaRequest\x1a(.tandem.volume.v1.ReplaceReplicaResponse\x12]\n" +
 	"\fAttachVolume\x12%.tandem.volume.v1.AttachVolumeRequest\x1a&.tandem.volume.v1.AttachVolumeResponse\x12]\n" +
 	"\fDetachVolume\x12%.tandem.volume.v1.DetachVolumeRequest\x1a&.tandem.volume.v1.DetachVolumeResponse\x12\\\n" +
 	"\vWatchVolume\x12$.tandem.volume.v1.WatchVolumeRequest\x1a%.tandem.volume.v1.WatchVolumeResponse0\x01B2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
@@ -1571,72 +1700,77 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_volume_volumepb_volume_proto_goTypes = []any{
-	(Protection)(0),               // 0: tandem.volume.v1.Protection
-	(Phase)(0),                    // 1: tandem.volume.v1.Phase
-	(ReplicaState)(0),             // 2: tandem.volume.v1.ReplicaState
-	(*Volume)(nil),                // 3: tandem.volume.v1.Volume
-	(*Attachment)(nil),            // 4: tandem.volume.v1.Attachment
-	(*Stall)(nil),                 // 5: tandem.volume.v1.Stall
-	(*Replica)(nil),               // 6: tandem.volume.v1.Replica
-	(*CreateVolumeRequest)(nil),   // 7: tandem.volume.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),  // 8: tandem.volume.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),    // 9: tandem.volume.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 10: tandem.volume.v1.ListVolumesResponse
-	(*Orphan)(nil),                // 11: tandem.volume.v1.Orphan
-	(*InspectVolumeRequest)(nil),  // 12: tandem.volume.v1.InspectVolumeRequest
-	(*InspectVolumeResponse)(nil), // 13: tandem.volume.v1.InspectVolumeResponse
-	(*DeleteVolumeRequest)(nil),   // 14: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),  // 15: tandem.volume.v1.DeleteVolumeResponse
-	(*AttachVolumeRequest)(nil),   // 16: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),  // 17: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),   // 18: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),  // 19: tandem.volume.v1.DetachVolumeResponse
-	(*WatchVolumeRequest)(nil),    // 20: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),   // 21: tandem.volume.v1.WatchVolumeResponse
-	nil,                           // 22: tandem.volume.v1.Volume.LabelsEntry
-	nil,                           // 23: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                           // 24: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(Protection)(0),                // 0: tandem.volume.v1.Protection
+	(Phase)(0),                     // 1: tandem.volume.v1.Phase
+	(ReplicaState)(0),              // 2: tandem.volume.v1.ReplicaState
+	(*Volume)(nil),                 // 3: tandem.volume.v1.Volume
+	(*Attachment)(nil),             // 4: tandem.volume.v1.Attachment
+	(*Stall)(nil),                  // 5: tandem.volume.v1.Stall
+	(*Replica)(nil),                // 6: tandem.volume.v1.Replica
+	(*CreateVolumeRequest)(nil),    // 7: tandem.volume.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),   // 8: tandem.volume.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),     // 9: tandem.volume.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),    // 10: tandem.volume.v1.ListVolumesResponse
+	(*Orphan)(nil),                 // 11: tandem.volume.v1.Orphan
+	(*InspectVolumeRequest)(nil),   // 12: tandem.volume.v1.InspectVolumeRequest
+	(*InspectVolumeResponse)(nil),  // 13: tandem.volume.v1.InspectVolumeResponse
+	(*DeleteVolumeRequest)(nil),    // 14: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),   // 15: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),  // 16: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil), // 17: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),    // 18: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),   // 19: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),    // 20: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),   // 21: tandem.volume.v1.DetachVolumeResponse
+	(*WatchVolumeRequest)(nil),     // 22: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),    // 23: tandem.volume.v1.WatchVolumeResponse
+	nil,                            // 24: tandem.volume.v1.Volume.LabelsEntry
+	nil,                            // 25: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                            // 26: tandem.volume.v1.ListVolumesRequest.LabelsEntry
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	22, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	24, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
 	4,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
 	5,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
 	6,  // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
 	2,  // 6: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 7: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	23, // 8: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	25, // 8: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
 	3,  // 9: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	24, // 10: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	26, // 10: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
 	3,  // 11: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
 	11, // 12: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
 	3,  // 13: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
 	3,  // 14: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	3,  // 15: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	3,  // 16: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	3,  // 17: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 18: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	9,  // 19: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	12, // 20: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	14, // 21: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	16, // 22: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	18, // 23: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	20, // 24: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	8,  // 25: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	10, // 26: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	13, // 27: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	15, // 28: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	17, // 29: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	19, // 30: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	21, // 31: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	25, // [25:32] is the sub-list for method output_type
-	18, // [18:25] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	3,  // 15: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	3,  // 16: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	3,  // 17: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	3,  // 18: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 19: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	9,  // 20: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	12, // 21: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	14, // 22: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	16, // 23: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	18, // 24: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	20, // 25: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	22, // 26: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	8,  // 27: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	10, // 28: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	13, // 29: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	15, // 30: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	17, // 31: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	19, // 32: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	21, // 33: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	23, // 34: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	27, // [27:35] is the sub-list for method output_type
+	19, // [19:27] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -1650,7 +1784,7 @@ func file_volume_volumepb_volume_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,13 +23,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Volumes_CreateVolume_FullMethodName  = "/tandem.volume.v1.Volumes/CreateVolume"
-	Volumes_ListVolumes_FullMethodName   = "/tandem.volume.v1.Volumes/ListVolumes"
-	Volumes_InspectVolume_FullMethodName = "/tandem.volume.v1.Volumes/InspectVolume"
-	Volumes_DeleteVolume_FullMethodName  = "/tandem.volume.v1.Volumes/DeleteVolume"
-	Volumes_AttachVolume_FullMethodName  = "/tandem.volume.v1.Volumes/AttachVolume"
-	Volumes_DetachVolume_FullMethodName  = "/tandem.volume.v1.Volumes/DetachVolume"
-	Volumes_WatchVolume_FullMethodName   = "/tandem.volume.v1.Volumes/WatchVolume"
+	Volumes_CreateVolume_FullMethodName   = "/tandem.volume.v1.Volumes/CreateVolume"
+	Volumes_ListVolumes_FullMethodName    = "/tandem.volume.v1.Volumes/ListVolumes"
+	Volumes_InspectVolume_FullMethodName  = "/tandem.volume.v1.Volumes/InspectVolume"
+	Volumes_DeleteVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DeleteVolume"
+	Volumes_ReplaceReplica_FullMethodName = "/tandem.volume.v1.Volumes/ReplaceReplica"
+	Volumes_AttachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/AttachVolume"
+	Volumes_DetachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DetachVolume"
+	Volumes_WatchVolume_FullMethodName    = "/tandem.volume.v1.Volumes/WatchVolume"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -48,11 +49,20 @@ type VolumesClient interface {
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
+	// ReplaceReplica replaces a replica that is not in sync, because its disk failed or its node is lost, by a new, empty one
+	// in the same domain. The old one is no member any more from the moment that they are exchanged, and never again. The new one
+	// is resynced in full while the volume is attached. They are exchanged while the volume is detached:
+	// if it is attached, as soon as it is detached. Returns when the replacement is noted; with wait when they are exchanged. Idempotent.
+	// Errors: NOT_FOUND; FAILED_PRECONDITION the replica is in sync, or no node of the domain can take one; RESOURCE_EXHAUSTED
+	// no pool has room; ABORTED another replica of the volume is being replaced.
+	ReplaceReplica(ctx context.Context, in *ReplaceReplicaRequest, opts ...grpc.CallOption) (*ReplaceReplicaResponse, error)
 	// AttachVolume shows the volume as a block device on a node. Idempotent on the node where it is attached already.
 	// Errors: NOT_FOUND; FAILED_PRECONDITION attached elsewhere (the message says where), the domain
 	// is not ACTIVE, no replica in sync can be reached.
 	AttachVolume(ctx context.Context, in *AttachVolumeRequest, opts ...grpc.CallOption) (*AttachVolumeResponse, error)
-	// DetachVolume ends the showing by plan. Detaching a detached volume succeeds.
+	// DetachVolume ends the showing by plan. Detaching a detached volume succeeds. When the deadline passes while replicas or
+	// the kvdb do not answer, the showing is gone and the detach goes on by itself; it cannot be taken back. The stall of the volume names
+	// what it waits for. Asking again waits again; AttachVolume on the node waits for its end and attaches anew.
 	// Errors: NOT_FOUND; FAILED_PRECONDITION the device is in use.
 	DetachVolume(ctx context.Context, in *DetachVolumeRequest, opts ...grpc.CallOption) (*DetachVolumeResponse, error)
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
@@ -102,6 +112,16 @@ func (c *volumesClient) DeleteVolume(ctx context.Context, in *DeleteVolumeReques
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeleteVolumeResponse)
 	err := c.cc.Invoke(ctx, Volumes_DeleteVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) ReplaceReplica(ctx context.Context, in *ReplaceReplicaRequest, opts ...grpc.CallOption) (*ReplaceReplicaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReplaceReplicaResponse)
+	err := c.cc.Invoke(ctx, Volumes_ReplaceReplica_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -163,11 +183,20 @@ type VolumesServer interface {
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
+	// ReplaceReplica replaces a replica that is not in sync, because its disk failed or its node is lost, by a new, empty one
+	// in the same domain. The old one is no member any more from the moment that they are exchanged, and never again. The new one
+	// is resynced in full while the volume is attached. They are exchanged while the volume is detached:
+	// if it is attached, as soon as it is detached. Returns when the replacement is noted; with wait when they are exchanged. Idempotent.
+	// Errors: NOT_FOUND; FAILED_PRECONDITION the replica is in sync, or no node of the domain can take one; RESOURCE_EXHAUSTED
+	// no pool has room; ABORTED another replica of the volume is being replaced.
+	ReplaceReplica(context.Context, *ReplaceReplicaRequest) (*ReplaceReplicaResponse, error)
 	// AttachVolume shows the volume as a block device on a node. Idempotent on the node where it is attached already.
 	// Errors: NOT_FOUND; FAILED_PRECONDITION attached elsewhere (the message says where), the domain
 	// is not ACTIVE, no replica in sync can be reached.
 	AttachVolume(context.Context, *AttachVolumeRequest) (*AttachVolumeResponse, error)
-	// DetachVolume ends the showing by plan. Detaching a detached volume succeeds.
+	// DetachVolume ends the showing by plan. Detaching a detached volume succeeds. When the deadline passes while replicas or
+	// the kvdb do not answer, the showing is gone and the detach goes on by itself; it cannot be taken back. The stall of the volume names
+	// what it waits for. Asking again waits again; AttachVolume on the node waits for its end and attaches anew.
 	// Errors: NOT_FOUND; FAILED_PRECONDITION the device is in use.
 	DetachVolume(context.Context, *DetachVolumeRequest) (*DetachVolumeResponse, error)
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
@@ -194,6 +223,9 @@ func (UnimplementedVolumesServer) InspectVolume(context.Context, *InspectVolumeR
 }
 func (UnimplementedVolumesServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
+}
+func (UnimplementedVolumesServer) ReplaceReplica(context.Context, *ReplaceReplicaRequest) (*ReplaceReplicaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReplaceReplica not implemented")
 }
 func (UnimplementedVolumesServer) AttachVolume(context.Context, *AttachVolumeRequest) (*AttachVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AttachVolume not implemented")
@@ -297,6 +329,24 @@ func _Volumes_DeleteVolume_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_ReplaceReplica_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReplaceReplicaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).ReplaceReplica(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_ReplaceReplica_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).ReplaceReplica(ctx, req.(*ReplaceReplicaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Volumes_AttachVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(AttachVolumeRequest)
 	if err := dec(in); err != nil {
@@ -366,6 +416,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteVolume",
 			Handler:    _Volumes_DeleteVolume_Handler,
+		},
+		{
+			MethodName: "ReplaceReplica",
+			Handler:    _Volumes_ReplaceReplica_Handler,
 		},
 		{
 			MethodName: "AttachVolume",

@@ -29,8 +29,15 @@ import (
 	"github.com/tandem-storage/tandem/volume"
 )
 
-// stopTimeout bounds an orderly end.
-const stopTimeout = 30 * time.Second
+// stopTimeout bounds each part of an orderly end that waits for consumers or other
+// nodes, and stopLimit all of it: a disk or a file system may never answer.
+const (
+	stopTimeout = 30 * time.Second
+	stopLimit   = 90 * time.Second
+)
+
+// errNotStopped is how Run ends when something did not let itself be stopped.
+var errNotStopped = errors.New("daemon: not stopped in time; the process ends with something still in use, as after a kill")
 
 // daemon is a running node. Its fields are set once by Run, in this order.
 type daemon struct {
@@ -63,7 +70,11 @@ func Run(ctx context.Context, c *config.Config, version string, lg *zap.Logger) 
 	d := &daemon{c: c, version: version, lg: lg, node: replication.NodeID(c.NodeID), domain: replication.DomainID(c.Domain)}
 	lg.Info("tandemd starting", zap.String("version", version), zap.Any("config", c.Effective()))
 	var stops stopper
-	defer func() { err = errors.Join(err, stops.run()) }()
+	g, ctx := errgroup.WithContext(ctx)
+	defer func() {
+		err = errors.Join(err, inTime(stopLimit, func() error { return errors.Join(stops.run(), unlessCanceled(g.Wait())) }))
+		lg.Info("tandemd stopped", zap.Error(err))
+	}()
 	if d.boot, err = bootID(); err != nil {
 		return err
 	}
@@ -75,12 +86,11 @@ func Run(ctx context.Context, c *config.Config, version string, lg *zap.Logger) 
 	if err := d.startTransport(&stops); err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
 	if err := d.startStore(g, &stops); err != nil {
 		return err
 	}
 	if err := d.startVolumes(ctx, &stops); err != nil {
-		return err
+		return unlessCanceled(err)
 	}
 	if err := d.startAPI(g, &stops); err != nil {
 		return err
@@ -89,10 +99,29 @@ func Run(ctx context.Context, c *config.Config, version string, lg *zap.Logger) 
 	lg.Info("tandemd ready", zap.String("api", c.API.Socket))
 	<-ctx.Done()
 	lg.Info("tandemd stopping")
-	// What was started goes on until it is stopped in order.
-	err = errors.Join(stops.run(), g.Wait())
-	lg.Info("tandemd stopped", zap.Error(err))
+	return nil // what was started goes on until it is stopped in order
+}
+
+// unlessCanceled is err if it is more than having been asked to end.
+func unlessCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
 	return err
+}
+
+// inTime is what f returns, or errNotStopped after d; f goes on then.
+func inTime(d time.Duration, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-t.C:
+		return errNotStopped
+	}
 }
 
 // stopper runs what was pushed in reverse, once.

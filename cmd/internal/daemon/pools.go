@@ -107,7 +107,7 @@ func openReplica(pool *backing.Pool, v replication.VolumeID, id replication.Repl
 	if err != nil {
 		return err
 	}
-	if err := m.AddReplica(v, id, replvolume.Backed(r)); err != nil {
+	if err := m.AddReplica(v, id, replvolume.Backed(r, pool.Path())); err != nil {
 		return errors.Join(err, r.Close())
 	}
 	return nil
@@ -123,6 +123,9 @@ var _ volume.Replicas = (*localReplicas)(nil)
 
 // Make implements volume.Replicas.
 func (l *localReplicas) Make(_ context.Context, s volume.ReplicaSpec) error {
+	if l.volumes.HasReplica(s.Volume, s.Replica) {
+		return nil
+	}
 	pool := l.pools.find(s.Pool)
 	if pool == nil {
 		return fmt.Errorf("%w: pool %s is not on this node", backing.ErrNotFound, s.Pool)
@@ -133,15 +136,16 @@ func (l *localReplicas) Make(_ context.Context, s volume.ReplicaSpec) error {
 	if err != nil && !errors.Is(err, backing.ErrExists) {
 		return err
 	}
-	if l.volumes.HasReplica(s.Volume, s.Replica) {
-		return nil
-	}
 	return openReplica(pool, s.Volume, s.Replica, l.volumes)
 }
 
 // Remove implements volume.Replicas.
-func (l *localReplicas) Remove(_ context.Context, v replication.VolumeID, r replication.ReplicaID) error {
-	if err := l.volumes.RemoveReplica(v, r); err != nil {
+func (l *localReplicas) Remove(ctx context.Context, v replication.VolumeID, r replication.ReplicaID) error {
+	err := l.volumes.RemoveReplica(ctx, v, r)
+	if errors.Is(err, replvolume.ErrNotAtRest) {
+		return err // the directory is in use
+	}
+	if err != nil {
 		l.pools.lg.Warn("replica did not close in order before its removal", zap.Stringer("volume-id", v), zap.Error(err))
 	}
 	for _, pool := range l.pools.all {

@@ -16,7 +16,11 @@ func stall(st *replvolume.Status) *volume.Stall {
 	if cause == core.StallNeedReplica && st.Config.Protection == replication.MaxProtection {
 		cause = core.StallProtection // nothing is going to be evicted
 	}
-	return &volume.Stall{Cause: string(cause), Text: stallText[cause], Since: st.StalledSince}
+	text := stallText[cause]
+	if st.Detaching && cause != core.StallDetaching {
+		text = "the volume is being detached, which goes on by itself when this has ended: " + text
+	}
+	return &volume.Stall{Cause: string(cause), Text: text, Since: st.StalledSince}
 }
 
 // stallText says what a stall means and what to do.
@@ -27,7 +31,7 @@ var stallText = map[core.Stall]string{
 	core.StallKVDB:         "the kvdb is out of reach, so that the in-sync set cannot be changed: bring a majority of its members back",
 	core.StallProtection:   "protection is max-protection, and an in-sync replica is out of reach: writes wait until its node is back",
 	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
-	core.StallDetaching:    "the volume is being detached",
+	core.StallDetaching:    "the volume is being detached: its last requests and a flush have to end on every in-sync replica",
 	core.StallConfigChange: "the in-sync set is being changed",
 	core.StallNotAttached:  "the volume is not attached here",
 }

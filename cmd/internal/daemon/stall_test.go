@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/tandem-storage/tandem/replication"
@@ -26,5 +27,13 @@ func TestStall(t *testing.T) {
 		case tc.want != core.StallNone && (got == nil || got.Cause != string(tc.want) || got.Text == ""):
 			t.Errorf("%q with %s: %+v, want cause %s with a text", tc.stall, tc.mode, got, tc.want)
 		}
+	}
+}
+
+// TestStallWhileDetaching: a detach that waits says so, and for what.
+func TestStallWhileDetaching(t *testing.T) {
+	got := stall(&replvolume.Status{Stall: core.StallKVDB, Detaching: true, Config: &replication.Config{}})
+	if got == nil || got.Cause != string(core.StallKVDB) || !strings.Contains(got.Text, "being detached") || !strings.Contains(got.Text, stallText[core.StallKVDB]) {
+		t.Errorf("got %+v", got)
 	}
 }

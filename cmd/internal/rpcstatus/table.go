@@ -41,7 +41,7 @@ const (
 	hintBug       = "this should not have come this far: please report it with the daemon's log"
 	hintRetry     = "look at the present state and try again"
 	hintKVDB      = "see the kvdb section of \"tandemctl status\"; volumes that are attached and in sync go on without it"
-	hintReset     = "replace or repair the disk, see \"tandemctl volume inspect\""
+	hintReset     = "replace or repair the disk, then \"tandemctl volume replica replace\""
 	hintTryOther  = "the daemon is stopping: ask another node with --endpoint, or try again when it is back"
 	hintMoved     = "the volume lives on another node now: unmount and detach it here"
 	hintSpace     = "free or add space in the pool, see \"tandemctl status\""
@@ -71,6 +71,9 @@ var table = []row{
 	{"volume.ErrTooLarge", volume.ErrTooLarge, codes.OutOfRange, "see \"tandemctl cluster list\" for what the nodes have"},
 	{"volume.ErrNoRoom", volume.ErrNoRoom, codes.ResourceExhausted, "free or add space, see \"tandemctl cluster list\""},
 	{"volume.ErrTooFewNodes", volume.ErrTooFewNodes, codes.FailedPrecondition, "ask for fewer replicas, or bring nodes back, see \"tandemctl cluster list\""},
+	{"volume.ErrReplicaNotFound", volume.ErrReplicaNotFound, codes.NotFound, "see \"tandemctl volume inspect\""},
+	{"volume.ErrNotReplaced", volume.ErrNotReplaced, codes.Unavailable, "it goes on by itself: \"tandemctl volume inspect\" shows what it waits for"},
+	{"volume.ErrReplicaInSync", volume.ErrReplicaInSync, codes.FailedPrecondition, "only a replica that is not in sync is replaced, see \"tandemctl volume inspect\""},
 	{"volume.ErrDomainNotActive", volume.ErrDomainNotActive, codes.FailedPrecondition, hintSeeDomain},
 	{"volume.ErrAttached", volume.ErrAttached, codes.FailedPrecondition, "unmount and detach it first, see \"tandemctl volume inspect\""},
 	{"volume.ErrDeleting", volume.ErrDeleting, codes.FailedPrecondition, ""},
@@ -103,6 +106,7 @@ var table = []row{
 	{"replication/volume.ErrConflict", engine.ErrConflict, codes.Aborted, hintRetry},
 	{"replication/volume.ErrNotSent", engine.ErrNotSent, codes.Unavailable, hintKVDB},
 	{"replication/volume.ErrInvalidChange", engine.ErrInvalidChange, codes.Internal, hintBug},
+	{"replication/volume.ErrNotAtRest", engine.ErrNotAtRest, codes.Unavailable, "see the kernel's log for the disk of that pool"},
 	{"replication/transport.ErrIdentity", transport.ErrIdentity, codes.PermissionDenied, hintCerts},
 	{"replication/transport.ErrConfig", transport.ErrConfig, codes.InvalidArgument, hintCerts},
 	{"replication/transport.ErrNotLoopback", transport.ErrNotLoopback, codes.InvalidArgument, ""},

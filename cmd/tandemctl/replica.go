@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	pb "github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+func (a *app) replicaReplaceCommand() *cobra.Command {
+	var node, pool string
+	var force, wait bool
+	cmd := &cobra.Command{
+		Use:   "replace VOLUME REPLICA",
+		Short: "Put a new replica in the place of one that failed",
+		Long: `Put a new, empty replica in the place of one whose disk failed or whose node is lost. REPLICA is its id or the name of
+its node, see "tandemctl volume inspect". A replica that is in sync is refused, so that the last one never goes.
+
+The new one goes to the same domain, to a node that has no other replica of the volume, and into another pool than the
+old one if there is a choice; a repaired pool can be named. The old one is never asked for anything again, whatever is
+found on its disk later; what is left of it is removed when its node is there. The new one is filled from the
+others in full while the volume is attached, and is in sync then.
+
+While the volume is attached the replacement is only noted and made ready: the two are exchanged when the volume is
+detached. Asking again changes nothing; naming another place takes the first one back.`,
+		Example: `  tandemctl volume replica replace data b1
+  tandemctl volume replica replace data b1 --to-node b2 --wait`,
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case len(args) < 2 || args[0] == "" || args[1] == "":
+				return usageError("VOLUME and REPLICA are needed")
+			case len(args) > 2:
+				return usageError("one replica at a time: %q is too much", args[2])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !force {
+				if err := a.confirm(fmt.Sprintf("What replica %s of volume %s holds will be removed for good. Replace it?", args[1], args[0])); err != nil {
+					return err
+				}
+			}
+			client, err := a.volumes()
+			if err != nil {
+				return err
+			}
+			bound := a.withTimeout
+			if wait {
+				bound = a.forWaiting
+			}
+			ctx, cancel := bound(cmd.Context())
+			defer cancel()
+			resp, err := client.ReplaceReplica(ctx, &pb.ReplaceReplicaRequest{Volume: args[0], Replica: args[1], Node: node, Pool: pool, Wait: wait})
+			if err != nil {
+				return err
+			}
+			return a.print(resp, func(w io.Writer) { replaceText(w, args, resp.GetVolume()) })
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&node, "to-node", "", "`node` that takes the new replica")
+	f.StringVar(&pool, "to-pool", "", "`UUID` of the pool that takes it, see \"tandemctl status\" of its node")
+	f.BoolVarP(&force, "force", "f", false, "do not ask")
+	f.BoolVar(&wait, "wait", false, "wait until the new replica is in the place of the old one")
+	return cmd
+}
+
+func replaceText(w io.Writer, args []string, v *pb.Volume) {
+	switch {
+	case v.GetProgress() != "":
+		fmt.Fprintf(w, "Volume %s: %s\n", args[0], v.GetProgress())
+	case v.GetAttachment() == nil:
+		fmt.Fprintf(w, "Replica %s of volume %s is replaced: attach the volume to fill the new one\n", args[1], args[0])
+	default:
+		fmt.Fprintf(w, "Replica %s of volume %s is replaced: the new one is being filled\n", args[1], args[0])
+	}
+}

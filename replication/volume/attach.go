@@ -1,0 +1,166 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// AttachOptions say how to attach.
+type AttachOptions struct {
+	// Preempt takes the volume over from a coordinator whose domain is still
+	// active. The replicas fence it; its consumer gets errors.
+	Preempt bool
+}
+
+// Attach makes this node the volume's coordinator (a takeover if another one
+// was) and returns when I/O is served. It fails with replication.ErrBusy if
+// another node that may act has it, ErrDomainFenced if this node's cluster domain is not
+// ACTIVE, and when ctx ends with an error that wraps ErrStalled and names the
+// cause; a takeover is given up when nobody waits for it any more. A volume attached here
+// already is returned as it is, whatever ctx says; one that is being detached is
+// waited for and attached anew. All who attach at once get the same volume.
+func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachOptions) (*Volume, error) {
+	if !m.o.MayAttach(m.o.Domain) {
+		return nil, fmt.Errorf("%w: domain %q is not ACTIVE, volumes are not attached in it; activate it, or attach in another domain", replication.ErrDomainFenced, m.o.Domain)
+	}
+	for {
+		v, ends, err := m.enlist(id)
+		switch {
+		case err != nil:
+			return nil, err
+		case ends != nil:
+			if err := m.awaitEnd(ctx, ends); err != nil {
+				return nil, err
+			}
+		case v != nil:
+			v, err := m.awaitServing(ctx, v)
+			if errors.Is(err, replication.ErrDeposed) && !m.elsewhere(ctx, id) {
+				continue
+			}
+			return v, err
+		default:
+			cfg, rev, err := m.o.Configs.Load(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			if err := m.mayTake(cfg, o); err != nil {
+				return nil, err
+			}
+			if err := m.start(id, cfg, rev); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// elsewhere reports whether another node is the coordinator, or may be. If not, the takeover that was deposed met
+// a change that was nobody's takeover: the last of one that was given up here, or the catalogue's.
+func (m *Manager) elsewhere(ctx context.Context, id replication.VolumeID) bool {
+	cfg, _, err := m.o.Configs.Load(ctx, id)
+	return err != nil || cfg.Coord != nil && cfg.Coord.Node != m.o.Node
+}
+
+// enlist notes that somebody waits for v, the volume if it is attached here or about to
+// be. Otherwise it may be on its way out: that is ends.
+func (m *Manager) enlist(id replication.VolumeID) (v, ends *Volume, _ error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v = m.mu.volumes[id]
+	switch {
+	case m.mu.closed:
+		return nil, nil, replication.ErrClosed
+	case v == nil:
+		return nil, nil, nil
+	case v.leaving.Load(), v.given && !isClosed(v.serving):
+		return nil, v, nil
+	}
+	v.waiters++
+	return v, nil, nil
+}
+
+// awaitEnd returns nil when a volume that was given up or asked to detach has come to its
+// end, or serves in spite of having been given up.
+func (m *Manager) awaitEnd(ctx context.Context, v *Volume) error {
+	served := v.serving
+	if v.leaving.Load() {
+		served = nil
+	}
+	select {
+	case <-v.dead:
+		return nil
+	case <-served:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: it is still being detached here: %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
+	}
+}
+
+// awaitServing waits for the volume on behalf of one who is enlisted.
+func (m *Manager) awaitServing(ctx context.Context, v *Volume) (*Volume, error) {
+	var err error
+	select {
+	case <-v.serving:
+	case <-v.dead:
+	case <-ctx.Done():
+		err = fmt.Errorf("%w: attach gave up while %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
+	}
+	m.mu.Lock()
+	v.waiters--
+	giveUp := err != nil && v.waiters == 0 && !isClosed(v.serving)
+	v.given = v.given || giveUp
+	m.mu.Unlock()
+	if giveUp {
+		v.post(volumeInput{kind: inGiveUp, err: replication.ErrClosed})
+		select { // unless it came to serve meanwhile
+		case <-v.serving:
+		case <-v.dead:
+		}
+	}
+	switch {
+	case isClosed(v.dead) && v.deadErr == nil:
+		return nil, fmt.Errorf("%w: it was detached meanwhile", replication.ErrNotCoordinator)
+	case isClosed(v.dead) && err == nil:
+		return nil, v.deadErr
+	case isClosed(v.serving) && !isClosed(v.dead):
+		return v, nil
+	}
+	return nil, err
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// Detach flushes the volume and gives it up; nothing may be in flight. Not
+// attached here is nil.
+//
+// It cannot be taken back: from here on no request is promised to be served. When ctx
+// ends first the error wraps replication.ErrStalled and names what it waits for, and the detach goes
+// on by itself until it is done; Status tells of it. Detach may be called again to
+// wait, and Attach waits too.
+func (m *Manager) Detach(ctx context.Context, id replication.VolumeID) error {
+	m.mu.Lock()
+	v := m.mu.volumes[id]
+	if v != nil {
+		v.leaving.Store(true)
+	}
+	m.mu.Unlock()
+	if v == nil {
+		return nil
+	}
+	v.post(volumeInput{kind: inDetach})
+	select {
+	case <-v.dead:
+		return v.deadErr
+	case <-ctx.Done():
+		return fmt.Errorf("%w: the detach goes on by itself, it waits: %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
+	}
+}
