@@ -49,8 +49,10 @@ func (c *chunk) written() {
 		return // the next sync has not begun yet, so it begins after this write
 	}
 	c.mu.Lock()
-	c.dirty.Store(true)
+	// In this order: whoever finds dirty set goes without the lock, and a flush that
+	// follows must find the chunk.
 	c.r.unsynced.set(c.n)
+	c.dirty.Store(true)
 	c.mu.Unlock()
 }
 
@@ -95,7 +97,7 @@ func (c *chunk) opDone(_ *op, err error) {
 	}
 	c.cur, c.next, c.spare = c.next, c.spare[:0], nil
 	c.syncing = false
-	if !c.dirty.Load() {
+	if err == nil && !c.dirty.Load() {
 		c.r.unsynced.clear(c.n)
 	}
 	more := len(c.cur) > 0
@@ -117,7 +119,10 @@ func (c *chunk) opDone(_ *op, err error) {
 
 // openChunks opens every chunk file of the replica and checks that each is the one
 // that was made for its place. Files whose making was cut short are removed.
-func (r *Replica) openChunks() error {
+//
+// If settled is false, a process that is gone may have left completed writes that
+// are not stable: the next flush covers every chunk.
+func (r *Replica) openChunks(settled bool) error {
 	head := filepath.Join(r.dir, headDir)
 	entries, err := os.ReadDir(head)
 	if err != nil {
@@ -142,6 +147,9 @@ func (r *Replica) openChunks() error {
 		r.addChunk(n, f)
 		if err := checkChunk(f, r.k, n, r.chunkSize); err != nil {
 			return err
+		}
+		if !settled {
+			r.chunks[n].Load().written()
 		}
 	}
 	return nil
@@ -192,8 +200,20 @@ func makeChunk(head string, k key, n, size int64, epoch uint64, alloc bool) (_ *
 	if err := f.Sync(); err != nil {
 		return nil, err
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); err != nil {
-		return nil, &os.LinkError{Op: "rename", Old: tmp, New: path, Err: err}
+	if err := giveName(tmp, path, syncDir); err != nil {
+		return nil, err
 	}
-	return f, syncDir(head)
+	return f, nil
+}
+
+// giveName renames tmp to path in the same folder, which sync makes stable, and
+// takes the name back if that fails, for the next attempt.
+func giveName(tmp, path string, sync func(dir string) error) error {
+	if err := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); err != nil {
+		return &os.LinkError{Op: "rename", Old: tmp, New: path, Err: err}
+	}
+	if err := sync(filepath.Dir(path)); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
 }

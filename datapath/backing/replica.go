@@ -103,7 +103,7 @@ func (r *Replica) open() (err error) {
 	n := (r.info.Size + r.chunkSize - 1) / r.chunkSize
 	r.chunks = make([]atomic.Pointer[chunk], n)
 	r.unsynced = newBitmap(n)
-	if err := r.openChunks(); err != nil {
+	if err := r.openChunks(sb.CleanFlush); err != nil {
 		return err
 	}
 	if err := r.checkChunkMap(); err != nil {

@@ -160,10 +160,15 @@ func (t *task) drop() {
 		return
 	}
 	r, req := t.r, t.req
+	failed := t.failed.Swap(nil)
+	if failed == nil && req.Op != block.OpRead {
+		// A sync that failed since this request began may have been the one that it
+		// relied on (I25).
+		failed = r.failure.Load()
+	}
 	var err error
-	if e := t.failed.Load(); e != nil {
-		err = &block.RequestError{Op: req.Op, Off: req.Off, Len: req.Len, Err: *e}
-		t.failed.Store(nil)
+	if failed != nil {
+		err = &block.RequestError{Op: req.Op, Off: req.Off, Len: req.Len, Err: *failed}
 	}
 	if t.bounce != nil {
 		if req.Op == block.OpRead && err == nil {
