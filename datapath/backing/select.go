@@ -31,7 +31,7 @@ func newEngine(want Engine) (e engine, kind Engine, why error) {
 	if want == EngineThreads {
 		return newThreads(), EngineThreads, nil
 	}
-	u, err := newUring()
+	u, err := newUring(ringFlags)
 	switch {
 	case err == nil:
 		return u, EngineURing, nil
