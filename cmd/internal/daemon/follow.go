@@ -35,7 +35,10 @@ func (d *daemon) follow(ctx context.Context, g *errgroup.Group) {
 	})
 	g.Go(func() error {
 		for e := range d.configs.WatchAll(ctx) {
-			if e.Config != nil {
+			switch {
+			case e.Err != nil:
+				d.lg.Error("configuration of a volume cannot be read, it is left alone", zap.Stringer("volume-id", e.Volume), zap.Error(e.Err))
+			case e.Config != nil:
 				d.volumes.ConfigChanged(e.Config)
 			}
 		}
