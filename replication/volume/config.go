@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -52,6 +53,9 @@ func (v *Volume) swap(ch core.Change) {
 	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
 	cancel()
 	switch {
+	case errors.Is(err, replication.ErrVolumeNotFound):
+		in = gone()
+		return
 	case err != nil:
 		in.outcome = core.ChangeNotSent
 		return
@@ -87,6 +91,11 @@ func (v *Volume) swap(ch core.Change) {
 	}
 }
 
+// gone ends a volume that the kvdb has not any more.
+func gone() volumeInput {
+	return volumeInput{kind: inKill, err: fmt.Errorf("%w: it was deleted while it was attached here", replication.ErrVolumeNotFound)}
+}
+
 // resolve finds out whose change came first.
 func (v *Volume) resolve(in *volumeInput, ch core.Change) bool {
 	ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
@@ -94,7 +103,7 @@ func (v *Volume) resolve(in *volumeInput, ch core.Change) bool {
 	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
 	switch {
 	case errors.Is(err, replication.ErrVolumeNotFound):
-		in.outcome, in.cfg = core.ChangeConflict, &replication.Config{}
+		*in = gone()
 	case err != nil:
 		return false
 	case cfg.ProposalID == ch.Next.ProposalID:
