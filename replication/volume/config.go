@@ -27,16 +27,16 @@ type Configs interface {
 
 // What Configs.Swap answers. Test with errors.Is.
 var (
-	ErrConflict = errors.New("volume: another change of the configuration came first")
-	ErrRefused  = errors.New("volume: this node's cluster domain is not active")
-	ErrNotSent  = errors.New("volume: the kvdb is out of reach, nothing was changed")
+	ErrConflict = errors.New("replication/volume: another change of the configuration came first")
+	ErrRefused  = errors.New("replication/volume: this node's cluster domain is not active")
+	ErrNotSent  = errors.New("replication/volume: the kvdb is out of reach, nothing was changed")
 	// ErrInvalidChange is a programmer's error: the change breaks a rule of configurations.
-	ErrInvalidChange = errors.New("volume: change breaks the rules of configurations")
+	ErrInvalidChange = errors.New("replication/volume: change breaks the rules of configurations")
 )
 
 // ErrNotAtRest: a replica that was to be closed has a request that its disk does not answer. It is not
 // closed cleanly then, because what was asked may still land.
-var ErrNotAtRest = errors.New("volume: a replica has not come to rest, its disk does not answer")
+var ErrNotAtRest = errors.New("replication/volume: a replica has not come to rest, its disk does not answer")
 
 const (
 	kvdbTimeout = 5 * time.Second        // of one attempt
