@@ -247,7 +247,7 @@ func stuck(v View, vol Volume) Cause {
 	switch s := v.Domains[vol.Coordinator.Domain]; {
 	case !vol.Attached():
 		return NotAttached
-	case !s.MayAttach() && s != Draining:
+	case !s.MayRun():
 		return CoordinatorFenced
 	case !vol.Coordinator.Online:
 		return CoordinatorOffline
