@@ -39,18 +39,19 @@ type AlertCode string
 
 // Alert codes.
 const (
-	AlertDomainFenced    AlertCode = "domain-fenced"
-	AlertDomainInactive  AlertCode = "domain-inactive"
-	AlertDomainDraining  AlertCode = "domain-draining"
-	AlertDomainRejoining AlertCode = "domain-rejoining"
-	AlertNodeOffline     AlertCode = "node-offline"
-	AlertRTTHigh         AlertCode = "rtt-high"
-	AlertVolumeNotInSync AlertCode = "volume-not-in-sync"
-	AlertVolumeLastCopy  AlertCode = "volume-last-copy"
-	AlertPoolNearlyFull  AlertCode = "pool-nearly-full"
-	AlertPoolFull        AlertCode = "pool-full"
-	AlertPoolCritical    AlertCode = "pool-critical"
-	AlertKvdbUnhealthy   AlertCode = "kvdb-unhealthy"
+	AlertDomainFenced     AlertCode = "domain-fenced"
+	AlertDomainInactive   AlertCode = "domain-inactive"
+	AlertDomainDraining   AlertCode = "domain-draining"
+	AlertDomainRejoining  AlertCode = "domain-rejoining"
+	AlertNodeOffline      AlertCode = "node-offline"
+	AlertRTTHigh          AlertCode = "rtt-high"
+	AlertVolumeNotInSync  AlertCode = "volume-not-in-sync"
+	AlertVolumeLastCopy   AlertCode = "volume-last-copy"
+	AlertVolumeUnreadable AlertCode = "volume-unreadable"
+	AlertPoolNearlyFull   AlertCode = "pool-nearly-full"
+	AlertPoolFull         AlertCode = "pool-full"
+	AlertPoolCritical     AlertCode = "pool-critical"
+	AlertKvdbUnhealthy    AlertCode = "kvdb-unhealthy"
 )
 
 // Alert is something that the operator should know.
@@ -136,6 +137,9 @@ func volumeAlert(v arbiter.Volume, add addAlert) {
 		if r.InSync {
 			inSync++
 		}
+	}
+	if v.Unreadable != "" {
+		add(AlertVolumeUnreadable, Alarm, "volume/"+v.ID, "volume %s (%s) is left alone, a record of it in the kvdb cannot be read: %s", v.ID, v.Name, v.Unreadable)
 	}
 	switch {
 	case inSync == len(v.Replicas):

@@ -43,6 +43,7 @@ func TestAlerts(t *testing.T) {
 		"single copy":  {Observed{View: &View{}, Volumes: replicas("IN_SYNC")}, ""},
 		"last copy":    {Observed{View: &View{}, Volumes: replicas("IN_SYNC", "STALE")}, "3 volume-last-copy volume/1"},
 		"two of three": {Observed{View: &View{}, Volumes: replicas("IN_SYNC", "IN_SYNC", "SYNCING")}, "2 volume-not-in-sync volume/1"},
+		"unreadable":   {Observed{View: &View{}, Volumes: []arbiter.Volume{{ID: "1", Unreadable: "damaged"}}}, "3 volume-unreadable volume/1"},
 		"kvdb":         {Observed{View: &View{}, Kvdb: errors.New("gone")}, "3 kvdb-unhealthy kvdb"},
 	} {
 		var got []string

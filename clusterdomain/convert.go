@@ -85,7 +85,7 @@ func kvdbPB(s KvdbStatus) *clusterdomainpb.Kvdb {
 		r.Error = s.Err.Error()
 	}
 	for _, m := range s.Members {
-		r.Members = append(r.Members, &clusterdomainpb.KvdbMember{Name: m.Name, Address: m.Address, Role: m.Role, Healthy: m.Healthy})
+		r.Members = append(r.Members, &clusterdomainpb.KvdbMember{Id: m.ID, Witness: m.Witness, Name: m.Name, Address: m.Address, Role: m.Role, Healthy: m.Healthy})
 	}
 	return r
 }

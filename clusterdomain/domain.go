@@ -135,6 +135,9 @@ var (
 	ErrNodeDomain     = errors.New("clusterdomain: the node belongs to another domain")
 	ErrInvalid        = errors.New("clusterdomain: invalid request")
 	ErrBadRecord      = errors.New("clusterdomain: unreadable record")
+	ErrKvdbMember     = errors.New("clusterdomain: the kvdb has no such member")
+	ErrKvdbMajority   = errors.New("clusterdomain: the kvdb would lose its majority")
+	ErrNoKvdbMember   = errors.New("clusterdomain: to be asked of a member of the kvdb")
 )
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)

@@ -2,6 +2,7 @@ package clusterdomain
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -22,8 +23,10 @@ type KvdbStatus struct {
 
 // KvdbMember is one member of the kvdb.
 type KvdbMember struct {
+	ID            string // "" if the kvdb is not embedded
 	Name, Address string
 	Role          string // leader, follower, learner, unknown
+	Witness       bool
 	Healthy       bool
 }
 
@@ -32,6 +35,9 @@ type ServerOptions struct {
 	Version string                               // of the daemon
 	RTTs    func() []RTT                         // from this node to the others
 	Kvdb    func(ctx context.Context) KvdbStatus // must not wait for a store out of reach
+	// RemoveKvdbMember takes a member, given by id or node, out of the embedded kvdb: ErrKvdbMember, ErrKvdbMajority. Nil: this
+	// node is no member of one.
+	RemoveKvdbMember func(ctx context.Context, ref string) error
 }
 
 // Server implements the gRPC services ClusterDomains and Cluster. It returns errors
@@ -115,6 +121,20 @@ func (s *Server) GetStatus(ctx context.Context, _ *clusterdomainpb.GetStatusRequ
 		r.ClusterId = "" // shown as unknown; the alert about the kvdb says why
 	}
 	return r, nil
+}
+
+// RemoveKvdbMember implements Cluster.
+func (s *Server) RemoveKvdbMember(ctx context.Context, r *clusterdomainpb.RemoveKvdbMemberRequest) (*clusterdomainpb.RemoveKvdbMemberResponse, error) {
+	switch {
+	case s.o.RemoveKvdbMember == nil:
+		return nil, fmt.Errorf("%w: node %s is no member of an embedded kvdb", ErrNoKvdbMember, s.m.o.Node.Name)
+	case r.Member == "":
+		return nil, fmt.Errorf("%w: no member is named", ErrInvalid)
+	}
+	if err := s.o.RemoveKvdbMember(ctx, r.Member); err != nil {
+		return nil, fmt.Errorf("remove member %s of the kvdb: %w", r.Member, err)
+	}
+	return &clusterdomainpb.RemoveKvdbMemberResponse{Kvdb: kvdbPB(s.o.Kvdb(ctx))}, nil
 }
 
 // read returns the view, read anew if the kvdb answers in time, the volumes (nil if it does not), and why not.

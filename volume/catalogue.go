@@ -220,8 +220,8 @@ func (c *Catalogue) Get(ctx context.Context, id replication.VolumeID) (*Entry, e
 	if err != nil {
 		return nil, fmt.Errorf("read volume %s: %w", id, err)
 	}
-	es, err := c.entries(kvs)
-	if err != nil {
+	es, bad := c.entries(kvs)
+	if err := bad[id]; err != nil {
 		return nil, err
 	}
 	e, ok := es[id]
@@ -235,16 +235,13 @@ func (c *Catalogue) Get(ctx context.Context, id replication.VolumeID) (*Entry, e
 	return e, nil
 }
 
-// List returns all volumes, by name.
+// List returns all volumes, by name, but for those of which a record cannot be read: DomainView tells of them.
 func (c *Catalogue) List(ctx context.Context) ([]*Entry, error) {
 	kvs, _, err := c.store.List(ctx, c.keys.volumes())
 	if err != nil {
 		return nil, fmt.Errorf("read volumes: %w", err)
 	}
-	es, err := c.entries(kvs)
-	if err != nil {
-		return nil, err
-	}
+	es, _ := c.entries(kvs)
 	cfgs, _, err := c.store.List(ctx, c.keys.configs())
 	if err != nil {
 		return nil, fmt.Errorf("read configurations: %w", err)
@@ -253,7 +250,7 @@ func (c *Catalogue) List(ctx context.Context) ([]*Entry, error) {
 		id, ok := c.keys.configOf(kv.Key)
 		if e := es[id]; ok && e != nil {
 			if e.Config, e.Revision, err = parseConfig(kv); err != nil {
-				return nil, err
+				delete(es, id)
 			}
 		}
 	}
@@ -262,10 +259,11 @@ func (c *Catalogue) List(ctx context.Context) ([]*Entry, error) {
 	}), nil
 }
 
-// entries groups the keys under volumes by volume. A report without a spec belongs to
+// entries groups the keys under volumes by volume. bad are the volumes of which a record cannot be read, with the error:
+// nothing is to be done for them, and nothing to be undone. A report without a spec belongs to
 // a volume that was removed while its node wrote it; there is none, every report is guarded on the spec.
-func (c *Catalogue) entries(kvs []kvdb.KV) (map[replication.VolumeID]*Entry, error) {
-	es := map[replication.VolumeID]*Entry{}
+func (c *Catalogue) entries(kvs []kvdb.KV) (es map[replication.VolumeID]*Entry, bad map[replication.VolumeID]error) {
+	es, bad = map[replication.VolumeID]*Entry{}, map[replication.VolumeID]error{}
 	reports := map[replication.VolumeID]map[string][]replication.ReplicaID{}
 	for _, kv := range kvs {
 		id, rest, ok := c.keys.splitVolume(kv.Key)
@@ -275,7 +273,8 @@ func (c *Catalogue) entries(kvs []kvdb.KV) (map[replication.VolumeID]*Entry, err
 		if rest == "spec" {
 			s, err := parseSpec(kv)
 			if err != nil {
-				return nil, err
+				bad[id] = err
+				continue
 			}
 			es[id] = &Entry{Spec: s}
 			continue
@@ -283,12 +282,16 @@ func (c *Catalogue) entries(kvs []kvdb.KV) (map[replication.VolumeID]*Entry, err
 		kind, replica, _ := strings.Cut(rest, "/")
 		u, err := replication.ParseUUID(replica)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
+			bad[id] = fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
+			continue
 		}
 		if reports[id] == nil {
 			reports[id] = map[string][]replication.ReplicaID{}
 		}
 		reports[id][kind] = append(reports[id][kind], replication.ReplicaID(u))
+	}
+	for id := range bad {
+		delete(es, id)
 	}
 	for id, e := range es {
 		switch e.State {
@@ -299,7 +302,7 @@ func (c *Catalogue) entries(kvs []kvdb.KV) (map[replication.VolumeID]*Entry, err
 		case Ready: // its configuration tells
 		}
 	}
-	return es, nil
+	return es, bad
 }
 
 // Delete turns a volume to DELETING; nobody can attach it any more. A volume that

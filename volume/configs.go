@@ -87,8 +87,10 @@ const (
 // revision. When it returns nil the change is in force, and no coordinator of a
 // domain that was deactivated before has made it (see the package comment).
 //
-// A domain that is ACTIVE may do everything; one that is STANDBY or DRAINING
-// may detach; any other nothing.
+// A domain that is ACTIVE may do everything. One that is DRAINING takes nothing over, but what is attached there runs on: it evicts,
+// joins and detaches, for a write that waits for an eviction would wait until the volume is detached, which waits for the
+// write. It is not INACTIVE before everything is detached, so the gate holds. One that is STANDBY may detach; any other
+// nothing.
 //
 // An outcome that is not known is resolved by looking whether next.ProposalID came into force, and by
 // sending the same change again, until ctx ends. Only then ErrOutcomeUnknown is returned: the change may be in force, or come
@@ -214,7 +216,8 @@ func (s *swap) permitted(prev *replication.Config, kv *kvdb.KV) (kvdb.Revision, 
 		return 0, err
 	}
 	detach := s.next.Phase == replication.PhaseDetached
-	if !d.State.MayAttach() && !(detach && d.State.MayDetach()) {
+	runs := prev.Phase == replication.PhaseActive && s.next.Phase == replication.PhaseActive
+	if !d.State.MayAttach() && !(runs && d.State.MayRun()) && !(detach && d.State.MayDetach()) {
 		return 0, &DomainStateError{Domain: s.actor, State: d.State}
 	}
 	return d.Mod, nil

@@ -195,15 +195,15 @@ func TestChangesRefused(t *testing.T) {
 
 // TestDomainStates: what a coordinator may change in which state of its domain (I23a).
 func TestDomainStates(t *testing.T) {
-	for s, may := range map[clusterdomain.State]struct{ change, detach bool }{
-		clusterdomain.Active:    {true, true},
-		clusterdomain.Standby:   {false, true},
-		clusterdomain.Draining:  {false, true},
+	for s, may := range map[clusterdomain.State]struct{ takeover, evict, detach bool }{
+		clusterdomain.Active:    {true, true, true},
+		clusterdomain.Standby:   {false, false, true},
+		clusterdomain.Draining:  {false, true, true},
 		clusterdomain.Inactive:  {},
 		clusterdomain.Fenced:    {},
 		clusterdomain.Rejoining: {},
 	} {
-		for kind, allowed := range map[string]bool{"evict": may.change, "takeover": may.change, "detach": may.detach} {
+		for kind, allowed := range map[string]bool{"evict": may.evict, "takeover": may.takeover, "detach": may.detach} {
 			w, c, cfg, rev := attached(t)
 			w.setDomain("a", s)
 			next := map[string]func() *replication.Config{

@@ -20,7 +20,7 @@ var _ clusterdomain.Volumes = DomainView{}
 // NewDomainView returns the DomainView of the volumes behind c.
 func NewDomainView(c *Configs) DomainView { return DomainView{c} }
 
-// Facts implements clusterdomain.Volumes.
+// Facts implements clusterdomain.Volumes. A volume of which a record cannot be read is told as such.
 func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 	cfgs, _, err := d.c.store.List(ctx, d.c.keys.configs())
 	if err != nil {
@@ -30,25 +30,37 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read volumes: %w", err)
 	}
-	name := map[replication.VolumeID]string{}
+	name, unreadable := map[replication.VolumeID]string{}, map[replication.VolumeID]string{}
 	for _, kv := range specs {
-		if id, rest, ok := d.c.keys.splitVolume(kv.Key); ok && rest == "spec" {
-			s, err := parseSpec(kv)
-			if err != nil {
-				return nil, err
-			}
-			name[id] = s.Name
+		id := d.c.keys.specOf(kv.Key)
+		if id == (replication.VolumeID{}) {
+			continue
 		}
+		s, err := parseSpec(kv)
+		if err != nil {
+			unreadable[id] = err.Error()
+			continue
+		}
+		name[id] = s.Name
 	}
 	vols := make([]arbiter.Volume, 0, len(cfgs))
 	for _, kv := range cfgs {
-		cfg, _, err := parseConfig(kv)
-		if err != nil {
-			return nil, err
+		id, ok := d.c.keys.configOf(kv.Key)
+		if !ok {
+			continue
 		}
-		if cfg.Phase != replication.PhaseDeleting {
-			vols = append(vols, fact(cfg, name[cfg.Volume]))
+		switch cfg, _, err := parseConfig(kv); {
+		case err != nil:
+			vols = append(vols, arbiter.Volume{ID: id.String(), Name: name[id], Unreadable: err.Error()})
+		case cfg.Phase != replication.PhaseDeleting:
+			v := fact(cfg, name[id])
+			v.Unreadable = unreadable[id]
+			vols = append(vols, v)
 		}
+		delete(unreadable, id)
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(unreadable), func(a, b replication.VolumeID) int { return slices.Compare(a[:], b[:]) }) {
+		vols = append(vols, arbiter.Volume{ID: id.String(), Unreadable: unreadable[id]}) // without a configuration
 	}
 	return vols, nil
 }

@@ -74,6 +74,7 @@ type Reconciler struct {
 	lg *zap.Logger
 
 	creating map[replication.VolumeID]time.Time // since when it is seen CREATING
+	bad      map[replication.VolumeID]error     // what could not be read the last time
 
 	mu struct {
 		sync.Mutex
@@ -121,7 +122,7 @@ func (r *Reconciler) Orphans() []LocalReplica {
 }
 
 // Reconcile looks at every volume once and does what this node can do for it. It goes on with the others
-// when one fails, and returns all errors. Not to be called by two goroutines at once.
+// when one fails, and returns all errors; one of which a record cannot be read is named in the log and left alone. Not to be called by two goroutines at once.
 func (r *Reconciler) Reconcile(ctx context.Context) error {
 	// The disks before the records: a replica that is found is claimed by a record, unless that is gone for good.
 	local, err := r.o.Replicas.List(ctx)
@@ -132,10 +133,9 @@ func (r *Reconciler) Reconcile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read volumes: %w", err)
 	}
-	es, err := r.c.entries(kvs)
-	if err != nil {
-		return err
-	}
+	es, bad := r.c.entries(kvs)
+	r.noteBad(bad)
+	local = slices.DeleteFunc(local, func(l LocalReplica) bool { return bad[l.Volume] != nil }) // claimed, maybe
 	r.noteOrphans(local, es)
 	for id := range r.creating {
 		if e := es[id]; e == nil || e.State != Creating {
@@ -145,10 +145,10 @@ func (r *Reconciler) Reconcile(ctx context.Context) error {
 	var errs []error
 	for _, kv := range kvs {
 		id, rest, ok := r.c.keys.splitVolume(kv.Key)
-		if !ok || rest != "spec" {
+		e := es[id]
+		if !ok || rest != "spec" || e == nil {
 			continue
 		}
-		e := es[id]
 		switch e.State {
 		case Creating:
 			err = r.create(ctx, e, kv.Mod)
@@ -169,6 +169,16 @@ func (r *Reconciler) Reconcile(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// noteBad names the volumes that are left alone because a record cannot be read, once.
+func (r *Reconciler) noteBad(bad map[replication.VolumeID]error) {
+	for id, err := range bad {
+		if r.bad[id] == nil || r.bad[id].Error() != err.Error() {
+			r.lg.Error("volume left alone, a record of it cannot be read", zap.Stringer("volume-id", id), zap.Error(err))
+		}
+	}
+	r.bad = bad
 }
 
 func (r *Reconciler) noteOrphans(local []LocalReplica, es map[replication.VolumeID]*Entry) {

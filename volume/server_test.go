@@ -117,7 +117,7 @@ func TestServer(t *testing.T) {
 	for range 2 {
 		a, err := s.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: v.Id})
 		if err != nil || a.Path != "/dev/loop7" || a.Volume.Phase != volumepb.Phase_PHASE_ACTIVE || a.Volume.Attachment.Node != "n-a" ||
-			a.Volume.Term != 2 || a.Volume.Stall.Cause != "need-replica" || a.Volume.Replicas[1].EtaSeconds != 5 || a.Volume.Replicas[1].ResyncRate != 4 {
+			a.Volume.Term != 2 || a.Volume.Stall.Cause != "need-replica" || a.Volume.Replicas[1].EtaSeconds != 5 || a.Volume.Replicas[1].ResyncBytesPerSecond != 4 {
 			t.Fatal(a, err)
 		}
 	}

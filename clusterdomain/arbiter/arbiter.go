@@ -16,7 +16,13 @@ type Volume struct {
 	ID, Name    string
 	Coordinator Coordinator
 	Replicas    []Replica
+	// Unreadable says which of its records cannot be read, "" if all can. Without
+	// its configuration it has no Replicas here, and may have its last one anywhere.
+	Unreadable string
 }
+
+// unknown reports whether nothing is known of where the volume's data are.
+func (v Volume) unknown() bool { return v.Unreadable != "" && len(v.Replicas) == 0 }
 
 // Coordinator is where a volume is attached; the zero value means detached.
 type Coordinator struct {
@@ -115,9 +121,9 @@ func Decide(v View, q Question) Decision {
 }
 
 // lastCopy reports whether vol has in-sync replicas in the domain and none in
-// another one that is in service.
+// another one that is in service, or may have.
 func lastCopy(v View, vol Volume, domain string) bool {
-	inside := false
+	inside := vol.unknown()
 	for _, r := range vol.Replicas {
 		switch {
 		case !r.InSync:
@@ -136,11 +142,12 @@ type Cause string
 // Causes.
 const (
 	NotAttached        Cause = "not-attached"        // nobody resyncs its replica until it is attached
-	ReplicaFaulted     Cause = "replica-faulted"     // its disk failed; the operator resets it
+	ReplicaFaulted     Cause = "replica-faulted"     // its disk failed; the operator replaces it
 	CoordinatorOffline Cause = "coordinator-offline" // the node where it is attached does not answer
 	CoordinatorFenced  Cause = "coordinator-fenced"  // the domain where it is attached is out of service
 	StillAttached      Cause = "still-attached"      // it is to be detached, or attached elsewhere
 	LastCopy           Cause = "last-copy"           // no other replica is in sync
+	Unreadable         Cause = "unreadable"          // its configuration cannot be read
 )
 
 // Blocked is a volume that cannot go on by itself.
@@ -155,7 +162,7 @@ func (b Blocked) Text() string {
 	case NotAttached:
 		return "not attached, so its replica is not resynced: attach it in an active domain"
 	case ReplicaFaulted:
-		return "the disk of its replica failed: replace the disk and reset the replica"
+		return "the disk of its replica failed: replace it with tandemctl volume replica replace"
 	case CoordinatorOffline:
 		return fmt.Sprintf("attached on node %s, which is offline: bring the node back or attach the volume elsewhere", b.Volume.Coordinator.Node)
 	case CoordinatorFenced:
@@ -164,6 +171,8 @@ func (b Blocked) Text() string {
 		return fmt.Sprintf("still attached on node %s: detach it", b.Volume.Coordinator.Node)
 	case LastCopy:
 		return "its last in-sync replica is here: wait for another to be in sync, or activate the domain again"
+	case Unreadable:
+		return "its configuration in the kvdb cannot be read, so that nobody knows where its data are: " + b.Volume.Unreadable
 	default:
 		return string(b.Cause)
 	}
@@ -214,6 +223,10 @@ func settleDraining(v View, domain string, vol Volume, accepted bool, p *Progres
 		}
 	}
 	switch {
+	case vol.unknown():
+		if !accepted {
+			p.Blocked = append(p.Blocked, Blocked{vol, Unreadable})
+		}
 	case vol.Coordinator.Domain == domain && vol.Attached():
 		p.Blocked = append(p.Blocked, Blocked{vol, StillAttached})
 	case here && lastCopy(v, vol, domain):
@@ -234,7 +247,7 @@ func stuck(v View, vol Volume) Cause {
 	switch s := v.Domains[vol.Coordinator.Domain]; {
 	case !vol.Attached():
 		return NotAttached
-	case !s.MayAttach() && s != Draining:
+	case !s.MayRun():
 		return CoordinatorFenced
 	case !vol.Coordinator.Online:
 		return CoordinatorOffline
@@ -252,6 +265,8 @@ func settleRejoining(v View, domain string, vol Volume, p *Progress) {
 		}
 	}
 	switch {
+	case vol.unknown():
+		p.Blocked = append(p.Blocked, Blocked{vol, Unreadable})
 	case waits && stuck(v, vol) != "":
 		p.Blocked = append(p.Blocked, Blocked{vol, stuck(v, vol)})
 	case waits:

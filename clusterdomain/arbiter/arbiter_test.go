@@ -12,7 +12,7 @@ import (
 // TestDecisions runs the scripts of testdata. Commands:
 //
 //	domains        one "name STATE" a line: replaces the view
-//	volumes        one "name [at=node/domain[/offline]] domain:STATE ..." a line; STATE IN_SYNC is in the in-sync set
+//	volumes        one "name [at=node/domain[/offline]] domain:STATE ..." a line; STATE IN_SYNC is in the in-sync set; "name unreadable" has no configuration
 //	decide         activate|drain|fence <domain> [accept=a,b]
 //	settle         <domain> [accept=a,b]
 //	sync           <domain>
@@ -92,6 +92,10 @@ func parseVolumes(t *testing.T, d *datadriven.TestData) []Volume {
 			if at, ok := strings.CutPrefix(w, "at="); ok {
 				p := strings.Split(at, "/")
 				v.Coordinator = Coordinator{Node: p[0], Domain: p[1], Online: len(p) == 2}
+				continue
+			}
+			if w == "unreadable" {
+				v.Unreadable = "damaged"
 				continue
 			}
 			dom, s, ok := strings.Cut(w, ":")

@@ -40,8 +40,11 @@ func (s State) Valid() bool {
 	}
 }
 
-// MayAttach reports whether a coordinator may take over, evict and join here.
+// MayAttach reports whether a coordinator may take over here.
 func (s State) MayAttach() bool { return s == Active }
+
+// MayRun reports whether a coordinator that is here already may go on: evict and join.
+func (s State) MayRun() bool { return s == Active || s == Draining }
 
 // MayDetach reports whether a coordinator here may end by plan.
 func (s State) MayDetach() bool { return s == Active || s == Standby || s == Draining }

@@ -1313,6 +1313,8 @@ type KvdbMember struct {
 	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"` // "leader", "follower", "learner", "unknown"
 	Healthy       bool                   `protobuf:"varint,4,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Id            string                 `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"` // "<node>-<16 hex digits>", new with every data directory; "" if the kvdb is not embedded
+	Witness       bool                   `protobuf:"varint,6,opt,name=witness,proto3" json:"witness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1375,6 +1377,108 @@ func (x *KvdbMember) GetHealthy() bool {
 	return false
 }
 
+func (x *KvdbMember) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *KvdbMember) GetWitness() bool {
+	if x != nil {
+		return x.Witness
+	}
+	return false
+}
+
+type RemoveKvdbMemberRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Member        string                 `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"` // its id, or the name of its node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveKvdbMemberRequest) Reset() {
+	*x = RemoveKvdbMemberRequest{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveKvdbMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveKvdbMemberRequest) ProtoMessage() {}
+
+func (x *RemoveKvdbMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveKvdbMemberRequest.ProtoReflect.Descriptor instead.
+func (*RemoveKvdbMemberRequest) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RemoveKvdbMemberRequest) GetMember() string {
+	if x != nil {
+		return x.Member
+	}
+	return ""
+}
+
+type RemoveKvdbMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kvdb          *Kvdb                  `protobuf:"bytes,1,opt,name=kvdb,proto3" json:"kvdb,omitempty"` // without the member
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveKvdbMemberResponse) Reset() {
+	*x = RemoveKvdbMemberResponse{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveKvdbMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveKvdbMemberResponse) ProtoMessage() {}
+
+func (x *RemoveKvdbMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveKvdbMemberResponse.ProtoReflect.Descriptor instead.
+func (*RemoveKvdbMemberResponse) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RemoveKvdbMemberResponse) GetKvdb() *Kvdb {
+	if x != nil {
+		return x.Kvdb
+	}
+	return nil
+}
+
 type Alert struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"` // machine-readable: domain-fenced, node-offline, rtt-high, volume-not-in-sync, pool-nearly-full, ...
@@ -1387,7 +1491,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1503,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1516,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{15}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Alert) GetCode() string {
@@ -1540,13 +1644,19 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12\x1c\n" +
 	"\tendpoints\x18\x04 \x03(\tR\tendpoints\x12\x16\n" +
 	"\x06leader\x18\x05 \x01(\tR\x06leader\x12=\n" +
-	"\amembers\x18\x06 \x03(\v2#.tandem.clusterdomain.v1.KvdbMemberR\amembers\"h\n" +
+	"\amembers\x18\x06 \x03(\v2#.tandem.clusterdomain.v1.KvdbMemberR\amembers\"\x92\x01\n" +
 	"\n" +
 	"KvdbMember\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04role\x18\x03 \x01(\tR\x04role\x12\x18\n" +
-	"\ahealthy\x18\x04 \x01(\bR\ahealthy\"\x8a\x01\n" +
+	"\ahealthy\x18\x04 \x01(\bR\ahealthy\x12\x0e\n" +
+	"\x02id\x18\x05 \x01(\tR\x02id\x12\x18\n" +
+	"\awitness\x18\x06 \x01(\bR\awitness\"1\n" +
+	"\x17RemoveKvdbMemberRequest\x12\x16\n" +
+	"\x06member\x18\x01 \x01(\tR\x06member\"M\n" +
+	"\x18RemoveKvdbMemberResponse\x121\n" +
+	"\x04kvdb\x18\x01 \x01(\v2\x1d.tandem.clusterdomain.v1.KvdbR\x04kvdb\"\x8a\x01\n" +
 	"\x05Alert\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12=\n" +
 	"\bseverity\x18\x02 \x01(\x0e2!.tandem.clusterdomain.v1.SeverityR\bseverity\x12\x1a\n" +
@@ -1578,9 +1688,10 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x0eClusterDomains\x12h\n" +
 	"\vListDomains\x12+.tandem.clusterdomain.v1.ListDomainsRequest\x1a,.tandem.clusterdomain.v1.ListDomainsResponse\x12q\n" +
 	"\x0eActivateDomain\x12..tandem.clusterdomain.v1.ActivateDomainRequest\x1a/.tandem.clusterdomain.v1.ActivateDomainResponse\x12w\n" +
-	"\x10DeactivateDomain\x120.tandem.clusterdomain.v1.DeactivateDomainRequest\x1a1.tandem.clusterdomain.v1.DeactivateDomainResponse2m\n" +
+	"\x10DeactivateDomain\x120.tandem.clusterdomain.v1.DeactivateDomainRequest\x1a1.tandem.clusterdomain.v1.DeactivateDomainResponse2\xe6\x01\n" +
 	"\aCluster\x12b\n" +
-	"\tGetStatus\x12).tandem.clusterdomain.v1.GetStatusRequest\x1a*.tandem.clusterdomain.v1.GetStatusResponseB@Z>github.com/tandem-storage/tandem/clusterdomain/clusterdomainpbb\x06proto3"
+	"\tGetStatus\x12).tandem.clusterdomain.v1.GetStatusRequest\x1a*.tandem.clusterdomain.v1.GetStatusResponse\x12w\n" +
+	"\x10RemoveKvdbMember\x120.tandem.clusterdomain.v1.RemoveKvdbMemberRequest\x1a1.tandem.clusterdomain.v1.RemoveKvdbMemberResponseB@Z>github.com/tandem-storage/tandem/clusterdomain/clusterdomainpbb\x06proto3"
 
 var (
 	file_clusterdomain_clusterdomainpb_domain_proto_rawDescOnce sync.Once
@@ -1595,7 +1706,7 @@ func file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP() []byte {
 }
 
 var file_clusterdomain_clusterdomainpb_domain_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(DomainState)(0),                 // 0: tandem.clusterdomain.v1.DomainState
 	(SyncStatus)(0),                  // 1: tandem.clusterdomain.v1.SyncStatus
@@ -1616,7 +1727,9 @@ var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(*Rtt)(nil),                      // 16: tandem.clusterdomain.v1.Rtt
 	(*Kvdb)(nil),                     // 17: tandem.clusterdomain.v1.Kvdb
 	(*KvdbMember)(nil),               // 18: tandem.clusterdomain.v1.KvdbMember
-	(*Alert)(nil),                    // 19: tandem.clusterdomain.v1.Alert
+	(*RemoveKvdbMemberRequest)(nil),  // 19: tandem.clusterdomain.v1.RemoveKvdbMemberRequest
+	(*RemoveKvdbMemberResponse)(nil), // 20: tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	(*Alert)(nil),                    // 21: tandem.clusterdomain.v1.Alert
 }
 var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	0,  // 0: tandem.clusterdomain.v1.Domain.state:type_name -> tandem.clusterdomain.v1.DomainState
@@ -1629,25 +1742,28 @@ var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	14, // 7: tandem.clusterdomain.v1.GetStatusResponse.nodes:type_name -> tandem.clusterdomain.v1.Node
 	17, // 8: tandem.clusterdomain.v1.GetStatusResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
 	16, // 9: tandem.clusterdomain.v1.GetStatusResponse.rtts:type_name -> tandem.clusterdomain.v1.Rtt
-	19, // 10: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
+	21, // 10: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
 	4,  // 11: tandem.clusterdomain.v1.GetStatusResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
 	2,  // 12: tandem.clusterdomain.v1.Node.state:type_name -> tandem.clusterdomain.v1.NodeState
 	15, // 13: tandem.clusterdomain.v1.Node.pools:type_name -> tandem.clusterdomain.v1.Pool
 	18, // 14: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
-	3,  // 15: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
-	6,  // 16: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
-	8,  // 17: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
-	10, // 18: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
-	12, // 19: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
-	7,  // 20: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
-	9,  // 21: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
-	11, // 22: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
-	13, // 23: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	17, // 15: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
+	3,  // 16: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
+	6,  // 17: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
+	8,  // 18: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
+	10, // 19: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
+	12, // 20: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
+	19, // 21: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
+	7,  // 22: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
+	9,  // 23: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
+	11, // 24: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
+	13, // 25: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
+	20, // 26: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	22, // [22:27] is the sub-list for method output_type
+	17, // [17:22] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_clusterdomain_clusterdomainpb_domain_proto_init() }
@@ -1663,7 +1779,7 @@ func file_clusterdomain_clusterdomainpb_domain_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc), len(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

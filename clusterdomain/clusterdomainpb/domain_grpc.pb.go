@@ -219,7 +219,8 @@ var ClusterDomains_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Cluster_GetStatus_FullMethodName = "/tandem.clusterdomain.v1.Cluster/GetStatus"
+	Cluster_GetStatus_FullMethodName        = "/tandem.clusterdomain.v1.Cluster/GetStatus"
+	Cluster_RemoveKvdbMember_FullMethodName = "/tandem.clusterdomain.v1.Cluster/RemoveKvdbMember"
 )
 
 // ClusterClient is the client API for Cluster service.
@@ -229,6 +230,10 @@ const (
 // Cluster tells what the cluster looks like from the node that is asked.
 type ClusterClient interface {
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
+	// RemoveKvdbMember takes a member out of the embedded kvdb for good, so that its node can join anew with an empty directory. A node
+	// that is a member has to be asked. Errors: NOT_FOUND no such member; FAILED_PRECONDITION of the members that remain no
+	// majority answers, or the node that is asked is no member.
+	RemoveKvdbMember(ctx context.Context, in *RemoveKvdbMemberRequest, opts ...grpc.CallOption) (*RemoveKvdbMemberResponse, error)
 }
 
 type clusterClient struct {
@@ -249,6 +254,16 @@ func (c *clusterClient) GetStatus(ctx context.Context, in *GetStatusRequest, opt
 	return out, nil
 }
 
+func (c *clusterClient) RemoveKvdbMember(ctx context.Context, in *RemoveKvdbMemberRequest, opts ...grpc.CallOption) (*RemoveKvdbMemberResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveKvdbMemberResponse)
+	err := c.cc.Invoke(ctx, Cluster_RemoveKvdbMember_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServer is the server API for Cluster service.
 // All implementations must embed UnimplementedClusterServer
 // for forward compatibility.
@@ -256,6 +271,10 @@ func (c *clusterClient) GetStatus(ctx context.Context, in *GetStatusRequest, opt
 // Cluster tells what the cluster looks like from the node that is asked.
 type ClusterServer interface {
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
+	// RemoveKvdbMember takes a member out of the embedded kvdb for good, so that its node can join anew with an empty directory. A node
+	// that is a member has to be asked. Errors: NOT_FOUND no such member; FAILED_PRECONDITION of the members that remain no
+	// majority answers, or the node that is asked is no member.
+	RemoveKvdbMember(context.Context, *RemoveKvdbMemberRequest) (*RemoveKvdbMemberResponse, error)
 	mustEmbedUnimplementedClusterServer()
 }
 
@@ -268,6 +287,9 @@ type UnimplementedClusterServer struct{}
 
 func (UnimplementedClusterServer) GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
+}
+func (UnimplementedClusterServer) RemoveKvdbMember(context.Context, *RemoveKvdbMemberRequest) (*RemoveKvdbMemberResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveKvdbMember not implemented")
 }
 func (UnimplementedClusterServer) mustEmbedUnimplementedClusterServer() {}
 func (UnimplementedClusterServer) testEmbeddedByValue()                 {}
@@ -308,6 +330,24 @@ func _Cluster_GetStatus_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_RemoveKvdbMember_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveKvdbMemberRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).RemoveKvdbMember(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_RemoveKvdbMember_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).RemoveKvdbMember(ctx, req.(*RemoveKvdbMemberRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Cluster_ServiceDesc is the grpc.ServiceDesc for Cluster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -318,6 +358,10 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetStatus",
 			Handler:    _Cluster_GetStatus_Handler,
+		},
+		{
+			MethodName: "RemoveKvdbMember",
+			Handler:    _Cluster_RemoveKvdbMember_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

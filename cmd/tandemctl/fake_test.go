@@ -64,6 +64,11 @@ func (f *fakeDaemon) GetStatus(_ context.Context, r *domainpb.GetStatusRequest) 
 	return f.status, nil
 }
 
+func (f *fakeDaemon) RemoveKvdbMember(_ context.Context, r *domainpb.RemoveKvdbMemberRequest) (*domainpb.RemoveKvdbMemberResponse, error) {
+	f.note(r)
+	return &domainpb.RemoveKvdbMemberResponse{Kvdb: f.status.GetKvdb()}, f.err
+}
+
 func (f *fakeDaemon) ListDomains(_ context.Context, r *domainpb.ListDomainsRequest) (*domainpb.ListDomainsResponse, error) {
 	f.note(r)
 	return next(f, &f.domains), f.err

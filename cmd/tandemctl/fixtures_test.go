@@ -51,7 +51,7 @@ func degraded(donePercent uint64) *volumepb.Volume {
 	r := v.Replicas[1]
 	r.State, r.InSync, r.Reason = volumepb.ReplicaState_REPLICA_STATE_SYNCING, false, "returned"
 	r.ResyncTotalBytes, r.ResyncDoneBytes = gib, gib/100*donePercent
-	r.DirtyBytes, r.ResyncRate, r.EtaSeconds = r.ResyncTotalBytes-r.ResyncDoneBytes, 120<<20, 5
+	r.DirtyBytes, r.ResyncBytesPerSecond, r.EtaSeconds = r.ResyncTotalBytes-r.ResyncDoneBytes, 120<<20, 5
 	return v
 }
 

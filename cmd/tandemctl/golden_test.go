@@ -100,6 +100,12 @@ func TestGolden(t *testing.T) {
 		{name: "replica-replace-in-sync", args: "volume replica replace data b1 -f", fake: func(f *fakeDaemon) {
 			f.err = fmt.Errorf("%w: 1 on node b1", volume.ErrReplicaInSync)
 		}},
+		{name: "kvdb-members", args: "kvdb members"},
+		{name: "kvdb-remove", args: "kvdb remove w1 --force"},
+		{name: "kvdb-remove-nobody-to-ask", args: "kvdb remove w1"},
+		{name: "kvdb-remove-majority", args: "kvdb remove w1 -f", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: of the 2 that remain b3 do not answer", clusterdomain.ErrKvdbMajority)
+		}},
 		{name: "host-attach", args: "host attach data --frontend fuseloop"},
 		{name: "host-attach-json", args: "host attach data -o json"},
 		{name: "host-attach-elsewhere", args: "host attach data", fake: func(f *fakeDaemon) {

@@ -28,6 +28,7 @@ func TestRequests(t *testing.T) {
 		{"volume delete v --force --wait", &volumepb.DeleteVolumeRequest{Volume: "v", Wait: true}},
 		{"volume replica replace v b1 --force", &volumepb.ReplaceReplicaRequest{Volume: "v", Replica: "b1"}},
 		{"volume replica replace v b1 --to-node b2 --to-pool p --wait -f", &volumepb.ReplaceReplicaRequest{Volume: "v", Replica: "b1", Node: "b2", Pool: "p", Wait: true}},
+		{"kvdb remove w1 --force", &domainpb.RemoveKvdbMemberRequest{Member: "w1"}},
 		{"host attach v --frontend nbd --node n", &volumepb.AttachVolumeRequest{Volume: "v", Frontend: "nbd", Node: "n"}},
 		{"host detach v", &volumepb.DetachVolumeRequest{Volume: "v"}},
 		{"cluster domains activate -n d --endpoint 127.0.0.1:1 --reason why", &domainpb.ActivateDomainRequest{Domain: "d", Reason: "why"}},

@@ -145,8 +145,8 @@ func resyncText(r *volumepb.Replica) (text string, percent uint64) {
 	}
 	percent = uint64(float64(done) / float64(total) * 100)
 	text = fmt.Sprintf("resync %d %%, %s of %s", percent, bytesText(done), bytesText(total))
-	if r.GetResyncRate() > 0 {
-		text += ", " + rateText(r.GetResyncRate())
+	if r.GetResyncBytesPerSecond() > 0 {
+		text += ", " + rateText(r.GetResyncBytesPerSecond())
 	}
 	if r.GetEtaSeconds() > 0 {
 		text += fmt.Sprintf(", %s left", time.Duration(r.GetEtaSeconds())*time.Second)

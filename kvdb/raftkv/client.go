@@ -15,8 +15,8 @@ import (
 	"github.com/tandem-storage/tandem/kvdb/kvdbpb"
 )
 
-// client is the store of a node that is no member.
-type client struct {
+// Client is the store of a node that is no member.
+type Client struct {
 	*store
 	o     ClientOptions
 	peers *pool
@@ -29,32 +29,45 @@ type client struct {
 
 // OpenClient returns a store over the members at the endpoints. It does not
 // wait for them: requests do, within their contexts.
-func OpenClient(o ClientOptions) (kvdb.Store, error) {
+func OpenClient(o ClientOptions) (*Client, error) {
 	if len(o.Endpoints) == 0 {
 		return nil, fmt.Errorf("%w: raftkv: no endpoints", kvdb.ErrInvalid)
 	}
 	defaultTo(&o.RequestTimeout, 10*time.Second)
 	defaultTo(&o.Logger, zap.NewNop())
-	c := &client{o: o, peers: newPool(o.TLS)}
+	c := &Client{o: o, peers: newPool(o.TLS)}
 	c.mu.current = rand.IntN(len(o.Endpoints)) // spread the clients over the members
 	c.store = newStore(c, o.RequestTimeout)
 	return c, nil
 }
 
 // Close implements kvdb.Store.
-func (c *client) Close() error {
+func (c *Client) Close() error {
 	return errors.Join(c.store.Close(), c.peers.close())
+}
+
+// Status returns the view of the first member that answers.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	err := errors.New("raftkv: nobody was asked")
+	for range c.o.Endpoints {
+		var st Status
+		if st, err = memberStatus(ctx, c.peers, c.endpoint()); err == nil && st.ClusterID != "" {
+			return st, nil
+		}
+		c.leave(c.endpoint())
+	}
+	return Status{}, notServed(err)
 }
 
 // dialTimeout bounds the wait for one endpoint while there are others.
 const dialTimeout = time.Second
 
 // route implements router: the endpoint that served last, or the next that can be connected to.
-func (c *client) route(ctx context.Context) (backend, error) {
+func (c *Client) route(ctx context.Context) (backend, error) {
 	return c.connect(ctx)
 }
 
-func (c *client) connect(ctx context.Context) (*remote, error) {
+func (c *Client) connect(ctx context.Context) (*remote, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	address := c.endpoint()
@@ -66,14 +79,14 @@ func (c *client) connect(ctx context.Context) (*remote, error) {
 	return newRemote(conn, address, false, c.o.ClusterID), nil
 }
 
-func (c *client) endpoint() string {
+func (c *Client) endpoint() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.o.Endpoints[c.mu.current]
 }
 
 // leave turns to the next endpoint unless another caller already did.
-func (c *client) leave(address string) {
+func (c *Client) leave(address string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.o.Endpoints[c.mu.current] == address {
@@ -81,11 +94,11 @@ func (c *client) leave(address string) {
 	}
 }
 
-func (c *client) failed(b backend) { c.leave(b.(*remote).address) }
+func (c *Client) failed(b backend) { c.leave(b.(*remote).address) }
 
 // watch implements router. It goes on at another endpoint after the last
 // revision that it has whole.
-func (c *client) watch(ctx context.Context, closed <-chan struct{}, prefix string, after kvdb.Revision) <-chan kvdb.Event {
+func (c *Client) watch(ctx context.Context, closed <-chan struct{}, prefix string, after kvdb.Revision) <-chan kvdb.Event {
 	pipe := eventpipe.New()
 	go func() {
 		pause := retryFirst
@@ -119,7 +132,7 @@ func (c *client) watch(ctx context.Context, closed <-chan struct{}, prefix strin
 }
 
 // watchOnce feeds the pipe from one endpoint until that fails.
-func (c *client) watchOnce(ctx context.Context, pipe *eventpipe.Pipe, prefix string, after *kvdb.Revision) error {
+func (c *Client) watchOnce(ctx context.Context, pipe *eventpipe.Pipe, prefix string, after *kvdb.Revision) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.open, cancel)()

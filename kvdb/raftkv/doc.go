@@ -43,8 +43,8 @@
 //     member of the same node name exists.
 //
 // To replace a lost member the operator removes it (RemoveMember, needs a
-// majority), deletes the marker file on the node if there is one, and starts
-// the node with Peers and without Bootstrap. When the majority is lost for
+// majority) and starts the node: a marker of a member that a peer says is removed
+// counts no more, and the node joins anew, Bootstrap or not. When the majority is lost for
 // good, ForceNewCluster makes a new cluster from what one member has; the
 // others, being of another cluster, can not interfere.
 package raftkv

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -44,9 +45,35 @@ func findIdentity(o Options) (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%w: %s says that it was member %s of cluster %s, but %s is empty; is a mount missing? "+
-		"else remove that member, delete %s and start with peers and without bootstrap",
-		ErrMemberLost, o.Marker, was.MemberID, was.ClusterID, o.Dir, o.Marker)
+	return nil, &lostError{was: was, marker: o.Marker, dir: o.Dir}
+}
+
+// lostError is ErrMemberLost of a node with a marker and an empty directory.
+type lostError struct {
+	was         identity
+	marker, dir string
+}
+
+func (e *lostError) Error() string {
+	return fmt.Sprintf("%v: %s says that it was member %s of cluster %s, but %s is empty; is a mount missing? else remove that member "+
+		"from the cluster and start this node again: it joins anew", ErrMemberLost, e.marker, e.was.MemberID, e.was.ClusterID, e.dir)
+}
+
+func (e *lostError) Unwrap() error { return ErrMemberLost }
+
+// removed reports whether a peer of the same cluster says that was is no member any more. Should it be behind the truth, the
+// leader still refuses a second member of the node.
+func (m *LocalMember) removed(was identity) bool {
+	for _, peer := range m.o.Peers {
+		st, err := memberStatus(m.ctx, m.peers, peer)
+		if err != nil || st.ClusterID != was.ClusterID || len(st.Members) == 0 {
+			continue
+		}
+		if !slices.ContainsFunc(st.Members, func(p Member) bool { return p.ID == was.MemberID }) {
+			return true
+		}
+	}
+	return false
 }
 
 // mustBeEmpty fails if dir has anything of a member in it, though no identity.
@@ -81,7 +108,7 @@ func remember(o Options, id identity) error {
 // form waits for the peers' word and then begins a cluster or joins theirs.
 func (m *LocalMember) form() {
 	find, state := m.findCluster, stateJoining
-	if m.o.Bootstrap {
+	if m.o.Bootstrap && !m.rejoins {
 		find, state = m.awaitNoCluster, stateForming
 	}
 	clusterID, err := find()

@@ -6,10 +6,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/kvdb/kvdbpb"
 	"github.com/tandem-storage/tandem/kvdb/kvdbtest"
 )
 
@@ -126,8 +132,8 @@ func TestMemberReplaced(t *testing.T) {
 	if _, err := OpenMember(lost.o); !errors.Is(err, ErrMemberLost) {
 		t.Fatalf("with the marker: %v, want ErrMemberLost", err)
 	}
-	remove(t, lost.o.Marker)
-
+	markerless := lost.o.Marker
+	lost.o.Marker = ""
 	bootstrap := lost.o
 	bootstrap.Bootstrap = true
 	m, err := OpenMember(bootstrap)
@@ -156,6 +162,8 @@ func TestMemberReplaced(t *testing.T) {
 	if err := leader.RemoveMember(ctx, old); !errors.Is(err, ErrMemberNotFound) {
 		t.Errorf("removed twice: %v, want ErrMemberNotFound", err)
 	}
+	lost.o.Marker = markerless // of a member that is removed: it counts no more, even for one that is to bootstrap
+	lost.o.Bootstrap = true
 	c.start(lost)
 	c.ready(lost)
 	c.wantValue(lost, "v")
@@ -163,6 +171,65 @@ func TestMemberReplaced(t *testing.T) {
 		t.Errorf("the replacement has the id of its predecessor, %s", now)
 	}
 	if members := leader.Status().Members; len(members) != 3 {
+		t.Errorf("members: %v", members)
+	}
+}
+
+// TestRemovalKeepsAMajority: a member that is needed is not removed.
+func TestRemovalKeepsAMajority(t *testing.T) {
+	c := newTestCluster(t, 3, nil)
+	dead := c.follower()
+	c.stop(dead)
+	leader := c.leader(dead)
+	for _, n := range c.nodes {
+		if n == dead {
+			continue
+		}
+		if err := leader.RemoveMember(t.Context(), n.name); !errors.Is(err, ErrMajority) || !strings.Contains(err.Error(), dead.name) {
+			t.Errorf("remove %s beside %s, which is dead: %v", n.name, dead.name, err)
+		}
+	}
+	if err := leader.RemoveMember(t.Context(), dead.name); err != nil {
+		t.Errorf("remove the dead one: %v", err)
+	}
+}
+
+// TestWhoChangesMembers: over the network a node adds itself, if it is meant to be a member, and members only do the rest.
+func TestWhoChangesMembers(t *testing.T) {
+	var caller atomic.Pointer[string]
+	c := newTestCluster(t, 2, func(o *Options) {
+		o.Candidates = []string{"n1", "n2", "n3"}
+		o.Caller = func(context.Context) (string, error) {
+			if p := caller.Load(); p != nil {
+				return *p, nil
+			}
+			return o.Node, nil // while the cluster forms: a member
+		}
+	})
+	m := guardedMembers{membersServer{m: c.leader(nil).LocalMember}}
+	as := func(name string) { caller.Store(&name) }
+	member := func(node string) *kvdbpb.AddMemberRequest {
+		return &kvdbpb.AddMemberRequest{UpdateOnly: true, Member: Member{ID: node + "-0123456789abcdef", Node: node, PeerAddress: "127.0.0.1:1", ClientAddress: "127.0.0.1:2"}.proto()}
+	}
+	for _, tc := range []struct {
+		caller, node string
+		add, remove  codes.Code
+	}{
+		{"n3", "n3", codes.OK, codes.PermissionDenied},
+		{"n1", "n3", codes.OK, codes.OK},
+		{"x", "n3", codes.PermissionDenied, codes.PermissionDenied},
+		{"x", "x", codes.PermissionDenied, codes.PermissionDenied},
+		{"n1", "x", codes.PermissionDenied, codes.OK},
+	} {
+		as(tc.caller)
+		if _, err := m.AddMember(t.Context(), member(tc.node)); status.Code(err) != tc.add {
+			t.Errorf("%s adds %s: %v, want %v", tc.caller, tc.node, err, tc.add)
+		}
+		if _, err := m.RemoveMember(t.Context(), &kvdbpb.RemoveMemberRequest{Id: "nobody"}); status.Code(err) != tc.remove {
+			t.Errorf("%s removes: %v, want %v", tc.caller, err, tc.remove)
+		}
+	}
+	if members := c.nodes[0].Status().Members; len(members) != 2 {
 		t.Errorf("members: %v", members)
 	}
 }
@@ -313,6 +380,6 @@ func TestForceNewCluster(t *testing.T) {
 	defer func() { _ = pinned.Close() }()
 	for range 2 * len(c.nodes) {
 		c.wantValue(pinned, "v3")
-		pinned.(*client).leave(pinned.(*client).endpoint())
+		pinned.leave(pinned.endpoint())
 	}
 }

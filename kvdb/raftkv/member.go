@@ -29,6 +29,7 @@ type LocalMember struct {
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
 	formed   chan struct{} // closed when mu.raft or mu.err is set
+	rejoins  bool          // it was a member with data that are lost: it never founds a cluster
 
 	mu struct {
 		sync.Mutex
@@ -77,6 +78,11 @@ func OpenMember(o Options) (*LocalMember, error) {
 
 func (m *LocalMember) open() error {
 	id, err := findIdentity(m.o)
+	if lost := new(lostError); errors.As(err, &lost) && m.removed(lost.was) {
+		m.lg.Warn("the former member of this node was removed, it joins anew", zap.String("member", lost.was.MemberID))
+		id, err = nil, nil
+		m.rejoins = true
+	}
 	if err != nil {
 		return err
 	}

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/kvdb/kvdbpb"
@@ -49,14 +53,107 @@ func (m *LocalMember) Status() Status {
 	return s
 }
 
-// RemoveMember takes a member out for good. Its node can become a member again only with a new, empty directory.
-// Errors: ErrMemberNotFound, kvdb.ErrInvalid for the last member, kvdb.ErrNoLeader, kvdb.ErrUnavailable.
-func (m *LocalMember) RemoveMember(ctx context.Context, id string) error {
-	reply, err := membersServer{m: m}.RemoveMember(ctx, &kvdbpb.RemoveMemberRequest{Id: id})
+// memberStatus asks the member at address for its view, within dialTimeout.
+func memberStatus(ctx context.Context, p *pool, address string) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := p.ready(ctx, address)
 	if err != nil {
-		return err
+		return Status{}, err
 	}
-	return fromFailure(reply.GetFailure())
+	r, err := kvdbpb.NewMembersClient(conn).Status(ctx, &kvdbpb.StatusRequest{})
+	if err != nil {
+		return Status{}, err
+	}
+	st := Status{
+		ClusterID: r.GetClusterId(), MemberID: r.GetMemberId(), LeaderID: r.GetLeaderId(), Term: r.GetTerm(),
+		CommitIndex: r.GetCommitIndex(), AppliedIndex: r.GetAppliedIndex(), Revision: kvdb.Revision(r.GetRevision()), Err: fromFailure(r.GetFailure()),
+	}
+	for _, m := range r.GetMembers() {
+		st.Members = append(st.Members, memberFromProto(m))
+	}
+	return st, nil
+}
+
+// RemoveMember takes a member, given by its id or its node, out for good. Its node can become a member again only with a new, empty directory.
+// Refused if of the members that remain no majority answers: nothing could be changed afterwards, not even that.
+// Errors: ErrMemberNotFound, ErrMajority, kvdb.ErrInvalid for the last member, kvdb.ErrNoLeader, kvdb.ErrUnavailable.
+func (m *LocalMember) RemoveMember(ctx context.Context, ref string) error {
+	st := m.Status()
+	i := slices.IndexFunc(st.Members, func(p Member) bool { return p.ID == ref || p.Node == ref })
+	if i < 0 {
+		return fmt.Errorf("%w: %s", ErrMemberNotFound, ref)
+	}
+	rest := slices.Delete(slices.Clone(st.Members), i, i+1)
+	var silent []string
+	for _, p := range rest {
+		if p.ID == st.MemberID {
+			continue
+		}
+		if got, err := memberStatus(ctx, m.peers, p.ClientAddress); err != nil || got.MemberID != p.ID {
+			silent = append(silent, p.Node)
+		}
+	}
+	if len(rest) > 0 && len(rest)-len(silent) <= len(rest)/2 {
+		return fmt.Errorf("%w: of the %d that remain %s do not answer", ErrMajority, len(rest), strings.Join(silent, ", "))
+	}
+	ctx, cancel := m.bound(ctx)
+	defer cancel()
+	for {
+		reply, err := membersServer{m: m}.RemoveMember(ctx, &kvdbpb.RemoveMemberRequest{Id: st.Members[i].ID})
+		if err == nil {
+			err = fromFailure(reply.GetFailure())
+		}
+		if !errors.Is(err, kvdb.ErrNoLeader) { // which had no effect: the member led, maybe
+			return err
+		}
+		select {
+		case <-time.After(retryMost):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		}
+	}
+}
+
+// guardedMembers is the Members service as others reach it: it lets in who may change the members.
+type guardedMembers struct{ membersServer }
+
+// AddMember lets a node add itself, if it is meant to be a member, and members pass that on.
+func (s guardedMembers) AddMember(ctx context.Context, r *kvdbpb.AddMemberRequest) (*kvdbpb.AddMemberReply, error) {
+	o := s.m.o
+	node := r.GetMember().GetNode()
+	switch caller, err := s.caller(ctx); {
+	case err != nil:
+		return nil, err
+	case o.Candidates != nil && !slices.Contains(o.Candidates, node):
+		return nil, status.Errorf(codes.PermissionDenied, "raftkv: node %s is not meant to be a member", node)
+	case caller != node && !s.isMember(caller):
+		return nil, status.Errorf(codes.PermissionDenied, "raftkv: node %s is no member and asks for node %s", caller, node)
+	}
+	return s.membersServer.AddMember(ctx, r)
+}
+
+// RemoveMember lets members in only: the operator asks one of them.
+func (s guardedMembers) RemoveMember(ctx context.Context, r *kvdbpb.RemoveMemberRequest) (*kvdbpb.RemoveMemberReply, error) {
+	switch caller, err := s.caller(ctx); {
+	case err != nil:
+		return nil, err
+	case !s.isMember(caller):
+		return nil, status.Errorf(codes.PermissionDenied, "raftkv: node %s is no member and may not change them", caller)
+	}
+	return s.membersServer.RemoveMember(ctx, r)
+}
+
+// caller is the node that asks; "" if Options.Caller says nothing of that.
+func (s guardedMembers) caller(ctx context.Context) (string, error) {
+	if s.m.o.Caller == nil {
+		return "", nil
+	}
+	return s.m.o.Caller(ctx)
+}
+
+func (s guardedMembers) isMember(node string) bool {
+	return s.m.o.Caller == nil || slices.ContainsFunc(s.m.Status().Members, func(p Member) bool { return p.Node == node })
 }
 
 // TransferLeadership makes another member lead, before this one is stopped on purpose.

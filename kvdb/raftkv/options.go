@@ -1,6 +1,7 @@
 package raftkv
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ var (
 
 	// ErrMemberNotFound: there is no member of that id.
 	ErrMemberNotFound = errors.New("raftkv: no such member")
+	// ErrMajority: without the member, no majority of the others would answer.
+	ErrMajority = errors.New("raftkv: the members that remain would have no majority")
 )
 
 // Options of a member. Node and Dir are needed; a lone member that only its own
@@ -44,6 +47,12 @@ type Options struct {
 	// the package comment. They may stay set afterwards. Peers are client addresses.
 	Bootstrap bool
 	Peers     []string
+
+	// Caller tells the node that a request on the registered server comes from. Nodes add
+	// themselves as members; whatever else changes the members is refused unless it comes from one. Nil: everything is let in.
+	Caller func(ctx context.Context) (node string, err error)
+	// Candidates are the nodes that may become members. Nil: all.
+	Candidates []string
 
 	// Witness: prefer that another member leads.
 	Witness bool

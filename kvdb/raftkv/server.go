@@ -13,10 +13,11 @@ import (
 
 // Register puts the member's services on s, which is to be reachable by the
 // other members and the clients at Options.ClientAdvertise. Who may call is up
-// to s: give it mutual TLS.
+// to s, give it mutual TLS; who may change the members is up to Options.Caller
+// and Options.Candidates.
 func (m *LocalMember) Register(s grpc.ServiceRegistrar) {
 	kvdbpb.RegisterKVServer(s, kvServer{m: m})
-	kvdbpb.RegisterMembersServer(s, membersServer{m: m})
+	kvdbpb.RegisterMembersServer(s, guardedMembers{membersServer{m: m}})
 }
 
 // kvServer is the KV service: one attempt at each request, on this member or,

@@ -144,3 +144,18 @@ func TestDetachWithoutTime(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestVolumeGone: a coordinator whose volume is gone from the kvdb learns that with its next change, and says so.
+func TestVolumeGone(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	v := c.nodes[0].attach()
+	c.kv.mu.Lock()
+	c.kv.gone = true
+	c.kv.mu.Unlock()
+	c.net.Down(c.nodes[1].id)
+	c.nodes[0].m.PeerUp(c.nodes[1].id, false)
+	c.eventually("the end of the volume", func() bool { return isClosed(v.Dead()) })
+	if err := v.Err(); !errors.Is(err, replication.ErrVolumeNotFound) {
+		t.Errorf("it ended with %v", err)
+	}
+}

@@ -43,7 +43,7 @@ func (b backed) Stored() (Stored, error) {
 	sb := b.Superblock()
 	state, ok := states[sb.State]
 	if !ok {
-		return Stored{}, fmt.Errorf("volume: replica is %s; it can only be removed", sb.State)
+		return Stored{}, fmt.Errorf("replication/volume: replica is %s; it can only be removed", sb.State)
 	}
 	s := Stored{
 		Meta: core.ReplicaMeta{

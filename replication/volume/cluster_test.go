@@ -49,6 +49,7 @@ type testConfigs struct {
 	rev    uint64
 	down   error // answer to everything, if not nil
 	noSwap error // answer to every change, if not nil
+	gone   bool  // the volume is not there any more
 }
 
 func (k *testConfigs) Load(context.Context, replication.VolumeID) (*replication.Config, uint64, error) {
@@ -56,6 +57,9 @@ func (k *testConfigs) Load(context.Context, replication.VolumeID) (*replication.
 	defer k.mu.Unlock()
 	if k.down != nil {
 		return nil, 0, k.down
+	}
+	if k.gone {
+		return nil, 0, replication.ErrVolumeNotFound
 	}
 	return k.cfg.Clone(), k.rev, nil
 }
@@ -68,7 +72,7 @@ func (k *testConfigs) Swap(_ context.Context, rev uint64, next *replication.Conf
 		return 0, k.down
 	case k.noSwap != nil:
 		return 0, k.noSwap
-	case rev != k.rev:
+	case k.gone || rev != k.rev:
 		return 0, ErrConflict
 	}
 	k.cfg, k.rev = next.Clone(), k.rev+1

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,16 +27,16 @@ type Configs interface {
 
 // What Configs.Swap answers. Test with errors.Is.
 var (
-	ErrConflict = errors.New("volume: another change of the configuration came first")
-	ErrRefused  = errors.New("volume: this node's cluster domain is not active")
-	ErrNotSent  = errors.New("volume: the kvdb is out of reach, nothing was changed")
+	ErrConflict = errors.New("replication/volume: another change of the configuration came first")
+	ErrRefused  = errors.New("replication/volume: this node's cluster domain is not active")
+	ErrNotSent  = errors.New("replication/volume: the kvdb is out of reach, nothing was changed")
 	// ErrInvalidChange is a programmer's error: the change breaks a rule of configurations.
-	ErrInvalidChange = errors.New("volume: change breaks the rules of configurations")
+	ErrInvalidChange = errors.New("replication/volume: change breaks the rules of configurations")
 )
 
 // ErrNotAtRest: a replica that was to be closed has a request that its disk does not answer. It is not
 // closed cleanly then, because what was asked may still land.
-var ErrNotAtRest = errors.New("volume: a replica has not come to rest, its disk does not answer")
+var ErrNotAtRest = errors.New("replication/volume: a replica has not come to rest, its disk does not answer")
 
 const (
 	kvdbTimeout = 5 * time.Second        // of one attempt
@@ -52,6 +53,9 @@ func (v *Volume) swap(ch core.Change) {
 	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
 	cancel()
 	switch {
+	case errors.Is(err, replication.ErrVolumeNotFound):
+		in = gone()
+		return
 	case err != nil:
 		in.outcome = core.ChangeNotSent
 		return
@@ -87,6 +91,11 @@ func (v *Volume) swap(ch core.Change) {
 	}
 }
 
+// gone ends a volume that the kvdb has not any more.
+func gone() volumeInput {
+	return volumeInput{kind: inKill, err: fmt.Errorf("%w: it was deleted while it was attached here", replication.ErrVolumeNotFound)}
+}
+
 // resolve finds out whose change came first.
 func (v *Volume) resolve(in *volumeInput, ch core.Change) bool {
 	ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
@@ -94,7 +103,7 @@ func (v *Volume) resolve(in *volumeInput, ch core.Change) bool {
 	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
 	switch {
 	case errors.Is(err, replication.ErrVolumeNotFound):
-		in.outcome, in.cfg = core.ChangeConflict, &replication.Config{}
+		*in = gone()
 	case err != nil:
 		return false
 	case cfg.ProposalID == ch.Next.ProposalID:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/block/blocktest"
@@ -171,6 +172,34 @@ func TestRefusedSessions(t *testing.T) {
 	c.kv.mu.Unlock()
 	if err := <-done; err != nil {
 		t.Errorf("the write ended with %v", err)
+	}
+}
+
+// TestSessionLog: a peer that is away and cannot be evicted is told of once, and then rarely.
+func TestSessionLog(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	seen, logs := observer.New(zap.InfoLevel)
+	a.m.lg = zap.New(seen)
+	a.attach()
+	c.kv.refuse(ErrNotSent) // so that b stays in the in-sync set
+	c.net.Down(b.id)
+	opened := c.sessions.Load()
+	c.eventually("many attempts", func() bool { return c.sessions.Load() >= opened+30 })
+	if n := logs.FilterMessage("session ended").Len() + logs.FilterMessage("session still not open").Len(); n != 1 {
+		t.Errorf("%d lines about one session that was lost", n)
+	}
+	c.net.Up(b.id)
+	c.eventually("a line about its return", func() bool { return logs.FilterMessage("session open again").Len() == 1 })
+
+	var s sessionLog
+	logs.TakeAll()
+	for i := range int64(1200) { // twice a second for ten minutes
+		s.down(a.m.lg, i*int64(time.Second)/2, "b", errors.New("away"))
+	}
+	es := logs.FilterMessage("session still not open").All()
+	if len(es) != 9 || es[0].ContextMap()["attempts"] != int64(120) {
+		t.Errorf("%d lines in ten minutes: %v", len(es), es)
 	}
 }
 

@@ -137,7 +137,7 @@ func (m *Manager) AddReplica(v replication.VolumeID, id replication.ReplicaID, s
 	case m.mu.closed:
 		return replication.ErrClosed
 	case m.mu.hosts[k] != nil:
-		return fmt.Errorf("volume: replica %s of volume %s is served already", id, v)
+		return fmt.Errorf("replication/volume: replica %s of volume %s is served already", id, v)
 	}
 	m.mu.hosts[k] = h
 	return nil

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"sync"
 
-	"go.uber.org/zap"
-
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
 	"github.com/tandem-storage/tandem/replication/transport"
@@ -157,10 +155,10 @@ var errEnded = errors.New("ended by the coordinator")
 func (v *Volume) connectRemote(ctx context.Context, node replication.NodeID, s core.Session) {
 	var err error
 	defer func() {
-		if v.ctx.Err() == nil && !errors.Is(err, errEnded) {
-			v.lg.Warn("session ended", zap.String("peer", string(node)), zap.Error(err))
+		if v.ctx.Err() != nil || errors.Is(err, errEnded) {
+			err = nil // as it was meant
 		}
-		v.post(volumeInput{kind: inSessionDown, member: s.To, sess: s.ID})
+		v.post(volumeInput{kind: inSessionDown, member: s.To, sess: s.ID, err: err})
 	}()
 	p, err := v.m.o.Peers.Peer(node)
 	if err != nil {

@@ -102,3 +102,35 @@ func (v *Volume) log(e *core.Event) {
 	case core.EventResyncProgress:
 	}
 }
+
+// sessionLog tells of the sessions with one member: when one is lost and when there is one again, and in between at most
+// every sessionLogEvery, however often it is tried. By the volume's worker.
+type sessionLog struct {
+	lost  bool
+	told  int64 // when, as now tells it
+	tried int   // attempts since
+}
+
+const sessionLogEvery = int64(time.Minute)
+
+// down notes that a session ended or could not be opened.
+func (s *sessionLog) down(lg *zap.Logger, t int64, peer replication.NodeID, err error) {
+	switch {
+	case !s.lost:
+		lg.Warn("session ended", zap.String("peer", string(peer)), zap.Error(err))
+	case t-s.told < sessionLogEvery:
+		s.tried++
+		return
+	default:
+		lg.Warn("session still not open", zap.String("peer", string(peer)), zap.Int("attempts", s.tried+1), zap.Error(err))
+	}
+	s.lost, s.told, s.tried = true, t, 0
+}
+
+// up notes that a session is open.
+func (s *sessionLog) up(lg *zap.Logger, peer replication.NodeID) {
+	if s.lost {
+		lg.Info("session open again", zap.String("peer", string(peer)))
+	}
+	*s = sessionLog{}
+}

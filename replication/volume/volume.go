@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,7 @@ type link struct {
 	sess  replication.SessionID
 	to    sessionLink
 	stop  context.CancelFunc // ends the session, also while it is being opened
+	lost  sessionLog
 	batch []replication.Message
 }
 
@@ -280,10 +282,14 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 			return // it was given up meanwhile
 		}
 		l.to = in.link
+		l.lost.up(v.lg, l.node)
 		v.core.SessionUp(t, in.member, in.sess, in.ack)
 	case inSessionDown:
 		if l := v.links[in.member]; l.sess == in.sess {
 			l.drop()
+		}
+		if in.err != nil {
+			v.links[in.member].lost.down(v.lg, t, v.links[in.member].node, in.err)
 		}
 		v.core.SessionDown(t, in.member, in.sess)
 	case inSessionRefused:
@@ -291,7 +297,8 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 			l.drop()
 		}
 		if in.msg.Status != replication.StatusFenced { // that one has a line of its own
-			v.lg.Warn("session refused", zap.String("peer", string(v.links[in.member].node)), zap.Stringer("status", in.msg.Status))
+			l := v.links[in.member]
+			l.lost.down(v.lg, t, l.node, fmt.Errorf("refused: %s", in.msg.Status))
 		}
 		v.core.SessionRefused(t, in.member, in.sess, in.msg.Status, in.msg.Term)
 	case inControl:

@@ -485,22 +485,22 @@ func (x *Stall) GetSinceUnixMs() int64 {
 }
 
 type Replica struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Node             string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Domain           string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
-	Pool             string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`
-	State            ReplicaState           `protobuf:"varint,5,opt,name=state,proto3,enum=tandem.volume.v1.ReplicaState" json:"state,omitempty"`
-	Reason           string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`                            // why it is not in sync
-	InSync           bool                   `protobuf:"varint,7,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`             // a member of the in-sync set
-	DirtyBytes       uint64                 `protobuf:"varint,8,opt,name=dirty_bytes,json=dirtyBytes,proto3" json:"dirty_bytes,omitempty"` // what it lacks, as far as known
-	ResyncTotalBytes uint64                 `protobuf:"varint,9,opt,name=resync_total_bytes,json=resyncTotalBytes,proto3" json:"resync_total_bytes,omitempty"`
-	ResyncDoneBytes  uint64                 `protobuf:"varint,10,opt,name=resync_done_bytes,json=resyncDoneBytes,proto3" json:"resync_done_bytes,omitempty"`
-	ResyncRate       uint64                 `protobuf:"varint,11,opt,name=resync_rate,json=resyncRate,proto3" json:"resync_rate,omitempty"` // bytes per second
-	EtaSeconds       uint64                 `protobuf:"varint,12,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"` // 0 = not known
-	NodeOnline       bool                   `protobuf:"varint,13,opt,name=node_online,json=nodeOnline,proto3" json:"node_online,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Id                   string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Node                 string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Domain               string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
+	Pool                 string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`
+	State                ReplicaState           `protobuf:"varint,5,opt,name=state,proto3,enum=tandem.volume.v1.ReplicaState" json:"state,omitempty"`
+	Reason               string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`                            // why it is not in sync
+	InSync               bool                   `protobuf:"varint,7,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`             // a member of the in-sync set
+	DirtyBytes           uint64                 `protobuf:"varint,8,opt,name=dirty_bytes,json=dirtyBytes,proto3" json:"dirty_bytes,omitempty"` // what it lacks, as far as known
+	ResyncTotalBytes     uint64                 `protobuf:"varint,9,opt,name=resync_total_bytes,json=resyncTotalBytes,proto3" json:"resync_total_bytes,omitempty"`
+	ResyncDoneBytes      uint64                 `protobuf:"varint,10,opt,name=resync_done_bytes,json=resyncDoneBytes,proto3" json:"resync_done_bytes,omitempty"`
+	ResyncBytesPerSecond uint64                 `protobuf:"varint,11,opt,name=resync_bytes_per_second,json=resyncBytesPerSecond,proto3" json:"resync_bytes_per_second,omitempty"` // gone through, compared or copied, on average since it began
+	EtaSeconds           uint64                 `protobuf:"varint,12,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`                                   // 0 = not known
+	NodeOnline           bool                   `protobuf:"varint,13,opt,name=node_online,json=nodeOnline,proto3" json:"node_online,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Replica) Reset() {
@@ -603,9 +603,9 @@ func (x *Replica) GetResyncDoneBytes() uint64 {
 	return 0
 }
 
-func (x *Replica) GetResyncRate() uint64 {
+func (x *Replica) GetResyncBytesPerSecond() uint64 {
 	if x != nil {
-		return x.ResyncRate
+		return x.ResyncBytesPerSecond
 	}
 	return 0
 }
@@ -1573,7 +1573,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05Stall\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\"\n" +
-	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\"\x9e\x03\n" +
+	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\"\xb4\x03\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
@@ -1586,9 +1586,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"dirtyBytes\x12,\n" +
 	"\x12resync_total_bytes\x18\t \x01(\x04R\x10resyncTotalBytes\x12*\n" +
 	"\x11resync_done_bytes\x18\n" +
-	" \x01(\x04R\x0fresyncDoneBytes\x12\x1f\n" +
-	"\vresync_rate\x18\v \x01(\x04R\n" +
-	"resyncRate\x12\x1f\n" +
+	" \x01(\x04R\x0fresyncDoneBytes\x125\n" +
+	"\x17resync_bytes_per_second\x18\v \x01(\x04R\x14resyncBytesPerSecond\x12\x1f\n" +
 	"\veta_seconds\x18\f \x01(\x04R\n" +
 	"etaSeconds\x12\x1f\n" +
 	"\vnode_online\x18\r \x01(\bR\n" +

@@ -54,6 +54,8 @@ type daemon struct {
 	peers    *transport.Peers
 	store    kvdb.Store
 	kvdbInfo func(context.Context) clusterdomain.KvdbStatus
+	// kvdbRemove takes a member out; nil if this node is none of an embedded kvdb.
+	kvdbRemove func(ctx context.Context, ref string) error
 
 	configs    *volume.Configs
 	catalogue  *volume.Catalogue

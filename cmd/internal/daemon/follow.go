@@ -35,7 +35,10 @@ func (d *daemon) follow(ctx context.Context, g *errgroup.Group) {
 	})
 	g.Go(func() error {
 		for e := range d.configs.WatchAll(ctx) {
-			if e.Config != nil {
+			switch {
+			case e.Err != nil:
+				d.lg.Error("configuration of a volume cannot be read, it is left alone", zap.Stringer("volume-id", e.Volume), zap.Error(e.Err))
+			case e.Config != nil:
 				d.volumes.ConfigChanged(e.Config)
 			}
 		}
@@ -74,7 +77,7 @@ func (d *daemon) rtts() []clusterdomain.RTT {
 
 // startAPI serves operators.
 func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
-	cs := clusterdomain.NewServer(d.domains, clusterdomain.ServerOptions{Version: d.version, RTTs: d.rtts, Kvdb: d.kvdbInfo})
+	cs := clusterdomain.NewServer(d.domains, clusterdomain.ServerOptions{Version: d.version, RTTs: d.rtts, Kvdb: d.kvdbInfo, RemoveKvdbMember: d.kvdbRemove})
 	vs := volume.NewServer(d.catalogue, volume.ServerOptions{Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans})
 	start := func(l net.Listener, o ...grpc.ServerOption) {
 		o = append(o, grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg), rpcstatus.AnswerInTime()), grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/tandem-storage/tandem/cmd/internal/config"
 	"github.com/tandem-storage/tandem/kvdb/etcdkv"
 	"github.com/tandem-storage/tandem/kvdb/raftkv"
+	"github.com/tandem-storage/tandem/replication/transport"
 )
 
 // startStore opens the kvdb and then the port for other nodes, on which an
@@ -112,6 +114,13 @@ func (d *daemon) openMember(stops *stopper) error {
 			}
 			o.Peers = append(o.Peers, m.PeerAddr)
 		}
+		for _, m := range r.Members {
+			o.Candidates = append(o.Candidates, m.ID)
+		}
+		o.Caller = func(ctx context.Context) (string, error) {
+			id, err := transport.PeerIdentity(ctx)
+			return string(id.Node), err
+		}
 	}
 	m, err := raftkv.OpenMember(o)
 	if err != nil {
@@ -120,23 +129,35 @@ func (d *daemon) openMember(stops *stopper) error {
 	stops.push(m.Close)
 	m.Register(d.peerSrv)
 	d.store = m
-	d.kvdbInfo = func(ctx context.Context) clusterdomain.KvdbStatus {
-		st := m.Status()
-		s := clusterdomain.KvdbStatus{Kind: "raft", Err: st.Err}
-		if s.Err == nil {
-			s.Err = d.probe(ctx)
+	d.kvdbInfo = func(ctx context.Context) clusterdomain.KvdbStatus { return d.raftStatus(ctx, m.Status()) }
+	d.kvdbRemove = func(ctx context.Context, ref string) error {
+		switch err := m.RemoveMember(ctx, ref); {
+		case errors.Is(err, raftkv.ErrMemberNotFound):
+			return fmt.Errorf("%w: %w", clusterdomain.ErrKvdbMember, err)
+		case errors.Is(err, raftkv.ErrMajority):
+			return fmt.Errorf("%w: %w", clusterdomain.ErrKvdbMajority, err)
+		default:
+			return err
 		}
-		for _, p := range st.Members {
-			role := "follower"
-			if p.ID == st.LeaderID {
-				role, s.Leader = "leader", p.Node
-			}
-			s.Members = append(s.Members, clusterdomain.KvdbMember{Name: p.Node, Address: p.ClientAddress, Role: role, Healthy: s.Err == nil})
-			s.Endpoints = append(s.Endpoints, p.ClientAddress)
-		}
-		return s
 	}
 	return nil
+}
+
+// raftStatus shows the members of the embedded kvdb as st has them.
+func (d *daemon) raftStatus(ctx context.Context, st raftkv.Status) clusterdomain.KvdbStatus {
+	s := clusterdomain.KvdbStatus{Kind: "raft", Err: st.Err}
+	if s.Err == nil {
+		s.Err = d.probe(ctx)
+	}
+	for _, p := range st.Members {
+		role := "follower"
+		if p.ID == st.LeaderID {
+			role, s.Leader = "leader", p.Node
+		}
+		s.Members = append(s.Members, clusterdomain.KvdbMember{ID: p.ID, Name: p.Node, Address: p.ClientAddress, Role: role, Witness: p.Witness, Healthy: s.Err == nil})
+		s.Endpoints = append(s.Endpoints, p.ClientAddress)
+	}
+	return s
 }
 
 func (d *daemon) openClient(stops *stopper) error {
@@ -151,7 +172,11 @@ func (d *daemon) openClient(stops *stopper) error {
 	stops.push(s.Close)
 	d.store = s
 	d.kvdbInfo = func(ctx context.Context) clusterdomain.KvdbStatus {
-		return clusterdomain.KvdbStatus{Kind: "raft", Endpoints: endpoints, Err: d.probe(ctx)}
+		st, err := s.Status(ctx)
+		if err != nil {
+			return clusterdomain.KvdbStatus{Kind: "raft", Endpoints: endpoints, Err: err}
+		}
+		return d.raftStatus(ctx, st)
 	}
 	return nil
 }

@@ -63,6 +63,9 @@ var table = []row{
 	{"clusterdomain.ErrLastCopy", clusterdomain.ErrLastCopy, codes.FailedPrecondition, "wait until the other domain is in sync, or name the volumes whose last writes may be lost: --accept-data-loss V1,V2"},
 	{"clusterdomain.ErrOutcomeUnknown", clusterdomain.ErrOutcomeUnknown, codes.Unavailable, hintSeeDomain + " whether the change took effect"},
 	{"clusterdomain.ErrNodeDomain", clusterdomain.ErrNodeDomain, codes.FailedPrecondition, "a node keeps its domain: set domain in its configuration back, or give the node a new nodeID"},
+	{"clusterdomain.ErrKvdbMember", clusterdomain.ErrKvdbMember, codes.NotFound, "see \"tandemctl kvdb members\""},
+	{"clusterdomain.ErrKvdbMajority", clusterdomain.ErrKvdbMajority, codes.FailedPrecondition, "bring the other members back first, see \"tandemctl kvdb members\""},
+	{"clusterdomain.ErrNoKvdbMember", clusterdomain.ErrNoKvdbMember, codes.FailedPrecondition, "run tandemctl on a node of \"tandemctl kvdb members\", or give --endpoint"},
 	{"clusterdomain.ErrInvalid", clusterdomain.ErrInvalid, codes.InvalidArgument, ""},
 	{"clusterdomain.ErrBadRecord", clusterdomain.ErrBadRecord, codes.DataLoss, hintRecord},
 
