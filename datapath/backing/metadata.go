@@ -201,6 +201,7 @@ func (r *Replica) UpdateSuperblock(f func(*meta.Superblock)) error {
 		return r.Err()
 	}
 	r.epoch.Store(sb.Epoch)
+	r.term.Store(sb.Term)
 	return nil
 }
 
