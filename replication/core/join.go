@@ -122,7 +122,7 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 			if c.change != ch {
 				return
 			}
-			if r.Failed || r.Dirty == nil || r.Dirty.Status != replication.StatusOK {
+			if r.Failed || r.Dirty == nil || r.Dirty.Status != replication.StatusOK || len(r.Dirty.Bits) != (c.blocks+7)/8 {
 				j.fail("dirty map could not be read")
 				return
 			}

@@ -93,6 +93,11 @@ var mutants = []mutant{
 	{"read_crc_for_ever", "F23: data that arrive damaged, and again", "dispatch.go", "if st != replication.StatusCRC || io.damaged.has(i) {", "if st != replication.StatusCRC {"},
 	{"write_crc_for_ever", "F23: a path that damages everything", "session.go", "case !io.spoilt.has(i):", "case true:"},
 	{"copy_crc_for_ever", "F23: a path that damages every copy", "copy.go", "m.damaged < copyTries {", "true {"},
+	{"seq_wraps", "I11: the log has no room for the last number", "replicaio.go", "msg.Seq == math.MaxUint64 || msg.StableSeq", "msg.StableSeq"},
+	{"settled_unused", "I13: what is settled was used", "replicaio.go", "|| msg.StableSeq > max(r.used, msg.Seq) {", "{"},
+	{"settled_before_done", "I13: nothing is settled before it is done", "replicaio.go", "return msg.Seq > max(r.stable, msg.StableSeq)", "return msg.Seq != 0"},
+	{"any_term", "I6: a term that no election gives", "replica.go", "q.Epoch == math.MaxUint64 || uint64(q.Term) > uint64(q.Epoch):", "false:"},
+	{"short_map", "I14: a dirty map covers the volume", "join.go", "|| len(r.Dirty.Bits) != (c.blocks+7)/8 {", "{"},
 	{"zombie_release", "a request is released once nothing refers to it", "session.go", "c.complete(io, replication.ErrStalled)\n\t\t}", "c.complete(io, replication.ErrStalled); c.release(io)\n\t\t}"},
 }
 

@@ -48,7 +48,8 @@ type Replica struct {
 
 	conn    ConnID // of the session served, 0 none
 	session replication.SessionID
-	inUse   int // I/O in the kernel
+	used    replication.Seq // highest number that the session has used
+	inUse   int             // I/O in the kernel
 
 	queue []*replicaTask // control requests and hellos, one at a time
 	busy  bool           // the first of queue waits for a persist
@@ -325,6 +326,8 @@ func (r *Replica) sealStatus(q *replication.SealRequest) replication.Status {
 	switch {
 	case r.faulted:
 		return replication.StatusIO
+	case q.Term == 0 || q.Epoch == math.MaxUint64 || uint64(q.Term) > uint64(q.Epoch):
+		return replication.StatusInvalid // no election gives that; the promise would shut every later term out
 	case r.meta.Incarnation != (replication.UUID{}) && q.Incarnation != r.meta.Incarnation:
 		return replication.StatusEpoch
 	case q.Term < r.meta.Term:
@@ -398,6 +401,9 @@ func (r *Replica) performPrepare(t *replicaTask) bool {
 	case q.Term != r.meta.Term:
 		t.reply.Prepare.Status = replication.StatusFenced
 		return false
+	case len(q.Missing) > maxMembers:
+		t.reply.Prepare.Status = replication.StatusInvalid
+		return false
 	}
 	for _, id := range r.setMissing(q.Missing) {
 		// A map begins with what this replica has in its log. That is all that the
@@ -454,6 +460,9 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 	case q.Term != r.meta.Term:
 		t.reply.Commit.Status = replication.StatusFenced
 		return false
+	case cfg == nil || cfg.Epoch == math.MaxUint64:
+		t.reply.Commit.Status = replication.StatusInvalid
+		return false
 	case cfg.Epoch < r.meta.Epoch || q.Incarnation != r.meta.Incarnation:
 		t.reply.Commit.Status = replication.StatusEpoch
 		return false
@@ -493,7 +502,7 @@ func (r *Replica) performHello(t *replicaTask) {
 		r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: t.conn, Msg: msg})
 		return
 	}
-	r.conn, r.session = t.conn, t.msg.Session
+	r.conn, r.session, r.used = t.conn, t.msg.Session, 0
 	r.meta.Clean = false
 	msg.Type, msg.Credit = replication.MsgHelloAck, r.o.Credit
 	r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: t.conn, Msg: msg})

@@ -15,6 +15,11 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) {
 		r.nack(conn, msg, replication.StatusFenced)
 		return
 	}
+	if !r.plausible(msg) {
+		r.nack(conn, msg, replication.StatusInvalid)
+		return
+	}
+	r.used = max(r.used, msg.Seq)
 	if msg.Type == replication.MsgStable && msg.Seq != 0 && r.lostTo == math.MaxUint64 { // first of a session
 		r.lostTo = msg.Seq
 	}
@@ -53,6 +58,23 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) {
 	}
 	r.inUse++
 	r.ready.IO = append(r.ready.IO, io)
+}
+
+// plausible reports whether a coordinator can have given out the numbers of a
+// message: requests have one, the log has room for one more, what is settled was
+// used before, and nothing is settled before it is done.
+func (r *Replica) plausible(msg *replication.Message) bool {
+	if msg.Seq == math.MaxUint64 || msg.StableSeq > max(r.used, msg.Seq) {
+		return false
+	}
+	switch msg.Type {
+	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite:
+		return msg.Seq > max(r.stable, msg.StableSeq)
+	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq:
+		return msg.Seq != 0
+	default:
+		return true
+	}
 }
 
 // check says whether a message can be served.
