@@ -171,7 +171,7 @@ func (c *Coordinator) settle(io *IO) {
 			}
 		}
 		switch {
-		case c.wished()&bad == 0:
+		case c.must()&bad == 0:
 			// No copy took it, or none of those that did not can go (I2): the consumer
 			// is told, even while acknowledgements are held, for an error promises nothing.
 			err := block.ErrIO

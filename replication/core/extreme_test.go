@@ -129,7 +129,7 @@ func TestReplicaExtremeControls(t *testing.T) {
 // starts with it.
 func TestDirtyMapTooShort(t *testing.T) {
 	for _, cut := range []int{0, 1, -1} {
-		w := servingWorld(t, 2)
+		w := servingWorld(t)
 		c := w.nodes[0].coord
 		w.nodes[1].disk.full = true
 		w.client.write(0, 0)
@@ -198,7 +198,7 @@ func FuzzCoordinatorMessages(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		w := servingWorld(t, 2)
+		w := servingWorld(t)
 		n := w.nodes[0]
 		w.nodes[1].disk.hung = true
 		w.client.write(0, 0)

@@ -137,8 +137,16 @@ func (r *Replica) nack(conn ConnID, msg *replication.Message, st replication.Sta
 		payload = msg.Length // it had one, which was thrown away
 	}
 	r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: conn, Msg: replication.Message{
-		Type: replication.MsgNack, Status: st, Session: msg.Session, Term: r.meta.Term, Seq: msg.Seq, Credit: uint32(payload),
+		Type: replication.MsgNack, Flags: r.wish(), Status: st, Session: msg.Session, Term: r.meta.Term, Seq: msg.Seq, Credit: uint32(payload),
 	}})
+}
+
+// wish is what an answer asks for besides.
+func (r *Replica) wish() replication.MessageFlags {
+	if r.crowded {
+		return replication.FlagCrowded
+	}
+	return 0
 }
 
 // IODone tells that an operation left the kernel. data and buf are the result of
@@ -146,7 +154,7 @@ func (r *Replica) nack(conn ConnID, msg *replication.Message, st replication.Sta
 func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error) {
 	r.inUse--
 	alive := io.conn == r.conn && io.session == r.session
-	msg := replication.Message{Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
+	msg := replication.Message{Flags: r.wish(), Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
 	modifies := io.Kind != replication.MsgRead && io.Kind != replication.MsgHashReq
 	if modifies && r.faulted && err == nil {
 		err = block.ErrIO // an error is told once: success after it means nothing (I25)

@@ -31,6 +31,8 @@ func (n nullStorage) Info() block.Info {
 }
 func (nullStorage) Close() error                   { return nil }
 func (nullStorage) Persist(core.ReplicaMeta) error { return nil }
+func (nullStorage) Crowded() (bool, error)         { return false, nil }
+
 func (nullStorage) CloseClean([]uint32, map[replication.ReplicaID]*core.Bitmap) error {
 	return nil
 }
