@@ -233,6 +233,9 @@ func (c *Coordinator) flushDone(io *IO) {
 		c.flushing = false
 		c.flushGood = io.failed|io.full == 0
 	}
+	if c.join != nil && c.join.failed != "" {
+		return // the joiner may have what failed here, and its join may still be decided
+	}
 	if c.reconcile.Count() == 0 && io.failed|io.full == 0 && io.cover > c.stable {
 		c.stable = io.cover
 	}

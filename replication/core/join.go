@@ -251,6 +251,7 @@ func (c *Coordinator) forgetJoin() {
 		c.sessionLost(j.q)
 	}
 	c.join = nil
+	c.wroteSeq = true // nothing was settled since it failed
 	m.boot = replication.BootID{}
 	c.joinAt = c.now + c.o.RetryInterval
 	m.tryAt = c.joinAt

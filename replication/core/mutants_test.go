@@ -64,6 +64,7 @@ var mutants = []mutant{
 	{"detach_unsettled", "5.4: settled only after the flush", "change.go", "c.commitRound(c.isr, c.flushGood && c.reconcile.Count() == 0)", "c.commitRound(c.isr, true)"},
 	{"quiet_forgets_flush", "9.1 step 3: nothing in flight", "dispatch.go", "if io.exclusive() {\n\t\t\treturn false", "if io.exclusive() && !io.internal {\n\t\t\treturn false"},
 	{"failed_join_in_sync", "I16: what failed while the join was open", "join.go", "c.reconcile.SetAll()\n", ""},
+	{"failed_join_settled", "I13: what failed while the join was open is not settled", "dispatch.go", "if c.join != nil && c.join.failed != \"\" {", "if false {"},
 	{"differ_forgotten", "6.2: a write that failed everywhere", "dispatch.go", "c.differ(io)\n\t\t\tc.complete", "c.complete"},
 	{"protection_ignored", "max_protection", "dispatch.go", "held := !io.delivered && !io.internal && c.protectionStall()", "held := false"},
 	{"no_space_waits", "F20: no space anywhere", "session.go", "\tif c.evictReq&c.isr != 0 {\n\t\tc.settleAll()", "\tif false {\n\t\tc.settleAll()"},
