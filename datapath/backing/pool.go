@@ -69,6 +69,7 @@ type Pool struct {
 		open        map[key]*Replica
 		busy        map[key]bool // being made, opened or removed
 		provisioned int64
+		crowded     bool // what Crowded said last
 	}
 	removals sync.WaitGroup
 }

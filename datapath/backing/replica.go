@@ -50,6 +50,9 @@ type Replica struct {
 
 var _ block.Device = (*Replica)(nil)
 
+// Crowded is that of the replica's pool.
+func (r *Replica) Crowded() (bool, error) { return r.pool.Crowded() }
+
 // Open opens a replica, in one process at a time: ErrLocked if another one has it
 // open or left I/O behind that has not ended. Other errors: ErrNotFound,
 // ErrInUse, ErrForeign, ErrMisplaced, ErrIdentityMissing, meta.ErrCorrupt,

@@ -100,15 +100,17 @@ func (c *Coordinator) advanceStage() bool {
 
 // nextChange begins the most urgent change, if there is one to begin.
 func (c *Coordinator) nextChange() bool {
-	if rest, ok := c.evictable(); ok {
-		c.holdAcks = true
-		c.change = &change{kind: changeEvict, q: c.isr &^ rest, isr: rest}
-		c.prepareRound(rest, c.all()&^rest)
-		return true
-	}
-	if c.holdAcks && c.openSet().covers(c.isr) && c.wished() == 0 {
+	if c.holdAcks && c.openSet().covers(c.isr) && c.must() == 0 {
 		c.change = &change{kind: changeRestore, isr: c.isr}
 		c.commitRound(c.isr, false)
+		return true
+	}
+	if rest, ok := c.evictable(); ok {
+		// Who leaves of his own accord acknowledges until it is decided: without the kvdb
+		// nothing waits for that.
+		c.holdAcks = c.holdAcks || c.must() != 0
+		c.change = &change{kind: changeEvict, q: c.isr &^ rest, isr: rest}
+		c.prepareRound(rest, c.all()&^rest)
 		return true
 	}
 	if j := c.join; j != nil && j.failed != "" {
@@ -140,7 +142,7 @@ func (c *Coordinator) advanceChange() bool {
 			c.holdAcks = false
 			c.settleAll()
 			return true
-		case c.lostOf(ch.isr) != 0:
+		case c.must() != 0:
 			c.endChange()
 			return true
 		}
@@ -167,8 +169,10 @@ func (c *Coordinator) advanceEvict(ch *change) bool {
 	case stepPrepare, stepPropose:
 		switch {
 		case c.lostOf(ch.q) != ch.q && c.openSet().covers(ch.q):
-			// Every member that was to leave is back, and nothing was proposed.
+			// Every member that was to leave is back, and nothing was proposed. The others
+			// have to forget it.
 			c.endChange()
+			c.holdAcks = true
 			return true
 		case c.lostOf(ch.isr) != 0:
 			c.endChange() // begin again with a smaller rest
@@ -186,7 +190,7 @@ func (c *Coordinator) advanceEvict(ch *change) bool {
 		switch {
 		case c.round.done():
 			c.endChange()
-			if c.wished() == 0 {
+			if c.must() == 0 {
 				c.holdAcks = false
 			}
 			c.settleAll()
@@ -244,7 +248,7 @@ func (c *Coordinator) changed(ch *change) {
 		c.change = nil
 		c.commitRound(c.isr, false)
 	case changeEvict:
-		c.isr = ch.isr
+		c.isr, c.holdAcks = ch.isr, true
 		for i, m := range c.m {
 			if ch.q.has(i) {
 				c.event(Event{Kind: EventEvicted, Replica: m.id, Reason: c.evictWhy[i]})

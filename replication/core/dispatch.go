@@ -171,7 +171,7 @@ func (c *Coordinator) settle(io *IO) {
 			}
 		}
 		switch {
-		case c.wished()&bad == 0:
+		case c.must()&bad == 0:
 			// No copy took it, or none of those that did not can go (I2): the consumer
 			// is told, even while acknowledgements are held, for an error promises nothing.
 			err := block.ErrIO
@@ -232,6 +232,9 @@ func (c *Coordinator) flushDone(io *IO) {
 	if io.internal {
 		c.flushing = false
 		c.flushGood = io.failed|io.full == 0
+	}
+	if c.join != nil && c.join.failed != "" {
+		return // the joiner may have what failed here, and its join may still be decided
 	}
 	if c.reconcile.Count() == 0 && io.failed|io.full == 0 && io.cover > c.stable {
 		c.stable = io.cover

@@ -12,12 +12,16 @@ const (
 	diskFailed   = "disk failed"
 	lostPower    = "lost power"
 	domainClosed = "cluster domain is not active"
+	crowded      = "pool nearly full"
 )
 
-// severity orders the reasons: 0 a member that may have everything once it is
+// severity orders the reasons: -1 a member that has everything and would rather
+// leave, 0 a member that may have everything once it is
 // heard again, 1 one that lacks writes, 2 one that lost data it had acknowledged.
 func severity(why string) int {
 	switch why {
+	case crowded:
+		return -1
 	case suspected, slow:
 		return 0
 	case diskFailed, lostPower:
@@ -51,6 +55,15 @@ func (c *Coordinator) requestEvict(i int, why string) {
 	}
 }
 
+// asked takes note of whether member i asks to leave.
+func (c *Coordinator) asked(i int, leave bool) {
+	if leave {
+		c.requestEvict(i, crowded)
+	} else {
+		c.pardon(i, crowded)
+	}
+}
+
 // pardon drops the wish to evict member i if why was all that spoke against it.
 func (c *Coordinator) pardon(i int, why string) {
 	if c.evictReq.has(i) && c.evictWhy[i] == why {
@@ -75,7 +88,18 @@ func (c *Coordinator) wished() mask {
 	all := q == c.isr
 	for i := range c.m {
 		s := severity(c.evictWhy[i])
-		if all && s == least || s == 0 && c.cfg.Protection == replication.MaxProtection {
+		if all && s == least || s <= 0 && c.cfg.Protection == replication.MaxProtection {
+			q &^= bit(i)
+		}
+	}
+	return q
+}
+
+// must is those of the wished that do not leave of their own accord.
+func (c *Coordinator) must() mask {
+	q := c.wished()
+	for i := range c.m {
+		if c.evictWhy[i] == crowded {
 			q &^= bit(i)
 		}
 	}

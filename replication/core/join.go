@@ -18,6 +18,10 @@ type join struct {
 	failed    string // why it has to stop
 }
 
+// crowdedRetries is how many times RetryInterval later a replica in a pool that is
+// nearly full is asked again: it takes somebody to make room.
+const crowdedRetries = 10
+
 func (j *join) fail(why string) {
 	if j.failed == "" {
 		j.failed = why
@@ -83,6 +87,9 @@ func (c *Coordinator) beginJoin() bool {
 			case r.Failed || r.Seal == nil || r.Seal.Status != replication.StatusOK || r.Seal.State == replication.MemberFaulted:
 				c.join = nil
 				m.tryAt = c.now + c.o.RetryInterval
+			case r.Seal.Crowded:
+				c.join = nil
+				m.tryAt = c.now + crowdedRetries*c.o.RetryInterval
 			default:
 				j.seal = r.Seal
 			}
@@ -122,7 +129,7 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 			if c.change != ch {
 				return
 			}
-			if r.Failed || r.Dirty == nil || r.Dirty.Status != replication.StatusOK {
+			if r.Failed || r.Dirty == nil || r.Dirty.Status != replication.StatusOK || len(r.Dirty.Bits) != (c.blocks+7)/8 {
 				j.fail("dirty map could not be read")
 				return
 			}
@@ -244,6 +251,7 @@ func (c *Coordinator) forgetJoin() {
 		c.sessionLost(j.q)
 	}
 	c.join = nil
+	c.wroteSeq = true // nothing was settled since it failed
 	m.boot = replication.BootID{}
 	c.joinAt = c.now + c.o.RetryInterval
 	m.tryAt = c.joinAt

@@ -22,7 +22,7 @@ import (
 //	attach n0 | detach | crash n0 | power n0 | stop n0 | start n0
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
 //	kvdb down | kvdb up | kvdb hold | kvdb tell (outcomes wait in between)
-//	full n0 | empty n0 | fail n0 | unreadable n0 | readable n0
+//	crowded n0 | roomy n0 (the pool) | full n0 | empty n0 | fail n0 | unreadable n0 | readable n0
 //	close n0 | open n0 (its storage, under a living process) | hang n0 | unhang n0
 //	write 0 | write 0 fua | read 0 | trim 0 | flush
 //	run 100     lets as many milliseconds pass
@@ -125,6 +125,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).disk.failWrite = true
 	case "unreadable", "readable":
 		node(1).disk.failRead = f[0] == "unreadable"
+	case "crowded", "roomy":
+		node(1).crowd(f[0] == "crowded")
 	case "close", "open":
 		node(1).disk.closed = f[0] == "close"
 	case "hang":

@@ -222,6 +222,9 @@ func (c *Coordinator) Step(now int64, i int, msg *replication.Message) {
 	if c.stage != stageServing || msg.Session != m.sess || !m.open {
 		return
 	}
+	if leave := msg.Flags&replication.FlagCrowded != 0; leave || c.evictReq.has(i) {
+		c.asked(i, leave)
+	}
 	switch msg.Type {
 	case replication.MsgAck, replication.MsgNack:
 		c.answer(i, msg)

@@ -86,6 +86,7 @@ var faults = []fault{
 			n.disk.full = false
 		}
 	}},
+	{"pool nearly full", func(_ *simWorld, n *simNode) bool { n.crowd(true); return true }, func(_ *simWorld, n *simNode) { n.crowd(false) }},
 	{"write error", func(w *simWorld, n *simNode) bool { n.disk.failWrite = w.spare(n); return n.disk.failWrite }, (*simWorld).reset2},
 	{"flush error", func(w *simWorld, n *simNode) bool { n.disk.failFlush = w.spare(n); return n.disk.failFlush }, (*simWorld).reset2},
 	{"read error", func(_ *simWorld, n *simNode) bool { n.disk.failRead = true; return true }, func(_ *simWorld, n *simNode) { n.disk.failRead = false }},
@@ -240,6 +241,7 @@ func (w *simWorld) settle() {
 		n.paused, n.disk.full, n.disk.failRead = false, false, false
 		n.disk.failWrite, n.disk.failFlush = false, false
 		n.unhang()
+		n.crowd(false)
 	}
 	if w.client.quiet && w.client.at != nil {
 		w.client.quiet = w.client.at.coord.detachReq

@@ -32,6 +32,8 @@ func (n nullStorage) Info() block.Info {
 func (nullStorage) Close() error                   { return nil }
 func (nullStorage) Pool() string                   { return "nowhere" }
 func (nullStorage) Persist(core.ReplicaMeta) error { return nil }
+func (nullStorage) Crowded() (bool, error)         { return false, nil }
+
 func (nullStorage) CloseClean([]uint32, map[replication.ReplicaID]*core.Bitmap) error {
 	return nil
 }

@@ -92,6 +92,9 @@ type testStorage struct {
 	mu     sync.Mutex
 	stored Stored
 	fail   error // of Persist
+
+	crowded atomic.Bool
+	looks   atomic.Int64 // calls of Crowded
 }
 
 func newTestStorage(size int64) *testStorage {
@@ -103,6 +106,11 @@ func (s *testStorage) Stored() (Stored, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.stored, nil
+}
+
+func (s *testStorage) Crowded() (bool, error) {
+	defer s.looks.Add(1)
+	return s.crowded.Load(), nil
 }
 
 func (s *testStorage) Persist(m core.ReplicaMeta) error {
