@@ -8,6 +8,10 @@
 // doc/proto.md of github.com/NetworkBlockDevice/nbd; oldstyle negotiation and
 // extended headers are not supported.
 //
+// An export that has ended is unknown from then on, so that a client that
+// reconnects by itself is refused; that the id is never used for another
+// attachment is the caller's part (see frontend.Frontend).
+//
 // # What a reply means
 //
 // A reply is sent when the device has completed the request, and means what the
