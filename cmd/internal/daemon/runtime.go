@@ -69,14 +69,14 @@ func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security
 		endpoints = append(endpoints, nbd.Endpoint{Network: "tcp", Address: c.Frontends.NBD.Listen, TLS: tls, RequireTLS: tls != nil})
 	}
 	var err error
-	if r.nbd, err = nbd.Listen(lg, endpoints...); err != nil {
+	if r.nbd, err = nbd.Listen(nbd.Options{Endpoints: endpoints, MaxRequests: c.Replication.MaxInflight, Logger: lg}); err != nil {
 		return nil, err
 	}
 	if err := fuseloop.Available(); err != nil {
 		lg.Info("no loop devices on this machine", zap.Error(err))
 		return r, nil
 	}
-	if r.fuseloop, err = fuseloop.New(fuseloop.Options{Dir: c.Frontends.FuseLoop.Dir, Logger: lg}); err != nil {
+	if r.fuseloop, err = fuseloop.New(fuseloop.Options{Dir: c.Frontends.FuseLoop.Dir, MaxRequests: c.Replication.MaxInflight, Logger: lg}); err != nil {
 		return nil, errors.Join(err, r.nbd.Close())
 	}
 	return r, nil

@@ -32,8 +32,8 @@
 // are held back so that a device that completes at once gets one write for the
 // whole batch.
 //
-// A connection has at most maxRequests requests and maxBytes bytes of payload
-// between the reading of a request and the writing of its reply; beyond that the
-// reader does not read. Nothing is allocated by the word of a client beyond
-// these limits and maxOptionData.
+// All connections of an export together have at most Options.MaxRequests requests
+// and maxBytes bytes of payload between the reading of a request and the writing
+// of its reply; beyond that their readers do not read (see window). Nothing is
+// allocated by the word of a client beyond these limits and maxOptionData.
 package nbd

@@ -79,7 +79,7 @@ func TestReconnect(t *testing.T) {
 	t.Run("restart", func(t *testing.T) {
 		socket := socketPath(t)
 		d := newMem(false)
-		s, err := Listen(zaptest.NewLogger(t), Endpoint{Network: "unix", Address: socket})
+		s, err := Listen(Options{Endpoints: []Endpoint{{Network: "unix", Address: socket}}, Logger: zaptest.NewLogger(t)})
 		if err != nil {
 			t.Fatal(err)
 		}
