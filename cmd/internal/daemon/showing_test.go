@@ -21,8 +21,8 @@ func TestShowingName(t *testing.T) {
 	if name(one) == name(two) {
 		t.Errorf("two attachments are shown as %s", name(one))
 	}
-	if name(one) != name(one) {
-		t.Error("one attachment has two names")
+	if again := name(one); again != name(one) {
+		t.Errorf("one attachment has two names, %s and %s", name(one), again)
 	}
 	if _, err := showingName(vol, &replication.Config{}); !errors.Is(err, replication.ErrNotCoordinator) {
 		t.Errorf("of a volume that is detached: %v, want ErrNotCoordinator", err)
