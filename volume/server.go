@@ -24,7 +24,7 @@ type Live struct {
 
 // Stall is why a volume's I/O waits (G7).
 type Stall struct {
-	Cause string // machine-readable: kvdb, need-replica, no-space, ...
+	Cause string // for machines, as the core names it: KVDB, NEED_REPLICA, ...
 	Text  string // what the operator can do
 	Since time.Time
 }

@@ -162,7 +162,7 @@ func (b Blocked) Text() string {
 	case NotAttached:
 		return "not attached, so its replica is not resynced: attach it in an active domain"
 	case ReplicaFaulted:
-		return "the disk of its replica failed: replace it with tandemctl volume replica replace"
+		return "the disk of its replica failed: replace the replica (tandemctl volume replica replace)"
 	case CoordinatorOffline:
 		return fmt.Sprintf("attached on node %s, which is offline: bring the node back or attach the volume elsewhere", b.Volume.Coordinator.Node)
 	case CoordinatorFenced:

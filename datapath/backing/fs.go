@@ -33,7 +33,7 @@ func checkFS(dir *os.File, allowAny bool) (FSInfo, error) {
 	fi := FSInfo{Type: fmt.Sprintf("%#x", uint32(st.Type))}
 	if !allowAny {
 		return fi, fmt.Errorf("%w: %s is on a file system of type %s; pools need xfs or ext4, "+
-			"whose durability is known (--unsafe-fs takes the risk)", ErrUnsafeFS, dir.Name(), fi.Type)
+			"whose durability is known (allowAnyFS of the pool in the configuration takes the risk)", ErrUnsafeFS, dir.Name(), fi.Type)
 	}
 	return fi, nil
 }

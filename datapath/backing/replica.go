@@ -137,7 +137,7 @@ func (r *Replica) Err() error {
 
 // fault ends the replica's usefulness for good. It does not block.
 func (r *Replica) fault(cause error) {
-	err := fmt.Errorf("%w: %w: its data are unknown now; replace the disk or reset the replica so that it is resynced", ErrFaulted, cause)
+	err := fmt.Errorf("%w: %w: its data are unknown now; replace the replica (tandemctl volume replica replace), it is then resynced", ErrFaulted, cause)
 	if !r.failure.CompareAndSwap(nil, &err) {
 		return
 	}

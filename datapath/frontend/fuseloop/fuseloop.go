@@ -84,6 +84,9 @@ type Options struct {
 	// Dir is where the mounts go, for example /run/tandem/fuseloop. It is made if
 	// absent and belongs to one process at a time.
 	Dir string
+	// MaxRequests bounds the reads and writes in flight of one attachment; more wait in the kernel. 0, and
+	// more than the depth of a loop device, mean that: 128.
+	MaxRequests int
 	// Logger may be nil.
 	Logger *zap.Logger
 }
@@ -91,6 +94,7 @@ type Options struct {
 // Frontend implements frontend.Frontend.
 type Frontend struct {
 	dir  string // absolute, without symbolic links
+	most int    // requests in flight of one attachment
 	lg   *zap.Logger
 	lock *os.File // held while the process lives or until Close
 
@@ -129,6 +133,9 @@ func New(o Options) (*Frontend, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
+	if o.MaxRequests <= 0 || o.MaxRequests > loopDepth {
+		o.MaxRequests = loopDepth
+	}
 	if err := Available(); err != nil {
 		return nil, err
 	}
@@ -146,7 +153,7 @@ func New(o Options) (*Frontend, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Frontend{dir: dir, lg: o.Logger, lock: lock, attachments: make(map[string]*Attachment)}
+	f := &Frontend{dir: dir, most: o.MaxRequests, lg: o.Logger, lock: lock, attachments: make(map[string]*Attachment)}
 	if err := f.recover(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
