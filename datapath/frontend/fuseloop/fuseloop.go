@@ -158,7 +158,7 @@ func New(o Options) (*Frontend, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0); errno != 0 {
-		f.lg.Warn("memory reclaim may wait for the devices of this process, build it without cgo to prevent that", zap.Error(errno))
+		f.lg.Warn("memory reclaim may wait for the devices of this process, which a build without cgo that has CAP_SYS_RESOURCE prevents", zap.Error(errno))
 	}
 	return f, nil
 }

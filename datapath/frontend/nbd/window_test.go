@@ -19,12 +19,15 @@ func TestWindowRules(t *testing.T) {
 			t.Fatal("not 4 requests and 100 bytes, of all together")
 		}
 		a.leave(1, 5)
+		var mu sync.Mutex
 		var order []string
 		await := func(name string, s *share, n int64) {
 			go func() {
 				if !s.await(n, nil) {
 					t.Errorf("%s was not let in", name)
 				}
+				mu.Lock()
+				defer mu.Unlock()
 				order = append(order, name)
 			}()
 			synctest.Wait()
