@@ -149,7 +149,7 @@ func (c *Coordinator) fillCopies() {
 
 // mayReconcile reports whether spans of D may be copied now, and the authority.
 func (c *Coordinator) mayReconcile() (src int, ok bool) {
-	if c.reconcile.Count() == 0 || c.stage != stageServing || c.hold || c.holdAcks || !c.openSet().covers(c.isr) || c.now < c.copyAt {
+	if c.reconcile.Count() == 0 || c.stage != stageServing || c.hold || c.holdAcks || c.joining() || !c.openSet().covers(c.isr) || c.now < c.copyAt {
 		return -1, false
 	}
 	return c.prefer(c.isr), true

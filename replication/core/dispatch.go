@@ -216,12 +216,13 @@ func (c *Coordinator) repeat(io *IO) {
 	c.retry = true
 }
 
-// differ notes that the in-sync members may differ in the range of io.
+// differ notes that the in-sync members may differ in the range of io, a joiner
+// that may be one already included.
 func (c *Coordinator) differ(io *IO) {
 	if c.join != nil {
 		c.join.fail("a write failed on every replica")
 	}
-	if c.isr&(c.isr-1) == 0 || io.Len == 0 {
+	if c.isr&(c.isr-1) == 0 && !c.joining() || io.Len == 0 {
 		return
 	}
 	c.reconcile.SetRange(int(io.Off/replication.ResyncBlock), int((io.Off+io.Len-1)/replication.ResyncBlock)+1)
@@ -232,9 +233,6 @@ func (c *Coordinator) flushDone(io *IO) {
 	if io.internal {
 		c.flushing = false
 		c.flushGood = io.failed|io.full == 0
-	}
-	if c.join != nil && c.join.failed != "" {
-		return // the joiner may have what failed here, and its join may still be decided
 	}
 	if c.reconcile.Count() == 0 && io.failed|io.full == 0 && io.cover > c.stable {
 		c.stable = io.cover

@@ -251,7 +251,10 @@ func (c *Coordinator) forgetJoin() {
 		c.sessionLost(j.q)
 	}
 	c.join = nil
-	c.wroteSeq = true // nothing was settled since it failed
+	if c.isr&(c.isr-1) == 0 && c.reconcile.Count() > 0 {
+		c.reconcile.Reset() // the joiner is not in sync: nothing to differ from
+		c.wroteSeq = true   // a flush settles what waited for it
+	}
 	m.boot = replication.BootID{}
 	c.joinAt = c.now + c.o.RetryInterval
 	m.tryAt = c.joinAt
@@ -319,6 +322,11 @@ func (c *Coordinator) advanceFinishJoin(ch *change) bool {
 	default: // stepCAS: acknowledgements need the union (I10), which wait-mode gives
 	}
 	return false
+}
+
+// joining reports whether the joiner may be in the in-sync set already (I10).
+func (c *Coordinator) joining() bool {
+	return c.change != nil && c.change.kind == changeJoin && c.change.step == stepCAS
 }
 
 // joined makes the joiner a member of the in-sync set.
