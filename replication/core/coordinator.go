@@ -74,13 +74,15 @@ type Coordinator struct {
 	holdAcks   bool // no write is acknowledged (5.2 step 1)
 	hold       bool // no write or flush is dispatched (9.1 step 3)
 	changeSent bool // a compare-and-set is unresolved
-	kvdbDown   bool // the last one could not be sent
 
-	seals     []*replication.SealResult // by member, of the takeover
-	sealUntil int64
-	lossUntil int64
-	nextCtl   uint64
-	ctl       map[uint64]*control
+	changeStall Stall // why the last one is not in force
+
+	seals      []*replication.SealResult // by member, of the takeover
+	rolledBack mask                      // members that know a later configuration than the takeover
+	sealUntil  int64
+	lossUntil  int64
+	nextCtl    uint64
+	ctl        map[uint64]*control
 
 	flight    flightTable
 	waiting   []*IO
@@ -180,14 +182,18 @@ type Change struct {
 // Outcome of a Change.
 type Outcome uint8
 
-// Outcomes. An unknown one is not among them: the caller finds out, however long
-// that takes, before it answers (I10).
+// Outcomes of one attempt. The same Change is asked for again after ChangeUnknown.
 const (
 	ChangeOK       Outcome = iota // Next is in force
-	ChangeConflict                // another change came first; the configuration in force is given
-	ChangeNotSent                 // the kvdb is out of reach and certainly did not get it
-	ChangeRefused                 // this node's cluster domain is not ACTIVE
+	ChangeConflict                // another change came first, or Next did before; the configuration in force is given
+	ChangeNotSent                 // the kvdb is out of reach and certainly did not get it in this attempt
+	ChangeRefused                 // this node's cluster domain is not ACTIVE: no attempt took effect, or will
+	ChangeUnknown                 // Next may be in force, or come into force later
 )
+
+func (o Outcome) String() string {
+	return [...]string{"done", "configuration changed by others", "kvdb not reachable", domainClosed, "not known"}[o]
+}
 
 // Completion is the answer to a consumer's request.
 type Completion struct {
@@ -334,7 +340,7 @@ func (c *Coordinator) SetUsable(now int64, i int, usable bool) {
 func (c *Coordinator) SetUp(now int64, i int, up bool) {
 	c.now = now
 	m := c.m[i]
-	m.up = up
+	m.up, c.retry = up, true
 	switch {
 	case up:
 		m.tryAt = now
@@ -357,8 +363,11 @@ func (c *Coordinator) ConfigSeen(now int64, cfg *replication.Config) {
 	if c.changeSent && c.change != nil && cfg.ProposalID == c.change.next.ProposalID {
 		return // its own change, of which it has not been told yet
 	}
-	if !c.mine(cfg) {
+	switch {
+	case !c.mine(cfg):
 		c.die(replication.ErrDeposed)
+	case c.lostTrack(cfg):
+		c.die(errLostTrack)
 	}
 }
 
@@ -490,6 +499,17 @@ func (c *Coordinator) openSet() mask {
 	for i, m := range c.m {
 		if m.open {
 			s |= bit(i)
+		}
+	}
+	return s
+}
+
+// reached is the set of members with an open session whose node answers beats.
+func (c *Coordinator) reached() mask {
+	s := c.openSet()
+	for i, m := range c.m {
+		if !m.up {
+			s &^= bit(i)
 		}
 	}
 	return s

@@ -40,7 +40,8 @@ type simWorld struct {
 	cfg     *replication.Config // the kvdb
 	rev     uint64
 	kvDown  bool
-	unknown int // of 100 compare-and-sets, how many have a late outcome
+	kvLose  string // the cause of the change in which its node loses it, "" none
+	unknown int    // of 100 transactions, how many are not answered
 	kvHold  bool
 	kvHeld  []func() // outcomes that nobody is told yet
 
@@ -72,6 +73,9 @@ type simNode struct {
 	up     bool
 	paused bool
 	fenced bool // its cluster domain is
+	fences int  // how often that changed
+	kvCut  bool // it does not reach the kvdb
+	silent bool // its beats are not heard
 	boot   replication.BootID
 	life   int // incarnation of the process
 	disk   simDisk
@@ -301,6 +305,7 @@ func (n *simNode) stopped() {
 func (n *simNode) fence(on bool) {
 	w := n.w
 	n.fenced = on
+	n.fences++
 	if n.coord != nil && on {
 		n.coord.Kill(w.now, replication.ErrDomainFenced)
 		n.drainCoord()
@@ -332,6 +337,9 @@ func (n *simNode) attach() {
 	for i, m := range w.nodes {
 		if m.fenced {
 			n.coord.SetUsable(w.now, i, false)
+		}
+		if m.silent && m != n {
+			n.coord.SetUp(w.now, i, false)
 		}
 	}
 	n.coord.Start(w.now)
@@ -567,66 +575,6 @@ func (n *simNode) control(q Control) {
 		peer.drainRep()
 	})
 	w.after(simControl, func() { finish(ControlResult{Failed: true}) })
-}
-
-// change is the kvdb. An outcome may come late, whatever it is.
-func (n *simNode) change(ch Change) {
-	w, c := n.w, n.coord
-	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, ch.Next.History[len(ch.Next.History)-1].Cause)
-	swap := func() {
-		out, cfg, rev := ChangeOK, (*replication.Config)(nil), uint64(0)
-		switch {
-		case w.kvDown:
-			out = ChangeNotSent
-		case n.fenced:
-			out = ChangeRefused
-		case w.rev != ch.Rev:
-			out, cfg, rev = ChangeConflict, w.cfg, w.rev
-		default:
-			w.checkChange(n, ch.Next)
-			w.put(ch.Next)
-			w.checkContent()
-			rev = w.rev
-			w.seen["config: "+w.cfg.History[len(w.cfg.History)-1].Cause]++
-			w.trace("kvdb epoch %d: %s, in sync %v", w.cfg.Epoch, w.cfg.Phase, w.inSync())
-		}
-		tell := func() {
-			if n.alive(c) {
-				c.ChangeDone(w.now, out, cfg, rev)
-				n.drainCoord()
-			}
-		}
-		if w.kvHold {
-			w.kvHeld = append(w.kvHeld, tell)
-			return
-		}
-		if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
-			w.seen["fault: kvdb outcome unknown, applied"]++
-			w.after(w.rng.Int64N(500e6), func() { w.once(n, tell) })
-			return
-		}
-		w.once(n, tell)
-	}
-	if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
-		w.seen["fault: kvdb outcome unknown, late"]++
-		w.after(w.rng.Int64N(500e6), swap)
-		return
-	}
-	w.once(nil, swap)
-}
-
-// put stores a configuration; whoever watches sees it.
-func (w *simWorld) put(cfg *replication.Config) {
-	w.cfg, w.rev = cfg.Clone(), w.rev+1
-	seen := w.cfg
-	for _, n := range w.nodes {
-		w.once(n, func() {
-			if n.up && n.coord != nil {
-				n.coord.ConfigSeen(w.now, seen)
-				n.drainCoord()
-			}
-		})
-	}
 }
 
 func (w *simWorld) inSync() (s []replication.NodeID) {

@@ -65,7 +65,7 @@ func (k *testConfigs) Swap(_ context.Context, rev uint64, next *replication.Conf
 	defer k.mu.Unlock()
 	switch {
 	case k.down != nil:
-		return 0, k.down
+		return 0, fmt.Errorf("%w: %w", ErrNotSent, k.down)
 	case k.noSwap != nil:
 		return 0, k.noSwap
 	case rev != k.rev:

@@ -38,7 +38,8 @@ type Volume struct {
 	deadErr  error         // why; set before dead is closed
 	wasServe bool
 	wasDead  bool
-	ticked   bool // the status is to be published anew
+	ticked   bool   // the status is to be published anew
+	noChange string // why the last attempt of a change had no effect, for the log
 
 	// With the lock of the Manager:
 	waiters int         // calls of Attach that wait until it is served
