@@ -314,6 +314,9 @@ func (c *Coordinator) conflict(ch *change, cfg *replication.Config, rev uint64) 
 	}
 }
 
+// errNotFlushed is how a detach ends whose last flush failed on every in-sync replica.
+var errNotFlushed = fmt.Errorf("%w: the volume is detached, but its last flush failed: acknowledged writes may be lost", replication.ErrReplicaFaulted)
+
 // errLostTrack is the end of a coordinator that acknowledged by another in-sync set than the one in force.
 var errLostTrack = fmt.Errorf("%w: an own change of the in-sync set that was believed not sent is in force", replication.ErrDeposed)
 
@@ -418,9 +421,12 @@ func (c *Coordinator) advanceDetach(ch *change) bool {
 		if c.round.done() || c.now >= ch.until {
 			// A replica that did not get the message counts as stopped uncleanly: slower, not wrong.
 			c.stage = stageDetached
+			if !c.flushGood {
+				c.dead = errNotFlushed
+			}
 			c.endChange()
 			c.abortAll(replication.ErrClosed) // what came after the drain
-			c.event(Event{Kind: EventDetached})
+			c.event(Event{Kind: EventDetached, Err: c.dead})
 		}
 	default:
 	}

@@ -58,7 +58,7 @@ type Coordinator struct {
 	o     Options
 	now   int64
 	stage stage
-	dead  error // why stageDead
+	dead  error // why stageDead, or what is wrong with stageDetached
 
 	cfg  *replication.Config // in force as far as known
 	term replication.Term    // 0 before the election
@@ -298,7 +298,8 @@ func (c *Coordinator) Kill(now int64, err error) {
 	c.die(err)
 }
 
-// Dead returns why the coordinator ended, nil while it lives.
+// Dead returns why the coordinator ended, nil while it lives. After a detach that is
+// replication.ErrClosed, or what was lost with it.
 func (c *Coordinator) Dead() error {
 	if c.stage == stageDead || c.stage == stageDetached {
 		return c.deadErr()
@@ -306,7 +307,7 @@ func (c *Coordinator) Dead() error {
 	return nil
 }
 
-// Detached reports whether the coordinator left in order.
+// Detached reports whether the coordinator left in order, as far as it could.
 func (c *Coordinator) Detached() bool { return c.stage == stageDetached }
 
 func (c *Coordinator) deadErr() error {

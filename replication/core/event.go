@@ -14,7 +14,7 @@ const (
 	EventResyncProgress                      // Dirty blocks are left
 	EventResyncStopped                       // it was given up for Reason
 	EventJoined                              // Replica is in sync
-	EventDetached                            // left in order
+	EventDetached                            // left in order; Err if its last flush failed
 	EventDied                                // deposed or poisoned: Err
 )
 

@@ -224,7 +224,7 @@ func (n *testNode) attach() *Volume {
 	n.c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
-	v, err := n.m.Attach(ctx, n.c.vol, AttachOptions{Preempt: true})
+	v, err := n.m.Attach(ctx, n.c.vol, AttachOptions{TakeFrom: n.c.kv.config().Coord})
 	if err != nil {
 		n.c.t.Fatalf("attach on %s: %v", n.id, err)
 	}

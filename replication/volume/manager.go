@@ -190,16 +190,16 @@ func (m *Manager) track(d replication.DomainID, cancel context.CancelFunc) (untr
 	}
 }
 
-// mayTake is the policy of who may take a volume over (protocol.md 5.5). Safety does not depend on it.
-func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
-	switch {
+// mayTake holds an attach to the coordinator that it was decided to replace. Safety does not depend on it.
+func (m *Manager) mayTake(cfg *replication.Config, from *replication.Coord) error {
+	switch c := cfg.Coord; {
 	case cfg.Phase == replication.PhaseDeleting:
 		return fmt.Errorf("%w: it is being deleted", replication.ErrVolumeNotFound)
-	case cfg.Coord == nil, cfg.Coord.Node == m.o.Node, o.Preempt, !m.o.Usable(cfg.Coord.Domain):
+	case c == nil, c.Node == m.o.Node, from != nil && *c == *from:
 		return nil
+	default:
+		return fmt.Errorf("%w: on node %s (domain %s), since a moment ago: detach it there first", replication.ErrBusy, c.Node, c.Domain)
 	}
-	return fmt.Errorf("%w: on node %s (domain %s); detach it there, deactivate that domain if the site is lost, or take it over by force",
-		replication.ErrBusy, cfg.Coord.Node, cfg.Coord.Domain)
 }
 
 // start makes the volume and begins its takeover, unless somebody else just did.

@@ -395,10 +395,10 @@ func (v *Volume) Close() error {
 }
 
 // Dead is closed when the volume is no longer served here, after a detach or
-// because it was lost; then Err says why (nil after a detach).
+// because it was lost; then Err says why.
 func (v *Volume) Dead() <-chan struct{} { return v.dead }
 
-// Err returns why the volume ended. Valid after Dead is closed.
+// Err returns why the volume ended; nil after a detach, unless its last flush failed. Valid after Dead is closed.
 func (v *Volume) Err() error { return v.deadErr }
 
 // ID is the volume's.
