@@ -14,6 +14,7 @@ type View struct {
 // Volume is what a decision needs to know of a volume.
 type Volume struct {
 	ID, Name    string
+	Strict      bool // max-protection: writes wait while a domain has no in-sync replica
 	Coordinator Coordinator
 	Replicas    []Replica
 }
@@ -141,6 +142,7 @@ const (
 	CoordinatorFenced  Cause = "coordinator-fenced"  // the domain where it is attached is out of service
 	StillAttached      Cause = "still-attached"      // it is to be detached, or attached elsewhere
 	LastCopy           Cause = "last-copy"           // no other replica is in sync
+	Protection         Cause = "protection"          // its writes would wait for a replica there
 )
 
 // Blocked is a volume that cannot go on by itself.
@@ -164,6 +166,8 @@ func (b Blocked) Text() string {
 		return fmt.Sprintf("still attached on node %s: detach it", b.Volume.Coordinator.Node)
 	case LastCopy:
 		return "its last in-sync replica is here: wait for another to be in sync, or activate the domain again"
+	case Protection:
+		return "max-protection: its writes would wait until a replica here is in sync again: detach it first"
 	default:
 		return string(b.Cause)
 	}
@@ -224,6 +228,8 @@ func settleDraining(v View, domain string, vol Volume, accepted bool, p *Progres
 		p.Evict = append(p.Evict, vol)
 	case here && stuck(v, vol) != "":
 		p.Blocked = append(p.Blocked, Blocked{vol, stuck(v, vol)})
+	case here && vol.Strict:
+		p.Blocked = append(p.Blocked, Blocked{vol, Protection})
 	case here, syncing && stuck(v, vol) == "":
 		p.Waiting = append(p.Waiting, vol)
 	}
@@ -234,7 +240,9 @@ func stuck(v View, vol Volume) Cause {
 	switch s := v.Domains[vol.Coordinator.Domain]; {
 	case !vol.Attached():
 		return NotAttached
-	case !s.MayAttach() && s != Draining:
+	case s == Draining:
+		return StillAttached // it may do nothing but detach
+	case !s.MayAttach():
 		return CoordinatorFenced
 	case !vol.Coordinator.Online:
 		return CoordinatorOffline

@@ -114,6 +114,7 @@ type Coordinator struct {
 type member struct {
 	id      replication.ReplicaID
 	usable  bool // its cluster domain may hold in-sync replicas
+	kept    bool // and is to: it is not being deactivated
 	up      bool // its node answers beats
 	sess    replication.SessionID
 	open    bool
@@ -220,7 +221,7 @@ func New(o Options, cfg *replication.Config, rev uint64) *Coordinator {
 	}
 	c.reconcile = NewBitmap(c.blocks)
 	for _, id := range ids {
-		c.m = append(c.m, &member{id: id, usable: true, up: true})
+		c.m = append(c.m, &member{id: id, usable: true, kept: true, up: true})
 	}
 	c.evictWhy = make([]string, len(c.m))
 	c.seals = make([]*replication.SealResult, len(c.m))
@@ -331,6 +332,20 @@ func (c *Coordinator) SetUsable(now int64, i int, usable bool) {
 	}
 	if usable {
 		c.pardon(i, domainClosed)
+	}
+	c.progress()
+}
+
+// SetKept tells whether member i is to stay in the in-sync set as far as its cluster domain
+// goes: it is not being deactivated by plan. One that is not leaves if another one has everything,
+// and is served until then.
+func (c *Coordinator) SetKept(now int64, i int, kept bool) {
+	c.now = now
+	c.m[i].kept = kept
+	if kept {
+		c.pardon(i, domainDrains)
+	} else if c.stage == stageServing {
+		c.requestEvict(i, domainDrains)
 	}
 	c.progress()
 }

@@ -12,12 +12,15 @@ const (
 	diskFailed   = "disk failed"
 	lostPower    = "lost power"
 	domainClosed = "cluster domain is not active"
+	domainDrains = "cluster domain is being deactivated"
 )
 
-// severity orders the reasons: 0 a member that may have everything once it is
-// heard again, 1 one that lacks writes, 2 one that lost data it had acknowledged.
+// severity orders the reasons: -1 a member that has everything and is to leave by
+// plan, 0 a member that may have everything once it is heard again, 1 one that lacks writes, 2 one that lost data it had acknowledged.
 func severity(why string) int {
 	switch why {
+	case domainDrains:
+		return -1
 	case suspected, slow:
 		return 0
 	case diskFailed, lostPower:
@@ -75,7 +78,7 @@ func (c *Coordinator) wished() mask {
 	all := q == c.isr
 	for i := range c.m {
 		s := severity(c.evictWhy[i])
-		if all && s == least || s == 0 && c.cfg.Protection == replication.MaxProtection {
+		if all && s == least || s <= 0 && c.cfg.Protection == replication.MaxProtection {
 			q &^= bit(i)
 		}
 	}

@@ -71,7 +71,7 @@ func (c *Coordinator) beginJoin() bool {
 	}
 	for i, m := range c.m {
 		st := c.cfg.Members[m.id].State
-		if c.isr.has(i) || !m.usable || !m.up || c.now < m.tryAt ||
+		if c.isr.has(i) || !m.usable || !m.kept || !m.up || c.now < m.tryAt ||
 			(st != replication.MemberStale && st != replication.MemberSyncing) {
 			continue
 		}

@@ -23,6 +23,7 @@ import (
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
 //	kvdb down | kvdb up | kvdb hold | kvdb tell (outcomes wait in between)
 //	kvdb lose CAUSE (that change takes effect, and its coordinator does not reach the kvdb any more) | kvdb back
+//	drain n0 | keep n0 (its cluster domain is deactivated by plan)
 //	silent n0 | heard n0 (its beats are not heard, its connections stay)
 //	full n0 | empty n0 | fail n0 | unreadable n0 | readable n0
 //	close n0 | open n0 (its storage, under a living process) | hang n0 | unhang n0
@@ -121,6 +122,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).damage[node(2)], node(2).damage[node(1)] = true, true
 	case "kvdb":
 		w.kvdbCommand(arg(1), strings.Join(f[min(2, len(f)):], " "))
+	case "drain", "keep":
+		node(1).drain(f[0] == "drain")
 	case "silent", "heard":
 		node(1).silence(f[0] == "silent")
 	case "full", "empty":

@@ -82,6 +82,7 @@ var faults = []fault{
 		n.fence(true)
 		return true
 	}, func(_ *simWorld, n *simNode) { n.fence(false) }},
+	{"domain drains", func(_ *simWorld, n *simNode) bool { n.drain(n.coord == nil); return n.drains }, func(_ *simWorld, n *simNode) { n.drain(false) }},
 	{"no space", func(_ *simWorld, n *simNode) bool { n.disk.full = true; return true }, func(_ *simWorld, n *simNode) { n.disk.full = false }},
 	{"no space anywhere", func(w *simWorld, _ *simNode) bool {
 		for _, n := range w.nodes {
@@ -129,7 +130,7 @@ func (w *simWorld) healLinks() {
 // takeover makes some node the coordinator.
 func (w *simWorld) takeover() {
 	n := w.nodes[w.rng.IntN(len(w.nodes))]
-	if !n.up || n.paused || n.stop || n.fenced || n.coord != nil || w.kvDown || n.kvCut {
+	if !n.up || n.paused || n.stop || n.fenced || n.coord != nil || n.drains || w.kvDown || n.kvCut {
 		return
 	}
 	w.client.at = n
@@ -246,6 +247,7 @@ func (w *simWorld) settle() {
 	for _, n := range w.nodes {
 		n.fence(false)
 		n.silence(false)
+		n.drain(false)
 		n.paused, n.disk.full, n.disk.failRead = false, false, false
 		n.disk.failWrite, n.disk.failFlush = false, false
 		n.unhang()

@@ -121,6 +121,17 @@ func (w *simWorld) reachKVDB() {
 	}
 }
 
+// drain has n's cluster domain deactivated by plan, or not, as every coordinator sees it.
+func (n *simNode) drain(on bool) {
+	n.drains = on
+	for _, m := range n.w.nodes {
+		if m.up && m.coord != nil && m != n {
+			m.coord.SetKept(n.w.now, slices.Index(n.w.nodes, n), !on)
+			m.drainCoord()
+		}
+	}
+}
+
 // silence lets n's beats be missed, or heard again, by every coordinator.
 func (n *simNode) silence(on bool) {
 	n.silent = on

@@ -76,6 +76,7 @@ type simNode struct {
 	fences int  // how often that changed
 	kvCut  bool // it does not reach the kvdb
 	silent bool // its beats are not heard
+	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
 	life   int // incarnation of the process
 	disk   simDisk
@@ -337,6 +338,9 @@ func (n *simNode) attach() {
 	for i, m := range w.nodes {
 		if m.fenced {
 			n.coord.SetUsable(w.now, i, false)
+		}
+		if m.drains && m != n {
+			n.coord.SetKept(w.now, i, false)
 		}
 		if m.silent && m != n {
 			n.coord.SetUp(w.now, i, false)

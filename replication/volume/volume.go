@@ -84,6 +84,7 @@ const (
 	inChange
 	inTick
 	inUsable
+	inKept
 	inUp
 	inSeen
 	inDetach
@@ -304,6 +305,8 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.core.Tick(t)
 	case inUsable:
 		v.core.SetUsable(t, in.member, in.flag)
+	case inKept:
+		v.core.SetKept(t, in.member, in.flag)
 	case inUp:
 		v.core.SetUp(t, in.member, in.flag)
 	case inSeen:
