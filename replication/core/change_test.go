@@ -62,3 +62,23 @@ func TestChangeConflictsWithItself(t *testing.T) {
 		t.Errorf("in sync are %v, ended: %v", c.InSync(), err)
 	}
 }
+
+// While the outcome of a join is open and a write failed on the members, not on the joiner, nothing is read: nobody
+// knows which of them counts (I16).
+func TestNoReadWhileFailedJoinIsOpen(t *testing.T) {
+	c, _, w := lostJoin(t, false)
+	w.client.read(0)
+	for len(w.client.flight) > 0 {
+		w.step()
+	}
+	w.nodes[0].disk.full = true
+	w.client.write(1, 0)
+	for len(w.client.flight) > 0 {
+		w.step()
+	}
+	w.client.read(1)
+	w.run(20)
+	if len(w.client.flight) == 0 || c.Stall() != StallKVDB {
+		t.Errorf("%d requests wait, stall %q", len(w.client.flight), c.Stall())
+	}
+}

@@ -37,6 +37,9 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 func (c *Coordinator) readable() bool {
 	s := c.isr
 	if ch := c.change; ch != nil && ch.kind == changeJoin && ch.step == stepCAS {
+		if c.join.failed != "" {
+			return false // the joiner may have what failed on the others (I16)
+		}
 		s |= ch.q
 	}
 	return c.reached().covers(s)

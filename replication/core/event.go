@@ -72,7 +72,7 @@ func (c *Coordinator) Stall() Stall {
 		return StallTakeover
 	}
 	switch {
-	case c.change != nil && c.changeStall != StallNone && (c.holdAcks || c.detachReq || c.hold || !c.reached().covers(c.need())):
+	case c.change != nil && c.changeStall != StallNone && (c.holdAcks || c.detachReq || c.hold || !c.reached().covers(c.need()) || !c.readable()):
 		return c.changeStall
 	case c.protectionStall():
 		return StallProtection

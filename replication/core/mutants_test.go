@@ -40,6 +40,7 @@ var mutants = []mutant{
 	{"own_change_conflicts", "I10: a change that had taken effect", "change.go", "case out == ChangeConflict && cfg.ProposalID == ch.next.ProposalID:", "case false:"},
 	{"start_held", "G6: no write waits for the kvdb when a resync starts", "join.go", "c.change = &change{kind: changeStartSync,", "c.hold = true; c.change = &change{kind: changeStartSync, until: 1 << 62,"},
 	{"read_while_joining", "I10: a read needs the joiner too", "dispatch.go", "\t\ts |= ch.q\n", ""},
+	{"read_failed_join", "I16: what failed while the join was open", "dispatch.go", "\t\tif c.join.failed != \"\" {\n\t\t\treturn false", "\t\tif false {\n\t\t\treturn false"},
 	{"read_while_silent", "I8: a read needs members that are heard", "dispatch.go", "return c.reached().covers(s)", "return c.openSet().covers(s)"},
 	{"read_not_checked_again", "I8: a read is checked when it is done", "dispatch.go", "if !c.readable() { // it was", "if false { // it was"},
 	{"no_dirty_snapshot", "I14: a map begins with the log", "replica.go", "\t\tr.markActive(m)\n\t}\n\treturn true", "\t}\n\treturn true"},

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -48,6 +49,10 @@ func (v *Volume) swap(ch core.Change) {
 	in := volumeInput{kind: inChange}
 	var err error
 	in.outcome, in.cfg, in.rev, err = v.attempt(ch)
+	if errors.Is(err, replication.ErrVolumeNotFound) {
+		v.kill(fmt.Errorf("%w: it was deleted while it was attached here", replication.ErrVolumeNotFound))
+		return
+	}
 	v.logOutcome(in.outcome, err)
 	v.post(in)
 }
@@ -75,10 +80,7 @@ func (v *Volume) inForce() (core.Outcome, *replication.Config, uint64, error) {
 	ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
 	defer cancel()
 	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
-	switch {
-	case errors.Is(err, replication.ErrVolumeNotFound):
-		return core.ChangeConflict, &replication.Config{}, 0, nil
-	case err != nil:
+	if err != nil {
 		return core.ChangeUnknown, nil, 0, err
 	}
 	return core.ChangeConflict, cfg, rev, nil
