@@ -228,6 +228,8 @@ func settleDraining(v View, domain string, vol Volume, accepted bool, p *Progres
 		p.Evict = append(p.Evict, vol)
 	case here && stuck(v, vol) != "":
 		p.Blocked = append(p.Blocked, Blocked{vol, stuck(v, vol)})
+	case here && v.Domains[vol.Coordinator.Domain] == Draining:
+		p.Blocked = append(p.Blocked, Blocked{vol, StillAttached}) // it is to end itself, and evicts nobody by plan
 	case here && vol.Strict:
 		p.Blocked = append(p.Blocked, Blocked{vol, Protection})
 	case here, syncing && stuck(v, vol) == "":
@@ -240,9 +242,7 @@ func stuck(v View, vol Volume) Cause {
 	switch s := v.Domains[vol.Coordinator.Domain]; {
 	case !vol.Attached():
 		return NotAttached
-	case s == Draining:
-		return StillAttached // it may do nothing but detach
-	case !s.MayAttach():
+	case !s.MayAttach() && s != Draining:
 		return CoordinatorFenced
 	case !vol.Coordinator.Online:
 		return CoordinatorOffline

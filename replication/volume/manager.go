@@ -263,7 +263,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 }
 
 // tellDomains tells a volume which of its members' domains may hold in-sync replicas, and which are to. A
-// coordinator in a domain that is not ACTIVE may evict nobody, and does not try by plan.
+// coordinator in a domain that is not ACTIVE evicts nobody by plan: it is to end itself.
 // One at a time: the last to tell has asked last.
 func (m *Manager) tellDomains(v *Volume, cfg *replication.Config) {
 	m.telling.Lock()
