@@ -20,7 +20,7 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 			return false
 		}
 	case io.Kind == replication.MsgRead:
-		if !c.openSet().covers(c.isr) || c.unreconciled(io.Off, io.Len) {
+		if !c.readable() || c.unreconciled(io.Off, io.Len) {
 			return false
 		}
 	default:
@@ -29,6 +29,17 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 		}
 	}
 	return !c.flight.blocks(io)
+}
+
+// readable reports whether, as far as can be known without leases, no other coordinator can have
+// served a write: every member that a takeover may start from is connected and answers. A joiner
+// whose join is being decided is one of them (I10).
+func (c *Coordinator) readable() bool {
+	s := c.isr
+	if c.joining() {
+		s |= c.change.q
+	}
+	return c.reached().covers(s)
 }
 
 // protectionStall reports whether writes have to wait for a replica in each domain.
@@ -289,6 +300,10 @@ func (c *Coordinator) again(io *IO) {
 func (c *Coordinator) readDone(io *IO, msg *replication.Message) {
 	if msg.Status == replication.StatusCRC || int64(len(msg.Data)) != io.Len {
 		c.readFailed(io, io.from, replication.StatusCRC)
+		return
+	}
+	if !c.readable() { // it was, when the read was sent
+		c.again(io)
 		return
 	}
 	if !io.delivered {

@@ -12,15 +12,18 @@ const (
 	diskFailed   = "disk failed"
 	lostPower    = "lost power"
 	domainClosed = "cluster domain is not active"
+	domainDrains = "cluster domain is being deactivated"
 	crowded      = "pool nearly full"
 )
 
-// severity orders the reasons: -1 a member that has everything and would rather
-// leave, 0 a member that may have everything once it is
+// severity orders the reasons: below 0 a member that has everything and is to
+// leave, of its own accord or by plan, 0 a member that may have everything once it is
 // heard again, 1 one that lacks writes, 2 one that lost data it had acknowledged.
 func severity(why string) int {
 	switch why {
 	case crowded:
+		return -2
+	case domainDrains:
 		return -1
 	case suspected, slow:
 		return 0
@@ -95,11 +98,12 @@ func (c *Coordinator) wished() mask {
 	return q
 }
 
-// must is those of the wished that do not leave of their own accord.
+// must is those of the wished that may lack something: no write is acknowledged
+// with them any more.
 func (c *Coordinator) must() mask {
 	q := c.wished()
 	for i := range c.m {
-		if c.evictWhy[i] == crowded {
+		if severity(c.evictWhy[i]) < 0 {
 			q &^= bit(i)
 		}
 	}

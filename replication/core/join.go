@@ -75,7 +75,7 @@ func (c *Coordinator) beginJoin() bool {
 	}
 	for i, m := range c.m {
 		st := c.cfg.Members[m.id].State
-		if c.isr.has(i) || !m.usable || !m.up || c.now < m.tryAt ||
+		if c.isr.has(i) || !m.usable || !m.kept || !m.up || c.now < m.tryAt ||
 			(st != replication.MemberStale && st != replication.MemberSyncing) {
 			continue
 		}
@@ -99,21 +99,28 @@ func (c *Coordinator) beginJoin() bool {
 	return false
 }
 
-// beginStartSync is step 3: nothing may fall between not mirrored and not marked.
+// beginStartSync is step 3. The configuration says SYNCING first, which binds nobody,
+// and only then writes are held: they never wait for the kvdb (G6).
 func (c *Coordinator) beginStartSync() bool {
-	c.hold = true
-	c.change = &change{kind: changeStartSync, step: stepQuiesce, q: bit(c.join.q), until: c.now + c.o.SuspectTimeout}
+	c.change = &change{kind: changeStartSync, step: stepPropose, q: bit(c.join.q), isr: c.isr}
 	return true
 }
 
 func (c *Coordinator) advanceStartSync(ch *change) bool {
 	j := c.join
-	if ch.step != stepCAS && (j.failed != "" || c.now >= ch.until || c.wished() != 0) {
-		j.fail("could not start in time")
-		c.abandonStartSync(j.failed)
+	if ch.step != stepCAS && (j.failed != "" || c.hold && c.now >= ch.until || c.wished() != 0) {
+		c.abandonStartSync("could not start in time")
 		return true
 	}
 	switch ch.step {
+	case stepPropose:
+		n := c.next("start resync")
+		v := n.Members[c.m[j.q].id]
+		v.State, v.Reason = replication.MemberSyncing, ""
+		n.Members[c.m[j.q].id] = v
+		c.setISR(n, c.isr, c.evictedState)
+		ch.next, ch.step = n, stepCAS
+		c.propose(n)
 	case stepQuiesce:
 		if !c.quiet() || c.copying() {
 			return false
@@ -136,29 +143,24 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 			j.todo = NewBitmap(c.blocks)
 			j.todo.OrBytes(r.Dirty.Bits)
 			c.markActive(j.todo, j.seal)
-			ch.step = stepPropose
-			if !c.related(j) {
-				// The maps do not say what it lacks. They have to before it is told anything,
-				// for after that it looks related.
-				j.todo.SetAll()
-				ch.step = stepPrepare
-				c.prepareRound(c.isr, c.all()&^c.isr, c.m[j.q].id)
+			if c.related(j) {
+				j.total = j.todo.Count()
+				c.tellJoiner(ch)
+				return
 			}
+			// The maps do not say what it lacks. They have to before it is told anything,
+			// for after that it looks related.
+			j.todo.SetAll()
 			j.total = j.todo.Count()
+			ch.step = stepPrepare
+			c.prepareRound(c.isr, c.all()&^c.isr, c.m[j.q].id)
 		}})
 	case stepPrepare:
 		if c.round.done() {
-			c.round, ch.step = nil, stepPropose
+			c.round = nil
+			c.tellJoiner(ch)
 			return true
 		}
-	case stepPropose:
-		n := c.next("start resync")
-		v := n.Members[c.m[j.q].id]
-		v.State, v.Reason = replication.MemberSyncing, ""
-		n.Members[c.m[j.q].id] = v
-		c.setISR(n, c.isr, c.evictedState)
-		ch.next, ch.step = n, stepCAS
-		c.propose(n)
 	case stepConnect:
 		if c.m[j.q].open {
 			// From here it gets every write. The in-sync members keep their dirty map of
@@ -198,6 +200,7 @@ func (c *Coordinator) related(j *join) bool {
 // (I20), gives it maps for the others that are missing, and opens its session.
 func (c *Coordinator) tellJoiner(ch *change) {
 	j := c.join
+	ch.step = stepTell
 	cfg := c.cfg.Clone()
 	missing := c.ids(c.all() &^ (c.isr | bit(j.q)))
 	fail := func() { j.fail("joiner did not answer") }
@@ -231,15 +234,10 @@ func (c *Coordinator) tellJoiner(ch *change) {
 
 // abandonStartSync gives up before anything is mirrored.
 func (c *Coordinator) abandonStartSync(why string) {
-	j := c.join
-	told := c.change.step == stepTell || c.change.step == stepConnect
 	c.endChange()
 	c.hold = false
 	c.retry = true
-	j.fail(why)
-	if !told {
-		c.forgetJoin()
-	}
+	c.join.fail(why)
 }
 
 // forgetJoin ends a join that the configuration does not know of.

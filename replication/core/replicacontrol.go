@@ -154,6 +154,9 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 	case cfg.Epoch < r.meta.Epoch || q.Incarnation != r.meta.Incarnation:
 		t.reply.Commit.Status = replication.StatusEpoch
 		return false
+	case cfg.Size != r.o.Size:
+		t.reply.Commit.Status = replication.StatusInvalid // of another volume, or a resize, which there is not
+		return false
 	}
 	self, ok := cfg.Members[r.o.Replica]
 	if !ok {

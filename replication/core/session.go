@@ -26,6 +26,9 @@ func (c *Coordinator) Tick(now int64) {
 func (c *Coordinator) watchMembers() {
 	want := c.isr | c.syncing()
 	for i, m := range c.m {
+		if !m.kept {
+			c.requestEvict(i, domainDrains) // again, if a worse reason has gone meanwhile
+		}
 		if !want.has(i) || m.open {
 			continue
 		}

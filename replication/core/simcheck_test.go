@@ -248,7 +248,7 @@ func (n *simNode) lossy() bool {
 
 // checkAck asserts I3, I5 and the protection mode when a write or flush is acknowledged.
 func (w *simWorld) checkAck(n *simNode, o *simOp) {
-	if o.io.Kind == replication.MsgRead || n.coord == nil || n.coord.cfg.Epoch != w.cfg.Epoch {
+	if o.io.Kind == replication.MsgRead || n.coord == nil || !n.coord.mine(w.cfg) {
 		return // a coordinator that another one followed answers nobody who looks
 	}
 	for _, m := range w.nodes {

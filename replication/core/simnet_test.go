@@ -151,66 +151,6 @@ func (n *simNode) control(q Control) {
 	w.after(simControl, func() { finish(ControlResult{Failed: true}) })
 }
 
-// change is the kvdb. An outcome may come late, whatever it is.
-func (n *simNode) change(ch Change) {
-	w, c := n.w, n.coord
-	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, ch.Next.History[len(ch.Next.History)-1].Cause)
-	swap := func() {
-		out, cfg, rev := ChangeOK, (*replication.Config)(nil), uint64(0)
-		switch {
-		case w.kvDown:
-			out = ChangeNotSent
-		case n.fenced:
-			out = ChangeRefused
-		case w.rev != ch.Rev:
-			out, cfg, rev = ChangeConflict, w.cfg, w.rev
-		default:
-			w.checkChange(n, ch.Next)
-			w.put(ch.Next)
-			w.checkContent()
-			rev = w.rev
-			w.seen["config: "+w.cfg.History[len(w.cfg.History)-1].Cause]++
-			w.trace("kvdb epoch %d: %s, in sync %v", w.cfg.Epoch, w.cfg.Phase, w.inSync())
-		}
-		tell := func() {
-			if n.alive(c) {
-				c.ChangeDone(w.now, out, cfg, rev)
-				n.drainCoord()
-			}
-		}
-		if w.kvHold {
-			w.kvHeld = append(w.kvHeld, tell)
-			return
-		}
-		if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
-			w.seen["fault: kvdb outcome unknown, applied"]++
-			w.after(w.rng.Int64N(500e6), func() { w.once(n, tell) })
-			return
-		}
-		w.once(n, tell)
-	}
-	if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
-		w.seen["fault: kvdb outcome unknown, late"]++
-		w.after(w.rng.Int64N(500e6), swap)
-		return
-	}
-	w.once(nil, swap)
-}
-
-// put stores a configuration; whoever watches sees it.
-func (w *simWorld) put(cfg *replication.Config) {
-	w.cfg, w.rev = cfg.Clone(), w.rev+1
-	seen := w.cfg
-	for _, n := range w.nodes {
-		w.once(n, func() {
-			if n.up && n.coord != nil {
-				n.coord.ConfigSeen(w.now, seen)
-				n.drainCoord()
-			}
-		})
-	}
-}
-
 func (w *simWorld) inSync() (s []replication.NodeID) {
 	for _, n := range w.nodes {
 		if w.cfg.InISR(n.rid) {

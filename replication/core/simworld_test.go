@@ -40,7 +40,8 @@ type simWorld struct {
 	cfg     *replication.Config // the kvdb
 	rev     uint64
 	kvDown  bool
-	unknown int // of 100 compare-and-sets, how many have a late outcome
+	kvLose  string // the cause of the change in which its node loses it, "" none
+	unknown int    // of 100 transactions, how many are not answered
 	kvHold  bool
 	kvHeld  []func() // outcomes that nobody is told yet
 
@@ -72,6 +73,10 @@ type simNode struct {
 	up     bool
 	paused bool
 	fenced bool // its cluster domain is
+	fences int  // how often that changed
+	kvCut  bool // it does not reach the kvdb
+	silent bool // its beats are not heard
+	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
 	life   int // incarnation of the process
 	disk   simDisk
@@ -308,6 +313,7 @@ func (n *simNode) stopped() {
 func (n *simNode) fence(on bool) {
 	w := n.w
 	n.fenced = on
+	n.fences++
 	if n.coord != nil && on {
 		n.coord.Kill(w.now, replication.ErrDomainFenced)
 		n.drainCoord()
@@ -339,6 +345,12 @@ func (n *simNode) attach() {
 	for i, m := range w.nodes {
 		if m.fenced {
 			n.coord.SetUsable(w.now, i, false)
+		}
+		if m.drains && m != n {
+			n.coord.SetKept(w.now, i, false)
+		}
+		if m.silent && m != n {
+			n.coord.SetUp(w.now, i, false)
 		}
 	}
 	n.coord.Start(w.now)

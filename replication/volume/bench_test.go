@@ -82,7 +82,7 @@ func newBenchVolume(b *testing.B) *Volume {
 		cfg.Members[rep] = replication.Member{Node: node, Domain: replication.DomainID(name), State: replication.MemberInSync}
 		m := NewManager(Options{
 			Node: node, Domain: replication.DomainID(name), Boot: boot, Instance: replication.NewUUID(),
-			Configs: kv, Peers: netPeers{p}, Usable: all, MayAttach: all,
+			Configs: kv, Peers: netPeers{p}, Usable: all, MayKeep: all, MayAttach: all,
 		})
 		if err := m.AddReplica(vol, rep, nullStorage{size}); err != nil {
 			b.Fatal(err)

@@ -26,13 +26,14 @@ func TestConformance(t *testing.T) {
 
 // writer keeps requests in flight and remembers what was acknowledged.
 type writer struct {
-	v     *Volume
-	mu    sync.Mutex
-	acked map[int64]uint64 // sector -> last acknowledged tag
-	maybe map[int64]uint64 // sector -> tag without an answer, or with an error
-	stop  chan struct{}
-	wg    sync.WaitGroup
-	errs  []error
+	v      *Volume
+	mu     sync.Mutex
+	writes int              // acknowledged
+	acked  map[int64]uint64 // sector -> last acknowledged tag
+	maybe  map[int64]uint64 // sector -> tag without an answer, or with an error
+	stop   chan struct{}
+	wg     sync.WaitGroup
+	errs   []error
 }
 
 // startWriter writes unique tags; each goroutine has sectors of its own.
@@ -65,6 +66,7 @@ func startWriter(v *Volume, goroutines int) *writer {
 					return
 				}
 				w.acked[s] = tag
+				w.writes++
 				delete(w.maybe, s)
 				w.mu.Unlock()
 			}
@@ -73,10 +75,11 @@ func startWriter(v *Volume, goroutines int) *writer {
 	return w
 }
 
+// count is how many writes were acknowledged.
 func (w *writer) count() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return len(w.acked)
+	return w.writes
 }
 
 // finish ends the writing and returns the errors that it met.

@@ -157,8 +157,7 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 	if err != nil {
 		return "", err
 	}
-	// Whether it may be taken from another node was decided by the service.
-	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{Preempt: true})
+	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{TakeFrom: o.TakeFrom})
 	if err != nil {
 		return "", err
 	}
