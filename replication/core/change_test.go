@@ -82,3 +82,26 @@ func TestNoReadWhileFailedJoinIsOpen(t *testing.T) {
 		t.Errorf("%d requests wait, stall %q", len(w.client.flight), c.Stall())
 	}
 }
+
+// A resync that fails at once is tried less and less often, so that the configuration does not forget what the member
+// had; when it can succeed it does so soon.
+func TestFailingResync(t *testing.T) {
+	w := servingWorld(t)
+	far := w.nodes[1]
+	far.crash(false)
+	for len(w.cfg.ISR) == 2 {
+		w.step()
+	}
+	far.disk.failRead = true
+	far.start()
+	epoch := w.cfg.Epoch
+	w.run(60_000)
+	if n := w.cfg.Epoch - epoch; n == 0 || n > 60 {
+		t.Errorf("%d changes of the configuration in a minute", n)
+	}
+	far.disk.failRead = false
+	w.run(20_000)
+	if len(w.cfg.ISR) != 2 {
+		t.Error("not in sync 20 s after the disk could be read")
+	}
+}

@@ -126,6 +126,8 @@ type member struct {
 	stable  replication.Seq    // last StableSeq told
 	lag     int64              // bytes sent and not acknowledged
 	damaged int                // copies that arrived damaged, one after the other
+
+	failedJoins int // one after the other, up to maxFailedJoins
 }
 
 // Ready is what the caller has to do. The slices are valid until the next input.
@@ -359,7 +361,7 @@ func (c *Coordinator) SetUp(now int64, i int, up bool) {
 	m.up, c.retry = up, true
 	switch {
 	case up:
-		m.tryAt = now
+		m.tryAt, m.failedJoins = now, 0
 		c.joinAt = min(c.joinAt, now)
 		if m.open {
 			c.pardon(i, suspected)

@@ -256,7 +256,15 @@ func (c *Coordinator) forgetJoin() {
 	m.boot = replication.BootID{}
 	c.joinAt = c.now + c.o.RetryInterval
 	m.tryAt = c.joinAt
+	if c.cfg.Members[m.id].State == replication.MemberSyncing {
+		// Each such attempt costs two epochs, and the configuration remembers few of them.
+		m.tryAt = c.now + c.o.RetryInterval<<m.failedJoins
+		m.failedJoins = min(m.failedJoins+1, maxFailedJoins)
+	}
 }
+
+// maxFailedJoins bounds the pause between attempts to resync a member: that power of two times RetryInterval.
+const maxFailedJoins = 6
 
 // beginStopSync brings a SYNCING member back to STALE: it is dropped, then the
 // configuration says so. What it lacks is marked at the others all the time.
@@ -330,6 +338,7 @@ func (c *Coordinator) joining() bool {
 // joined makes the joiner a member of the in-sync set.
 func (c *Coordinator) joined(ch *change) {
 	j := c.join
+	c.m[j.q].failedJoins = 0
 	c.isr = ch.isr
 	c.join = nil
 	c.event(Event{Kind: EventJoined, Replica: c.m[j.q].id})
