@@ -64,4 +64,4 @@ func run() int {
 // of what this program does in the kernel (submitting to disks, sending on loopback) takes longer than the 20 us after which the runtime
 // takes a processor away from a system call if somebody waits for it, and then there is none to come back to. With some to
 // spare nobody waits.
-const minProcs = 8
+const minProcs = 4
