@@ -50,7 +50,7 @@ func TestReplicaFaultedAcknowledgesNothing(t *testing.T) {
 	ios := append([]*LocalIO(nil), r.Ready().IO...)
 	r.Advance()
 	r.IODone(ios[0], nil, nil, errors.New("fdatasync"))
-	if !r.Ready().Faulted || r.Ready().Persist == nil || r.Ready().Persist.State != replication.MemberFaulted {
+	if !r.Ready().Faulted || r.Ready().Persist == nil || r.Ready().Persist.Meta.State != replication.MemberFaulted {
 		t.Error("a failed flush did not fault the replica")
 	}
 	r.IODone(ios[1], nil, nil, nil)
@@ -74,7 +74,8 @@ func TestReplicaLogLostWithinTerm(t *testing.T) {
 		{replication.Message{Type: replication.MsgStable, Seq: 130, StableSeq: 119}, true},
 		{replication.Message{Type: replication.MsgStable, StableSeq: 120}, false},
 	} {
-		if r.testStep(c.m); r.logLost != c.lost {
+		r.testStep(c.m)
+		if r.checkReady(t); r.logLost != c.lost {
 			t.Errorf("after %s with %d settled: log lost is %v", describe(&c.m), c.m.StableSeq, r.logLost)
 		}
 	}

@@ -41,7 +41,7 @@ func (r *Replica) helloStatus(t *replicaTask) replication.Status {
 	return replication.StatusOK
 }
 
-// perform changes the state; it reports whether that has to be durable before the answer.
+// perform changes the state; it reports whether the metadata have to be durable before the answer.
 func (r *Replica) perform(t *replicaTask) bool {
 	switch {
 	case t.seal != nil:
@@ -52,6 +52,8 @@ func (r *Replica) perform(t *replicaTask) bool {
 		return r.performCommit(t)
 	case t.hello != nil:
 		r.performHello(t)
+		return false
+	case t.save:
 		return false
 	default: // what is durable has to follow the state
 		if r.faulted {
@@ -112,8 +114,8 @@ func (r *Replica) performPrepare(t *replicaTask) bool {
 }
 
 // markActive adds the replica's unsettled regions to a dirty map.
-func (r *Replica) markActive(m *Bitmap) {
-	const n = replication.RegionSize / replication.ResyncBlock
+func (r *Replica) markActive(m *dirtyMap) {
+	const n = regionBlocks
 	for _, g := range r.active() {
 		m.SetRange(min(int(g)*n, m.Len()), min((int(g)+1)*n, m.Len()))
 	}
@@ -178,9 +180,8 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 			r.dirty[id].SetAll() // it left while this replica was not told
 		}
 	}
-	if q.Settled && self.State == replication.MemberInSync {
-		clear(r.al)
-		r.logLost = false
+	if q.Settled && self.State == replication.MemberInSync && r.inUse == 0 && len(r.held)+len(r.parked) == 0 {
+		t.settled, t.used = true, r.used
 		r.meta.Lossy, r.meta.Clean = false, true
 	}
 	return true
