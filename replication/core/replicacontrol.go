@@ -97,8 +97,9 @@ func (r *Replica) performPrepare(t *replicaTask) bool {
 	}
 	for _, id := range r.setMissing(q.Missing) {
 		// A map begins with what this replica has in its log. That is all that the
-		// member may lack only if it was in sync so far.
-		if !slices.Contains(r.meta.ISR, id) {
+		// member may lack only if both were in sync so far: while this one was being
+		// resynced its log forgot what the maps of the others had, not its own.
+		if !slices.Contains(r.meta.ISR, id) || r.meta.State != replication.MemberInSync {
 			r.dirty[id].SetAll()
 		}
 	}

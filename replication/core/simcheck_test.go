@@ -354,11 +354,18 @@ func (n *simNode) inLog(s int64) bool {
 	return n.disk.log.stored.has(g) && (!n.up || n.rep.logLost || slices.Contains(n.rep.active(), g))
 }
 
-// marks reports whether n's dirty map for q covers a sector: what is durable, and what its process has.
+// marks reports whether n's dirty map for q covers a sector: what is durable, and what its process has. A replica that
+// does not know yet that it is in sync begins a map with everything.
 func (n *simNode) marks(q replication.ReplicaID, s int64) bool {
-	b, m := int(s*sector/replication.ResyncBlock), n.disk.dirty[q]
-	durable := m == nil || m.Test(b) || n.disk.log.stored.has(uint32(s*sector/replication.RegionSize))
-	return durable && slices.Contains(n.disk.meta.Missing, q) && (!n.up || n.rep.dirty[q] != nil && n.rep.dirty[q].Test(b))
+	b, d := int(s*sector/replication.ResyncBlock), &n.disk
+	m, kept := d.dirty[q], slices.Contains(d.meta.Missing, q)
+	durable := kept && (m == nil || m.Test(b) || d.log.stored.has(uint32(s*sector/replication.RegionSize))) ||
+		!kept && d.meta.State != replication.MemberInSync
+	if !n.up {
+		return durable
+	}
+	has := n.rep.dirty[q]
+	return durable && (has != nil && has.Test(b) || has == nil && n.rep.meta.State != replication.MemberInSync)
 }
 
 // checkLogged asserts I11 for what is submitted. A copy to a replica that is not in sync needs no log.
