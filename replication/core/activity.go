@@ -36,7 +36,7 @@ const sweeps = 2
 
 // patience is how many calls of Sweep a write waits for room in the log. Then the
 // replica goes on without: any region may be unsettled until everything is settled.
-const patience = 2
+const patience = 4
 
 // LogChange is what to do about the activity log, in this order. Retire and Lost are
 // stored with what is stored next, at the latest with a change that is waited for.
