@@ -28,8 +28,8 @@ type SealResult struct {
 	Instance UUID
 	Lossy    bool     // it lost power since its last flush: completed writes may be missing
 	Crowded  bool     // its pool is nearly full: it should not join
-	LogLost  bool     // it stopped uncleanly: any region may differ from the other replicas
-	Active   []uint32 // regions (RegionSize) whose writes may not be settled; all of them if LogLost
+	LogLost  bool     // its activity log does not tell: any region may differ from the other replicas
+	Active   []uint32 // regions (RegionSize) whose writes may not be settled; any other too if LogLost
 }
 
 // PrepareRequest sets which members a replica must keep a dirty map for. The set

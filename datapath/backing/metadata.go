@@ -157,7 +157,8 @@ func (r *Replica) Superblock() *meta.Superblock {
 }
 
 // Unclean reports that a process stopped without CloseClean and nobody has since
-// cleared Unclean in the superblock: any block may differ from the other replicas.
+// cleared Unclean in the superblock: what its activity log names may differ from the
+// other replicas.
 func (r *Replica) Unclean() bool { return r.Superblock().Unclean }
 
 // Lossy reports that the replica lost its volatile cache while it was open, by a

@@ -46,6 +46,34 @@ func TestResync(t *testing.T) {
 	c.identical(t, v.name)
 }
 
+// TestReconcile kills the coordinator of a volume that is written in four places: when it is attached again, what is
+// compared is what the activity logs have there, not the volume.
+func TestReconcile(t *testing.T) {
+	c := shared(t)
+	v := c.create(t, "sparse", "2Gi")
+	w := newWriter(t)
+	w.start(t, c.attach(t, v.home, v.name))
+	w.more(t, 200, 20*time.Second)
+	if err := c.Node(v.home).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	w.failed(t, 10*time.Second)
+	m := c.mark(t, v.home)
+	if err := c.StartNode(c.Node(v.home)); err != nil {
+		t.Fatal(err)
+	}
+	uri := c.attach(t, v.home, v.name)
+	const written, slack = 64 << 20, 32 << 20 // each place begins and ends somewhere in a region
+	blocks := m.await(t, "volume serving", 10*time.Second).Dirty
+	if blocks == 0 || blocks > (written+slack)>>16 {
+		t.Errorf("%d blocks are compared, the volume has %d, and %d were written", blocks, 2<<30>>16, written>>16)
+	}
+	t.Logf("%d blocks compared of %d", blocks, 2<<30>>16)
+	w.check(t, uri)
+	c.detach(t, v.home, v.name)
+	c.identical(t, v.name)
+}
+
 // TestResyncInterrupted ends every resync shortly after its start, by killing its target, or the coordinator, under a writer: the
 // half-made replica is never taken for a whole one.
 func TestResyncInterrupted(t *testing.T) {
