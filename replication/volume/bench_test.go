@@ -96,8 +96,9 @@ func newBenchVolume(b *testing.B) *Volume {
 		if err != nil {
 			b.Fatal(err)
 		}
-		g := grpc.NewServer(sec.ServerOptions()...)
-		srv := transport.NewServer(g, transport.ServerConfig{Handler: m, Security: sec, Boot: boot})
+		srv := transport.NewServer(transport.ServerConfig{Handler: m, Security: sec, Boot: boot})
+		g := grpc.NewServer(srv.ServerOptions()...)
+		srv.Register(g)
 		served := make(chan error, 1)
 		go func() { served <- g.Serve(l) }()
 		b.Cleanup(func() {

@@ -189,10 +189,10 @@ type countingPeer struct {
 	c *testCluster
 }
 
-func (p countingPeer) Session(ctx context.Context, v replication.VolumeID) (transport.Conn, error) {
+func (p countingPeer) Session(ctx context.Context) (transport.Conn, error) {
 	p.c.sessions.Add(1)
 	p.c.open.Add(1)
-	conn, err := p.Peer.Session(ctx, v)
+	conn, err := p.Peer.Session(ctx)
 	if err != nil {
 		p.c.open.Add(-1)
 		return nil, err
