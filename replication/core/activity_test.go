@@ -49,8 +49,7 @@ func TestJoinerBeginsMapWithEverything(t *testing.T) {
 		if n := r.dirty[x].Count(); n != c.marks {
 			t.Errorf("%s: a map of %d blocks, want %d", c.state, n, c.marks)
 		}
-		r.Prepare(1, replication.PrepareRequest{Term: 5})
-		r.turn()
+		r.setMissing(nil)
 	}
 }
 

@@ -126,7 +126,11 @@ func TestReplicaExtremeControls(t *testing.T) {
 	if r.Commit(1, replication.CommitRequest{Term: 5, Config: &replication.Config{Epoch: most}}); status(r) != replication.StatusInvalid {
 		t.Error("the last epoch was taken")
 	}
-	if r.Prepare(1, replication.PrepareRequest{Term: 5, Missing: make([]replication.ReplicaID, maxMembers+1)}); status(r) != replication.StatusInvalid {
+	many := make([]replication.ReplicaID, maxMembers+1)
+	for i := range many {
+		many[i] = replication.ReplicaID{byte(i + 2)}
+	}
+	if r.Prepare(1, replication.PrepareRequest{Term: 5, Missing: many}); status(r) != replication.StatusInvalid {
 		t.Error("more dirty maps than there can be members")
 	}
 }

@@ -43,6 +43,8 @@ var mutants = []mutant{
 	{"read_while_silent", "I8: a read needs members that are heard", "dispatch.go", "return c.reached().covers(s)", "return c.openSet().covers(s)"},
 	{"read_not_checked_again", "I8: a read is checked when it is done", "dispatch.go", "if !c.readable() { // it was", "if false { // it was"},
 	{"no_dirty_snapshot", "I14: a map begins with the log", "replicacontrol.go", "\t\tr.markActive(m)\n\t}\n\treturn true", "\t}\n\treturn true"},
+	{"prepare_ends_map", "I14: requests that were overtaken", "replicacontrol.go", "missing := slices.Clone(r.meta.Missing)", "missing := []replication.ReplicaID(nil)"},
+	{"map_outlives_sync", "I14: a map from before a resync", "replicacontrol.go", "\t\tr.setMissing(nil) //", "\t\t//"},
 	{"missing_as_delta", "I14: a takeover names every missing member", "takeover.go", "c.prepareRound(s, c.all()&^s)", "c.prepareRound(s, c.isr&^s)"},
 	{"ignore_peer_al", "9.1: the joiner's own log", "join.go", "c.markActive(j.todo, j.seal)", "_ = j"},
 	{"no_wait_mode", "I18: acknowledgements wait for the joiner", "dispatch.go", "(j.wait || c.m[j.q].lag > c.o.JoinerLag)", "c.m[j.q].lag > 1<<40"},

@@ -91,11 +91,20 @@ func (r *Replica) performPrepare(t *replicaTask) bool {
 	case q.Term != r.meta.Term:
 		t.reply.Prepare.Status = replication.StatusFenced
 		return false
-	case len(q.Missing) > maxMembers:
+	}
+	// Requests may be overtaken, also by the COMMIT of what they prepared: none ends a
+	// map. That is for a COMMIT, which has an order.
+	missing := slices.Clone(r.meta.Missing)
+	for _, id := range q.Missing {
+		if !slices.Contains(missing, id) {
+			missing = append(missing, id)
+		}
+	}
+	if len(missing) > maxMembers {
 		t.reply.Prepare.Status = replication.StatusInvalid
 		return false
 	}
-	for _, id := range r.setMissing(q.Missing) {
+	for _, id := range r.setMissing(missing) {
 		// A map begins with what this replica has in its log. That is all that the
 		// member may lack only if both were in sync so far: while this one was being
 		// resynced its log forgot what the maps of the others had, not its own.
@@ -169,7 +178,9 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 	r.meta.Epoch, r.meta.Gen, r.meta.ISR = cfg.Epoch, cfg.Gen, slices.Clone(cfg.ISR)
 	r.meta.State = self.State
 	t.reply.Commit.Epoch = cfg.Epoch
-	if self.State == replication.MemberInSync {
+	if self.State != replication.MemberInSync {
+		r.setMissing(nil) // what it has missed itself they do not tell, when it is in sync again
+	} else {
 		var missing []replication.ReplicaID
 		for id := range cfg.Members {
 			if !cfg.InISR(id) {

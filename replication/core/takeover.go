@@ -220,7 +220,7 @@ func (c *Coordinator) sealed() (s mask, ok bool) {
 	return s, true
 }
 
-// prepare is step 5. The set of missing members is absolute.
+// prepare is step 5. The request names all missing members.
 func (c *Coordinator) prepare(s mask) {
 	c.stage = stagePreparing
 	c.sealUntil = c.now + c.o.SealTimeout
