@@ -236,10 +236,10 @@ func (s *slowClose) Submit(batch []*block.Request) {
 	s.testStorage.Submit(batch)
 }
 
-func (s *slowClose) CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error {
+func (s *slowClose) CloseClean(rest core.Rest) error {
 	close(s.closing)
 	<-s.proceed
-	return s.testStorage.CloseClean(active, dirty)
+	return s.testStorage.CloseClean(rest)
 }
 
 // sink takes a replica's answers.
