@@ -58,12 +58,7 @@ var faults = []fault{
 	}, nil},
 	{"link cut", func(w *simWorld, n *simNode) bool { return w.cut(n, true) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
 	{"link cut one way", func(w *simWorld, n *simNode) bool { return w.cut(n, false) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
-	{"connection reset", func(_ *simWorld, n *simNode) bool {
-		for _, id := range slices.Sorted(maps.Keys(n.conns)) {
-			n.conns[id].breakOff()
-		}
-		return len(n.conns) > 0
-	}, nil},
+	{"connection reset", func(_ *simWorld, n *simNode) bool { return n.resetConns() }, nil},
 	{"paused", func(_ *simWorld, n *simNode) bool { n.paused = true; return true }, func(_ *simWorld, n *simNode) { n.paused = false }},
 	{"kvdb down", func(w *simWorld, _ *simNode) bool { w.kvDown = true; return true }, func(w *simWorld, _ *simNode) { w.kvDown = false }},
 	{"kvdb out of reach of a node", func(_ *simWorld, n *simNode) bool { n.kvCut = true; return true }, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
