@@ -147,7 +147,7 @@ func TestMutants(t *testing.T) {
 			continue
 		}
 		directed := m.run(bin, "-test.skip", "^TestSim$")
-		sim := m.run(bin, "-test.run", "^TestSim$", "-sim.seeds", *mutantSeeds)
+		sim := m.run(bin, "-test.run", "^TestSim$", "-sim.shrink=false", "-sim.seeds", *mutantSeeds)
 		switch {
 		case directed == "" && sim == "":
 			t.Errorf("%-26s SURVIVED (%s)", m.name, m.rule)
@@ -194,7 +194,7 @@ func (m *mutant) build(dir string) (bin string, err error) {
 }
 
 var (
-	seedHit  = regexp.MustCompile(`\(the (\d+)th\): (.*)`)
+	seedHit  = regexp.MustCompile(`the (\d+)th seed: seed \d+: (.*)`)
 	panicked = regexp.MustCompile(`panic: (.*)`)
 	failed   = regexp.MustCompile(`--- FAIL: (\S+)`)
 )
