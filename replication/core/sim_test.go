@@ -154,6 +154,7 @@ func (w *simWorld) buggify() {
 	o.FlushInterval = pick(20e6, 100e6, 1e9)
 	o.FlushRegions = int(pick(1, 2, 1000))
 	w.slots = int(pick(1, 2, 4, 4, 4, 8))
+	o.LeaseTime, w.grant = pick(50e6, 200e6), pick(100e6, 203e6, 300e6)
 	o.StallTimeout = pick(0, 0, 100e6, 1500e6)
 	o.OpTimeout = pick(300e6, 1e9)
 	o.SuspectTimeout = pick(100e6, 300e6)
@@ -185,6 +186,7 @@ func runSim(seed uint64, steps int) (w *simWorld, failed string) {
 		}
 	}()
 	w.buggify()
+	w.setClocks()
 	var used []fault
 	for _, f := range faults {
 		if rng.IntN(3) == 0 {
@@ -198,6 +200,7 @@ func runSim(seed uint64, steps int) (w *simWorld, failed string) {
 	mend := 20 + rng.IntN(400)
 	for range steps {
 		w.client.act()
+		w.stray()
 		w.step()
 		n := w.nodes[rng.IntN(len(w.nodes))]
 		if len(used) > 0 && rng.IntN(often) == 0 && n.up {
@@ -235,8 +238,11 @@ func (w *simWorld) manage() {
 			w.takeover()
 		}
 	case c.quiet && len(c.flight) == 0 && c.at.coord != nil:
-		c.at.coord.Detach(w.now)
+		c.at.coord.Detach(c.at.clock())
 		c.at.drainCoord()
+	case c.at.paused && w.rng.IntN(100) == 0:
+		c.lost()
+		w.takeover()
 	case w.rng.IntN(600) == 0:
 		c.quiet = true
 	case w.rng.IntN(2000) == 0:
@@ -348,7 +354,7 @@ func (w *simWorld) reset(n *simNode) {
 	w.seen["fault: replica replaced"]++
 	for _, m := range w.nodes {
 		if m.coord != nil { // the volume has to be detached for that
-			m.coord.Kill(w.now, replication.ErrClosed)
+			m.coord.Kill(m.clock(), replication.ErrClosed)
 			m.drainCoord()
 		}
 	}
