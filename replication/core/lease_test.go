@@ -112,6 +112,16 @@ func TestLeaseNotAnswered(t *testing.T) {
 	}
 }
 
+// A joiner's lease is renewed while it is resynced, so that reads do not pause when it joins.
+func TestLeaseOfJoiner(t *testing.T) {
+	w, c := leasingWorld(t)
+	c.isr, c.join = bit(0), &join{q: 1, mirrored: true, todo: NewBitmap(1)}
+	c.Tick(w.now + 1e9)
+	if !c.m[1].lease.asking {
+		t.Error("the joiner was not asked for a lease")
+	}
+}
+
 // From the moment in which the detach may be in force nothing is read: the next coordinator waits for no lease.
 func TestLeaseEndsWithDetach(t *testing.T) {
 	w := servingWorld(t)
@@ -176,7 +186,7 @@ func TestSealAfterRestart(t *testing.T) {
 	}{
 		"at once":                   {ReplicaMeta{Term: 5}, 1099, replication.SealRequest{}, false},
 		"when a lease has run out":  {ReplicaMeta{Term: 5}, 1100, replication.SealRequest{}, true},
-		"nobody had it before":      {ReplicaMeta{}, 1000, replication.SealRequest{}, true},
+		"nobody had it before":      {ReplicaMeta{}, 1000, replication.SealRequest{Incarnation: kvdb}, true},
 		"the same coordinator":      {ReplicaMeta{Term: 9}, 1000, replication.SealRequest{}, true},
 		"the coordinator has ended": {ReplicaMeta{Term: 5, Incarnation: kvdb}, 1000, replication.SealRequest{Ended: 5, Incarnation: kvdb}, true},
 		"an earlier one has ended":  {ReplicaMeta{Term: 5, Incarnation: kvdb}, 1000, replication.SealRequest{Ended: 4, Incarnation: kvdb}, false},

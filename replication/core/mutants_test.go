@@ -55,7 +55,7 @@ var mutants = []mutant{
 	{"no_quarantine", "I8: a grant outlives the process", "lease.go", "if r.meta.Term != 0 {", "if false {"},
 	{"quarantine_new", "5.6: who never granted does not wait", "lease.go", "if r.meta.Term != 0 {", "if true {"},
 	{"grant_short", "I8: a replica keeps its promise", "lease.go", "r.leased = r.now + r.o.LeaseGrant\n\tr.ready", "r.leased = r.now + r.o.LeaseGrant/2\n\tr.ready"},
-	{"release_ignored", "5.4: after a detach no lease is waited for", "lease.go", "r.now < r.leased && !ended", "r.now < r.leased"},
+	{"release_ignored", "5.4: after a detach no lease is waited for", "lease.go", "r.now < r.leased && !ended", "r.now < r.leased && (true || ended)"},
 	{"release_of_others", "I8: only who has ended is not waited for", "lease.go", "q.Ended >= r.meta.Term &&", "q.Ended != 0 &&"},
 	{"release_by_others", "I8: only its own node knows that a process has ended", "lease.go", "old.Node == c.o.Node && ", ""},
 	{"release_by_boot", "I8: another boot may be another machine", "lease.go", "old.Boot == c.o.Boot && ", ""},

@@ -65,6 +65,7 @@ var faults = []fault{
 		return len(n.conns) > 0
 	}, nil},
 	{"paused", func(_ *simWorld, n *simNode) bool { n.paused = true; return true }, func(_ *simWorld, n *simNode) { n.paused = false }},
+	{"cut off and replaced", func(w *simWorld, n *simNode) bool { return w.replace(n) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
 	{"kvdb down", func(w *simWorld, _ *simNode) bool { w.kvDown = true; return true }, func(w *simWorld, _ *simNode) { w.kvDown = false }},
 	{"kvdb out of reach of a node", func(_ *simWorld, n *simNode) bool { n.kvCut = true; return true }, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
 	{"kvdb lost in a change", func(w *simWorld, _ *simNode) bool {

@@ -88,6 +88,10 @@ func (conn *simConn) breakOff() {
 func (conn *simConn) closeBack() {
 	n := conn.coord
 	n.w.later(conn.back, func() {
+		if !n.w.fifo && !conn.rep.reach(n) {
+			n.w.after(20e6, conn.closeBack) // a link that is cut does not tell
+			return
+		}
 		if n.alive(conn.c) {
 			conn.c.SessionDown(n.clock(), conn.member, conn.sess)
 			n.drainCoord()
