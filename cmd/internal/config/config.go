@@ -206,7 +206,7 @@ type Replication struct {
 	OpTimeout time.Duration `yaml:"opTimeout"`
 	// Deadline of one seal, prepare or commit of a takeover or an eviction. At least leaseGrant.
 	SealTimeout time.Duration `yaml:"sealTimeout"`
-	// How long a coordinator reads by a read lease, which it renews four times as often. At most leaseGrant, less 1 %.
+	// How long a coordinator reads by a read lease. It renews it four times in that time. At most leaseGrant less 1 %.
 	LeaseTime time.Duration `yaml:"leaseTime"`
 	// How long a replica keeps a read lease: for so long after the last one, and after its own start, it follows no other coordinator.
 	LeaseGrant time.Duration `yaml:"leaseGrant"`
