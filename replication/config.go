@@ -6,7 +6,8 @@ import "slices"
 type Phase string
 
 // Phases. RECOVERING means that nobody has acknowledged anything in this epoch,
-// so that a second takeover may start from the same in-sync set.
+// so that a second takeover may start from the same in-sync set. DETACHED means that no coordinator
+// serves reads: whoever says it of a volume that had one knows that it has ended.
 const (
 	PhaseDetached   Phase = "DETACHED"
 	PhaseRecovering Phase = "RECOVERING"
@@ -60,6 +61,7 @@ const HistoryLen = 64
 type Coord struct {
 	Node     NodeID   `json:"node"`
 	Domain   DomainID `json:"domain"`
+	Boot     BootID   `json:"boot,omitzero"` // of the node; zero if a version without read leases wrote it
 	AttachID AttachID `json:"attach_id"`
 	Term     Term     `json:"term"`
 }

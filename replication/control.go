@@ -14,6 +14,7 @@ type SealRequest struct {
 	Gen         uint64
 	Incarnation UUID // of the kvdb
 	AttachID    AttachID
+	Ended       Term // coordinators of terms up to it serve no reads any more: their leases are not waited for
 }
 
 // SealResult is answered after the promise is durable and every I/O of older

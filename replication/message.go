@@ -27,6 +27,8 @@ const (
 	MsgHash        MessageType = 13 // R→C body: one 16-byte hash per ResyncBlock
 	MsgResyncWrite MessageType = 14 // C→R a block of a resync or reconcile; without payload: zeroes
 	MsgClose       MessageType = 20 // both: no more messages follow
+	MsgLease       MessageType = 23 // C→R asks for a read lease; Offset numbers the request
+	MsgGrant       MessageType = 24 // R→C grants it; Offset as in the request, Length is for how many milliseconds
 )
 
 func (t MessageType) String() string {
@@ -61,6 +63,10 @@ func (t MessageType) String() string {
 		return "resync-write"
 	case MsgClose:
 		return "close"
+	case MsgLease:
+		return "lease"
+	case MsgGrant:
+		return "grant"
 	default:
 		return fmt.Sprintf("type(%d)", uint8(t))
 	}

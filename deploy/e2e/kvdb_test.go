@@ -149,7 +149,7 @@ func TestEtcd(t *testing.T) {
 func TestStallEnds(t *testing.T) {
 	c := own(t, func(s *lab.Spec) {
 		s.Adjust = func(_ string, config map[string]any) {
-			config["replication"] = map[string]any{"opTimeout": "3s", "sealTimeout": "2s", "stallTimeout": "6s"}
+			config["replication"] = map[string]any{"opTimeout": "3s", "sealTimeout": "2s", "leaseTime": "1s", "leaseGrant": "1500ms", "stallTimeout": "6s"}
 		}
 	})
 	v := c.create(t, "stalled", "64Mi")

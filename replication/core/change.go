@@ -422,6 +422,7 @@ func (c *Coordinator) advanceDetach(ch *change) bool {
 			n.Phase, n.Coord = replication.PhaseDetached, nil
 			n.History[len(n.History)-1].ISR = slices.Clone(n.ISR)
 			ch.next, ch.step = n, stepCAS
+			c.ended = true // the COMMIT releases the leases
 			c.propose(n)
 		}
 	case stepCommit:

@@ -12,6 +12,7 @@ type Options struct {
 	Volume      replication.VolumeID
 	Node        replication.NodeID
 	Domain      replication.DomainID
+	Boot        replication.BootID // of this node; zero: leases that a process before may hold are waited for
 	Attach      replication.AttachID
 	Incarnation replication.UUID
 	Local       replication.ReplicaID // the replica on this node, preferred for reads; zero if none
@@ -21,6 +22,7 @@ type Options struct {
 	SealTimeout    int64 // how long a takeover waits for further members once it has one
 	LossyTimeout   int64 // the same while all that answered lost power
 	StallTimeout   int64 // a request that cannot proceed for so long fails; 0 never
+	LeaseTime      int64 // how long a read lease lets the coordinator read
 	RetryInterval  int64 // between attempts of control requests, connections and joins
 	FlushInterval  int64 // writes are flushed in the background after so long
 	FlushBytes     int64 // and after so many bytes
@@ -75,9 +77,11 @@ type Coordinator struct {
 	holdAcks   bool // no write is acknowledged (5.2 step 1)
 	hold       bool // no write or flush is dispatched (9.1 step 3)
 	changeSent bool // a compare-and-set is unresolved
+	ended      bool // a detach has been proposed: no read is served any more
 
 	changeStall Stall // why the last one is not in force
 
+	earlier    replication.Term          // terms up to it have ended, see endedTerm
 	seals      []*replication.SealResult // by member, of the takeover
 	rolledBack mask                      // members that know a later configuration than the takeover
 	sealUntil  int64
@@ -130,6 +134,7 @@ type member struct {
 	stable  replication.Seq    // last StableSeq told
 	lag     int64              // bytes sent and not acknowledged
 	damaged int                // copies that arrived damaged, one after the other
+	lease   lease
 
 	failedJoins int // one after the other, up to maxFailedJoins
 }

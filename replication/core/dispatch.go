@@ -8,8 +8,8 @@ import (
 )
 
 // dispatchable reports whether io may be sent now: the volume serves, nothing
-// overlapping is in flight (I15, I16), and for a read every in-sync member is
-// connected and the blocks are reconciled.
+// overlapping is in flight (I15, I16), and for a read every in-sync member has granted a
+// lease (I8) and the blocks are reconciled.
 func (c *Coordinator) dispatchable(io *IO) bool {
 	if c.stage != stageServing {
 		return false
@@ -29,17 +29,6 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 		}
 	}
 	return !c.flight.blocks(io)
-}
-
-// readable reports whether, as far as can be known without leases, no other coordinator can have
-// served a write: every member that a takeover may start from is connected and answers. A joiner
-// whose join is being decided is one of them (I10).
-func (c *Coordinator) readable() bool {
-	s := c.isr
-	if c.joining() {
-		s |= c.change.q
-	}
-	return c.reached().covers(s)
 }
 
 // protectionStall reports whether writes have to wait for a replica in each domain.

@@ -38,6 +38,7 @@ const (
 	StallTakeover     Stall = "TAKEOVER"           // the takeover is on its way
 	StallNoReplica    Stall = "NO_IN_SYNC_REPLICA" // no in-sync replica answers
 	StallNeedReplica  Stall = "NEED_REPLICA"       // an in-sync replica is out of reach and not evicted yet
+	StallReadLease    Stall = "READ_LEASE"         // reads wait: an in-sync replica has not renewed its lease in time
 	StallKVDB         Stall = "KVDB"               // the configuration cannot be changed: the kvdb is out of reach
 	StallProtection   Stall = "PROTECTION"         // max_protection: a cluster domain has no in-sync replica
 	StallResyncStart  Stall = "RESYNC_START"       // a short pause at the start of a resync
@@ -48,7 +49,7 @@ const (
 	StallRollback     Stall = "KVDB_ROLLBACK" // an in-sync replica knows a later configuration than the kvdb, or another kvdb (I22)
 )
 
-// Stall returns why writes do not proceed now, StallNone if they do.
+// Stall returns why writes, or else reads, do not proceed now, StallNone if they do.
 func (c *Coordinator) Stall() Stall {
 	switch c.stage {
 	case stageServing:
@@ -85,6 +86,8 @@ func (c *Coordinator) Stall() Stall {
 		return StallDetaching
 	case c.hold:
 		return StallResyncStart
+	case !c.readable():
+		return StallReadLease
 	}
 	return StallNone
 }

@@ -30,6 +30,9 @@ type ReplicaOptions struct {
 	Instance replication.UUID // of this process
 	Credit   uint32           // payload bytes that a coordinator may have on the way
 
+	Now        int64 // as SetClock tells it
+	LeaseGrant int64 // how long a read lease is kept, nanoseconds; at least that of the process before, or nobody holds a longer one
+
 	Meta    ReplicaMeta
 	Slots   int                               // how many regions the activity log has room for; 0 all
 	Active  []uint32                          // those that it has
@@ -51,6 +54,9 @@ type Replica struct {
 	session replication.SessionID
 	used    replication.Seq // highest number that the session has used
 	inUse   int             // I/O in the kernel
+
+	now    int64 // as SetClock told it
+	leased int64 // the coordinator of the term promised may complete reads before
 
 	queue []*replicaTask // control requests, hellos and saves, one at a time
 	busy  bool           // the first of queue waits for a persist
@@ -110,6 +116,7 @@ type ReplicaReady struct {
 	Replies []ReplicaReply // answers to control requests
 	Close   []ConnID       // connections to end
 	Faulted bool           // the replica has just become FAULTED
+	Wake    int64          // when SetClock is due even if nothing happens, 0 never
 }
 
 // Persist is what a replica makes durable: the parts of dirty maps before Meta. There
@@ -152,8 +159,9 @@ func NewReplica(o ReplicaOptions) *Replica {
 	r := &Replica{
 		o: o, meta: o.Meta, logLost: o.LogLost, lostStored: o.LogLost, olds: true,
 		regions: make([]region, (o.Size+replication.RegionSize-1)/replication.RegionSize),
-		dirty:   make(map[replication.ReplicaID]*dirtyMap), lostTo: math.MaxUint64,
+		dirty:   make(map[replication.ReplicaID]*dirtyMap), lostTo: math.MaxUint64, now: o.Now,
 	}
+	r.quarantine()
 	r.faulted = o.Meta.State == replication.MemberFaulted
 	for _, g := range o.Active {
 		if int(g) < len(r.regions) {
@@ -299,13 +307,18 @@ func (r *Replica) enqueue(t *replicaTask) {
 }
 
 // run carries the first of the queue out when nothing is in its way: a task that
-// ends a session waits until the session's I/O has left the kernel (I17).
+// ends a session waits until the session's I/O has left the kernel (I17), a new term also
+// until nobody reads in the one before (I8).
 func (r *Replica) run() {
 	for !r.busy && len(r.queue) > 0 {
 		t := r.queue[0]
 		if t.seal != nil && r.sealStatus(t.seal) == replication.StatusOK || t.hello != nil && r.helloStatus(t) == replication.StatusOK {
 			r.CloseSessions()
 			if r.inUse > 0 {
+				return
+			}
+			if t.seal != nil && r.leasedTo(t.seal) {
+				r.ready.Wake = r.leased
 				return
 			}
 		}

@@ -74,6 +74,7 @@ func (r *Replica) performSeal(t *replicaTask) bool {
 	}
 	if t.seal.Term != r.meta.Term {
 		r.newTerm()
+		r.leased = 0
 	}
 	res.Active = r.active()
 	res.Term = t.seal.Term

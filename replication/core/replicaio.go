@@ -26,6 +26,10 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) (refers bool) {
 	if msg.StableSeq > r.stable {
 		r.settle(msg.StableSeq)
 	}
+	if msg.Type == replication.MsgLease { // a failed disk grants it, too: it does not promise another term
+		r.grant(conn, msg)
+		return false
+	}
 	if st := r.check(msg); st != replication.StatusOK {
 		r.nack(conn, msg, st)
 		return false

@@ -26,6 +26,7 @@ import (
 //	drain n0 | keep n0 (its cluster domain is deactivated by plan)
 //	silent n0 | heard n0 (its beats are not heard, its connections stay)
 //	crowded n0 | roomy n0 (the pool) | full n0 | empty n0 | fail n0 | unreadable n0 | readable n0
+//	pause n0 | resume n0 (its process; time goes on)
 //	close n0 | open n0 (its storage, under a living process) | hang n0 | unhang n0
 //	write 0 | write 0 fua | read 0 | trim 0 | flush
 //	run 100     lets as many milliseconds pass
@@ -109,7 +110,7 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		w.client.at = node(1)
 		node(1).attach()
 	case "detach":
-		w.client.at.coord.Detach(w.now)
+		w.client.at.coord.Detach(w.client.at.clock())
 		w.client.at.drainCoord()
 	case "crash", "power":
 		node(1).crash(f[0] == "power")
@@ -145,6 +146,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).disk.failRead = f[0] == "unreadable"
 	case "crowded", "roomy":
 		node(1).crowd(f[0] == "crowded")
+	case "pause", "resume":
+		node(1).paused = f[0] == "pause"
 	case "close", "open":
 		node(1).disk.closed = f[0] == "close"
 	case "hang":

@@ -18,6 +18,7 @@ func (c *Coordinator) Tick(now int64) {
 			c.flushNow()
 		}
 		c.tellStable()
+		c.askLeases()
 	}
 	c.progress()
 }
@@ -89,6 +90,11 @@ func (c *Coordinator) watchSlow() {
 			late |= c.lateOf(bit(io.from), io.sent)
 		}
 	}
+	for i, m := range c.m {
+		if m.lease.asking {
+			late |= c.lateOf(bit(i)&open, m.lease.asked)
+		}
+	}
 	for _, r := range c.reqs {
 		late |= c.lateOf(bit(r.to), r.sent)
 	}
@@ -155,6 +161,7 @@ func (c *Coordinator) SessionUp(now int64, i int, id replication.SessionID, ack 
 	// A replica whose process lost its activity log learns here which numbers may
 	// have been lost with it.
 	c.send(i, replication.Message{Type: replication.MsgStable, Seq: c.lastSeq})
+	c.askLease(i)
 	c.resend(i)
 	c.retry = true
 	c.progress()
@@ -208,6 +215,7 @@ func (c *Coordinator) sessionLost(i int) {
 		m.downAt = c.now
 	}
 	m.open, m.pending, m.lag = false, false, 0
+	m.lease = lease{}
 	m.tryAt = c.now + c.o.RetryInterval
 	if c.join != nil && c.join.q == i && c.join.connected {
 		c.join.fail("connection lost")
@@ -228,7 +236,9 @@ func (c *Coordinator) Step(now int64, i int, msg *replication.Message) {
 	if c.stage != stageServing || msg.Session != m.sess || !m.open {
 		return
 	}
-	if leave := msg.Flags&replication.FlagCrowded != 0; leave || c.evictReq.has(i) {
+	if msg.Type == replication.MsgGrant { // asks for nothing: a replica that has nothing else to do needs no room
+		c.granted(i, msg)
+	} else if leave := msg.Flags&replication.FlagCrowded != 0; leave || c.evictReq.has(i) {
 		c.asked(i, leave)
 	}
 	switch msg.Type {

@@ -66,6 +66,7 @@ var faults = []fault{
 	{"link cut one way", func(w *simWorld, n *simNode) bool { return w.cut(n, false) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
 	{"connection reset", func(_ *simWorld, n *simNode) bool { return n.resetConns() }, nil},
 	{"paused", func(_ *simWorld, n *simNode) bool { n.paused = true; return true }, func(_ *simWorld, n *simNode) { n.paused = false }},
+	{"cut off and replaced", func(w *simWorld, n *simNode) bool { return w.replace(n) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
 	{"kvdb down", func(w *simWorld, _ *simNode) bool { w.kvDown = true; return true }, func(w *simWorld, _ *simNode) { w.kvDown = false }},
 	{"kvdb out of reach of a node", func(_ *simWorld, n *simNode) bool { n.kvCut = true; return true }, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
 	{"kvdb lost in a change", func(w *simWorld, _ *simNode) bool {
@@ -155,6 +156,7 @@ func (w *simWorld) buggify() {
 	o.FlushInterval = pick(20e6, 100e6, 1e9)
 	o.FlushRegions = int(pick(1, 2, 1000))
 	w.slots = int(pick(1, 2, 4, 4, 4, 8))
+	o.LeaseTime, w.grant = pick(50e6, 200e6), pick(100e6, 203e6, 300e6)
 	o.StallTimeout = pick(0, 0, 100e6, 1500e6)
 	o.OpTimeout = pick(300e6, 1e9)
 	o.SuspectTimeout = pick(100e6, 300e6)
@@ -172,14 +174,14 @@ func runSim(seed uint64, steps int) (w *simWorld, failed string) {
 }
 
 // planOf is the plan of a seed, which says also how many nodes there are.
-func planOf(seed uint64, steps int) []simEvent {
+func planOf(seed uint64, steps int) []planEvent {
 	return drawPlan(rand.New(rand.NewPCG(seed, 18)), simNodes(seed), steps)
 }
 
 func simNodes(seed uint64) int { return 2 + int(seed%2) }
 
 // runPlan runs one seed with another plan than its own.
-func runPlan(seed uint64, steps int, plan []simEvent) (w *simWorld, failed string) {
+func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed string) {
 	w = newSimWorld(simNodes(seed), rand.New(rand.NewPCG(seed, 17)))
 	w.fail = func(f string, a ...any) { panic(simFailure(fmt.Sprintf(f, a...))) }
 	if *simLog {
@@ -197,11 +199,13 @@ func runPlan(seed uint64, steps int, plan []simEvent) (w *simWorld, failed strin
 		}
 	}()
 	w.buggify()
+	w.setClocks()
 	if w.rng.IntN(3) == 0 {
 		w.unknown = 20
 	}
 	for step := range steps {
 		w.client.act()
+		w.stray()
 		w.step()
 		for ; len(plan) > 0 && plan[0].step == step; plan = plan[1:] {
 			w.happen(&plan[0])
@@ -225,8 +229,11 @@ func (w *simWorld) manage() {
 			w.takeover()
 		}
 	case c.quiet && len(c.flight) == 0 && c.at.coord != nil:
-		c.at.coord.Detach(w.now)
+		c.at.coord.Detach(c.at.clock())
 		c.at.drainCoord()
+	case c.at.paused && w.rng.IntN(100) == 0:
+		c.lost()
+		w.takeover()
 	case w.rng.IntN(600) == 0:
 		c.quiet = true
 	case w.rng.IntN(2000) == 0:
@@ -349,7 +356,7 @@ func simAllSeeds(t *testing.T, first, n uint64, all *simTally) {
 // runKept runs a seed with the events of its plan that -sim.keep names.
 func runKept(t *testing.T, seed uint64) *simWorld {
 	plan := planOf(seed, *simSteps)
-	var kept []simEvent
+	var kept []planEvent
 	for _, f := range strings.Split(strings.TrimPrefix(*simKeep, "none"), ",") {
 		if f == "" {
 			continue
@@ -395,7 +402,7 @@ func (w *simWorld) reset(n *simNode) {
 	w.seen["fault: replica replaced"]++
 	for _, m := range w.nodes {
 		if m.coord != nil { // the volume has to be detached for that
-			m.coord.Kill(w.now, replication.ErrClosed)
+			m.coord.Kill(m.clock(), replication.ErrClosed)
 			m.drainCoord()
 		}
 	}

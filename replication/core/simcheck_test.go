@@ -38,10 +38,15 @@ func (h *simHistory) forgive() {
 	}
 }
 
-// proposed notes that a value may take effect.
 func (h *simHistory) proposed(k int, v uint64) {
 	h.clock++
 	h.maybe[k][v] = h.clock
+}
+
+// proposed notes that a value may take effect.
+func (w *simWorld) proposed(k int, v uint64) {
+	w.history.proposed(k, v)
+	w.strayMay(k, v)
 }
 
 // mayBe reports whether a value may be there.
@@ -139,7 +144,7 @@ func (c *simClient) read(k int) {
 
 func (c *simClient) zero(k int, t replication.MessageType) {
 	if !c.busy(k) {
-		c.w.history.proposed(k, 0)
+		c.w.proposed(k, 0)
 		c.propose(c.op(k, t))
 	}
 }
@@ -152,7 +157,7 @@ func (c *simClient) write(k int, f replication.MessageFlags) {
 	o := c.op(k, replication.MsgWrite)
 	o.tag, o.io.Flags = c.tag, f
 	binary.LittleEndian.PutUint64(o.io.Data, o.tag)
-	c.w.history.proposed(k, o.tag)
+	c.w.proposed(k, o.tag)
 	c.propose(o)
 }
 
@@ -160,7 +165,7 @@ func (c *simClient) propose(o *simOp) {
 	o.io.User = o
 	c.flight = append(c.flight, o)
 	c.w.trace("consumer: %v sector %d tag %d flags %d", o.io.Kind, o.sector, o.tag, o.io.Flags)
-	c.at.coord.Propose(c.w.now, o.io)
+	c.at.coord.Propose(c.at.clock(), o.io)
 	c.at.drainCoord()
 }
 
@@ -185,6 +190,13 @@ func (c *simClient) busyIO(io *IO) bool {
 
 // done checks an answer.
 func (c *simClient) done(n *simNode, d Completion) {
+	if d.Err == nil && d.IO.Kind == replication.MsgRead {
+		c.w.checkRead(n)
+	}
+	if s, ok := d.IO.User.(*simStray); ok {
+		c.w.strayDone(s, d)
+		return
+	}
 	o, ok := d.IO.User.(*simOp)
 	i := slices.Index(c.flight, o)
 	if !ok || c.at != n || i < 0 {

@@ -133,8 +133,8 @@ func (n *simNode) drainRep() {
 	for _, s := range r.Send {
 		if conn := n.conns[s.Conn]; conn != nil {
 			msg := s.Msg
-			w.trace("%s <- %s %s", conn.coord.id, n.id, describe(&msg))
-			w.later(conn.back, func() { conn.answer(&msg) })
+			w.traceMessage("<-", conn.coord, n, &msg)
+			w.enqueue(conn.back, simEvent{func() { conn.answer(&msg) }, msg.Type == replication.MsgGrant})
 		}
 	}
 	for _, p := range r.Replies {
@@ -159,6 +159,9 @@ func (n *simNode) drainRep() {
 				n.drainRep()
 			}
 		})
+	}
+	if r.Wake != 0 {
+		n.wake = r.Wake
 	}
 	if r.Faulted {
 		w.seen["replica faulted"]++

@@ -17,7 +17,7 @@ func (n *simNode) change(ch Change) {
 	tell := func(out Outcome, cfg *replication.Config, rev uint64) {
 		f := func() {
 			if n.alive(c) {
-				c.ChangeDone(w.now, out, cfg, rev)
+				c.ChangeDone(n.clock(), out, cfg, rev)
 				n.drainCoord()
 			}
 		}
@@ -105,7 +105,7 @@ func (n *simNode) watch() {
 	}
 	w.once(n, func() {
 		if n.up && n.coord != nil {
-			n.coord.ConfigSeen(w.now, seen)
+			n.coord.ConfigSeen(n.clock(), seen)
 			n.drainCoord()
 		}
 	})
@@ -126,7 +126,7 @@ func (n *simNode) drain(on bool) {
 	n.drains = on
 	for _, m := range n.w.nodes {
 		if m.up && m.coord != nil && m != n {
-			m.coord.SetKept(n.w.now, slices.Index(n.w.nodes, n), !on)
+			m.coord.SetKept(m.clock(), slices.Index(n.w.nodes, n), !on)
 			m.drainCoord()
 		}
 	}
@@ -137,7 +137,7 @@ func (n *simNode) silence(on bool) {
 	n.silent = on
 	for _, m := range n.w.nodes {
 		if m.up && m.coord != nil && m != n {
-			m.coord.SetUp(n.w.now, slices.Index(n.w.nodes, n), !on)
+			m.coord.SetUp(m.clock(), slices.Index(n.w.nodes, n), !on)
 			m.drainCoord()
 		}
 	}

@@ -30,6 +30,7 @@ func (n *simNode) connect(s Session) {
 			return
 		}
 		peer.conns[conn.id] = conn
+		peer.rep.SetClock(peer.clock())
 		peer.rep.Hello(conn.id, replication.Message{Type: replication.MsgHello, Session: s.ID, Term: s.Term}, s.Hello)
 		peer.drainRep()
 	})
@@ -51,6 +52,7 @@ func (conn *simConn) deliver(msg *replication.Message) {
 		conn.breakOff()
 	default:
 		conn.coord.spoil(p, msg)
+		p.rep.SetClock(p.clock())
 		p.rep.Step(conn.id, msg)
 		p.drainRep()
 	}
@@ -66,12 +68,13 @@ func (conn *simConn) answer(msg *replication.Message) {
 		conn.breakOff()
 		return
 	case msg.Type == replication.MsgHelloAck:
-		c.SessionUp(n.w.now, conn.member, conn.sess, replication.HelloAck{Boot: conn.rep.boot, Credit: msg.Credit})
+		c.SessionUp(n.clock(), conn.member, conn.sess, replication.HelloAck{Boot: conn.rep.boot, Credit: msg.Credit})
 	case msg.Type == replication.MsgNack && msg.Seq == 0:
-		c.SessionRefused(n.w.now, conn.member, conn.sess, msg.Status, msg.Term)
+		c.SessionRefused(n.clock(), conn.member, conn.sess, msg.Status, msg.Term)
 	default:
 		conn.rep.spoil(n, msg)
-		c.Step(n.w.now, conn.member, msg)
+		conn.noteGrant(msg)
+		c.Step(n.clock(), conn.member, msg)
 	}
 	n.drainCoord()
 }
@@ -90,8 +93,12 @@ func (conn *simConn) breakOff() {
 func (conn *simConn) closeBack() {
 	n := conn.coord
 	n.w.later(conn.back, func() {
+		if !n.w.fifo && !conn.rep.reach(n) {
+			n.w.after(20e6, conn.closeBack) // a link that is cut does not tell
+			return
+		}
 		if n.alive(conn.c) {
-			conn.c.SessionDown(n.w.now, conn.member, conn.sess)
+			conn.c.SessionDown(n.clock(), conn.member, conn.sess)
 			n.drainCoord()
 		}
 	})
@@ -116,7 +123,7 @@ func (n *simNode) control(q Control) {
 	finish := func(res ControlResult) {
 		if !done && n.alive(c) {
 			done = true
-			c.ControlDone(w.now, q.ID, res)
+			c.ControlDone(n.clock(), q.ID, res)
 			n.drainCoord()
 		}
 	}
@@ -139,6 +146,7 @@ func (n *simNode) control(q Control) {
 		}
 		peer.nextCtl++
 		peer.ctl[peer.nextCtl] = answer
+		peer.rep.SetClock(peer.clock())
 		switch {
 		case q.Seal != nil:
 			peer.rep.Seal(peer.nextCtl, *q.Seal)

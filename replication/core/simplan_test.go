@@ -11,8 +11,8 @@ import (
 // What goes wrong in a run is a plan that is drawn before it begins, with numbers of its own:
 // a part of the plan can be left out, and the rest of the world draws the same numbers.
 
-// simEvent is one fault at one node, or the repair of some.
-type simEvent struct {
+// planEvent is one fault at one node, or the repair of some.
+type planEvent struct {
 	step, node int
 	fault      int    // index of faults, or repairs
 	mend       uint64 // faults that are mended, and the node is started
@@ -20,7 +20,7 @@ type simEvent struct {
 
 const repairs = -1
 
-func (e *simEvent) String() string {
+func (e *planEvent) String() string {
 	if e.fault == repairs {
 		return fmt.Sprintf("step %d: repairs, and n%d is started", e.step, e.node)
 	}
@@ -28,7 +28,7 @@ func (e *simEvent) String() string {
 }
 
 // drawPlan draws which faults a seed uses, how often they come and are mended.
-func drawPlan(rng *rand.Rand, nodes, steps int) []simEvent {
+func drawPlan(rng *rand.Rand, nodes, steps int) []planEvent {
 	var used []int
 	for i := range faults {
 		if rng.IntN(3) == 0 {
@@ -36,13 +36,13 @@ func drawPlan(rng *rand.Rand, nodes, steps int) []simEvent {
 		}
 	}
 	often, mend := 20+rng.IntN(400), 20+rng.IntN(400)
-	var plan []simEvent
+	var plan []planEvent
 	for step := range steps {
 		if len(used) > 0 && rng.IntN(often) == 0 {
-			plan = append(plan, simEvent{step: step, node: rng.IntN(nodes), fault: used[rng.IntN(len(used))]})
+			plan = append(plan, planEvent{step: step, node: rng.IntN(nodes), fault: used[rng.IntN(len(used))]})
 		}
 		if rng.IntN(mend) == 0 {
-			e := simEvent{step: step, node: rng.IntN(nodes), fault: repairs}
+			e := planEvent{step: step, node: rng.IntN(nodes), fault: repairs}
 			for _, f := range used {
 				if rng.IntN(3) == 0 {
 					e.mend |= 1 << f
@@ -55,7 +55,7 @@ func drawPlan(rng *rand.Rand, nodes, steps int) []simEvent {
 }
 
 // happen carries an event out.
-func (w *simWorld) happen(e *simEvent) {
+func (w *simWorld) happen(e *planEvent) {
 	n := w.nodes[e.node]
 	if e.fault != repairs {
 		if f := &faults[e.fault]; n.up && f.strike(w, n) {
@@ -76,7 +76,7 @@ func (w *simWorld) happen(e *simEvent) {
 
 // shrink leaves events out of a plan as long as fails still holds of the rest: first many at
 // once, then one by one (Zeller and Hildebrandt, Simplifying and Isolating Failure-Inducing Input, 2002).
-func shrink(plan []simEvent, fails func([]simEvent) bool) []simEvent {
+func shrink(plan []planEvent, fails func([]planEvent) bool) []planEvent {
 	for n := (len(plan) + 1) / 2; n > 0; {
 		shorter := false
 		for at := 0; at < len(plan); {
@@ -103,7 +103,7 @@ func rule(failure string) string {
 // simReport tells of a seed that fails with as few events as are needed for it to break the same rule.
 func simReport(seed uint64, steps int, failure string) string {
 	plan := planOf(seed, steps)
-	small := shrink(plan, func(p []simEvent) bool {
+	small := shrink(plan, func(p []planEvent) bool {
 		_, f := runPlan(seed, steps, p)
 		return f != "" && rule(f) == rule(failure)
 	})
@@ -129,9 +129,9 @@ func TestShrink(t *testing.T) {
 	if len(plan) < 100 {
 		t.Fatalf("a plan of %d events", len(plan))
 	}
-	need := []simEvent{plan[0], plan[41], plan[42], plan[len(plan)-1]}
+	need := []planEvent{plan[0], plan[41], plan[42], plan[len(plan)-1]}
 	runs := 0
-	got := shrink(plan, func(p []simEvent) bool {
+	got := shrink(plan, func(p []planEvent) bool {
 		runs++
 		for _, e := range need {
 			if !slices.Contains(p, e) {

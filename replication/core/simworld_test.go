@@ -35,6 +35,7 @@ type simWorld struct {
 	now   int64
 	opts  Options
 	slots int            // of the activity logs
+	grant int64          // of read leases
 	seen  map[string]int // what happened, by name
 
 	vol     replication.VolumeID
@@ -51,6 +52,7 @@ type simWorld struct {
 	timers []simTimer
 
 	client  *simClient
+	strays  []*simStray
 	history simHistory
 	solid   bool // an in-sync replica has everything that was acknowledged
 	owed    bool // what a power cut took may be forgiven at the next attachment
@@ -59,7 +61,12 @@ type simWorld struct {
 // simQueue is a channel in which things happen in order.
 type simQueue struct {
 	owner *simNode
-	fs    []func()
+	fs    []simEvent
+}
+
+type simEvent struct {
+	f     func()
+	lease bool // of a read lease: takes no turn in a fifo world, whose traces do not tell of it
 }
 
 type simTimer struct {
@@ -90,6 +97,9 @@ type simNode struct {
 	flight  []*LocalIO
 	stop    bool // a clean stop is under way
 
+	offset, drift int64 // of its clock: nanoseconds, thousandths
+	wake          int64 // when its replica is to be told the time
+
 	coord *Coordinator
 	sess  []*simConn // sessions of the coordinator by member
 	cutTo map[*simNode]bool
@@ -108,6 +118,8 @@ type simConn struct {
 	there      *simQueue
 	back       *simQueue
 	broken     bool
+	asked      int64 // when the coordinator last asked for a lease, by its clock
+	leased     int64 // until when it has one
 }
 
 // simDisk is what survives a process: sectors, superblock, dirty maps, activity log.
@@ -127,10 +139,10 @@ type simDisk struct {
 
 func newSimWorld(n int, rng *rand.Rand) *simWorld {
 	w := &simWorld{
-		rng: rng, seen: map[string]int{}, solid: true, slots: 4, trace: func(string, ...any) {},
+		rng: rng, seen: map[string]int{}, solid: true, slots: 4, grant: 250e6, trace: func(string, ...any) {},
 		vol: replication.VolumeID{1}, rev: 1,
 		opts: Options{
-			SuspectTimeout: 300e6, OpTimeout: 1e9, SealTimeout: 500e6, LossyTimeout: 3e9, RetryInterval: 50e6,
+			SuspectTimeout: 300e6, OpTimeout: 1e9, SealTimeout: 500e6, LossyTimeout: 3e9, LeaseTime: 200e6, RetryInterval: 50e6,
 			FlushInterval: 100e6, FlushBytes: 1 << 20, FlushRegions: 1000, ResyncWindow: 2, JoinerLag: 64 << 10,
 		},
 	}
@@ -164,11 +176,13 @@ func (w *simWorld) uuid() replication.UUID {
 }
 
 // later puts f on a queue.
-func (w *simWorld) later(q *simQueue, f func()) {
+func (w *simWorld) later(q *simQueue, f func()) { w.enqueue(q, simEvent{f: f}) }
+
+func (w *simWorld) enqueue(q *simQueue, e simEvent) {
 	if len(q.fs) == 0 {
 		w.ready = append(w.ready, q)
 	}
-	q.fs = append(q.fs, f)
+	q.fs = append(q.fs, e)
 }
 
 // once lets f happen to node n some time.
@@ -195,10 +209,11 @@ func (w *simWorld) step() {
 	}
 	for _, n := range w.nodes {
 		if n.up && !n.paused && n.coord != nil && (w.fifo && w.now%10e6 == 0 || !w.fifo && w.rng.IntN(20) == 0) {
-			n.coord.Tick(w.now)
+			n.coord.Tick(n.clock())
 			n.drainCoord()
 		}
 		n.sweep()
+		n.wakeUp()
 		n.stopped()
 	}
 	first := 0
@@ -211,22 +226,25 @@ func (w *simWorld) step() {
 		if q.owner != nil && q.owner.paused {
 			continue
 		}
-		f := q.fs[0]
+		e := q.fs[0]
 		q.fs = q.fs[1:]
 		w.ready = slices.Delete(w.ready, i, i+1)
 		if len(q.fs) > 0 {
 			w.ready = append(w.ready, q)
 		}
-		f()
+		e.f()
 		w.invariants()
-		return
+		break
+	}
+	if w.fifo {
+		w.runLeases()
 	}
 }
 
 // start begins a life of the node's process.
 func (n *simNode) start() {
 	w, d := n.w, &n.disk
-	n.up, n.stop, n.paused = true, false, false
+	n.up, n.stop, n.paused, n.wake = true, false, false, 0
 	n.life++
 	n.conns, n.ctl, n.flight = map[ConnID]*simConn{}, map[uint64]func(ControlResult){}, nil
 	if !d.clean {
@@ -236,6 +254,7 @@ func (n *simNode) start() {
 	d.log.open(w.slots)
 	n.rep = NewReplica(ReplicaOptions{
 		Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta,
+		Now: n.clock(), LeaseGrant: w.grant,
 		Slots: d.log.slots, Active: d.log.stored.active(), LogLost: d.log.stored.lost, Dirty: d.dirty,
 	})
 	n.rep.SetCrowded(d.crowded)
@@ -255,6 +274,7 @@ func (n *simNode) crash(power bool) {
 	d.cutShort(w, n)
 	if power {
 		n.boot = replication.BootID(w.uuid())
+		n.offset += 1 - n.clock() // counts from the boot
 		for _, s := range simSectors {
 			if d.data[s] != d.stable[s] {
 				if w.fifo || w.rng.IntN(2) == 0 {
@@ -316,12 +336,12 @@ func (n *simNode) fence(on bool) {
 	n.fenced = on
 	n.fences++
 	if n.coord != nil && on {
-		n.coord.Kill(w.now, replication.ErrDomainFenced)
+		n.coord.Kill(n.clock(), replication.ErrDomainFenced)
 		n.drainCoord()
 	}
 	for i, m := range w.nodes {
 		if m.up && m.coord != nil {
-			m.coord.SetUsable(w.now, slices.Index(w.nodes, n), !on)
+			m.coord.SetUsable(m.clock(), slices.Index(w.nodes, n), !on)
 			m.drainCoord()
 		}
 		for _, id := range slices.Sorted(maps.Keys(w.nodes[i].conns)) {
@@ -339,22 +359,23 @@ func (n *simNode) reach(o *simNode) bool { return n == o || !n.cutTo[o] }
 func (n *simNode) attach() {
 	w := n.w
 	o := w.opts
+	o.Boot = n.boot
 	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), replication.AttachID(w.uuid()), n.rid, w.rng.Uint64
 	n.coord = New(o, w.cfg, w.rev)
 	n.sess = make([]*simConn, len(w.nodes))
 	w.trace("%s attaches", n.id)
 	for i, m := range w.nodes {
 		if m.fenced {
-			n.coord.SetUsable(w.now, i, false)
+			n.coord.SetUsable(n.clock(), i, false)
 		}
 		if m.drains && m != n {
-			n.coord.SetKept(w.now, i, false)
+			n.coord.SetKept(n.clock(), i, false)
 		}
 		if m.silent && m != n {
-			n.coord.SetUp(w.now, i, false)
+			n.coord.SetUp(n.clock(), i, false)
 		}
 	}
-	n.coord.Start(w.now)
+	n.coord.Start(n.clock())
 	n.drainCoord()
 }
 
@@ -370,10 +391,11 @@ func (n *simNode) drainCoord() {
 		if conn == nil || conn.sess != m.Msg.Session {
 			continue
 		}
-		w.trace("%s -> %s %s", n.id, conn.rep.id, describe(&m.Msg))
+		conn.noteLease(&m.Msg)
+		w.traceMessage("->", n, conn.rep, &m.Msg)
 		msg := m.Msg
 		msg.Data = bytes.Clone(msg.Data)
-		w.later(conn.there, func() { conn.deliver(&msg) })
+		w.enqueue(conn.there, simEvent{func() { conn.deliver(&msg) }, msg.Type == replication.MsgLease})
 	}
 	for _, s := range r.Disconnect {
 		if conn := n.sess[s.To]; conn != nil && conn.sess == s.ID {
@@ -417,6 +439,9 @@ func (n *simNode) observe(e *Event) {
 		if w.owed && w.client.at == n {
 			w.owed = false
 			w.history.forgive()
+			for _, s := range w.strays {
+				s.may = nil
+			}
 			for _, o := range w.client.flight {
 				o.unsure = w.history.unsure
 			}

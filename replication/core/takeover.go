@@ -157,9 +157,9 @@ func (c *Coordinator) propose(n *replication.Config) {
 func (c *Coordinator) elect() {
 	n := c.next("takeover")
 	n.Phase = replication.PhaseRecovering
-	n.Coord = &replication.Coord{Node: c.o.Node, Domain: c.o.Domain, AttachID: c.o.Attach, Term: replication.Term(n.Epoch)}
+	n.Coord = &replication.Coord{Node: c.o.Node, Domain: c.o.Domain, Boot: c.o.Boot, AttachID: c.o.Attach, Term: replication.Term(n.Epoch)}
 	n.History[len(n.History)-1].ISR = slices.Clone(n.ISR)
-	c.stage = stageElecting
+	c.stage, c.earlier = stageElecting, c.endedTerm(c.cfg)
 	c.isr = c.set(n.ISR)
 	c.change = &change{kind: changeElect, next: n}
 	c.propose(n)
@@ -187,7 +187,7 @@ func (c *Coordinator) seal() {
 func (c *Coordinator) sealRequest(i int) Control {
 	return Control{Seal: &replication.SealRequest{
 		Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Epoch: c.cfg.Epoch, Gen: c.cfg.Gen,
-		Incarnation: c.o.Incarnation, AttachID: c.o.Attach,
+		Incarnation: c.o.Incarnation, AttachID: c.o.Attach, Ended: c.earlier,
 	}}
 }
 

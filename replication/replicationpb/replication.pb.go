@@ -28,14 +28,16 @@ const (
 )
 
 type SealRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Replica       []byte                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
-	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Gen           uint64                 `protobuf:"varint,5,opt,name=gen,proto3" json:"gen,omitempty"`
-	Incarnation   []byte                 `protobuf:"bytes,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Attach        []byte                 `protobuf:"bytes,7,opt,name=attach,proto3" json:"attach,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Volume      []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Replica     []byte                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Term        uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	Epoch       uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Gen         uint64                 `protobuf:"varint,5,opt,name=gen,proto3" json:"gen,omitempty"`
+	Incarnation []byte                 `protobuf:"bytes,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Attach      []byte                 `protobuf:"bytes,7,opt,name=attach,proto3" json:"attach,omitempty"`
+	// Coordinators of terms up to it serve no reads any more.
+	Ended         uint64 `protobuf:"varint,8,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -117,6 +119,13 @@ func (x *SealRequest) GetAttach() []byte {
 		return x.Attach
 	}
 	return nil
+}
+
+func (x *SealRequest) GetEnded() uint64 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
 }
 
 type SealResponse struct {
@@ -773,7 +782,7 @@ var File_replication_replicationpb_replication_proto protoreflect.FileDescriptor
 
 const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\n" +
-	"+replication/replicationpb/replication.proto\x12\x15tandem.replication.v1\"\xb5\x01\n" +
+	"+replication/replicationpb/replication.proto\x12\x15tandem.replication.v1\"\xcb\x01\n" +
 	"\vSealRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +
@@ -781,7 +790,8 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x10\n" +
 	"\x03gen\x18\x05 \x01(\x04R\x03gen\x12 \n" +
 	"\vincarnation\x18\x06 \x01(\fR\vincarnation\x12\x16\n" +
-	"\x06attach\x18\a \x01(\fR\x06attach\"\x8b\x02\n" +
+	"\x06attach\x18\a \x01(\fR\x06attach\x12\x14\n" +
+	"\x05ended\x18\b \x01(\x04R\x05ended\"\x8b\x02\n" +
 	"\fSealResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +

@@ -49,7 +49,7 @@ func sealToPB(r replication.SealRequest) *pb.SealRequest {
 	return &pb.SealRequest{
 		Volume: r.Volume[:], Replica: r.Replica[:],
 		Term: uint64(r.Term), Epoch: uint64(r.Epoch), Gen: r.Gen,
-		Incarnation: r.Incarnation[:], Attach: r.AttachID[:],
+		Incarnation: r.Incarnation[:], Attach: r.AttachID[:], Ended: uint64(r.Ended),
 	}
 }
 
@@ -63,6 +63,7 @@ func sealFromPB(r *pb.SealRequest) (replication.SealRequest, error) {
 		Gen:         r.GetGen(),
 		Incarnation: c.uuid("incarnation", r.GetIncarnation()),
 		AttachID:    replication.AttachID(c.uuid("attach", r.GetAttach())),
+		Ended:       replication.Term(r.GetEnded()),
 	}, c.err
 }
 

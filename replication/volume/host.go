@@ -50,6 +50,7 @@ type host struct {
 	looked  int64       // when look did; by the worker only
 	sweeper *time.Timer // of the next sweep; by the worker only
 	sweeps  bool        // it runs
+	waker   *time.Timer // of the next time that the core asked for; by the worker only
 	crowded bool        // what it found; by the worker only
 	closing bool        // nothing is taken in any more; by the worker only
 	stop    chan rest   // somebody waits for the replica to come to rest
@@ -67,6 +68,7 @@ type host struct {
 type nodeIdentity struct {
 	boot     replication.BootID
 	instance replication.UUID
+	grant    int64 // how long it keeps read leases, nanoseconds
 }
 
 var hostInputSlices = sync.Pool{New: func() any { return new([]hostInput) }}
@@ -81,6 +83,7 @@ const (
 	hostPersisted
 	hostLogged
 	hostSweep
+	hostWake
 	hostControl
 	hostDirty
 	hostStop
@@ -115,6 +118,7 @@ func newHost(vol replication.VolumeID, id replication.ReplicaID, size int64, st 
 		id: id, vol: vol, node: node, st: st, lg: lg,
 		core: core.NewReplica(core.ReplicaOptions{
 			Volume: vol, Replica: id, Size: size, Boot: node.boot, Instance: node.instance, Credit: replicaCredit,
+			Now: now(), LeaseGrant: node.grant,
 			Meta: s.Meta, Slots: s.Slots, Active: s.Active, LogLost: s.LogLost, Dirty: s.Dirty,
 		}),
 		conns:   make(map[core.ConnID]replyTo),
@@ -123,6 +127,8 @@ func newHost(vol replication.VolumeID, id replication.ReplicaID, size int64, st 
 	}
 	h.sweeper = time.AfterFunc(sweepInterval, func() { h.post(hostInput{kind: hostSweep}) })
 	h.sweeper.Stop()
+	h.waker = time.AfterFunc(sweepInterval, func() { h.post(hostInput{kind: hostWake}) })
+	h.waker.Stop()
 	if s.LogLost {
 		lg.Warn("activity log lost, replica will be compared in full", zap.NamedError("reason", s.Damage))
 	}
@@ -170,7 +176,9 @@ func (h *host) work() {
 		if items == nil {
 			return
 		}
-		h.look()
+		t := now() // after the inputs came
+		h.look(t)
+		h.core.SetClock(t)
 		for i := range items {
 			h.apply(&items[i])
 		}
@@ -185,8 +193,7 @@ const lookInterval = int64(time.Second)
 
 // look finds out whether the pool has room. The replica tells it in its answers: one
 // that nobody asks anything needs no room.
-func (h *host) look() {
-	t := now()
+func (h *host) look(t int64) {
 	if h.looked != 0 && t-h.looked < lookInterval {
 		return
 	}
@@ -235,6 +242,7 @@ func (h *host) apply(in *hostInput) {
 		h.core.PersistDone(in.err)
 	case hostLogged:
 		h.core.LogDone(in.err)
+	case hostWake: // the time was told
 	case hostSweep:
 		if h.sweeps = false; !h.closing {
 			h.core.Sweep()
@@ -307,6 +315,9 @@ func (h *host) carryOut() {
 	if r.Persist != nil {
 		p := *r.Persist
 		go func() { h.post(hostInput{kind: hostPersisted, err: h.st.Persist(p)}) }()
+	}
+	if r.Wake != 0 {
+		h.waker.Reset(time.Duration(max(r.Wake-now(), 1)))
 	}
 	if r.Faulted {
 		h.lg.Error("replica faulted")

@@ -57,7 +57,9 @@ func (l *localLink) reply(batch []replication.Message) {
 }
 
 // agreed implements replyTo.
-func (l *localLink) agreed() wire.Agreed { return wire.Agreed{Version: wire.MaxVersion} }
+func (l *localLink) agreed() wire.Agreed {
+	return wire.Agreed{Version: wire.MaxVersion, Features: wire.Local.Able}
+}
 
 // end implements sessionLink and replyTo.
 func (l *localLink) end() {

@@ -28,6 +28,8 @@ type Timing struct {
 	Suspect    time.Duration // a replica out of reach for so long is evicted; default 3 s
 	Operation  time.Duration // a replica that does not answer for so long is evicted; default 10 s
 	Seal       time.Duration // how long a takeover waits for further replicas; default 5 s
+	Lease      time.Duration // how long a read lease lets a coordinator read; default 2 s
+	LeaseGrant time.Duration // how long a replica keeps one, before which it follows no other coordinator; default 3 s
 	Lossy      time.Duration // the same while all that answered lost power; default 60 s
 	Stall      time.Duration // a request that cannot proceed for so long fails; default 90 s
 	Retry      time.Duration // between attempts; default 500 ms
@@ -45,6 +47,8 @@ func (t *Timing) ensureDefaults() {
 	def(&t.Suspect, 3*time.Second)
 	def(&t.Operation, 10*time.Second)
 	def(&t.Seal, 5*time.Second)
+	def(&t.Lease, 2*time.Second)
+	def(&t.LeaseGrant, 3*time.Second)
 	def(&t.Lossy, 60*time.Second)
 	def(&t.Stall, 90*time.Second)
 	def(&t.Retry, 500*time.Millisecond)
@@ -119,7 +123,7 @@ func NewManager(o Options) *Manager {
 		o.Logger = zap.NewNop()
 	}
 	o.Timing.ensureDefaults()
-	m := &Manager{o: o, node: nodeIdentity{boot: o.Boot, instance: o.Instance}, lg: o.Logger}
+	m := &Manager{o: o, node: nodeIdentity{boot: o.Boot, instance: o.Instance, grant: int64(o.Timing.LeaseGrant)}, lg: o.Logger}
 	m.mu.hosts = make(map[hostKey]*host)
 	m.mu.volumes = make(map[replication.VolumeID]*Volume)
 	m.mu.down = make(map[replication.NodeID]bool)
@@ -220,10 +224,10 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 		m: m, id: id, size: cfg.Size, lg: m.lg.With(zap.Stringer("volume-id", id)),
 		serving: make(chan struct{}), dead: make(chan struct{}), idle: make(chan struct{}),
 		core: core.New(core.Options{
-			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Attach: replication.AttachID(replication.NewUUID()),
+			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Boot: m.o.Boot, Attach: replication.AttachID(replication.NewUUID()),
 			Incarnation: m.o.Incarnation, Local: local,
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
-			LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
+			LeaseTime: int64(t.Lease), LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
 			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,
 			ResyncWindow: resyncWindow, JoinerLag: joinerLag, Rand: rand.Uint64,
 		}, cfg, rev),

@@ -34,7 +34,10 @@ func TestVersionSkew(t *testing.T) {
 	if m := ask(wire.Proposal{Min: wire.MaxVersion + 1, Max: wire.MaxVersion + 2}); m.Type != replication.MsgNack || m.Status != replication.StatusVersion {
 		t.Errorf("a version from the future was answered by %v %v, want a nack for the version", m.Type, m.Status)
 	}
-	newer := wire.Proposal{Min: wire.MaxVersion, Max: wire.MaxVersion + 1}
+	if m := ask(wire.Proposal{Min: wire.MinVersion, Max: wire.MaxVersion}); m.Type != replication.MsgNack || m.Status != replication.StatusVersion {
+		t.Errorf("a coordinator that reads without leases was answered by %v %v, want a nack for the version", m.Type, m.Status)
+	}
+	newer := wire.Proposal{Min: wire.MaxVersion, Max: wire.MaxVersion + 1, Able: wire.FeatureLeases, Needed: wire.FeatureLeases}
 	m := ask(newer)
 	if m.Type != replication.MsgHelloAck {
 		t.Fatalf("a newer coordinator was answered by %v %v", m.Type, m.Status)

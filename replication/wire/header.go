@@ -131,7 +131,8 @@ func putHeader(b []byte, m *replication.Message, n int) {
 }
 
 func isKnown(t replication.MessageType) bool {
-	return t >= replication.MsgHello && t <= replication.MsgResyncWrite || t == replication.MsgClose
+	return t >= replication.MsgHello && t <= replication.MsgResyncWrite ||
+		t == replication.MsgClose || t == replication.MsgLease || t == replication.MsgGrant
 }
 
 // checkShape says whether the lengths of m fit its type: one rule for both ends,

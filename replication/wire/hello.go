@@ -27,8 +27,12 @@ type Proposal struct {
 	Needed   Features // it cannot work without these; a subset of Able
 }
 
+// FeatureLeases are the read leases (MsgLease, MsgGrant). A replica that does not know them would not
+// wait for one, nor would a coordinator before it reads.
+const FeatureLeases Features = 1 << 0
+
 // Local is the Proposal of this build.
-var Local = Proposal{Min: MinVersion, Max: MaxVersion}
+var Local = Proposal{Min: MinVersion, Max: MaxVersion, Able: FeatureLeases, Needed: FeatureLeases}
 
 // Agreed is what both ends of a session may use.
 type Agreed struct {

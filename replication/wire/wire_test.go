@@ -109,6 +109,8 @@ func every() []replication.Message {
 		{Type: replication.MsgResyncWrite, Length: replication.ResyncBlock, Data: pattern(replication.ResyncBlock)},
 		{Type: replication.MsgResyncWrite, Length: replication.ResyncBlock},
 		{Type: replication.MsgClose},
+		{Type: replication.MsgLease, Offset: 1<<62 + 1},
+		{Type: replication.MsgGrant, Offset: 1<<62 + 1, Length: 3000},
 	}
 	for i := range ms {
 		ms[i].Session, ms[i].Term = 0x1122334455667788, 42

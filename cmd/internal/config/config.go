@@ -204,8 +204,12 @@ type Replication struct {
 	SuspectTimeout time.Duration `yaml:"suspectTimeout"`
 	// A replica that has not answered one request for this long is evicted, though it beats. At least suspectTimeout.
 	OpTimeout time.Duration `yaml:"opTimeout"`
-	// Deadline of one seal, prepare or commit of a takeover or an eviction.
+	// Deadline of one seal, prepare or commit of a takeover or an eviction. At least leaseGrant.
 	SealTimeout time.Duration `yaml:"sealTimeout"`
+	// How long a coordinator reads by a read lease. It renews it four times in that time. At most leaseGrant less 1 %.
+	LeaseTime time.Duration `yaml:"leaseTime"`
+	// How long a replica keeps a read lease: for so long after the last one, and after its own start, it follows no other coordinator.
+	LeaseGrant time.Duration `yaml:"leaseGrant"`
 	// How long requests wait while a volume may not proceed, before they fail. At least opTimeout + sealTimeout.
 	StallTimeout time.Duration `yaml:"stallTimeout"`
 	// Resync traffic that this node sends, bytes per second. 0: no limit.

@@ -152,6 +152,8 @@ func TestErrors(t *testing.T) {
 		{"suspect below 4 beats", "replication:\n  beatInterval: 1s\n", "replication.suspectTimeout: 3s is less than 4 x replication.beatInterval (4s)"},
 		{"op below suspect", "replication: {opTimeout: 2s}\n", "replication.opTimeout: 2s is less than replication.suspectTimeout (3s)"},
 		{"stall too short", "replication: {stallTimeout: 12s}\n", "replication.stallTimeout: 12s is less than replication.opTimeout + replication.sealTimeout (15s)"},
+		{"lease kept too short", "replication: {leaseTime: 2980ms}\n", "replication.leaseGrant: 3s is less than replication.leaseTime + 1 %"},
+		{"seal below lease", "replication: {leaseGrant: 6s}\n", "replication.sealTimeout: 5s is less than replication.leaseGrant (6s)"},
 		{"role", "role: arbiter\n", `role: "arbiter" is not known here: use node or witness`},
 		{"domain name", "domain: a_\n", `domain: "a_" is not a name`},
 		{"capitals", "nodeID: Node1\n", `nodeID: "Node1" is not a name: use 1 to 63 of a-z`},
@@ -254,7 +256,7 @@ func TestEdges(t *testing.T) {
 	mustParse(t, "kvdb: {etcd: {endpoints: ["+strings.Repeat("a,", maxListLen)+"]}}\n")
 	longest := "/" + strings.Repeat("s", maxSocketPath-1)
 	mustParse(t, "api: {socket: "+longest+"}\n")
-	mustParse(t, "replication: {beatInterval: 750ms, suspectTimeout: 3s, opTimeout: 3s, sealTimeout: 2s, stallTimeout: 5s}\n")
+	mustParse(t, "replication: {beatInterval: 750ms, suspectTimeout: 3s, opTimeout: 3s, sealTimeout: 2s, leaseTime: 1980ms, leaseGrant: 2s, stallTimeout: 5s}\n")
 	for _, l := range Limits() {
 		for _, v := range []int64{l.Min, l.Max} {
 			k, c := &checker{}, Default()

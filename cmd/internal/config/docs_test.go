@@ -188,6 +188,7 @@ Relations that are checked as well:
 
 * `+"`suspectTimeout` >= %d x `beatInterval`"+`
 * `+"`opTimeout` >= `suspectTimeout`"+`
+* `+"`leaseGrant` >= `leaseTime` and 1 %% more; `sealTimeout` >= `leaseGrant`"+`
 * `+"`stallTimeout` >= `opTimeout` + `sealTimeout`"+`
 * every address to listen on is loopback while `+"`tls.insecure`"+` is true
 * `+"`kvdb.raft.members`"+` lists this node exactly if `+"`kvdb.raft.member`"+` is true, and has not two elements

@@ -63,6 +63,16 @@ var limits = []Limit{
 		at(func(c *Config) *time.Duration { return &c.Replication.SealTimeout }),
 	},
 	{
+		"replication.leaseTime", int64(400 * time.Millisecond), int64(time.Minute), int64(2 * time.Second), UnitDuration,
+		"reads pause when a replica is silent for so long; below, a hiccup of the network is noticed. To lower both lease times, lower this one on every node first",
+		at(func(c *Config) *time.Duration { return &c.Replication.LeaseTime }),
+	},
+	{
+		"replication.leaseGrant", int64(500 * time.Millisecond), int64(time.Minute), int64(3 * time.Second), UnitDuration,
+		"a takeover from a coordinator that ended without notice waits this long; if it is not above suspectTimeout a failover takes no longer for it",
+		at(func(c *Config) *time.Duration { return &c.Replication.LeaseGrant }),
+	},
+	{
 		"replication.stallTimeout", int64(5 * time.Second), int64(24 * time.Hour), int64(90 * time.Second), UnitDuration,
 		"long enough to fail over by hand without an I/O error, short enough that a hopeless wait ends",
 		at(func(c *Config) *time.Duration { return &c.Replication.StallTimeout }),

@@ -265,6 +265,9 @@ func (k *checker) limits(c *Config) {
 // one lost segment and its retransmission cost up to three.
 const beatsToSuspect = 4
 
+// clockError is by what part of leaseTime leaseGrant has to be longer: two clocks may differ, see core.ClockError.
+const clockError = 99
+
 // timers checks the relations of protocol.md 19.
 func (k *checker) timers(c *Config) {
 	r := &c.Replication
@@ -277,6 +280,10 @@ func (k *checker) timers(c *Config) {
 		"a peer would be given up for a few lost beats")
 	atLeast("replication.opTimeout", r.OpTimeout, r.SuspectTimeout, "replication.suspectTimeout",
 		"a dead peer would look like a slow disk")
+	atLeast("replication.leaseGrant", r.LeaseGrant, r.LeaseTime+r.LeaseTime/clockError, "replication.leaseTime + 1 %",
+		"clocks differ, and a coordinator would read after a replica has followed another one")
+	atLeast("replication.sealTimeout", r.SealTimeout, r.LeaseGrant, "replication.leaseGrant",
+		"a takeover would leave replicas out that wait for a lease to run out")
 	atLeast("replication.stallTimeout", r.StallTimeout, r.OpTimeout+r.SealTimeout, "replication.opTimeout + replication.sealTimeout",
 		"requests would fail before an eviction that saves them can end")
 }

@@ -28,6 +28,7 @@ var stallText = map[core.Stall]string{
 	core.StallTakeover:     "the volume is being taken over",
 	core.StallNoReplica:    "no in-sync replica answers: bring a node that holds one back, see the replicas of tandemctl volume inspect",
 	core.StallNeedReplica:  "an in-sync replica is out of reach; it is evicted soon if the others and the kvdb are there",
+	core.StallReadLease:    "reads wait: an in-sync replica has not renewed its read lease in time; it is evicted if it stays silent",
 	core.StallKVDB:         "the kvdb is out of reach, so that the in-sync set cannot be changed: bring a majority of its members back",
 	core.StallProtection:   "protection is max-protection, and an in-sync replica is out of reach: writes wait until its node is back",
 	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",

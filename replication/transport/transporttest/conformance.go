@@ -129,6 +129,8 @@ func testTypes(t *testing.T, open Open) {
 		{Type: replication.MsgResyncWrite, Length: replication.ResyncBlock, Data: data},
 		{Type: replication.MsgResyncWrite, Length: replication.ResyncBlock},
 		{Type: replication.MsgClose},
+		{Type: replication.MsgLease, Offset: 1<<62 + 1},
+		{Type: replication.MsgGrant, Offset: 1<<62 + 1, Length: 3000},
 	}
 	for i := range sent {
 		sent[i].Session, sent[i].Seq = 0xfeedface, replication.Seq(i)

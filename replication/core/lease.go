@@ -1,0 +1,128 @@
+package core
+
+import (
+	"math"
+
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// Read leases (protocol.md 5.6, I8). A coordinator completes a read only while it holds a
+// lease from every replica that a takeover may start from. A replica promises a later term
+// only when what it granted to the earlier one has run out, so that nobody reads from a
+// coordinator that another one has followed. Each side counts by its own clock, from an
+// instant that is the safe one for it: the coordinator from before it asked, the replica
+// from after it heard. Writes are fenced by terms and sessions alone, whatever the clocks do.
+
+// ClockError bounds how much the clocks of two nodes may drift apart while a lease runs:
+// 1/ClockError of it. A kernel slews its clock by 1/2000 at most.
+const ClockError = 100
+
+// renewals is how often a lease is renewed while it would run.
+const renewals = 4
+
+// lease is what a coordinator holds of one member.
+type lease struct {
+	until  int64 // reads may be completed before; 0 if it holds nothing
+	asked  int64 // when it last asked; it numbers the request
+	asking bool  // no answer has come yet
+}
+
+// askLeases asks for the leases that are due. A joiner is asked too: from the moment in which
+// it may be in the in-sync set a takeover may start from it.
+func (c *Coordinator) askLeases() {
+	want := c.isr | c.syncing()
+	for i, m := range c.m {
+		if want.has(i) && m.open && c.now-m.lease.asked >= c.o.LeaseTime/renewals {
+			c.askLease(i)
+		}
+	}
+}
+
+// askLease asks member i, unless an answer is on its way.
+func (c *Coordinator) askLease(i int) {
+	l := &c.m[i].lease
+	if l.asking || c.ended {
+		return
+	}
+	l.asked, l.asking = c.now, true
+	c.send(i, replication.Message{Type: replication.MsgLease, Offset: c.now})
+}
+
+// granted takes the answer of member i. What counts is when the request was sent, and how long
+// the replica says that it keeps its promise.
+func (c *Coordinator) granted(i int, msg *replication.Message) {
+	l := &c.m[i].lease
+	if !l.asking || msg.Offset != l.asked {
+		return
+	}
+	kept := min(msg.Length, math.MaxInt64/int64(1e6)) * 1e6
+	was := c.readable()
+	l.asking, l.until = false, l.asked+min(c.o.LeaseTime, kept-kept/ClockError)
+	c.retry = c.retry || !was
+}
+
+// readable reports whether no other coordinator can have served a write before now: every member that
+// a takeover may start from has promised so. A joiner whose join is being decided is one of them (I10).
+func (c *Coordinator) readable() bool {
+	s := c.isr
+	if c.joining() {
+		s |= c.change.q
+	}
+	for i, m := range c.m {
+		if s.has(i) && (!m.open || c.now >= m.lease.until) {
+			return false
+		}
+	}
+	return !c.ended
+}
+
+// SetClock tells the replica the time, in nanoseconds of a clock that goes on while the machine sleeps and never
+// goes back. It is due before other inputs, no older than they are, and when Ready.Wake says so.
+func (r *Replica) SetClock(now int64) {
+	r.now = now
+	if len(r.queue) > 0 {
+		r.run()
+	}
+}
+
+// grant lets the coordinator of the session complete reads for a time, and tells it for how long.
+func (r *Replica) grant(conn ConnID, msg *replication.Message) {
+	r.leased = r.now + r.o.LeaseGrant
+	r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: conn, Msg: replication.Message{
+		Type: replication.MsgGrant, Session: msg.Session, Term: r.meta.Term, Offset: msg.Offset, Length: r.o.LeaseGrant / 1e6,
+	}})
+}
+
+// leasedTo reports whether the coordinator of another term than that of q may still complete reads. That the
+// others have ended is believed of a coordinator that was elected in the same kvdb, where it stands.
+func (r *Replica) leasedTo(q *replication.SealRequest) bool {
+	ended := q.Ended >= r.meta.Term && q.Incarnation == r.meta.Incarnation
+	return q.Term != r.meta.Term && r.now < r.leased && !ended
+}
+
+// quarantine is the lease that a process begins with: what the one before it granted is not
+// known. If no term was promised there was nobody to grant one to.
+func (r *Replica) quarantine() {
+	if r.meta.Term != 0 {
+		r.leased = r.now + r.o.LeaseGrant
+	}
+}
+
+// endedTerm is the highest term of which it is certain that neither its coordinator nor an earlier one
+// reads any more, 0 if there is none. cfg is what the takeover replaces.
+//
+// After a detach all have ended. So have those up to the coordinator that cfg names if it came to
+// serve and ran here: then the leases of the earlier ones had run out, and of one node only one process at a time
+// serves, with one coordinator for each volume. A node that has booted again may be a copy of
+// another machine that is still running: that is not certain.
+func (c *Coordinator) endedTerm(cfg *replication.Config) replication.Term {
+	old := cfg.Coord
+	switch {
+	case old == nil:
+		return replication.Term(cfg.Epoch)
+	case cfg.Phase == replication.PhaseActive && old.Node == c.o.Node && old.Boot == c.o.Boot && !replication.UUID(old.Boot).IsZero():
+		return old.Term
+	default:
+		return 0
+	}
+}
