@@ -19,7 +19,7 @@ import (
 //
 //	world nodes=2 [at=n0] (attached there already) [protection=max_protection]
 //	      [stall=100] (milliseconds until a request fails) [slots=1] (of each activity log)
-//	attach n0 | detach | crash n0 | power n0 | stop n0 | start n0 | damage-log n0 (that is not running)
+//	attach n0 | resume n0 (the attachment that its process had) | detach | crash n0 | power n0 | stop n0 | start n0 | damage-log n0 (that is not running)
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
 //	kvdb down | kvdb up | kvdb hold | kvdb tell (outcomes wait in between)
 //	kvdb lose CAUSE (that change takes effect, and its coordinator does not reach the kvdb any more) | kvdb back
@@ -108,6 +108,9 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		w.client.lost()
 		w.client.at = node(1)
 		node(1).attach()
+	case "resume":
+		w.client.at = node(1)
+		node(1).resume()
 	case "detach":
 		w.client.at.coord.Detach(w.now)
 		w.client.at.drainCoord()
