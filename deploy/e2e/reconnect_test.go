@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -18,7 +19,7 @@ func TestReconnectingClient(t *testing.T) {
 	c := shared(t)
 	v := c.create(t, "reconnect", "64Mi")
 	old := c.attach(t, v.home, v.name)
-	do := returning(t, old)
+	do, _ := returning(t, old)
 	if got := do("write -P 1 0 64k"); !strings.Contains(got, "wrote") {
 		t.Fatal(got)
 	}
@@ -49,8 +50,8 @@ func TestReconnectingClient(t *testing.T) {
 }
 
 // returning opens an export with a qemu-io that tries for 30 s to connect again when its connection is lost, before a request
-// fails. do runs one command and returns the line in which it tells what came of it.
-func returning(t *testing.T, uri string) (do func(command string) string) {
+// fails. do runs one command and returns the line in which it tells what came of it; end ends it.
+func returning(t *testing.T, uri string) (do func(command string) string, end func()) {
 	t.Helper()
 	u, err := url.Parse(uri)
 	if err != nil {
@@ -69,12 +70,13 @@ func returning(t *testing.T, uri string) (do func(command string) string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
+	t.Cleanup(end)
 	out := bufio.NewReader(stdout)
-	return func(command string) string {
+	do = func(command string) string {
 		t.Helper()
 		if _, err := io.WriteString(in, command+"\n"); err != nil {
 			t.Fatal(err)
@@ -90,4 +92,5 @@ func returning(t *testing.T, uri string) (do func(command string) string) {
 			}
 		}
 	}
+	return do, end
 }

@@ -78,6 +78,9 @@ func (c *Coordinator) advanceStage() bool {
 		case c.now >= c.sealUntil && c.round.got != 0:
 			c.prepare(c.round.got)
 			return true
+		case c.now >= c.sealUntil:
+			c.seal() // those that were sealed are gone; another one may be back
+			return true
 		}
 	case stageCommitting:
 		switch {
@@ -259,6 +262,7 @@ func (c *Coordinator) changed(ch *change) {
 	case changeElect:
 		c.change = nil
 		c.term = ch.next.Coord.Term
+		c.event(Event{Kind: EventElected})
 		c.seal()
 	case changeActivate:
 		c.isr = ch.isr

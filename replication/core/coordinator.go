@@ -16,6 +16,9 @@ type Options struct {
 	Attach      replication.AttachID
 	Incarnation replication.UUID
 	Local       replication.ReplicaID // the replica on this node, preferred for reads; zero if none
+	// Resume: an earlier process was the coordinator under Attach, the configuration names it still, and its consumer
+	// lives. The takeover ends with ErrPoisoned where another one starts as after a power cut (I19).
+	Resume bool
 
 	SuspectTimeout int64 // a member without session for so long is evicted
 	OpTimeout      int64 // a member that does not answer a request for so long is evicted

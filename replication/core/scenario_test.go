@@ -19,7 +19,7 @@ import (
 //
 //	world nodes=2 [at=n0] (attached there already) [protection=max_protection]
 //	      [stall=100] (milliseconds until a request fails) [slots=1] (of each activity log)
-//	attach n0 | detach | crash n0 | power n0 | stop n0 | start n0 | damage-log n0 (that is not running)
+//	attach n0 | resume n0 (the attachment that its process had) | detach | crash n0 | power n0 | stop n0 | start n0 | damage-log n0 (that is not running)
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
 //	kvdb down | kvdb up | kvdb hold | kvdb tell (outcomes wait in between)
 //	kvdb lose CAUSE (that change takes effect, and its coordinator does not reach the kvdb any more) | kvdb back
@@ -109,6 +109,9 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		w.client.lost()
 		w.client.at = node(1)
 		node(1).attach()
+	case "resume":
+		w.client.at = node(1)
+		node(1).resume()
 	case "detach":
 		w.client.at.coord.Detach(w.client.at.clock())
 		w.client.at.drainCoord()
@@ -146,7 +149,7 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).disk.failRead = f[0] == "unreadable"
 	case "crowded", "roomy":
 		node(1).crowd(f[0] == "crowded")
-	case "pause", "resume":
+	case "pause", "continue":
 		node(1).paused = f[0] == "pause"
 	case "close", "open":
 		node(1).disk.closed = f[0] == "close"

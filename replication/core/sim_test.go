@@ -138,10 +138,17 @@ func (w *simWorld) healLinks() {
 // takeover makes some node the coordinator.
 func (w *simWorld) takeover() {
 	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	if k := slices.IndexFunc(w.nodes, (*simNode).resumable); k >= 0 && w.rng.IntN(2) == 0 {
+		n = w.nodes[k]
+	}
 	if !n.up || n.paused || n.stop || n.fenced || n.coord != nil || n.drains || w.kvDown || n.kvCut {
 		return
 	}
 	w.client.at = n
+	if n.resumable() && w.rng.IntN(4) > 0 {
+		n.resume()
+		return
+	}
 	n.attach()
 }
 

@@ -64,6 +64,8 @@ type simClient struct {
 	tag    uint64
 	free   []*IO // released: used again, so that a reference that the core kept does harm
 	quiet  bool  // no new requests: it is about to detach
+
+	unanswered []*simOp // modifications in flight when the process of its coordinator died
 }
 
 type simOp struct {
@@ -167,6 +169,30 @@ func (c *simClient) propose(o *simOp) {
 	c.w.trace("consumer: %v sector %d tag %d flags %d", o.io.Kind, o.sector, o.tag, o.io.Flags)
 	c.at.coord.Propose(c.at.clock(), o.io)
 	c.at.drainCoord()
+}
+
+// await notes what was not answered.
+func (c *simClient) await() {
+	for _, o := range c.flight {
+		if o.io.Kind != replication.MsgRead && o.io.Kind != replication.MsgFlush {
+			c.unanswered = append(c.unanswered, o)
+		}
+	}
+}
+
+// again sends that once more, as a client that connects again does.
+func (c *simClient) again() {
+	ops := c.unanswered
+	c.unanswered = nil
+	for _, was := range ops {
+		o := c.op(was.sector, was.io.Kind)
+		o.tag, o.io.Flags = was.tag, was.io.Flags
+		if o.io.Kind == replication.MsgWrite {
+			binary.LittleEndian.PutUint64(o.io.Data, o.tag)
+		}
+		c.w.history.proposed(o.sector, o.tag)
+		c.propose(o)
+	}
 }
 
 // lost ends the consumer with its coordinator.

@@ -100,9 +100,10 @@ type simNode struct {
 	offset, drift int64 // of its clock: nanoseconds, thousandths
 	wake          int64 // when its replica is to be told the time
 
-	coord *Coordinator
-	sess  []*simConn // sessions of the coordinator by member
-	cutTo map[*simNode]bool
+	coord  *Coordinator
+	record replication.AttachID // of the attachment under which a consumer here was served, and which has not ended
+	sess   []*simConn           // sessions of the coordinator by member
+	cutTo  map[*simNode]bool
 
 	damage map[*simNode]bool // payloads for these arrive damaged
 }
@@ -306,12 +307,21 @@ func (n *simNode) halt() {
 	n.end()
 }
 
-// end forgets the coordinator.
+// end forgets the coordinator. If that had not come to its end the consumer waits for another life of the process.
 func (n *simNode) end() {
-	n.coord = nil
 	if n.w.client.at == n {
+		if n.coord != nil && n.coord.Dead() == nil && n.record == n.coord.o.Attach {
+			n.w.client.await()
+		}
 		n.w.client.lost()
 	}
+	n.coord = nil
+}
+
+// resumable reports whether the attachment that n has a record of is the volume's still.
+func (n *simNode) resumable() bool {
+	c := n.w.cfg.Coord
+	return c != nil && c.Node == n.id && c.AttachID == n.record
 }
 
 // stopped ends the process of a node that is to stop cleanly and has come to rest.
@@ -355,15 +365,28 @@ func (n *simNode) fence(on bool) {
 // reach says whether something sent from n arrives at o.
 func (n *simNode) reach(o *simNode) bool { return n == o || !n.cutTo[o] }
 
-// attach makes n the coordinator.
+// attach makes n the coordinator of a new attachment.
 func (n *simNode) attach() {
+	n.w.client.unanswered, n.record = nil, replication.AttachID{}
+	n.w.trace("%s attaches", n.id)
+	n.coordinate(replication.AttachID(n.w.uuid()), false)
+}
+
+// resume makes n the coordinator of the attachment that it has a record of.
+func (n *simNode) resume() {
+	n.w.trace("%s goes on", n.id)
+	n.coordinate(n.record, true)
+	n.w.client.again()
+}
+
+func (n *simNode) coordinate(id replication.AttachID, resume bool) {
 	w := n.w
 	o := w.opts
 	o.Boot = n.boot
-	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), replication.AttachID(w.uuid()), n.rid, w.rng.Uint64
+	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), id, n.rid, w.rng.Uint64
+	o.Resume = resume
 	n.coord = New(o, w.cfg, w.rev)
 	n.sess = make([]*simConn, len(w.nodes))
-	w.trace("%s attaches", n.id)
 	for i, m := range w.nodes {
 		if m.fenced {
 			n.coord.SetUsable(n.clock(), i, false)
@@ -427,6 +450,7 @@ func (n *simNode) drainCoord() {
 	if dead != nil && n.coord == c {
 		w.trace("%s no longer serves: %v", n.id, dead)
 		w.seen["end: "+dead.Error()]++
+		n.record = replication.AttachID{}
 		n.end()
 	}
 }
@@ -436,6 +460,13 @@ func (n *simNode) observe(e *Event) {
 	who := func() replication.NodeID { return w.cfg.Members[e.Replica].Node }
 	switch e.Kind {
 	case EventServing:
+		n.record = n.coord.o.Attach
+		if n.coord.o.Resume {
+			w.seen["resumed"]++
+			if w.owed {
+				w.fail("I19: %s goes on with a consumer, and what that was told is lost", n.id)
+			}
+		}
 		if w.owed && w.client.at == n {
 			w.owed = false
 			w.history.forgive()

@@ -170,6 +170,7 @@ func (c *Coordinator) seal() {
 	c.stage = stageSealing
 	c.sealUntil = c.now + c.o.SealTimeout
 	c.lossUntil = c.now + c.o.LossyTimeout
+	clear(c.seals)
 	c.startRound(c.isr, c.sealRequest, func(i int, r ControlResult) bool {
 		c.rolledBack &^= bit(i)
 		if r.Seal != nil && r.Seal.Status == replication.StatusEpoch {
@@ -181,7 +182,6 @@ func (c *Coordinator) seal() {
 		c.seals[i] = r.Seal
 		return true
 	})
-	c.event(Event{Kind: EventElected})
 }
 
 func (c *Coordinator) sealRequest(i int) Control {
@@ -214,8 +214,12 @@ func (c *Coordinator) sealed() (s mask, ok bool) {
 	case s&^lossy == 0 && s != usable && c.now < c.lossUntil:
 		return 0, false // the absent one may still hold what these lost
 	}
-	if solid := s &^ lossy; solid != 0 {
+	switch solid := s &^ lossy; {
+	case solid != 0:
 		s = solid // I19
+	case c.o.Resume:
+		c.die(replication.ErrPoisoned) // its consumer was told of writes that nobody is known to have
+		return 0, false
 	}
 	return s, true
 }

@@ -14,6 +14,9 @@ type AttachOptions struct {
 	// configuration by which that was decided; nil if there was none. The replicas fence
 	// it; its consumer gets errors.
 	TakeFrom *replication.Coord
+	// Resume, if not zero, is an attachment that an earlier process on this node served, and whose consumer lives:
+	// the takeover goes on with that one, or fails. TakeFrom does not matter then.
+	Resume replication.AttachID
 }
 
 // Attach makes this node the volume's coordinator (a takeover if another one
@@ -23,6 +26,9 @@ type AttachOptions struct {
 // cause; a takeover is given up when nobody waits for it any more. A volume attached here
 // already is returned as it is, whatever ctx says; one that is being detached is
 // waited for and attached anew. All who attach at once get the same volume.
+//
+// A resume fails with ErrNotCoordinator when the configuration names another attachment, or none: it is over for
+// good. So it is after ErrPoisoned, because acknowledged writes are not known to be anywhere.
 func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachOptions) (*Volume, error) {
 	if !m.o.MayAttach(m.o.Domain) {
 		return nil, fmt.Errorf("%w: domain %q is not ACTIVE, volumes are not attached in it; activate it, or attach in another domain", replication.ErrDomainFenced, m.o.Domain)
@@ -41,16 +47,19 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			if errors.Is(err, replication.ErrDeposed) {
 				continue // another change came first: the configuration tells whose
 			}
+			if err == nil && o.Resume != (replication.AttachID{}) && v.attach != o.Resume {
+				return nil, fmt.Errorf("%w: attachment %s has ended, the volume is attached again", replication.ErrNotCoordinator, o.Resume)
+			}
 			return v, err
 		default:
 			cfg, rev, err := m.o.Configs.Load(ctx, id)
 			if err != nil {
 				return nil, err
 			}
-			if err := m.mayTake(cfg, o.TakeFrom); err != nil {
+			if err := m.mayTake(cfg, o); err != nil {
 				return nil, err
 			}
-			if err := m.start(id, cfg, rev); err != nil {
+			if err := m.start(id, cfg, rev, o.Resume); err != nil {
 				return nil, err
 			}
 		}

@@ -199,11 +199,19 @@ func (m *Manager) track(d replication.DomainID, cancel context.CancelFunc) (untr
 	}
 }
 
-// mayTake holds an attach to the coordinator that it was decided to replace. Safety does not depend on it.
-func (m *Manager) mayTake(cfg *replication.Config, from *replication.Coord) error {
+// mayTake holds an attach to the coordinator that it was decided to replace, on which safety does not depend, and a resume to
+// the attachment that it goes on with, on which it does: the configuration is compared and set, so that nobody else has
+// served the volume since the last change of that attachment (I23b).
+func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
+	from := o.TakeFrom
 	switch c := cfg.Coord; {
 	case cfg.Phase == replication.PhaseDeleting:
 		return fmt.Errorf("%w: it is being deleted", replication.ErrVolumeNotFound)
+	case o.Resume != replication.AttachID{}:
+		if c == nil || c.Node != m.o.Node || c.AttachID != o.Resume {
+			return fmt.Errorf("%w: attachment %s has ended, the volume was detached or attached again since", replication.ErrNotCoordinator, o.Resume)
+		}
+		return nil
 	case c == nil, c.Node == m.o.Node, from != nil && *c == *from:
 		return nil
 	default:
@@ -211,9 +219,14 @@ func (m *Manager) mayTake(cfg *replication.Config, from *replication.Coord) erro
 	}
 }
 
-// start makes the volume and begins its takeover, unless somebody else just did.
-func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64) error {
+// start makes the volume and begins its takeover, unless somebody else just did. resume is the attachment to go on with,
+// zero for a new one.
+func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64, resume replication.AttachID) error {
 	t := m.o.Timing
+	attach := resume
+	if resume == (replication.AttachID{}) {
+		attach = replication.AttachID(replication.NewUUID())
+	}
 	var local replication.ReplicaID
 	for r, mem := range cfg.Members {
 		if mem.Node == m.o.Node {
@@ -221,10 +234,10 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 		}
 	}
 	v := &Volume{
-		m: m, id: id, size: cfg.Size, lg: m.lg.With(zap.Stringer("volume-id", id)),
+		m: m, id: id, size: cfg.Size, attach: attach, lg: m.lg.With(zap.Stringer("volume-id", id)),
 		serving: make(chan struct{}), dead: make(chan struct{}), idle: make(chan struct{}),
 		core: core.New(core.Options{
-			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Boot: m.o.Boot, Attach: replication.AttachID(replication.NewUUID()),
+			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Boot: m.o.Boot, Attach: attach, Resume: attach == resume,
 			Incarnation: m.o.Incarnation, Local: local,
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
 			LeaseTime: int64(t.Lease), LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
@@ -355,7 +368,8 @@ func (m *Manager) ConfigChanged(cfg *replication.Config) {
 	}
 }
 
-// Close detaches what is attached as far as ctx allows, and closes every replica. One whose disk does
+// Close detaches what is attached as far as ctx allows, except what is to be kept for the next process (Volume.Keep), and
+// closes every replica. One whose disk does
 // not answer within Timing.Rest after that is left as it is, without the mark of a clean
 // stop; the error wraps ErrNotAtRest then.
 func (m *Manager) Close(ctx context.Context) error {
@@ -364,6 +378,11 @@ func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Unlock()
 	var errs []error
 	for _, v := range m.Volumes() {
+		if v.kept() {
+			v.kill(replication.ErrClosed)
+			<-v.dead
+			continue
+		}
 		if err := m.Detach(ctx, v.id); err != nil {
 			errs = append(errs, err)
 			v.kill(replication.ErrClosed)

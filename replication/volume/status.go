@@ -67,7 +67,7 @@ func (v *Volume) observe(events []core.Event) {
 		v.wasServe = true
 		close(v.serving)
 	}
-	if err := v.core.Dead(); (err != nil) && !v.wasDead {
+	if err := v.core.Dead(); err != nil && !v.wasDead && !v.end.noting {
 		v.wasDead = true
 		if !v.core.Detached() || !errors.Is(err, replication.ErrClosed) {
 			v.deadErr = err

@@ -22,7 +22,9 @@ type Volume struct {
 	m    *Manager
 	id   replication.VolumeID
 	size int64
-	lg   *zap.Logger
+
+	attach replication.AttachID
+	lg     *zap.Logger
 
 	ctx    context.Context // ends with the volume
 	cancel context.CancelFunc
@@ -37,6 +39,7 @@ type Volume struct {
 	serving  chan struct{} // closed when I/O is served for the first time
 	dead     chan struct{} // closed when the coordinator has ended
 	deadErr  error         // why; set before dead is closed
+	end      ending
 	wasServe bool
 	wasDead  bool
 	ticked   bool   // the status is to be published anew
@@ -93,6 +96,7 @@ const (
 	inGiveUp
 	inKill
 	inStart
+	inNoted
 )
 
 // volumeInput is one input of the coordinator's state machine.
@@ -328,6 +332,8 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.core.Kill(t, in.err)
 	case inStart:
 		v.core.Start(t)
+	case inNoted:
+		v.noted()
 	}
 }
 
@@ -383,8 +389,11 @@ func (v *Volume) carryOut() {
 		ch := *r.Change
 		v.m.running.Go(func() { v.swap(ch) })
 	}
+	v.noteEnd()
 	for _, d := range r.Completions {
-		v.finish(d.IO.User.(*volumeIO), d.Err)
+		if o := d.IO.User.(*volumeIO); d.Err == nil || !v.withhold(o.req, d.Err) {
+			v.finish(o, d.Err)
+		}
 	}
 	for _, io := range r.Released {
 		io.User.(*volumeIO).recycle()
@@ -410,6 +419,9 @@ func (v *Volume) Dead() <-chan struct{} { return v.dead }
 
 // Err returns why the volume ended; nil after a detach, unless its last flush failed. Valid after Dead is closed.
 func (v *Volume) Err() error { return v.deadErr }
+
+// AttachID is the attachment's. No other one of any volume has it.
+func (v *Volume) AttachID() replication.AttachID { return v.attach }
 
 // ID is the volume's.
 func (v *Volume) ID() replication.VolumeID { return v.id }

@@ -28,8 +28,17 @@ func (d *daemon) follow(ctx context.Context, g *errgroup.Group) {
 		return nil
 	})
 	g.Go(func() error {
+		resumed := false
 		for v := range d.domains.Watch(ctx) {
 			d.clusterChanged(v)
+			if resumed || v.State(d.c.Domain) == "" {
+				continue // it is not known who may do what
+			}
+			resumed = true
+			g.Go(func() error {
+				d.runtime.resume(ctx, func() bool { return d.domains.LocalState().MustStop() })
+				return nil
+			})
 		}
 		return nil
 	})

@@ -32,10 +32,13 @@ type runtime struct {
 
 	nbd      *nbd.Server
 	fuseloop *fuseloop.Frontend
+	records  *attachments
+	left     []attachment // by the process before this one
 
-	mu    sync.Mutex
-	shown map[replication.VolumeID]*showing
-	busy  map[replication.VolumeID]chan struct{} // volumes with an attach or detach under way; closed at its end
+	mu       sync.Mutex
+	shown    map[replication.VolumeID]*showing
+	busy     map[replication.VolumeID]chan struct{} // volumes with an attach or detach under way; closed at its end
+	resuming map[attachment]context.CancelFunc      // those that are to go on, and are not decided yet
 }
 
 // showing is a volume shown by a front end.
@@ -43,6 +46,8 @@ type showing struct {
 	kind       frontend.Kind
 	attachment frontend.Attachment
 	device     *replvolume.Volume
+	id         attachment
+	recorded   bool // the next process may go on with it
 }
 
 // lost reports whether the volume or its device node is gone, or about to.
@@ -59,17 +64,24 @@ func (s *showing) lost() bool {
 var _ volume.Runtime = (*runtime)(nil)
 
 func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security, lg *zap.Logger) (*runtime, error) {
-	r := &runtime{c: c, volumes: m, lg: lg, shown: make(map[replication.VolumeID]*showing), busy: make(map[replication.VolumeID]chan struct{})}
+	r := &runtime{
+		c: c, volumes: m, lg: lg, shown: make(map[replication.VolumeID]*showing),
+		busy: make(map[replication.VolumeID]chan struct{}), resuming: make(map[attachment]context.CancelFunc),
+	}
 	if c.Role == config.RoleWitness {
 		return r, nil
+	}
+	expected, err := r.readRecords()
+	if err != nil {
+		return nil, err
 	}
 	endpoints := []nbd.Endpoint{{Network: "unix", Address: c.Frontends.NBD.Socket}}
 	if c.Frontends.NBD.Listen != "" {
 		tls := sec.ServerTLS()
 		endpoints = append(endpoints, nbd.Endpoint{Network: "tcp", Address: c.Frontends.NBD.Listen, TLS: tls, RequireTLS: tls != nil})
 	}
-	var err error
-	if r.nbd, err = nbd.Listen(nbd.Options{Endpoints: endpoints, MaxRequests: c.Replication.MaxInflight, Logger: lg}); err != nil {
+	o := nbd.Options{Endpoints: endpoints, MaxRequests: c.Replication.MaxInflight, Expected: expected, Logger: lg}
+	if r.nbd, err = nbd.Listen(o); err != nil {
 		return nil, err
 	}
 	if err := fuseloop.Available(); err != nil {
@@ -161,31 +173,34 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 	if err != nil {
 		return "", err
 	}
-	name, err := showingName(id, v.Status().Config)
+	s, err := r.show(ctx, fe, v)
 	if err != nil {
-		return "", err
-	}
-	a, err := fe.Attach(ctx, name, v)
-	if err != nil {
+		defer r.drop(attachment{id, v.AttachID()})
 		return "", errors.Join(err, r.volumes.Detach(ctx, id))
 	}
-	s := &showing{kind: fe.Kind(), attachment: a, device: v}
-	r.mu.Lock()
-	r.shown[id] = s
-	r.mu.Unlock()
-	go r.guard(id, s)
-	r.lg.Info("volume attached", zap.Stringer("volume-id", id), zap.String("path", a.Path()))
-	return a.Path(), nil
+	return s.attachment.Path(), nil
 }
 
-// showingName is what a front end shows an attachment under: the volume and the attachment. A
-// consumer that comes back to the name after the attachment has ended finds nothing there, whatever was
-// attached since: it may have been told of writes that are lost, or that others have overwritten (I23b, G2).
-func showingName(id replication.VolumeID, cfg *replication.Config) (string, error) {
-	if cfg.Coord == nil {
-		return "", fmt.Errorf("%w: it was detached meanwhile", replication.ErrNotCoordinator)
+// show shows a volume that is served. The record for the next process is made first: a consumer may come at once.
+func (r *runtime) show(ctx context.Context, fe frontend.Frontend, v *replvolume.Volume) (*showing, error) {
+	s := &showing{kind: fe.Kind(), device: v, id: attachment{v.ID(), v.AttachID()}}
+	lg := r.lg.With(zap.Stringer("volume-id", v.ID()))
+	if s.kind == frontend.KindNBD {
+		if err := r.record(s); err != nil {
+			return nil, err
+		}
 	}
-	return id.String() + "." + cfg.Coord.AttachID.String(), nil
+	a, err := fe.Attach(ctx, s.id.String(), v)
+	if err != nil {
+		return nil, err
+	}
+	s.attachment = a
+	r.mu.Lock()
+	r.shown[v.ID()] = s
+	r.mu.Unlock()
+	go r.guard(v.ID(), s)
+	lg.Info("volume attached", zap.String("path", a.Path()))
+	return s, nil
 }
 
 // guard kills the showing of a volume that was lost: its consumer must never
@@ -205,6 +220,7 @@ func (r *runtime) guard(id replication.VolumeID, s *showing) {
 
 // Detach implements volume.Runtime.
 func (r *runtime) Detach(ctx context.Context, id replication.VolumeID) error {
+	r.giveUp(id)
 	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return err
@@ -217,6 +233,9 @@ func (r *runtime) Detach(ctx context.Context, id replication.VolumeID) error {
 		r.mu.Lock()
 		delete(r.shown, id)
 		r.mu.Unlock()
+		if s.recorded {
+			defer r.drop(s.id)
+		}
 	}
 	return r.volumes.Detach(ctx, id)
 }
@@ -245,7 +264,8 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 	return l
 }
 
-// close takes every showing away; consumers that still have a device open get errors.
+// close takes every showing away. Consumers that come back find what has a record in the next process; others that still have
+// a device open get errors.
 func (r *runtime) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -253,6 +273,9 @@ func (r *runtime) close() error {
 	shown := maps.Clone(r.shown)
 	r.mu.Unlock()
 	for id, s := range shown {
+		if s.recorded && s.device.Keep() {
+			continue
+		}
 		if err := s.attachment.Detach(ctx); err != nil {
 			r.lg.Warn("device is taken away from its consumer", zap.Stringer("volume-id", id), zap.Error(err))
 			s.attachment.Kill()

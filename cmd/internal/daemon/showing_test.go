@@ -1,30 +1,23 @@
 package daemon
 
 import (
-	"errors"
 	"testing"
 
 	"github.com/tandem-storage/tandem/replication"
 )
 
-// TestShowingName: two attachments of a volume, on one node and in one domain, never have the same name.
-func TestShowingName(t *testing.T) {
-	vol := replication.VolumeID{1}
-	name := func(a replication.AttachID) string {
-		n, err := showingName(vol, &replication.Config{Coord: &replication.Coord{Node: "a1", Domain: "alpha", AttachID: a, Term: 7}})
-		if err != nil {
-			t.Fatal(err)
+// TestAttachmentName: two attachments of a volume never have the same name, and the name tells which it is.
+func TestAttachmentName(t *testing.T) {
+	one, two := attachment{replication.VolumeID{1}, replication.AttachID{1}}, attachment{replication.VolumeID{1}, replication.AttachID{2}}
+	if one.String() == two.String() {
+		t.Errorf("two attachments are shown as %s", one)
+	}
+	if got, err := parseAttachment(one.String()); err != nil || got != one {
+		t.Errorf("%s is read as %s, %v", one, got, err)
+	}
+	for _, s := range []string{"", ".", one.volume.String(), one.volume.String() + ".", "x." + one.id.String(), one.String() + ".x"} {
+		if got, err := parseAttachment(s); err == nil {
+			t.Errorf("%q is read as %s", s, got)
 		}
-		return n
-	}
-	one, two := replication.AttachID{1}, replication.AttachID{2}
-	if name(one) == name(two) {
-		t.Errorf("two attachments are shown as %s", name(one))
-	}
-	if again := name(one); again != name(one) {
-		t.Errorf("one attachment has two names, %s and %s", name(one), again)
-	}
-	if _, err := showingName(vol, &replication.Config{}); !errors.Is(err, replication.ErrNotCoordinator) {
-		t.Errorf("of a volume that is detached: %v, want ErrNotCoordinator", err)
 	}
 }

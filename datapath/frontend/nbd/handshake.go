@@ -142,14 +142,14 @@ func (h *handshake) dispatch(opt uint32, data []byte) error {
 	case optStartTLS:
 		return h.startTLS(empty)
 	case optInfo, optGo:
-		h.info(opt, data)
+		return h.info(opt, data)
 	case optStructuredReply:
 		if empty {
 			h.structured = true
 		}
 		h.ackIf(opt, empty)
 	case optListMetaContext, optSetMetaContext:
-		h.contexts(opt, data)
+		return h.contexts(opt, data)
 	default:
 		h.reply(opt, repErrUnsup, nil)
 	}
@@ -158,6 +158,9 @@ func (h *handshake) dispatch(opt uint32, data []byte) error {
 
 // exportName serves NBD_OPT_EXPORT_NAME, the one option that cannot be refused but by hanging up.
 func (h *handshake) exportName(name []byte) error {
+	if err := h.srv.await(string(name)); err != nil {
+		return err
+	}
 	if !validString(name) || !h.choose(string(name)) {
 		return fmt.Errorf("%w: unknown export %.64q", errProtocol, name)
 	}
@@ -218,16 +221,19 @@ func (h *handshake) startTLS(empty bool) error {
 }
 
 // info serves NBD_OPT_INFO, and NBD_OPT_GO, which also chooses the export.
-func (h *handshake) info(opt uint32, data []byte) {
+func (h *handshake) info(opt uint32, data []byte) error {
 	name, wants, err := parseInfo(data)
 	if err != nil {
 		h.reply(opt, repErrInvalid, nil)
-		return
+		return nil
+	}
+	if err := h.srv.await(name); err != nil {
+		return err
 	}
 	e := h.srv.find(name)
 	if e == nil || e.gone() || opt == optGo && !h.choose(name) {
 		h.reply(opt, repErrUnknown, unknownExport)
-		return
+		return nil
 	}
 	if h.chosen != nil {
 		e = h.chosen.export
@@ -248,21 +254,25 @@ func (h *handshake) info(opt uint32, data []byte) {
 		h.reply(opt, repInfo, append(binary.BigEndian.AppendUint16(nil, infoName), e.id...))
 	}
 	h.reply(opt, repAck, nil)
+	return nil
 }
 
 // contexts serves NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT.
-func (h *handshake) contexts(opt uint32, data []byte) {
+func (h *handshake) contexts(opt uint32, data []byte) error {
 	if opt == optSetMetaContext {
 		h.selected, h.context = false, "" // also when this fails
 	}
 	name, queries, err := parseContexts(data)
-	switch {
-	case err != nil || !h.structured:
+	if err != nil || !h.structured {
 		h.reply(opt, repErrInvalid, nil)
-		return
-	case h.srv.find(name) == nil:
+		return nil
+	}
+	if err := h.srv.await(name); err != nil {
+		return err
+	}
+	if h.srv.find(name) == nil {
 		h.reply(opt, repErrUnknown, unknownExport)
-		return
+		return nil
 	}
 	id := uint32(0)
 	found := listsAllocation(queries)
@@ -275,6 +285,7 @@ func (h *handshake) contexts(opt uint32, data []byte) {
 		h.reply(opt, repMetaContext, append(binary.BigEndian.AppendUint32(nil, id), contextAllocation...))
 	}
 	h.reply(opt, repAck, nil)
+	return nil
 }
 
 // transmissionFlags says what clients may ask of a device of i.

@@ -43,6 +43,9 @@ type Options struct {
 	Endpoints []Endpoint
 	// MaxRequests bounds the requests in flight of one export; more wait. 0 means 256.
 	MaxRequests int
+	// Expected are ids that are about to be attached: those of attachments that go on after a restart. A client that asks for
+	// one is answered when it is attached, or Forgo says that it will not be.
+	Expected []string
 	// Logger may be nil.
 	Logger *zap.Logger
 }
@@ -57,10 +60,11 @@ type Server struct {
 	running          sync.WaitGroup // accept loops and connections
 	closing          chan struct{}  // closed by Close
 
-	mu      sync.Mutex
-	exports map[string]*export
-	conns   map[net.Conn]struct{} // from accept to the end of the transmission
-	closed  bool
+	mu       sync.Mutex
+	exports  map[string]*export
+	expected map[string]chan struct{} // closed when it is decided
+	conns    map[net.Conn]struct{}    // from accept to the end of the transmission
+	closed   bool
 }
 
 var _ frontend.Frontend = (*Server)(nil)
@@ -83,7 +87,11 @@ func Listen(o Options) (*Server, error) {
 		detachGrace:      detachGrace,
 		closing:          make(chan struct{}),
 		exports:          make(map[string]*export),
+		expected:         make(map[string]chan struct{}),
 		conns:            make(map[net.Conn]struct{}),
+	}
+	for _, id := range o.Expected {
+		s.expected[id] = make(chan struct{})
 	}
 	for _, e := range o.Endpoints {
 		l, err := listen(e)
@@ -133,6 +141,7 @@ func (s *Server) Attach(_ context.Context, id string, d block.Device) (frontend.
 		done:    make(chan struct{}),
 	}
 	s.exports[id] = e
+	s.decidedLocked(id)
 	e.lg.Info("device attached", zap.String("path", e.path), zap.Int64("size", d.Info().Size))
 	return e, nil
 }
@@ -276,6 +285,41 @@ func (s *Server) begin(c net.Conn) bool {
 	}
 	_ = c.SetDeadline(time.Time{})
 	return true
+}
+
+// Forgo says that an id that was expected is not attached after all: clients that wait for it are told that there is no such
+// export. Not expected is fine.
+func (s *Server) Forgo(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.decidedLocked(id)
+}
+
+func (s *Server) decidedLocked(id string) {
+	if decided := s.expected[id]; decided != nil {
+		close(decided)
+		delete(s.expected, id)
+	}
+}
+
+// await waits until it is decided whether there is an export of a name that is expected.
+func (s *Server) await(name string) error {
+	s.mu.Lock()
+	decided := s.expected[name]
+	s.mu.Unlock()
+	if decided == nil {
+		return nil
+	}
+	timer := time.NewTimer(s.handshakeTimeout)
+	defer timer.Stop()
+	select {
+	case <-decided:
+		return nil
+	case <-s.closing:
+		return ErrClosed
+	case <-timer.C:
+		return fmt.Errorf("nbd: export %.64q is not ready yet", name)
+	}
 }
 
 // find returns the export of a name, or nil.

@@ -1,0 +1,99 @@
+package volume
+
+import (
+	"sync"
+
+	"github.com/tandem-storage/tandem/datapath/block"
+)
+
+// ending is what happens between the end of a coordinator and that its consumer is told.
+type ending struct {
+	sync.Mutex
+	before func() // called in between, once
+	begun  bool   // too late for another one
+	keep   bool   // the attachment does not end with this process
+
+	// By the worker:
+	seen   bool // the coordinator has ended
+	noting bool // before is at work
+	held   []heldAnswer
+}
+
+// heldAnswer is an error that a consumer is told when the end is noted.
+type heldAnswer struct {
+	req *block.Request
+	err error
+}
+
+// BeforeEnd lets f be called when the volume is lost, before a request fails because of that and before Dead is closed: who
+// goes on with attachments after a restart has to know by then that this one is not to be revived (I23b). f may take
+// as long as it needs; the requests wait. It is not called for a detach. BeforeEnd is called once, and reports false, without
+// taking f, if the volume is lost already.
+func (v *Volume) BeforeEnd(f func()) bool {
+	e := &v.end
+	e.Lock()
+	defer e.Unlock()
+	if !e.begun {
+		e.before = f
+	}
+	return !e.begun
+}
+
+// Keep lets Manager.Close leave the volume as it is, attached to this node, for the next process to resume. Its consumer must
+// not be reached any more: its requests fail then without the attachment being over, and what BeforeEnd was given
+// is not called. It reports false if the volume is lost already.
+func (v *Volume) Keep() bool {
+	e := &v.end
+	e.Lock()
+	defer e.Unlock()
+	e.keep = !e.begun
+	if e.keep {
+		e.before = nil
+	}
+	return e.keep
+}
+
+func (v *Volume) kept() bool {
+	v.end.Lock()
+	defer v.end.Unlock()
+	return v.end.keep
+}
+
+// noteEnd lets the end be noted, once the coordinator has come to it.
+func (v *Volume) noteEnd() {
+	e := &v.end
+	if e.seen || v.core.Dead() == nil || v.core.Detached() {
+		return
+	}
+	e.seen = true
+	e.Lock()
+	e.begun = true
+	before := e.before
+	e.Unlock()
+	if before == nil {
+		return
+	}
+	e.noting = true
+	v.m.running.Go(func() {
+		before()
+		v.post(volumeInput{kind: inNoted})
+	})
+}
+
+// withhold keeps an error until the end is noted, and reports whether it has to be.
+func (v *Volume) withhold(req *block.Request, err error) bool {
+	if v.end.noting {
+		v.end.held = append(v.end.held, heldAnswer{req, err})
+	}
+	return v.end.noting
+}
+
+// noted tells the consumer.
+func (v *Volume) noted() {
+	v.end.noting = false
+	v.ticked = true // for the status
+	for _, h := range v.end.held {
+		v.completed(h.req, h.err)
+	}
+	v.end.held = nil
+}
