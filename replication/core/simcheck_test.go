@@ -379,6 +379,7 @@ func (w *simWorld) checkSolid(again bool) {
 	w.solid = slices.ContainsFunc(w.nodes, func(n *simNode) bool { return w.cfg.InISR(n.rid) && !n.lossy() })
 	if !w.solid && (was || again) {
 		w.owed = true
+		w.losses++
 	}
 }
 

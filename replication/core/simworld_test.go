@@ -56,6 +56,7 @@ type simWorld struct {
 	history simHistory
 	solid   bool // an in-sync replica has everything that was acknowledged
 	owed    bool // what a power cut took may be forgiven at the next attachment
+	losses  int  // how often that came to be so
 }
 
 // simQueue is a channel in which things happen in order.
@@ -102,6 +103,7 @@ type simNode struct {
 
 	coord  *Coordinator
 	record replication.AttachID // of the attachment under which a consumer here was served, and which has not ended
+	losses int                  // of the world, when that attachment was served first
 	sess   []*simConn           // sessions of the coordinator by member
 	cutTo  map[*simNode]bool
 
@@ -460,12 +462,13 @@ func (n *simNode) observe(e *Event) {
 	who := func() replication.NodeID { return w.cfg.Members[e.Replica].Node }
 	switch e.Kind {
 	case EventServing:
-		n.record = n.coord.o.Attach
-		if n.coord.o.Resume {
+		switch {
+		case !n.coord.o.Resume:
+			n.record, n.losses = n.coord.o.Attach, w.losses
+		case n.losses != w.losses:
+			w.fail("I19: %s goes on with a consumer, and what that was told is lost", n.id)
+		default:
 			w.seen["resumed"]++
-			if w.owed {
-				w.fail("I19: %s goes on with a consumer, and what that was told is lost", n.id)
-			}
 		}
 		if w.owed && w.client.at == n {
 			w.owed = false
