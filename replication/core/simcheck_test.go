@@ -236,6 +236,9 @@ func (c *simClient) done(n *simNode, d Completion) {
 		return // its outcome stays possible
 	}
 	w.trace("consumer: %v sector %d tag %d done", o.io.Kind, k, o.tag)
+	if n.doomed != nil && n.doomed == n.coord {
+		w.fail("I19: %s goes on with a consumer, and what that was told is lost", n.id)
+	}
 	w.checkAck(n, o)
 	switch {
 	case o.io.Kind == replication.MsgFlush:
