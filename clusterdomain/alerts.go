@@ -48,6 +48,7 @@ const (
 	AlertVolumeNotInSync  AlertCode = "volume-not-in-sync"
 	AlertVolumeLastCopy   AlertCode = "volume-last-copy"
 	AlertVolumeUnreadable AlertCode = "volume-unreadable"
+	AlertKvdbRollback     AlertCode = "kvdb-rollback"
 	AlertPoolNearlyFull   AlertCode = "pool-nearly-full"
 	AlertPoolFull         AlertCode = "pool-full"
 	AlertPoolCritical     AlertCode = "pool-critical"
@@ -140,6 +141,9 @@ func volumeAlert(v arbiter.Volume, add addAlert) {
 	}
 	if v.Unreadable != "" {
 		add(AlertVolumeUnreadable, Alarm, "volume/"+v.ID, "volume %s (%s) is left alone, a record of it in the kvdb cannot be read: %s", v.ID, v.Name, v.Unreadable)
+	}
+	if v.RolledBack != "" {
+		add(AlertKvdbRollback, Alarm, "volume/"+v.ID, "volume %s (%s): KVDB_ROLLBACK: the kvdb was restored from a backup or replaced: %s", v.ID, v.Name, v.RolledBack)
 	}
 	switch {
 	case inSync == len(v.Replicas):
