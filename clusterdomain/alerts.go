@@ -49,6 +49,7 @@ const (
 	AlertVolumeLastCopy   AlertCode = "volume-last-copy"
 	AlertVolumeUnreadable AlertCode = "volume-unreadable"
 	AlertKvdbRollback     AlertCode = "kvdb-rollback"
+	AlertRecordUnreadable AlertCode = "record-unreadable"
 	AlertPoolNearlyFull   AlertCode = "pool-nearly-full"
 	AlertPoolFull         AlertCode = "pool-full"
 	AlertPoolCritical     AlertCode = "pool-critical"
@@ -102,6 +103,9 @@ func Alerts(o Observed) []Alert {
 		for _, p := range n.Pools {
 			poolAlert(n, p, add)
 		}
+	}
+	for _, u := range o.View.Unreadable {
+		add(AlertRecordUnreadable, Alarm, u.Resource, "%s counts as it was last read, its record in the kvdb cannot be read: %s", u.Resource, u.Err)
 	}
 	for _, r := range o.RTTs {
 		if r.High() {
