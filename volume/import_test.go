@@ -145,21 +145,31 @@ func TestImportCutOff(t *testing.T) {
 // Of two imports at once one is refused, wherever they meet, and what is written is one or the other.
 func TestImportTwice(t *testing.T) {
 	w, reports, truth, mine := importWorld(t)
-	for n := range 2 { // before the new incarnation, and after it
+	for n := range 3 { // before the new incarnation, after it, and one that has only begun
 		rollBack(t, w, mine, truth)
 		f := &filter{Store: w.store}
 		im := importer(w, f, reports)
 		writes := 0
 		f.beforeTxn = func(kvdb.Txn) {
-			if writes++; writes == n+1 {
-				if _, err := importer(w, w.store, reports).Run(t.Context(), ImportRequest{All: true}); err != nil {
+			writes++
+			switch other := importer(w, w.store, reports); {
+			case n == 2 && writes == 2:
+				s, err := other.look(t.Context())
+				if err == nil {
+					_, err = other.begin(t.Context(), s)
+				}
+				if err != nil {
+					t.Errorf("the one in between: %v", err)
+				}
+			case n < 2 && writes == n+1:
+				if _, err := other.Run(t.Context(), ImportRequest{All: true}); err != nil {
 					t.Errorf("the one in between: %v", err)
 				}
 			}
 		}
 		_, err := im.Run(t.Context(), ImportRequest{All: true})
 		wantErr(t, err, ErrConflict)
-		if got, _, err := mine.Load(t.Context(), truth.Volume); err != nil || got.Epoch != truth.Epoch {
+		if got, _, err := mine.Load(t.Context(), truth.Volume); err != nil || (got.Epoch == truth.Epoch) != (n < 2) {
 			t.Errorf("%+v, %v", got, err)
 		}
 	}
@@ -188,6 +198,9 @@ func TestImportLost(t *testing.T) {
 	}
 	_, _, err = mine.Load(t.Context(), truth.Volume)
 	wantErr(t, err, ErrIncarnation)
+	_, err = NewCatalogue(mine, fixedView{w.view, w.refresh}).Resolve(t.Context(), "v")
+	wantErr(t, err, ErrIncarnation)
+	wantErr(t, NewCatalogue(mine, fixedView{w.view, w.refresh}).Delete(t.Context(), truth.Volume), ErrIncarnation)
 
 	for _, r := range reports {
 		r.Serving = nil

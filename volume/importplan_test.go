@@ -137,6 +137,8 @@ func TestPlanImport(t *testing.T) {
 			found: []FoundReplica{foundAs("A", 11, 8, inSync, "A", "B"), broken}},
 		{name: "two configurations of an epoch", cfg: configAt(8, 8, "a", "AB"), spec: specOf(Ready), accept: true, want: importRefused, words: "DIVERGED",
 			found: []FoundReplica{foundAs("A", 11, 8, inSync, "A", "B"), gen(foundAs("B", 11, 10, inSync, "B", "A"))}},
+		{name: "the same, each in sync with the other", cfg: configAt(8, 8, "a", "AB"), spec: specOf(Ready), accept: true, want: importRefused, words: "DIVERGED",
+			found: []FoundReplica{foundAs("A", 11, 8, inSync, "AB", ""), gen(foundAs("B", 11, 10, inSync, "AB", ""))}},
 		{name: "both in sync without the other", cfg: configAt(12, 10, "b", "B"), spec: specOf(Ready), accept: true, want: importRefused, words: "DIVERGED",
 			found: []FoundReplica{gen(foundAs("A", 11, 8, inSync, "A", "B")), foundAs("B", 12, 10, inSync, "B", "A")}},
 		{name: "other sizes", cfg: configAt(8, 8, "a", "AB"), spec: specOf(Ready), accept: true, want: importRefused, words: "sizes",

@@ -11,10 +11,16 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// TestKVDBRolledBack restores etcd from a backup under a writer: I/O goes on, nothing is attached or changed until the import, which shows the
+// TestKVDBRolledBack restores the kvdb from a backup under a writer: I/O goes on, nothing is attached or changed until the import, which shows the
 // truth again; nothing is lost, and the evicted replica, which the backup calls in sync, is never taken for it.
 func TestKVDBRolledBack(t *testing.T) {
-	c := own(t, func(s *lab.Spec) { s.KVDB = "etcd" })
+	for _, kind := range []string{"etcd", "raft"} {
+		t.Run(kind, func(t *testing.T) { rolledBack(t, kind) })
+	}
+}
+
+func rolledBack(t *testing.T, kind string) {
+	c := own(t, func(s *lab.Spec) { s.KVDB = kind })
 	v, idle := c.create(t, "rolled", "64Mi"), c.create(t, "idle", "64Mi")
 	w, wi := newWriter(t), newWriter(t)
 	uri := c.attach(t, v.home, v.name)
@@ -103,7 +109,7 @@ func TestKVDBLostWholly(t *testing.T) {
 			return len(dirs) == len(notes), nil
 		})
 	}
-	c.restartKVDB(t, func() error { return c.RestoreKVDB("") })
+	c.restartKVDB(t, c.LoseKVDB)
 	for _, n := range []string{"a1", "a2", "b1", "b2"} {
 		c.online(t, n)
 	}
@@ -150,18 +156,16 @@ func TestKVDBLostWholly(t *testing.T) {
 	}
 }
 
-// restartKVDB stops every etcd member, lets something happen to what they have on disk, and starts them.
+// restartKVDB stops every member of the kvdb, lets something happen to what they have on disk, and starts them.
 func (c *cluster) restartKVDB(t *testing.T, meanwhile func() error) {
 	t.Helper()
-	for _, site := range []string{alpha, beta, gamma} {
-		if err := c.KillKVDB(site); err != nil {
-			t.Fatal(err)
-		}
+	if err := c.KillKVDBs(); err != nil {
+		t.Fatal(err)
 	}
 	if err := meanwhile(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.StartKVDB(); err != nil {
+	if err := c.StartKVDBs(); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -67,51 +66,4 @@ func (c *Cluster) KillKVDB(site string) error {
 		}
 	}
 	return fmt.Errorf("no etcd member in site %s", site)
-}
-
-// SaveKVDB copies what the etcd members, which must not run, have on disk to dir; RestoreKVDB puts it back, as from a backup: the members must not
-// run then, either. With dir "" they begin with nothing.
-func (c *Cluster) SaveKVDB(dir string) error {
-	for _, e := range c.etcd {
-		if e.proc != nil && e.proc.Running() {
-			return fmt.Errorf("etcd of site %s runs", e.site)
-		}
-		if err := os.CopyFS(filepath.Join(dir, e.name), os.DirFS(e.dir)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// RestoreKVDB is the opposite of SaveKVDB.
-func (c *Cluster) RestoreKVDB(dir string) error {
-	for _, e := range c.etcd {
-		if e.proc != nil && e.proc.Running() {
-			return fmt.Errorf("etcd of site %s runs", e.site)
-		}
-		if err := os.RemoveAll(e.dir); err != nil {
-			return err
-		}
-		if dir == "" {
-			e.proc = nil // it founds a cluster again
-			continue
-		}
-		if err := os.CopyFS(e.dir, os.DirFS(filepath.Join(dir, e.name))); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// StartKVDB starts the etcd members that do not run.
-func (c *Cluster) StartKVDB() error {
-	for _, e := range c.etcd {
-		if e.proc != nil && e.proc.Running() {
-			continue
-		}
-		if err := c.startEtcd(e); err != nil {
-			return err
-		}
-	}
-	return nil
 }
