@@ -48,6 +48,8 @@ const (
 	AlertVolumeNotInSync  AlertCode = "volume-not-in-sync"
 	AlertVolumeLastCopy   AlertCode = "volume-last-copy"
 	AlertVolumeUnreadable AlertCode = "volume-unreadable"
+	AlertKvdbRollback     AlertCode = "kvdb-rollback"
+	AlertRecordUnreadable AlertCode = "record-unreadable"
 	AlertPoolNearlyFull   AlertCode = "pool-nearly-full"
 	AlertPoolFull         AlertCode = "pool-full"
 	AlertPoolCritical     AlertCode = "pool-critical"
@@ -102,6 +104,9 @@ func Alerts(o Observed) []Alert {
 			poolAlert(n, p, add)
 		}
 	}
+	for _, u := range o.View.Unreadable {
+		add(AlertRecordUnreadable, Alarm, u.Resource, "%s counts as it was last read, its record in the kvdb cannot be read: %s", u.Resource, u.Err)
+	}
 	for _, r := range o.RTTs {
 		if r.High() {
 			add(AlertRTTHigh, Warn, "node/"+r.Node, "round trip to node %s (domain %s) is %v at p99, above %v: every write waits for it", r.Node, r.Domain, r.P99, RTTWarning)
@@ -140,6 +145,9 @@ func volumeAlert(v arbiter.Volume, add addAlert) {
 	}
 	if v.Unreadable != "" {
 		add(AlertVolumeUnreadable, Alarm, "volume/"+v.ID, "volume %s (%s) is left alone, a record of it in the kvdb cannot be read: %s", v.ID, v.Name, v.Unreadable)
+	}
+	if v.RolledBack != "" {
+		add(AlertKvdbRollback, Alarm, "volume/"+v.ID, "volume %s (%s): KVDB_ROLLBACK: the kvdb was restored from a backup or replaced: %s", v.ID, v.Name, v.RolledBack)
 	}
 	switch {
 	case inSync == len(v.Replicas):

@@ -121,7 +121,7 @@ func definite(err error) bool {
 func (p *proposal) attempt(ctx context.Context) (_ Domain, done bool, _ error) {
 	m, c := p.m, p.c
 	// Everything that the transaction compares is read before the volumes are.
-	doms, err := readDomains(ctx, m.store, m.o.Cluster)
+	doms, _, err := readDomains(ctx, m.store, m.o.Cluster, m.View())
 	if err != nil {
 		return Domain{}, false, err
 	}

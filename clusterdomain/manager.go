@@ -170,7 +170,7 @@ func (m *Manager) follow(ctx context.Context) {
 func (m *Manager) Refresh(ctx context.Context) error {
 	m.refreshMu.Lock()
 	defer m.refreshMu.Unlock()
-	v, err := readView(ctx, m.store, m.o.Cluster, m.o.Node.Name)
+	v, err := readView(ctx, m.store, m.o.Cluster, m.o.Node.Name, m.View())
 	if err != nil {
 		return err
 	}

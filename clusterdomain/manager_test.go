@@ -225,7 +225,7 @@ func TestTwoOperators(t *testing.T) {
 	if won.Load() != 1 {
 		t.Error(won.Load(), "won")
 	}
-	if ds, _ := readDomains(t.Context(), srv.Open(), "c"); ds[0].Epoch != 2 {
+	if ds, _, _ := readDomains(t.Context(), srv.Open(), "c", &View{}); ds[0].Epoch != 2 {
 		t.Errorf("%+v", ds[0])
 	}
 }

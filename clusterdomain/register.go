@@ -152,43 +152,6 @@ func (m *Manager) write(ctx context.Context, n Node, lease kvdb.LeaseID) error {
 	return nil
 }
 
-// incarnation is the value of IncarnationKey.
-type incarnation struct {
-	UUID    string `json:"uuid"`
-	Counter uint64 `json:"counter"`
-	Creator string `json:"created_by"`
-}
-
-// Incarnation returns the id of this life of the kvdb's content, and gives it one if it has none yet.
-func Incarnation(ctx context.Context, s kvdb.Store, cluster, creator string) (string, error) {
-	id, err := readIncarnation(ctx, s, cluster)
-	if !errors.Is(err, kvdb.ErrNotFound) {
-		return id, err
-	}
-	key, first := IncarnationKey(cluster), incarnation{UUID: uuid.NewString(), Counter: 1, Creator: creator}
-	value, err := encode(first)
-	if err != nil {
-		return "", err
-	}
-	if _, err := kvdb.Create(ctx, s, key, value); err != nil && !errors.Is(err, kvdb.ErrConflict) {
-		return "", fmt.Errorf("create %s: %w", key, err)
-	}
-	return readIncarnation(ctx, s, cluster)
-}
-
-func readIncarnation(ctx context.Context, s kvdb.Store, cluster string) (string, error) {
-	key := IncarnationKey(cluster)
-	kv, err := s.Get(ctx, key)
-	if err != nil {
-		return "", fmt.Errorf("read %s: %w", key, err)
-	}
-	var in incarnation
-	if err := json.Unmarshal(kv.Value, &in); err != nil {
-		return "", fmt.Errorf("%w: %s: %w", ErrBadRecord, key, err)
-	}
-	return in.UUID, nil
-}
-
 // encode makes the value of a key.
 func encode(v any) ([]byte, error) {
 	b, err := json.Marshal(v)

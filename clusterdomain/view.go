@@ -19,6 +19,14 @@ type View struct {
 	Domains []Domain  // by name
 	Nodes   []Node    // by domain, then name; those that are offline too
 	Read    time.Time // when it was read; old if the kvdb is out of reach
+	// Unreadable are the records of nodes and domains that cannot be read. They count as they were last read, if ever.
+	Unreadable []Unreadable
+}
+
+// Unreadable is a record that cannot be read.
+type Unreadable struct {
+	Resource string // domain/NAME, node/NAME
+	Err      string
 }
 
 // Domain returns a domain by name.
@@ -48,21 +56,21 @@ func (v *View) Node(name string) (Node, bool) {
 
 // sameAs reports whether v tells nothing that old does not.
 func (v *View) sameAs(old *View) bool {
-	return reflect.DeepEqual(v.Domains, old.Domains) && reflect.DeepEqual(v.Nodes, old.Nodes)
+	return reflect.DeepEqual(v.Domains, old.Domains) && reflect.DeepEqual(v.Nodes, old.Nodes) && reflect.DeepEqual(v.Unreadable, old.Unreadable)
 }
 
 // readView reads the cluster. Each kind of record is read linearizably, one after
-// the other: domains last, so that a node in the view is of a domain in the view.
-func readView(ctx context.Context, s kvdb.Store, cluster, local string) (*View, error) {
-	known, err := readNodes(ctx, s, knownPrefix(cluster))
-	if err != nil {
-		return nil, err
-	}
-	live, err := readNodes(ctx, s, nodePrefix(cluster))
-	if err != nil {
-		return nil, err
-	}
+// the other: domains last, so that a node in the view is of a domain in the view. old is the view before.
+func readView(ctx context.Context, s kvdb.Store, cluster, local string, old *View) (*View, error) {
 	v := &View{Local: local}
+	known, err := v.readNodes(ctx, s, knownPrefix(cluster), old)
+	if err != nil {
+		return nil, err
+	}
+	live, err := v.readNodes(ctx, s, nodePrefix(cluster), &View{})
+	if err != nil {
+		return nil, err
+	}
 	for name, n := range live {
 		n.Online = true
 		known[name] = n
@@ -73,42 +81,56 @@ func readView(ctx context.Context, s kvdb.Store, cluster, local string) (*View, 
 	slices.SortFunc(v.Nodes, func(a, b Node) int {
 		return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Name, b.Name))
 	})
-	if v.Domains, err = readDomains(ctx, s, cluster); err != nil {
+	var bad []Unreadable
+	if v.Domains, bad, err = readDomains(ctx, s, cluster, old); err != nil {
 		return nil, err
 	}
+	v.Unreadable = append(v.Unreadable, bad...)
 	v.Read = time.Now()
 	return v, nil
 }
 
-func readNodes(ctx context.Context, s kvdb.Store, prefix string) (map[string]Node, error) {
+// readNodes returns the nodes under prefix, by name.
+func (v *View) readNodes(ctx context.Context, s kvdb.Store, prefix string, old *View) (map[string]Node, error) {
 	kvs, _, err := s.List(ctx, prefix)
 	if err != nil {
 		return nil, fmt.Errorf("read nodes: %w", err)
 	}
 	m := make(map[string]Node, len(kvs))
 	for _, kv := range kvs {
+		name := strings.TrimPrefix(kv.Key, prefix)
 		var n Node
 		if err := json.Unmarshal(kv.Value, &n); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
+			v.Unreadable = append(v.Unreadable, Unreadable{"node/" + name, fmt.Sprintf("%v: %s: %v", ErrBadRecord, kv.Key, err)})
+			was, ok := old.Node(name)
+			if !ok {
+				continue
+			}
+			n, n.Online = was, false
 		}
-		m[strings.TrimPrefix(kv.Key, prefix)] = n
+		m[name] = n
 	}
 	return m, nil
 }
 
-// readDomains returns all domains, by name.
-func readDomains(ctx context.Context, s kvdb.Store, cluster string) ([]Domain, error) {
+// readDomains returns all domains, by name; one whose record cannot be read as it was in old. A change writes it anew.
+func readDomains(ctx context.Context, s kvdb.Store, cluster string, old *View) (ds []Domain, bad []Unreadable, _ error) {
 	kvs, _, err := s.List(ctx, domainPrefix(cluster))
 	if err != nil {
-		return nil, fmt.Errorf("read domains: %w", err)
+		return nil, nil, fmt.Errorf("read domains: %w", err)
 	}
-	ds := make([]Domain, 0, len(kvs))
 	for _, kv := range kvs {
 		d, err := ParseDomain(kv)
 		if err != nil {
-			return nil, err
+			name := strings.TrimPrefix(kv.Key, domainPrefix(cluster))
+			bad = append(bad, Unreadable{"domain/" + name, err.Error()})
+			was, ok := old.Domain(name)
+			if !ok {
+				continue
+			}
+			d, d.Mod = was, kv.Mod
 		}
 		ds = append(ds, d)
 	}
-	return ds, nil
+	return ds, bad, nil
 }

@@ -51,6 +51,9 @@ type Config struct {
 	History    []EpochRecord        `json:"history"`
 	ForkGen    uint64               `json:"fork_gen"`    // bumped only by an operator's force
 	ProposalID UUID                 `json:"proposal_id"` // nonce of the writer: tells whether a write of unknown outcome took effect
+	// Forced is the incarnation of the kvdb in which an operator last forced a configuration, with the loss of what
+	// replicas know that did not answer; zero: never.
+	Forced UUID `json:"forced,omitzero"`
 }
 
 // HistoryLen is how many epochs Config.History keeps. A replica whose epoch is no
@@ -84,6 +87,25 @@ type EpochRecord struct {
 	Node  NodeID      `json:"node"` // coordinator, "" when detached
 	ISR   []ReplicaID `json:"isr"`
 	Cause string      `json:"cause"`
+}
+
+// Lineage returns the epochs of the history, oldest first.
+func (c *Config) Lineage() []Ancestor {
+	as := make([]Ancestor, len(c.History))
+	for i, h := range c.History {
+		as[i] = Ancestor{h.Epoch, h.Gen}
+	}
+	return as
+}
+
+// Follows reports whether a configuration of that lineage, at epoch e, may come after or be the one with the epoch and gen known: false
+// means that it is older, or of another lineage. A lineage that does not reach back so far is believed.
+func Follows(e Epoch, lineage []Ancestor, known Ancestor) bool {
+	if e < known.Epoch {
+		return false
+	}
+	i := slices.IndexFunc(lineage, func(a Ancestor) bool { return a.Epoch == known.Epoch })
+	return i < 0 || lineage[i].Gen == known.Gen
 }
 
 // InISR reports whether r is in the in-sync set.

@@ -15,6 +15,17 @@ type SealRequest struct {
 	Incarnation UUID // of the kvdb
 	AttachID    AttachID
 	Ended       Term // coordinators of terms up to it serve no reads any more: their leases are not waited for
+	// Former are the incarnations that an import replaced by Incarnation: a replica of one of them follows.
+	Former []UUID
+	// Lineage are the epochs that the configuration says it comes from, itself the last. A replica that knows another gen of one
+	// of them refuses: the kvdb was rolled back and went another way (I22). Nil from a coordinator that does not tell it.
+	Lineage []Ancestor
+}
+
+// Ancestor is one epoch of a configuration's history.
+type Ancestor struct {
+	Epoch Epoch
+	Gen   uint64
 }
 
 // SealResult is answered after the promise is durable and every I/O of older

@@ -14,6 +14,7 @@ var (
 	ErrStaleEpoch      = errors.New("replication: configuration is older than the replica's")
 	ErrReplicaFaulted  = errors.New("replication: replica's disk has failed")
 	ErrDomainFenced    = errors.New("replication: cluster domain is fenced")
+	ErrRolledBack      = errors.New("replication: KVDB_ROLLBACK: the kvdb knows less than a replica, it was restored from a backup or replaced")
 	ErrBusy            = errors.New("replication: volume is attached elsewhere")
 	ErrClosed          = errors.New("replication: volume is closed")
 )

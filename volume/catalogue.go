@@ -39,6 +39,7 @@ func NewCatalogue(c *Configs, cl Cluster) *Catalogue {
 type Entry struct {
 	Spec
 	Config   *replication.Config     // nil while CREATING
+	Rollback *Rollback               // a replica knows more than the kvdb; nil: nobody has found that
 	Revision kvdb.Revision           // of Config
 	Reported []replication.ReplicaID // replicas that were made (CREATING) or removed (DELETING)
 }
@@ -206,15 +207,19 @@ func (c *Catalogue) wait(ctx context.Context, id replication.VolumeID, name stri
 }
 
 // Resolve returns the id of a volume given by id or name. An id is not looked up.
+// Errors: replication.ErrVolumeNotFound, ErrIncarnation, those of the store.
 func (c *Catalogue) Resolve(ctx context.Context, ref string) (replication.VolumeID, error) {
 	if id, err := replication.ParseVolumeID(ref); err == nil {
 		return id, nil
 	}
 	s, err := c.byName(ctx, ref)
+	if errors.Is(err, replication.ErrVolumeNotFound) {
+		err = c.configs.orReplaced(ctx, err)
+	}
 	return s.ID, err
 }
 
-// Get returns one volume. Errors: replication.ErrVolumeNotFound, those of the store.
+// Get returns one volume. Errors: replication.ErrVolumeNotFound, ErrIncarnation, those of the store.
 func (c *Catalogue) Get(ctx context.Context, id replication.VolumeID) (*Entry, error) {
 	kvs, _, err := c.store.List(ctx, c.keys.volume(id))
 	if err != nil {
@@ -228,7 +233,7 @@ func (c *Catalogue) Get(ctx context.Context, id replication.VolumeID) (*Entry, e
 	if !ok {
 		return nil, notFound(id)
 	}
-	e.Config, e.Revision, err = c.configs.Load(ctx, id)
+	e.Config, e.Revision, e.Rollback, err = c.configs.read(ctx, id)
 	if err != nil && !errors.Is(err, replication.ErrVolumeNotFound) {
 		return nil, err
 	}
@@ -247,6 +252,9 @@ func (c *Catalogue) List(ctx context.Context) ([]*Entry, error) {
 		return nil, fmt.Errorf("read configurations: %w", err)
 	}
 	for _, kv := range cfgs {
+		if id, ok := c.keys.rollbackOf(kv.Key); ok && es[id] != nil {
+			es[id].Rollback = parseRollback(kv)
+		}
 		id, ok := c.keys.configOf(kv.Key)
 		if e := es[id]; ok && e != nil {
 			if e.Config, e.Revision, err = parseConfig(kv); err != nil {
@@ -329,16 +337,20 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 	inc := clusterdomain.IncarnationKey(c.configs.cluster)
 	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: c.keys.spec(id)}, {Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: inc},
+		{Kind: kvdb.OpGet, Key: c.keys.rollback(id)},
 	}})
 	if err != nil {
 		return false, err
 	}
 	kv, cfgKV := look.Gets[0], look.Gets[1]
-	if kv == nil {
-		return true, nil
-	}
 	if err := c.configs.checkIncarnation(look.Gets[2]); err != nil {
 		return false, err
+	}
+	if mark := look.Gets[3]; mark != nil {
+		return false, rolledBack(id, mark)
+	}
+	if kv == nil {
+		return true, nil
 	}
 	s, err := parseSpec(*kv)
 	if err != nil {
@@ -358,7 +370,7 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 	t := kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.spec(id), Target: kvdb.CmpMod, Revision: kv.Mod},
-			{Key: inc, Target: kvdb.CmpValue, Value: c.configs.incarnation},
+			c.configs.guard(), c.configs.unmarked(id),
 		},
 		Then: []kvdb.Op{
 			record,

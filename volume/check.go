@@ -26,7 +26,7 @@ func checkChange(prev, next *replication.Config) error {
 	case next.ProposalID.IsZero() || next.ProposalID == prev.ProposalID:
 		return bad("no new proposal id")
 	case next.Version != configVersion || next.Volume != prev.Volume || next.Size != prev.Size ||
-		next.ForkGen != prev.ForkGen || next.Protection != prev.Protection:
+		next.ForkGen != prev.ForkGen || next.Forced != prev.Forced || next.Protection != prev.Protection:
 		return bad("version, volume, size, fork or protection differ")
 	}
 	if err := checkPhase(prev, next); err != nil {

@@ -1,11 +1,11 @@
 package volume
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/tandem-storage/tandem/clusterdomain"
@@ -16,33 +16,56 @@ import (
 // Configs is the door to the configurations of all volumes of a cluster. Methods
 // may be called concurrently.
 type Configs struct {
-	store       kvdb.Store
-	cluster     string
-	keys        keys
-	incarnation []byte // the value of the key when this process started
+	store   kvdb.Store
+	cluster string
+	keys    keys
+	life    atomic.Pointer[life] // of the kvdb, see checkIncarnation
 }
 
 // NewConfigs reads the incarnation of the kvdb, which must have been made (clusterdomain.Incarnation), and
-// returns the Configs of that incarnation: once the kvdb is restored it changes nothing any more.
+// returns the Configs of that incarnation and of those that imports make its successors: in another one it changes nothing.
 func NewConfigs(ctx context.Context, store kvdb.Store, cluster string) (*Configs, error) {
 	kv, err := store.Get(ctx, clusterdomain.IncarnationKey(cluster))
 	if err != nil {
 		return nil, fmt.Errorf("volume: read the incarnation of the kvdb: %w", err)
 	}
-	return &Configs{store: store, cluster: cluster, keys: newKeys(cluster), incarnation: kv.Value}, nil
+	l, err := parseLife(kv)
+	if err != nil {
+		return nil, err
+	}
+	c := &Configs{store: store, cluster: cluster, keys: newKeys(cluster)}
+	c.life.Store(l)
+	return c, nil
 }
 
 // Load returns a volume's configuration and its revision, a linearizable read.
-// Errors: replication.ErrVolumeNotFound, those of the store.
+// Errors: replication.ErrVolumeNotFound, ErrIncarnation, those of the store.
 func (c *Configs) Load(ctx context.Context, id replication.VolumeID) (*replication.Config, kvdb.Revision, error) {
-	kv, err := c.store.Get(ctx, c.keys.config(id))
-	if errors.Is(err, kvdb.ErrNotFound) {
-		return nil, 0, notFound(id)
-	}
+	cfg, rev, _, err := c.read(ctx, id)
+	return cfg, rev, err
+}
+
+// read is Load with the mark, nil if there is none; it may be there without a configuration.
+func (c *Configs) read(ctx context.Context, id replication.VolumeID) (*replication.Config, kvdb.Revision, *Rollback, error) {
+	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
+		{Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: c.keys.rollback(id)},
+		{Kind: kvdb.OpGet, Key: clusterdomain.IncarnationKey(c.cluster)},
+	}})
 	if err != nil {
-		return nil, 0, fmt.Errorf("volume: load configuration of %s: %w", id, err)
+		return nil, 0, nil, fmt.Errorf("volume: load configuration of %s: %w", id, err)
 	}
-	return parseConfig(kv)
+	if err := c.checkIncarnation(look.Gets[2]); err != nil {
+		return nil, 0, nil, fmt.Errorf("volume %s: %w", id, err)
+	}
+	var mark *Rollback
+	if kv := look.Gets[1]; kv != nil {
+		mark = parseRollback(*kv)
+	}
+	if look.Gets[0] == nil {
+		return nil, 0, mark, notFound(id)
+	}
+	cfg, rev, err := parseConfig(*look.Gets[0])
+	return cfg, rev, mark, err
 }
 
 func notFound(id replication.VolumeID) error {
@@ -97,7 +120,7 @@ const (
 // into force later. The same call may be repeated to find out. ErrNotSent means that the kvdb is out of reach and this call changed nothing, and says nothing of
 // an earlier one. Every other error means that the change is not in force and will not be, whatever became of earlier calls:
 // ErrConflict (another is in force, which may have come on top of this one: Load and decide again), *DomainStateError, ErrIncarnation, ErrInvalidChange,
-// ErrDeleting, replication.ErrVolumeNotFound.
+// ErrDeleting, replication.ErrRolledBack (the volume waits for an import), replication.ErrVolumeNotFound.
 func (c *Configs) CompareAndSwap(ctx context.Context, rev kvdb.Revision, next *replication.Config, actor replication.DomainID) (kvdb.Revision, error) {
 	s := swap{c: c, rev: rev, next: next, actor: actor}
 	for pause := casPause; ; pause = min(2*pause, casPauseMax) {
@@ -137,12 +160,19 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	domKey, incKey := clusterdomain.DomainKey(s.c.cluster, string(s.actor)), clusterdomain.IncarnationKey(s.c.cluster)
 	look, err := s.c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: k.config(s.next.Volume)}, {Kind: kvdb.OpGet, Key: domKey}, {Kind: kvdb.OpGet, Key: incKey},
+		{Kind: kvdb.OpGet, Key: k.rollback(s.next.Volume)},
 	}})
 	if err != nil {
 		return 0, false, err
 	}
-	cur, dom, inc := look.Gets[0], look.Gets[1], look.Gets[2]
-	if cur == nil {
+	cur, dom, inc, mark := look.Gets[0], look.Gets[1], look.Gets[2], look.Gets[3]
+	if err := s.c.checkIncarnation(inc); err != nil {
+		return 0, true, err
+	}
+	switch {
+	case cur == nil && mark != nil:
+		return 0, true, rolledBack(s.next.Volume, mark)
+	case cur == nil:
 		return 0, true, replication.ErrVolumeNotFound
 	}
 	prev, mod, err := parseConfig(*cur)
@@ -153,9 +183,8 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 		return mod, true, nil
 	case mod != s.rev:
 		return 0, true, fmt.Errorf("%w: epoch %d is in force", ErrConflict, prev.Epoch)
-	}
-	if err := s.c.checkIncarnation(inc); err != nil {
-		return 0, true, err
+	case mark != nil:
+		return 0, true, rolledBack(s.next.Volume, mark)
 	}
 	if err := checkChange(prev, s.next); err != nil {
 		return 0, true, err
@@ -172,7 +201,7 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 		If: []kvdb.Cmp{
 			{Key: k.config(s.next.Volume), Target: kvdb.CmpMod, Revision: s.rev},
 			{Key: domKey, Target: kvdb.CmpMod, Revision: domMod},
-			{Key: incKey, Target: kvdb.CmpValue, Value: s.c.incarnation},
+			s.c.guard(), s.c.unmarked(s.next.Volume),
 		},
 		Then: append(s.c.shrunk(prev, s.next), record),
 	}
@@ -189,14 +218,6 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 		return 0, false, nil // something moved: the next look tells what
 	}
 	return res.Revision, true, nil
-}
-
-// checkIncarnation reports ErrIncarnation unless kv is the incarnation that this process started with.
-func (c *Configs) checkIncarnation(kv *kvdb.KV) error {
-	if kv == nil || !bytes.Equal(kv.Value, c.incarnation) {
-		return fmt.Errorf("%w: restart the node", ErrIncarnation)
-	}
-	return nil
 }
 
 // permitted reports whether the actor's domain may make the change, and the

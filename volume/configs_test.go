@@ -253,7 +253,7 @@ func TestIncarnationChanged(t *testing.T) {
 	f := &filter{Store: w.store}
 	restore := func(kvdb.Txn) {
 		f.beforeTxn = nil
-		if _, err := kvdb.Put(t.Context(), w.store, clusterdomain.IncarnationKey("c"), []byte(`{"uuid":"other"}`)); err != nil {
+		if _, err := kvdb.Put(t.Context(), w.store, clusterdomain.IncarnationKey("c"), []byte(`{"uuid":"00000000-0000-4000-8000-000000000001"}`)); err != nil {
 			t.Error(err)
 		}
 	}

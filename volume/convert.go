@@ -28,6 +28,9 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 		Id: e.ID.String(), Name: e.Name, SizeBytes: uint64(e.Size), ReplicasWanted: uint32(len(e.Placed)),
 		Protection: protectionPB(e.Protection), Labels: maps.Clone(e.Labels), CreatedUnixMs: e.Created.UnixMilli(), Progress: e.Progress(),
 	}
+	if r := e.Rollback; r != nil {
+		v.Stall = &volumepb.Stall{Cause: causeRollback, Text: r.describe(e.ID), SinceUnixMs: r.Time.UnixMilli()}
+	}
 	if st := live.Stall; st != nil {
 		v.Stall = &volumepb.Stall{Cause: st.Cause, Text: st.Text, SinceUnixMs: st.Since.UnixMilli()}
 	}

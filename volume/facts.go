@@ -44,6 +44,12 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 		name[id] = s.Name
 	}
 	vols := make([]arbiter.Volume, 0, len(cfgs))
+	marks := map[replication.VolumeID]string{}
+	for _, kv := range cfgs {
+		if id, ok := d.c.keys.rollbackOf(kv.Key); ok {
+			marks[id] = parseRollback(kv).describe(id)
+		}
+	}
 	for _, kv := range cfgs {
 		id, ok := d.c.keys.configOf(kv.Key)
 		if !ok {
@@ -54,15 +60,23 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 			vols = append(vols, arbiter.Volume{ID: id.String(), Name: name[id], Unreadable: err.Error()})
 		case cfg.Phase != replication.PhaseDeleting:
 			v := fact(cfg, name[id])
-			v.Unreadable = unreadable[id]
+			v.Unreadable, v.RolledBack = unreadable[id], marks[id]
 			vols = append(vols, v)
 		}
 		delete(unreadable, id)
+		delete(marks, id)
 	}
-	for _, id := range slices.SortedFunc(maps.Keys(unreadable), func(a, b replication.VolumeID) int { return slices.Compare(a[:], b[:]) }) {
+	for _, id := range sortedVolumes(marks) {
+		vols = append(vols, arbiter.Volume{ID: id.String(), Name: name[id], RolledBack: marks[id]}) // without a configuration
+	}
+	for _, id := range sortedVolumes(unreadable) {
 		vols = append(vols, arbiter.Volume{ID: id.String(), Unreadable: unreadable[id]}) // without a configuration
 	}
 	return vols, nil
+}
+
+func sortedVolumes[T any](m map[replication.VolumeID]T) []replication.VolumeID {
+	return slices.SortedFunc(maps.Keys(m), func(a, b replication.VolumeID) int { return slices.Compare(a[:], b[:]) })
 }
 
 func fact(cfg *replication.Config, name string) arbiter.Volume {
@@ -133,7 +147,7 @@ func (d DomainView) EvictDetached(ctx context.Context, volume, domain string) er
 		If: []kvdb.Cmp{
 			{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod},
 			{Key: domKey, Target: kvdb.CmpMod, Revision: dom.Mod},
-			{Key: incKey, Target: kvdb.CmpValue, Value: c.incarnation},
+			c.guard(), c.unmarked(id),
 		},
 		Then: append(c.shrunk(cfg, next), record),
 	})

@@ -87,11 +87,12 @@ func (f *filter) Txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
 type disks struct {
 	mu      sync.Mutex
 	m       map[LocalReplica]int64
+	notes   map[LocalReplica][]byte
 	makeErr error
 	hold    chan struct{} // Make waits for it, if not nil
 }
 
-func newDisks() *disks { return &disks{m: map[LocalReplica]int64{}} }
+func newDisks() *disks { return &disks{m: map[LocalReplica]int64{}, notes: map[LocalReplica][]byte{}} }
 
 func (d *disks) Make(ctx context.Context, s ReplicaSpec) error {
 	d.mu.Lock()
@@ -106,6 +107,13 @@ func (d *disks) Make(ctx context.Context, s ReplicaSpec) error {
 		}
 	}
 	return err
+}
+
+func (d *disks) Note(l LocalReplica, spec []byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.notes[l] = spec
+	return nil
 }
 
 func (d *disks) Remove(_ context.Context, v replication.VolumeID, r replication.ReplicaID) error {

@@ -11,14 +11,15 @@ type keys struct{ root string }
 
 func newKeys(cluster string) keys { return keys{"/tandem/" + cluster + "/"} }
 
-func (k keys) volumes() string                       { return k.root + "volume/" }
-func (k keys) volume(v replication.VolumeID) string  { return k.volumes() + v.String() + "/" }
-func (k keys) spec(v replication.VolumeID) string    { return k.volume(v) + "spec" }
-func (k keys) made(v replication.VolumeID) string    { return k.volume(v) + "made/" }
-func (k keys) removed(v replication.VolumeID) string { return k.volume(v) + "removed/" }
-func (k keys) name(name string) string               { return k.root + "volname/" + name }
-func (k keys) configs() string                       { return k.root + "vol/" }
-func (k keys) config(v replication.VolumeID) string  { return k.configs() + v.String() + "/cfg" }
+func (k keys) volumes() string                        { return k.root + "volume/" }
+func (k keys) volume(v replication.VolumeID) string   { return k.volumes() + v.String() + "/" }
+func (k keys) spec(v replication.VolumeID) string     { return k.volume(v) + "spec" }
+func (k keys) made(v replication.VolumeID) string     { return k.volume(v) + "made/" }
+func (k keys) removed(v replication.VolumeID) string  { return k.volume(v) + "removed/" }
+func (k keys) name(name string) string                { return k.root + "volname/" + name }
+func (k keys) configs() string                        { return k.root + "vol/" }
+func (k keys) config(v replication.VolumeID) string   { return k.configs() + v.String() + "/cfg" }
+func (k keys) rollback(v replication.VolumeID) string { return k.configs() + v.String() + "/rollback" }
 
 // splitVolume takes a key under volumes apart: the volume's id, and what follows it.
 func (k keys) splitVolume(key string) (replication.VolumeID, string, bool) {
@@ -37,7 +38,14 @@ func (k keys) specOf(key string) replication.VolumeID {
 
 // configOf is the volume of a key that config made.
 func (k keys) configOf(key string) (replication.VolumeID, bool) {
-	id, ok := strings.CutSuffix(strings.TrimPrefix(key, k.configs()), "/cfg")
+	return k.beside(key, "/cfg")
+}
+
+// rollbackOf is the volume of a key that rollback made.
+func (k keys) rollbackOf(key string) (replication.VolumeID, bool) { return k.beside(key, "/rollback") }
+
+func (k keys) beside(key, what string) (replication.VolumeID, bool) {
+	id, ok := strings.CutSuffix(strings.TrimPrefix(key, k.configs()), what)
 	v, err := replication.ParseVolumeID(id)
 	return v, ok && err == nil
 }

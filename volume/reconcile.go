@@ -39,6 +39,8 @@ type Replicas interface {
 	Remove(ctx context.Context, v replication.VolumeID, r replication.ReplicaID) error
 	// List returns every replica on the node's pools, in part made ones too.
 	List(ctx context.Context) ([]LocalReplica, error)
+	// Note keeps the volume's record beside the replica, durably, for an import (FoundReplica.Spec).
+	Note(r LocalReplica, spec []byte) error
 }
 
 // ReconcilerOptions of a Reconciler. Node and Replicas are required.
@@ -75,6 +77,7 @@ type Reconciler struct {
 
 	creating map[replication.VolumeID]time.Time // since when it is seen CREATING
 	bad      map[replication.VolumeID]error     // what could not be read the last time
+	noted    map[LocalReplica]kvdb.Revision     // the record that was noted last beside a replica
 
 	mu struct {
 		sync.Mutex
@@ -85,7 +88,7 @@ type Reconciler struct {
 // NewReconciler returns the Reconciler of a node.
 func NewReconciler(c *Catalogue, o ReconcilerOptions) *Reconciler {
 	o.ensureDefaults()
-	return &Reconciler{c: c, o: o, lg: o.Logger, creating: map[replication.VolumeID]time.Time{}}
+	return &Reconciler{c: c, o: o, lg: o.Logger, creating: map[replication.VolumeID]time.Time{}, noted: map[LocalReplica]kvdb.Revision{}}
 }
 
 // Run reconciles after every change of a volume's records, and every Poll, until ctx ends.
@@ -137,6 +140,7 @@ func (r *Reconciler) Reconcile(ctx context.Context) error {
 	r.noteBad(bad)
 	local = slices.DeleteFunc(local, func(l LocalReplica) bool { return bad[l.Volume] != nil }) // claimed, maybe
 	r.noteOrphans(local, es)
+	r.noteSpecs(local, kvs, es)
 	for id := range r.creating {
 		if e := es[id]; e == nil || e.State != Creating {
 			delete(r.creating, id)
@@ -196,6 +200,32 @@ func (r *Reconciler) noteOrphans(local []LocalReplica, es map[replication.Volume
 		}
 	}
 	r.mu.orphans = orphans
+}
+
+// noteSpecs keeps the records of volumes that are READY beside this node's replicas of them: the name, the protection and the labels are
+// nowhere else when the kvdb is lost. It is no harm if one is old.
+func (r *Reconciler) noteSpecs(local []LocalReplica, kvs []kvdb.KV, es map[replication.VolumeID]*Entry) {
+	for _, kv := range kvs {
+		e := es[r.c.keys.specOf(kv.Key)]
+		if e == nil || e.State != Ready {
+			continue
+		}
+		for _, l := range local {
+			if l.Volume != e.ID || !e.claims(l, r.o.Node) || r.noted[l] == kv.Mod {
+				continue
+			}
+			if err := r.o.Replicas.Note(l, kv.Value); err != nil {
+				r.lg.Warn("record of a volume not noted beside its replica", zap.Stringer("volume-id", l.Volume), zap.Stringer("replica", l.Replica), zap.Error(err))
+				continue
+			}
+			r.noted[l] = kv.Mod
+		}
+	}
+	for l := range r.noted {
+		if !slices.Contains(local, l) {
+			delete(r.noted, l)
+		}
+	}
 }
 
 // claims reports whether l, found on the node, is the volume's to use or to remove.
@@ -272,7 +302,7 @@ func (r *Reconciler) finish(ctx context.Context, e *Entry, mod kvdb.Revision) er
 		If: []kvdb.Cmp{
 			{Key: c.keys.spec(e.ID), Target: kvdb.CmpMod, Revision: mod},
 			{Key: c.keys.config(e.ID), Target: kvdb.CmpAbsent},
-			{Key: clusterdomain.IncarnationKey(c.configs.cluster), Target: kvdb.CmpValue, Value: c.configs.incarnation},
+			c.configs.guard(),
 		},
 		Then: append(c.configs.shrunk(nil, cfg), spec, config),
 	}

@@ -99,16 +99,20 @@ func (c *Catalogue) readForChange(ctx context.Context, id replication.VolumeID) 
 	inc := clusterdomain.IncarnationKey(c.configs.cluster)
 	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: c.keys.spec(id)}, {Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: inc},
+		{Kind: kvdb.OpGet, Key: c.keys.rollback(id)},
 	}})
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	kv, cfgKV := look.Gets[0], look.Gets[1]
-	if kv == nil {
-		return nil, nil, nil, notFound(id)
-	}
 	if err := c.configs.checkIncarnation(look.Gets[2]); err != nil {
 		return nil, nil, nil, err
+	}
+	if mark := look.Gets[3]; mark != nil {
+		return nil, nil, nil, rolledBack(id, mark)
+	}
+	if kv == nil {
+		return nil, nil, nil, notFound(id)
 	}
 	s, err := parseSpec(*kv)
 	if err != nil {
@@ -124,7 +128,7 @@ func (c *Catalogue) readForChange(ctx context.Context, id replication.VolumeID) 
 	return &s, cfg, []kvdb.Cmp{
 		{Key: c.keys.spec(id), Target: kvdb.CmpMod, Revision: kv.Mod},
 		{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod},
-		{Key: inc, Target: kvdb.CmpValue, Value: c.configs.incarnation},
+		c.configs.guard(), c.configs.unmarked(id),
 	}, nil
 }
 

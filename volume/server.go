@@ -54,6 +54,7 @@ type ServerOptions struct {
 	Node    replication.NodeID
 	Runtime Runtime
 	Orphans func() []LocalReplica // on this node
+	Import  *Importer
 }
 
 // Server implements the gRPC service Volumes. It returns domain errors; an
@@ -183,6 +184,9 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	}
 	if e.State != Ready {
 		return nil, e.notReady()
+	}
+	if e.Rollback != nil {
+		return nil, fmt.Errorf("attach volume %s: %w: %s", e.Name, replication.ErrRolledBack, e.Rollback.describe(e.ID))
 	}
 	if err := s.c.cluster.Refresh(ctx); err != nil { // the domain may have been activated a moment ago, elsewhere
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)

@@ -20,10 +20,22 @@ type Volume struct {
 	// Unreadable says which of its records cannot be read, "" if all can. Without
 	// its configuration it has no Replicas here, and may have its last one anywhere.
 	Unreadable string
+	// RolledBack says which replica knows more than the kvdb, "" if none was found. What the kvdb tells of
+	// the volume is not to be believed then.
+	RolledBack string
 }
 
-// unknown reports whether nothing is known of where the volume's data are.
-func (v Volume) unknown() bool { return v.Unreadable != "" && len(v.Replicas) == 0 }
+// unknown says why nothing is known of where the volume's data are, "" if something is.
+func (v Volume) unknown() Cause {
+	switch {
+	case v.RolledBack != "":
+		return RolledBack
+	case v.Unreadable != "" && len(v.Replicas) == 0:
+		return Unreadable
+	default:
+		return ""
+	}
+}
 
 // Coordinator is where a volume is attached; the zero value means detached.
 type Coordinator struct {
@@ -124,7 +136,10 @@ func Decide(v View, q Question) Decision {
 // lastCopy reports whether vol has in-sync replicas in the domain and none in
 // another one that is in service, or may have.
 func lastCopy(v View, vol Volume, domain string) bool {
-	inside := vol.unknown()
+	if vol.unknown() != "" {
+		return true
+	}
+	inside := false
 	for _, r := range vol.Replicas {
 		switch {
 		case !r.InSync:
@@ -148,6 +163,7 @@ const (
 	CoordinatorFenced  Cause = "coordinator-fenced"  // the domain where it is attached is out of service
 	StillAttached      Cause = "still-attached"      // it is to be detached, or attached elsewhere
 	LastCopy           Cause = "last-copy"           // no other replica is in sync
+	RolledBack         Cause = "kvdb-rollback"       // a replica knows more than the kvdb
 	Unreadable         Cause = "unreadable"          // its configuration cannot be read
 	Protection         Cause = "protection"          // its writes would wait for a replica there
 )
@@ -175,6 +191,8 @@ func (b Blocked) Text() string {
 		return "its last in-sync replica is here: wait for another to be in sync, or activate the domain again"
 	case Unreadable:
 		return "its configuration in the kvdb cannot be read, so that nobody knows where its data are: " + b.Volume.Unreadable
+	case RolledBack:
+		return "KVDB_ROLLBACK: " + b.Volume.RolledBack
 	case Protection:
 		return "max-protection: its writes would wait until a replica here is in sync again: detach it first"
 	default:
@@ -227,9 +245,9 @@ func settleDraining(v View, domain string, vol Volume, accepted bool, p *Progres
 		}
 	}
 	switch {
-	case vol.unknown():
+	case vol.unknown() != "":
 		if !accepted {
-			p.Blocked = append(p.Blocked, Blocked{vol, Unreadable})
+			p.Blocked = append(p.Blocked, Blocked{vol, vol.unknown()})
 		}
 	case vol.Coordinator.Domain == domain && vol.Attached():
 		p.Blocked = append(p.Blocked, Blocked{vol, StillAttached})
@@ -273,8 +291,8 @@ func settleRejoining(v View, domain string, vol Volume, p *Progress) {
 		}
 	}
 	switch {
-	case vol.unknown():
-		p.Blocked = append(p.Blocked, Blocked{vol, Unreadable})
+	case vol.unknown() != "":
+		p.Blocked = append(p.Blocked, Blocked{vol, vol.unknown()})
 	case waits && stuck(v, vol) != "":
 		p.Blocked = append(p.Blocked, Blocked{vol, stuck(v, vol)})
 	case waits:

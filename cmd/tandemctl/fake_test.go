@@ -28,12 +28,13 @@ type fakeDaemon struct {
 	domainpb.UnimplementedClusterServer
 	volumepb.UnimplementedVolumesServer
 
-	err     error // of every call but GetStatus
-	status  *domainpb.GetStatusResponse
-	domains []*domainpb.ListDomainsResponse // one after the other; the last one stays
-	volumes []*volumepb.ListVolumesResponse
-	change  *domainpb.Domain
-	block   <-chan struct{} // DetachVolume answers when it is closed
+	err      error // of every call but GetStatus
+	status   *domainpb.GetStatusResponse
+	domains  []*domainpb.ListDomainsResponse // one after the other; the last one stays
+	volumes  []*volumepb.ListVolumesResponse
+	change   *domainpb.Domain
+	imported *volumepb.ImportKvdbResponse
+	block    <-chan struct{} // DetachVolume answers when it is closed
 
 	mu       sync.Mutex
 	requests []proto.Message
@@ -130,6 +131,15 @@ func (f *fakeDaemon) ReplaceReplica(_ context.Context, r *volumepb.ReplaceReplic
 		v.Progress = "replica 1 is being replaced by a new one on node b2; they are exchanged when the volume is detached"
 	}
 	return &volumepb.ReplaceReplicaResponse{Volume: v}, f.err
+}
+
+func (f *fakeDaemon) ImportKvdb(_ context.Context, r *volumepb.ImportKvdbRequest) (*volumepb.ImportKvdbResponse, error) {
+	f.note(r)
+	resp := proto.CloneOf(f.imported)
+	if resp != nil && r.GetDryRun() {
+		resp.Written = false
+	}
+	return resp, f.err
 }
 
 func (f *fakeDaemon) AttachVolume(_ context.Context, r *volumepb.AttachVolumeRequest) (*volumepb.AttachVolumeResponse, error) {

@@ -112,5 +112,13 @@ func fixture() *fakeDaemon {
 			Orphans: []*volumepb.Orphan{{Node: "a1", Pool: "/var/lib/tandem/pool", VolumeId: "v-gone", ReplicaId: "r-gone", Text: "left by a volume that was deleted while the node was away"}},
 		}},
 		change: domainActive("primary"),
+		imported: &volumepb.ImportKvdbResponse{
+			Written: true,
+			Volumes: []*volumepb.ImportedVolume{
+				{Id: idData, Name: "data", Action: volumepb.ImportAction_IMPORT_ACTION_IMPORT, Text: "as it is served on node a1", KvdbEpoch: 7, ReplicaEpoch: 9, NewEpoch: 9, InSyncNodes: []string{"a1"}},
+				{Id: "6f1c2a34-0000-4000-8000-000000000009", Name: "logs", Action: volumepb.ImportAction_IMPORT_ACTION_NONE, Text: "the kvdb knows as much as the replicas", KvdbEpoch: 4, ReplicaEpoch: 3},
+			},
+			SilentNodes: []*volumepb.SilentNode{{Node: "a2", Error: "node a2: connection refused"}},
+		},
 	}
 }

@@ -106,6 +106,18 @@ func TestGolden(t *testing.T) {
 		{name: "kvdb-remove-majority", args: "kvdb remove w1 -f", fake: func(f *fakeDaemon) {
 			f.err = fmt.Errorf("%w: of the 2 that remain b3 do not answer", clusterdomain.ErrKvdbMajority)
 		}},
+		{name: "kvdb-import-dry-run", args: "kvdb import --all --dry-run"},
+		{name: "kvdb-import", args: "kvdb import --volume data --volume logs --accept-data-loss data --force"},
+		{name: "kvdb-import-json", args: "kvdb import --all --force -o json"},
+		{name: "kvdb-import-nobody-to-ask", args: "kvdb import --all"},
+		{name: "kvdb-import-what", args: "kvdb import --dry-run"},
+		{name: "kvdb-import-both", args: "kvdb import --all --volume data"},
+		{name: "kvdb-import-refused", args: "kvdb import --all --force", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: nothing was written, import the others with --volume: volume data (%s): replica r on node b1 does not answer", volume.ErrNotImported, idData)
+		}},
+		{name: "host-attach-rolled-back", args: "host attach data", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("attach volume data: %w: the replica on node a1 knows epoch 9, the kvdb only 7", replication.ErrRolledBack)
+		}},
 		{name: "host-attach", args: "host attach data --frontend fuseloop"},
 		{name: "host-attach-json", args: "host attach data -o json"},
 		{name: "host-attach-elsewhere", args: "host attach data", fake: func(f *fakeDaemon) {

@@ -73,7 +73,7 @@ func (a *app) rootCommand() *cobra.Command {
 			group("replica", "The replicas of a volume", a.replicaReplaceCommand())),
 		group("host", "Attach volumes to a node and mount them",
 			a.hostAttachCommand(), a.hostDetachCommand(), a.hostMountCommand(), a.hostUnmountCommand()),
-		group("kvdb", "The members of the key-value store", a.kvdbMembersCommand(), a.kvdbRemoveCommand()),
+		group("kvdb", "The key-value store: its members, and what to do when it was lost", a.kvdbMembersCommand(), a.kvdbRemoveCommand(), a.kvdbImportCommand()),
 		group("pki", "Make certificates for those who have no authority", a.pkiCreateCACommand(), a.pkiIssueCommand()),
 		a.versionCommand(),
 	)

@@ -235,6 +235,11 @@ func (c *Coordinator) ChangeDone(now int64, out Outcome, cfg *replication.Config
 		out = ChangeOK // an attempt of unknown outcome had taken effect
 	case out == ChangeNotSent && ch.unknown:
 		out = ChangeUnknown
+	case out == ChangeGone && (c.stage != stageServing || c.openSet()&c.isr == 0):
+		c.die(errGone)
+		return
+	case out == ChangeGone:
+		out = ChangeRolledBack // a volume is deleted when its replicas are, and one is there
 	}
 	c.changeStall = out.stall()
 	if out == ChangeUnknown {
@@ -249,9 +254,9 @@ func (c *Coordinator) ChangeDone(now int64, out Outcome, cfg *replication.Config
 		c.changed(ch)
 	case ChangeConflict:
 		c.conflict(ch, cfg, rev)
-	case ChangeNotSent, ChangeRefused:
+	case ChangeNotSent, ChangeRefused, ChangeRolledBack:
 		c.notSent(ch, out)
-	case ChangeUnknown:
+	case ChangeUnknown, ChangeGone:
 	}
 	c.progress()
 }
@@ -305,6 +310,8 @@ func (o Outcome) stall() Stall {
 		return StallKVDB
 	case ChangeRefused:
 		return StallDomain
+	case ChangeRolledBack:
+		return StallRollback
 	default:
 		return StallNone
 	}
@@ -313,6 +320,9 @@ func (o Outcome) stall() Stall {
 // conflict acts on a lost compare-and-set.
 func (c *Coordinator) conflict(ch *change, cfg *replication.Config, rev uint64) {
 	switch {
+	case c.rolledBack(cfg):
+		c.changeStall = StallRollback // until an import brings back what it knows
+		c.notSent(ch, ChangeRolledBack)
 	case c.stage == stageElecting || !c.mine(cfg):
 		c.die(replication.ErrDeposed)
 	case c.lostTrack(cfg):
@@ -328,6 +338,9 @@ func (c *Coordinator) conflict(ch *change, cfg *replication.Config, rev uint64) 
 // errNotFlushed is how a detach ends whose last flush failed on every in-sync replica.
 var errNotFlushed = fmt.Errorf("%w: the volume is detached, but its last flush failed: acknowledged writes may be lost", replication.ErrReplicaFaulted)
 
+// errGone is the end of a coordinator of which nothing is left.
+var errGone = fmt.Errorf("%w: it was deleted while it was attached here", replication.ErrVolumeNotFound)
+
 // errLostTrack is the end of a coordinator that acknowledged by another in-sync set than the one in force.
 var errLostTrack = fmt.Errorf("%w: an own change of the in-sync set that was believed not sent is in force", replication.ErrDeposed)
 
@@ -338,9 +351,11 @@ func (c *Coordinator) lostTrack(cfg *replication.Config) bool { return c.set(cfg
 
 // notSent brings a change back to where it may be proposed again, or given up.
 func (c *Coordinator) notSent(ch *change, out Outcome) {
-	if out == ChangeRefused && (ch.kind == changeElect || ch.kind == changeActivate) {
-		c.die(replication.ErrDomainFenced)
-		return
+	if ch.kind == changeElect || ch.kind == changeActivate {
+		if err := map[Outcome]error{ChangeRefused: replication.ErrDomainFenced, ChangeRolledBack: replication.ErrRolledBack}[out]; err != nil {
+			c.die(err)
+			return
+		}
 	}
 	ch.retry = c.now + c.o.RetryInterval
 	switch ch.kind {

@@ -15,6 +15,7 @@ type Options struct {
 	Boot        replication.BootID // of this node; zero: leases that a process before may hold are waited for
 	Attach      replication.AttachID
 	Incarnation replication.UUID
+	Former      []replication.UUID    // that an import replaced by Incarnation
 	Local       replication.ReplicaID // the replica on this node, preferred for reads; zero if none
 	// Resume: an earlier process was the coordinator under Attach, the configuration names it still, and its consumer
 	// lives. The takeover ends with ErrPoisoned where another one starts as after a power cut (I19).
@@ -84,13 +85,12 @@ type Coordinator struct {
 
 	changeStall Stall // why the last one is not in force
 
-	earlier    replication.Term          // terms up to it have ended, see endedTerm
-	seals      []*replication.SealResult // by member, of the takeover
-	rolledBack mask                      // members that know a later configuration than the takeover
-	sealUntil  int64
-	lossUntil  int64
-	nextCtl    uint64
-	ctl        map[uint64]*control
+	earlier   replication.Term          // terms up to it have ended, see endedTerm
+	seals     []*replication.SealResult // by member, of the takeover
+	sealUntil int64
+	lossUntil int64
+	nextCtl   uint64
+	ctl       map[uint64]*control
 
 	flight    flightTable
 	waiting   []*IO
@@ -204,10 +204,13 @@ const (
 	ChangeNotSent                 // the kvdb is out of reach and certainly did not get it in this attempt
 	ChangeRefused                 // this node's cluster domain is not ACTIVE: no attempt took effect, or will
 	ChangeUnknown                 // Next may be in force, or come into force later
+	// ChangeRolledBack: the kvdb was restored or replaced and the volume not imported since: no attempt took effect, or will.
+	ChangeRolledBack
+	ChangeGone // the kvdb has no configuration of the volume: no attempt took effect, or will
 )
 
 func (o Outcome) String() string {
-	return [...]string{"done", "configuration changed by others", "kvdb not reachable", domainClosed, "not known"}[o]
+	return [...]string{"done", "configuration changed by others", "kvdb not reachable", domainClosed, "not known", "kvdb rolled back", "volume gone"}[o]
 }
 
 // Completion is the answer to a consumer's request.
@@ -396,11 +399,19 @@ func (c *Coordinator) ConfigSeen(now int64, cfg *replication.Config) {
 		return // its own change, of which it has not been told yet
 	}
 	switch {
+	case c.rolledBack(cfg): // nobody has taken over: what runs goes on (G6)
 	case !c.mine(cfg):
 		c.die(replication.ErrDeposed)
 	case c.lostTrack(cfg):
 		c.die(errLostTrack)
 	}
+}
+
+// rolledBack reports whether cfg, found in the kvdb, does not come from the configuration that this coordinator serves by, though no operator
+// forced it: the kvdb was restored from a backup, or replaced.
+func (c *Coordinator) rolledBack(cfg *replication.Config) bool {
+	return c.stage == stageServing && cfg.ForkGen == c.cfg.ForkGen &&
+		!replication.Follows(cfg.Epoch, cfg.Lineage(), replication.Ancestor{Epoch: c.cfg.Epoch, Gen: c.cfg.Gen})
 }
 
 // mine reports whether cfg names this coordinator in its term.

@@ -46,7 +46,7 @@ const (
 	StallNotAttached  Stall = "NOT_ATTACHED"
 	StallConfigChange Stall = "CONFIG_CHANGE" // a change of the in-sync set is on its way
 	StallDomain       Stall = "DOMAIN"        // the configuration cannot be changed: the coordinator's cluster domain is not ACTIVE
-	StallRollback     Stall = "KVDB_ROLLBACK" // an in-sync replica knows a later configuration than the kvdb, or another kvdb (I22)
+	StallRollback     Stall = "KVDB_ROLLBACK" // the configuration cannot be changed: the kvdb knows an older one, or another (I22)
 )
 
 // Stall returns why writes, or else reads, do not proceed now, StallNone if they do.
@@ -55,10 +55,7 @@ func (c *Coordinator) Stall() Stall {
 	case stageServing:
 	case stageSealing:
 		_, ok := c.sealed()
-		switch {
-		case !ok && c.rolledBack != 0:
-			return StallRollback
-		case !ok && c.now >= c.sealUntil:
+		if !ok && c.now >= c.sealUntil {
 			return StallNoReplica
 		}
 		return StallTakeover

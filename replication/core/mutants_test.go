@@ -151,6 +151,16 @@ var mutants = []mutant{
 	{"crowded_unprotected", "max_protection: nobody leaves of his own accord", "evict.go", "s <= 0 && c.cfg", "s == 0 && c.cfg"},
 	{"crowded_joins", "12: no join while there is no room", "join.go", "case r.Seal.Crowded:", "case false:"},
 	{"crowded_for_ever", "12: who has room again stays", "session.go", "leave || c.evictReq.has(i) {", "leave {"},
+	{"rollback_goes_on", "I22: who knows more than the kvdb ends a takeover", "takeover.go", "c.die(replication.ErrRolledBack) // the", "// the"},
+	{"lineage_ignored", "I22: another way to the same epoch", "replicacontrol.go", "case !replication.Follows(q.Epoch, q.Lineage, replication.Ancestor{Epoch: r.meta.Epoch, Gen: r.meta.Gen}):", "case q.Epoch < r.meta.Epoch:"},
+	{"foreign_kvdb", "I22: another kvdb", "replicacontrol.go", "&& !slices.Contains(q.Former, r.meta.Incarnation):", "&& false:"},
+	{"import_not_followed", "10.5: an import makes a successor", "replicacontrol.go", "&& !slices.Contains(q.Former, r.meta.Incarnation):", ":"},
+	{"rollback_deposes", "G6: a rollback ends nobody, as seen", "coordinator.go", "case c.rolledBack(cfg): //", "case false: //"},
+	{"rollback_conflicts", "G6: a rollback ends nobody, as found", "change.go", "case c.rolledBack(cfg):\n\t\tc.changeStall", "case false:\n\t\tc.changeStall"},
+	{"forced_survived", "I24: what an operator forced is no rollback", "coordinator.go", "cfg.ForkGen == c.cfg.ForkGen &&", "true &&"},
+	{"not_imported_waits", "I22: no takeover before the import", "change.go", ", ChangeRolledBack: replication.ErrRolledBack}[out]", "}[out]"},
+	{"gone_kills", "G6: a volume whose replica is there was not deleted", "change.go", "(c.stage != stageServing || c.openSet()&c.isr == 0):", "true:"},
+	{"stranger_deposes", "G6: who is not in sync deposes nobody", "takeover.go", "term > c.term && c.isr.has(ctl.to) {", "term > c.term {"},
 	{"zombie_release", "a request is released once nothing refers to it", "session.go", "c.complete(io, replication.ErrStalled)\n\t\t}", "c.complete(io, replication.ErrStalled); c.release(io)\n\t\t}"},
 }
 

@@ -16,11 +16,11 @@ func (r *Replica) sealStatus(q *replication.SealRequest) replication.Status {
 		return replication.StatusIO
 	case q.Term == 0 || q.Epoch == math.MaxUint64 || uint64(q.Term) > uint64(q.Epoch):
 		return replication.StatusInvalid // no election gives that; the promise would shut every later term out
-	case r.meta.Incarnation != (replication.UUID{}) && q.Incarnation != r.meta.Incarnation:
+	case r.meta.Incarnation != (replication.UUID{}) && q.Incarnation != r.meta.Incarnation && !slices.Contains(q.Former, r.meta.Incarnation):
 		return replication.StatusEpoch
 	case q.Term < r.meta.Term:
 		return replication.StatusFenced
-	case q.Epoch < r.meta.Epoch:
+	case !replication.Follows(q.Epoch, q.Lineage, replication.Ancestor{Epoch: r.meta.Epoch, Gen: r.meta.Gen}):
 		return replication.StatusEpoch
 	}
 	return replication.StatusOK

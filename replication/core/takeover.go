@@ -59,7 +59,8 @@ func (c *Coordinator) ControlDone(now int64, id uint64, res ControlResult) {
 		return
 	}
 	delete(c.ctl, id)
-	if term := res.term(); !res.Failed && c.term != 0 && term > c.term {
+	// One that is not in sync may have promised a takeover that came to nothing.
+	if term := res.term(); !res.Failed && c.term != 0 && term > c.term && c.isr.has(ctl.to) {
 		c.die(replication.ErrDeposed)
 		return
 	}
@@ -69,7 +70,9 @@ func (c *Coordinator) ControlDone(now int64, id uint64, res ControlResult) {
 	case ctl.round == c.round:
 		r := ctl.round
 		r.sent &^= bit(ctl.to)
-		if !res.Failed && r.reply(ctl.to, res) {
+		if ok := !res.Failed && r.reply(ctl.to, res); c.stage == stageDead {
+			return
+		} else if ok {
 			r.got |= bit(ctl.to)
 		} else {
 			r.retryAt[ctl.to] = c.now + c.o.RetryInterval
@@ -172,9 +175,9 @@ func (c *Coordinator) seal() {
 	c.lossUntil = c.now + c.o.LossyTimeout
 	clear(c.seals)
 	c.startRound(c.isr, c.sealRequest, func(i int, r ControlResult) bool {
-		c.rolledBack &^= bit(i)
 		if r.Seal != nil && r.Seal.Status == replication.StatusEpoch {
-			c.rolledBack |= bit(i)
+			c.die(replication.ErrRolledBack) // the others may know as little as the kvdb (I22)
+			return false
 		}
 		if r.Seal == nil || r.Seal.Status != replication.StatusOK || r.Seal.State == replication.MemberFaulted {
 			return false
@@ -187,7 +190,7 @@ func (c *Coordinator) seal() {
 func (c *Coordinator) sealRequest(i int) Control {
 	return Control{Seal: &replication.SealRequest{
 		Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Epoch: c.cfg.Epoch, Gen: c.cfg.Gen,
-		Incarnation: c.o.Incarnation, AttachID: c.o.Attach, Ended: c.earlier,
+		Incarnation: c.o.Incarnation, AttachID: c.o.Attach, Ended: c.earlier, Former: c.o.Former, Lineage: c.cfg.Lineage(),
 	}}
 }
 

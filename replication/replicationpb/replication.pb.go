@@ -37,7 +37,11 @@ type SealRequest struct {
 	Incarnation []byte                 `protobuf:"bytes,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Attach      []byte                 `protobuf:"bytes,7,opt,name=attach,proto3" json:"attach,omitempty"`
 	// Coordinators of terms up to it serve no reads any more.
-	Ended         uint64 `protobuf:"varint,8,opt,name=ended,proto3" json:"ended,omitempty"`
+	Ended uint64 `protobuf:"varint,8,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Incarnations that an import replaced by this one.
+	Former [][]byte `protobuf:"bytes,9,rep,name=former,proto3" json:"former,omitempty"`
+	// Epochs that the configuration comes from, oldest first, itself the last.
+	Lineage       []*Ancestor `protobuf:"bytes,10,rep,name=lineage,proto3" json:"lineage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -128,6 +132,72 @@ func (x *SealRequest) GetEnded() uint64 {
 	return 0
 }
 
+func (x *SealRequest) GetFormer() [][]byte {
+	if x != nil {
+		return x.Former
+	}
+	return nil
+}
+
+func (x *SealRequest) GetLineage() []*Ancestor {
+	if x != nil {
+		return x.Lineage
+	}
+	return nil
+}
+
+type Ancestor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Gen           uint64                 `protobuf:"varint,2,opt,name=gen,proto3" json:"gen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ancestor) Reset() {
+	*x = Ancestor{}
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ancestor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ancestor) ProtoMessage() {}
+
+func (x *Ancestor) ProtoReflect() protoreflect.Message {
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ancestor.ProtoReflect.Descriptor instead.
+func (*Ancestor) Descriptor() ([]byte, []int) {
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Ancestor) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Ancestor) GetGen() uint64 {
+	if x != nil {
+		return x.Gen
+	}
+	return 0
+}
+
 type SealResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Status   uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
@@ -149,7 +219,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[1]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -161,7 +231,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[1]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -174,7 +244,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{1}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SealResponse) GetStatus() uint32 {
@@ -267,7 +337,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[2]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +349,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[2]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +362,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{2}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PrepareRequest) GetVolume() []byte {
@@ -340,7 +410,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[3]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +422,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[3]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +435,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{3}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PrepareResponse) GetStatus() uint32 {
@@ -397,7 +467,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[4]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -409,7 +479,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[4]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -422,7 +492,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{4}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CommitRequest) GetVolume() []byte {
@@ -477,7 +547,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[5]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +559,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[5]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +572,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{5}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CommitResponse) GetStatus() uint32 {
@@ -531,7 +601,7 @@ type DirtyRequest struct {
 
 func (x *DirtyRequest) Reset() {
 	*x = DirtyRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[6]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +613,7 @@ func (x *DirtyRequest) String() string {
 func (*DirtyRequest) ProtoMessage() {}
 
 func (x *DirtyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[6]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +626,7 @@ func (x *DirtyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirtyRequest.ProtoReflect.Descriptor instead.
 func (*DirtyRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{6}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DirtyRequest) GetVolume() []byte {
@@ -597,7 +667,7 @@ type DirtyResponse struct {
 
 func (x *DirtyResponse) Reset() {
 	*x = DirtyResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[7]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +679,7 @@ func (x *DirtyResponse) String() string {
 func (*DirtyResponse) ProtoMessage() {}
 
 func (x *DirtyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[7]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +692,7 @@ func (x *DirtyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirtyResponse.ProtoReflect.Descriptor instead.
 func (*DirtyResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{7}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DirtyResponse) GetStatus() uint32 {
@@ -653,7 +723,7 @@ type BeatRequest struct {
 
 func (x *BeatRequest) Reset() {
 	*x = BeatRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[8]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +735,7 @@ func (x *BeatRequest) String() string {
 func (*BeatRequest) ProtoMessage() {}
 
 func (x *BeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[8]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +748,7 @@ func (x *BeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeatRequest.ProtoReflect.Descriptor instead.
 func (*BeatRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{8}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BeatRequest) GetSeq() uint64 {
@@ -722,7 +792,7 @@ type BeatResponse struct {
 
 func (x *BeatResponse) Reset() {
 	*x = BeatResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +804,7 @@ func (x *BeatResponse) String() string {
 func (*BeatResponse) ProtoMessage() {}
 
 func (x *BeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +817,7 @@ func (x *BeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeatResponse.ProtoReflect.Descriptor instead.
 func (*BeatResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{9}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BeatResponse) GetSeq() uint64 {
@@ -782,7 +852,7 @@ var File_replication_replicationpb_replication_proto protoreflect.FileDescriptor
 
 const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\n" +
-	"+replication/replicationpb/replication.proto\x12\x15tandem.replication.v1\"\xcb\x01\n" +
+	"+replication/replicationpb/replication.proto\x12\x15tandem.replication.v1\"\x9e\x02\n" +
 	"\vSealRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +
@@ -791,7 +861,13 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\x03gen\x18\x05 \x01(\x04R\x03gen\x12 \n" +
 	"\vincarnation\x18\x06 \x01(\fR\vincarnation\x12\x16\n" +
 	"\x06attach\x18\a \x01(\fR\x06attach\x12\x14\n" +
-	"\x05ended\x18\b \x01(\x04R\x05ended\"\x8b\x02\n" +
+	"\x05ended\x18\b \x01(\x04R\x05ended\x12\x16\n" +
+	"\x06former\x18\t \x03(\fR\x06former\x129\n" +
+	"\alineage\x18\n" +
+	" \x03(\v2\x1f.tandem.replication.v1.AncestorR\alineage\"2\n" +
+	"\bAncestor\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03gen\x18\x02 \x01(\x04R\x03gen\"\x8b\x02\n" +
 	"\fSealResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
@@ -862,35 +938,37 @@ func file_replication_replicationpb_replication_proto_rawDescGZIP() []byte {
 	return file_replication_replicationpb_replication_proto_rawDescData
 }
 
-var file_replication_replicationpb_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_replication_replicationpb_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_replication_replicationpb_replication_proto_goTypes = []any{
 	(*SealRequest)(nil),     // 0: tandem.replication.v1.SealRequest
-	(*SealResponse)(nil),    // 1: tandem.replication.v1.SealResponse
-	(*PrepareRequest)(nil),  // 2: tandem.replication.v1.PrepareRequest
-	(*PrepareResponse)(nil), // 3: tandem.replication.v1.PrepareResponse
-	(*CommitRequest)(nil),   // 4: tandem.replication.v1.CommitRequest
-	(*CommitResponse)(nil),  // 5: tandem.replication.v1.CommitResponse
-	(*DirtyRequest)(nil),    // 6: tandem.replication.v1.DirtyRequest
-	(*DirtyResponse)(nil),   // 7: tandem.replication.v1.DirtyResponse
-	(*BeatRequest)(nil),     // 8: tandem.replication.v1.BeatRequest
-	(*BeatResponse)(nil),    // 9: tandem.replication.v1.BeatResponse
+	(*Ancestor)(nil),        // 1: tandem.replication.v1.Ancestor
+	(*SealResponse)(nil),    // 2: tandem.replication.v1.SealResponse
+	(*PrepareRequest)(nil),  // 3: tandem.replication.v1.PrepareRequest
+	(*PrepareResponse)(nil), // 4: tandem.replication.v1.PrepareResponse
+	(*CommitRequest)(nil),   // 5: tandem.replication.v1.CommitRequest
+	(*CommitResponse)(nil),  // 6: tandem.replication.v1.CommitResponse
+	(*DirtyRequest)(nil),    // 7: tandem.replication.v1.DirtyRequest
+	(*DirtyResponse)(nil),   // 8: tandem.replication.v1.DirtyResponse
+	(*BeatRequest)(nil),     // 9: tandem.replication.v1.BeatRequest
+	(*BeatResponse)(nil),    // 10: tandem.replication.v1.BeatResponse
 }
 var file_replication_replicationpb_replication_proto_depIdxs = []int32{
-	0, // 0: tandem.replication.v1.Replication.Seal:input_type -> tandem.replication.v1.SealRequest
-	2, // 1: tandem.replication.v1.Replication.Prepare:input_type -> tandem.replication.v1.PrepareRequest
-	4, // 2: tandem.replication.v1.Replication.Commit:input_type -> tandem.replication.v1.CommitRequest
-	6, // 3: tandem.replication.v1.Replication.Dirty:input_type -> tandem.replication.v1.DirtyRequest
-	8, // 4: tandem.replication.v1.Beat.Beat:input_type -> tandem.replication.v1.BeatRequest
-	1, // 5: tandem.replication.v1.Replication.Seal:output_type -> tandem.replication.v1.SealResponse
-	3, // 6: tandem.replication.v1.Replication.Prepare:output_type -> tandem.replication.v1.PrepareResponse
-	5, // 7: tandem.replication.v1.Replication.Commit:output_type -> tandem.replication.v1.CommitResponse
-	7, // 8: tandem.replication.v1.Replication.Dirty:output_type -> tandem.replication.v1.DirtyResponse
-	9, // 9: tandem.replication.v1.Beat.Beat:output_type -> tandem.replication.v1.BeatResponse
-	5, // [5:10] is the sub-list for method output_type
-	0, // [0:5] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	1,  // 0: tandem.replication.v1.SealRequest.lineage:type_name -> tandem.replication.v1.Ancestor
+	0,  // 1: tandem.replication.v1.Replication.Seal:input_type -> tandem.replication.v1.SealRequest
+	3,  // 2: tandem.replication.v1.Replication.Prepare:input_type -> tandem.replication.v1.PrepareRequest
+	5,  // 3: tandem.replication.v1.Replication.Commit:input_type -> tandem.replication.v1.CommitRequest
+	7,  // 4: tandem.replication.v1.Replication.Dirty:input_type -> tandem.replication.v1.DirtyRequest
+	9,  // 5: tandem.replication.v1.Beat.Beat:input_type -> tandem.replication.v1.BeatRequest
+	2,  // 6: tandem.replication.v1.Replication.Seal:output_type -> tandem.replication.v1.SealResponse
+	4,  // 7: tandem.replication.v1.Replication.Prepare:output_type -> tandem.replication.v1.PrepareResponse
+	6,  // 8: tandem.replication.v1.Replication.Commit:output_type -> tandem.replication.v1.CommitResponse
+	8,  // 9: tandem.replication.v1.Replication.Dirty:output_type -> tandem.replication.v1.DirtyResponse
+	10, // 10: tandem.replication.v1.Beat.Beat:output_type -> tandem.replication.v1.BeatResponse
+	6,  // [6:11] is the sub-list for method output_type
+	1,  // [1:6] is the sub-list for method input_type
+	1,  // [1:1] is the sub-list for extension type_name
+	1,  // [1:1] is the sub-list for extension extendee
+	0,  // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_replication_replicationpb_replication_proto_init() }
@@ -904,7 +982,7 @@ func file_replication_replicationpb_replication_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replication_replicationpb_replication_proto_rawDesc), len(file_replication_replicationpb_replication_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

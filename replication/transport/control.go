@@ -50,12 +50,29 @@ func sealToPB(r replication.SealRequest) *pb.SealRequest {
 		Volume: r.Volume[:], Replica: r.Replica[:],
 		Term: uint64(r.Term), Epoch: uint64(r.Epoch), Gen: r.Gen,
 		Incarnation: r.Incarnation[:], Attach: r.AttachID[:], Ended: uint64(r.Ended),
+		Former: uuidsToPB(r.Former), Lineage: lineageToPB(r.Lineage),
 	}
+}
+
+func uuidsToPB(us []replication.UUID) [][]byte {
+	var bs [][]byte
+	for _, u := range us {
+		bs = append(bs, u[:])
+	}
+	return bs
+}
+
+func lineageToPB(as []replication.Ancestor) []*pb.Ancestor {
+	var out []*pb.Ancestor
+	for _, a := range as {
+		out = append(out, &pb.Ancestor{Epoch: uint64(a.Epoch), Gen: a.Gen})
+	}
+	return out
 }
 
 func sealFromPB(r *pb.SealRequest) (replication.SealRequest, error) {
 	var c ids
-	return replication.SealRequest{
+	q := replication.SealRequest{
 		Volume:      replication.VolumeID(c.uuid("volume", r.GetVolume())),
 		Replica:     replication.ReplicaID(c.uuid("replica", r.GetReplica())),
 		Term:        replication.Term(r.GetTerm()),
@@ -64,7 +81,14 @@ func sealFromPB(r *pb.SealRequest) (replication.SealRequest, error) {
 		Incarnation: c.uuid("incarnation", r.GetIncarnation()),
 		AttachID:    replication.AttachID(c.uuid("attach", r.GetAttach())),
 		Ended:       replication.Term(r.GetEnded()),
-	}, c.err
+	}
+	for _, b := range r.GetFormer() {
+		q.Former = append(q.Former, c.uuid("former", b))
+	}
+	for _, a := range r.GetLineage() {
+		q.Lineage = append(q.Lineage, replication.Ancestor{Epoch: replication.Epoch(a.GetEpoch()), Gen: a.GetGen()})
+	}
+	return q, c.err
 }
 
 func sealResultToPB(r replication.SealResult) *pb.SealResponse {

@@ -156,6 +156,14 @@ func TestVolumeGone(t *testing.T) {
 	c.kv.mu.Unlock()
 	c.net.Down(c.nodes[1].id)
 	c.nodes[0].m.PeerUp(c.nodes[1].id, false)
+	// While a replica is there nobody has deleted the volume: the kvdb was restored, or replaced.
+	c.eventually("the stall", func() bool { return v.Status().Stall == core.StallRollback })
+	if isClosed(v.Dead()) {
+		t.Fatalf("it ended: %v", v.Err())
+	}
+	if err := c.nodes[0].m.RemoveReplica(t.Context(), c.vol, c.nodes[0].rep); err != nil {
+		t.Fatal(err)
+	}
 	c.eventually("the end of the volume", func() bool { return isClosed(v.Dead()) })
 	if err := v.Err(); !errors.Is(err, replication.ErrVolumeNotFound) {
 		t.Errorf("it ended with %v", err)

@@ -32,6 +32,12 @@ var states = map[meta.State]replication.MemberState{
 	meta.StateFaulted: replication.MemberFaulted,
 }
 
+// StateOf is what a superblock's state is in a configuration. ok is false for one that no member can have.
+func StateOf(s meta.State) (_ replication.MemberState, ok bool) {
+	m, ok := states[s]
+	return m, ok
+}
+
 var metaStates = map[replication.MemberState]meta.State{
 	replication.MemberInSync:  meta.StateInSync,
 	replication.MemberStale:   meta.StateStale,
@@ -42,7 +48,7 @@ var metaStates = map[replication.MemberState]meta.State{
 // Stored implements Storage.
 func (b backed) Stored() (Stored, error) {
 	sb := b.Superblock()
-	state, ok := states[sb.State]
+	state, ok := StateOf(sb.State)
 	if !ok {
 		return Stored{}, fmt.Errorf("replication/volume: replica is %s; it can only be removed", sb.State)
 	}

@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -22,7 +21,7 @@ type Configs interface {
 	// domain actor may act, and returns the new revision. It may be called again with the
 	// same arguments to find out what became of a call whose outcome is unknown.
 	//
-	// ErrConflict, ErrRefused and ErrInvalidChange mean that no such call puts next in force any
+	// ErrConflict, ErrRefused, ErrInvalidChange, replication.ErrRolledBack and replication.ErrVolumeNotFound mean that no such call puts next in force any
 	// more; ErrConflict also that an earlier one may have. ErrNotSent means that this call
 	// changed nothing, and says nothing of an earlier one. With any other error the outcome is unknown.
 	Swap(ctx context.Context, rev uint64, next *replication.Config, actor replication.DomainID) (uint64, error)
@@ -49,10 +48,6 @@ func (v *Volume) swap(ch core.Change) {
 	in := volumeInput{kind: inChange}
 	var err error
 	in.outcome, in.cfg, in.rev, err = v.attempt(ch)
-	if errors.Is(err, replication.ErrVolumeNotFound) {
-		v.kill(fmt.Errorf("%w: it was deleted while it was attached here", replication.ErrVolumeNotFound))
-		return
-	}
 	v.logOutcome(in.outcome, err)
 	v.post(in)
 }
@@ -64,6 +59,10 @@ func (v *Volume) attempt(ch core.Change) (core.Outcome, *replication.Config, uin
 	switch {
 	case err == nil:
 		return core.ChangeOK, nil, rev, nil
+	case errors.Is(err, replication.ErrVolumeNotFound):
+		return core.ChangeGone, nil, 0, err
+	case errors.Is(err, replication.ErrRolledBack):
+		return core.ChangeRolledBack, nil, 0, err
 	case errors.Is(err, ErrRefused), errors.Is(err, ErrInvalidChange):
 		return core.ChangeRefused, nil, 0, err
 	case errors.Is(err, ErrNotSent):
@@ -80,7 +79,10 @@ func (v *Volume) inForce() (core.Outcome, *replication.Config, uint64, error) {
 	ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
 	defer cancel()
 	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
-	if err != nil {
+	switch {
+	case errors.Is(err, replication.ErrVolumeNotFound):
+		return core.ChangeGone, nil, 0, err
+	case err != nil:
 		return core.ChangeUnknown, nil, 0, err
 	}
 	return core.ChangeConflict, cfg, rev, nil
@@ -95,6 +97,8 @@ func (v *Volume) logOutcome(out core.Outcome, err error) {
 		why = "kvdb"
 	case core.ChangeRefused:
 		why = "refused"
+	case core.ChangeRolledBack, core.ChangeGone:
+		why = string(core.StallRollback)
 	case core.ChangeOK, core.ChangeConflict:
 	}
 	switch {

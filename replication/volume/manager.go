@@ -66,11 +66,12 @@ const (
 
 // Options of a Manager.
 type Options struct {
-	Node        replication.NodeID
-	Domain      replication.DomainID
-	Boot        replication.BootID
-	Instance    replication.UUID // of this process
-	Incarnation replication.UUID // of the kvdb
+	Node     replication.NodeID
+	Domain   replication.DomainID
+	Boot     replication.BootID
+	Instance replication.UUID // of this process
+	// Incarnation returns that of the kvdb, not older than the last Configs.Load, and those that imports replaced by it. Nil: none.
+	Incarnation func() (now replication.UUID, former []replication.UUID)
 	Configs     Configs
 	Peers       Peers
 	// Usable reports whether a cluster domain may hold in-sync replicas and
@@ -233,12 +234,17 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			local = r
 		}
 	}
+	var incarnation replication.UUID
+	var former []replication.UUID
+	if m.o.Incarnation != nil {
+		incarnation, former = m.o.Incarnation()
+	}
 	v := &Volume{
 		m: m, id: id, size: cfg.Size, attach: attach, lg: m.lg.With(zap.Stringer("volume-id", id)),
 		serving: make(chan struct{}), dead: make(chan struct{}), idle: make(chan struct{}),
 		core: core.New(core.Options{
 			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Boot: m.o.Boot, Attach: attach, Resume: attach == resume,
-			Incarnation: m.o.Incarnation, Local: local,
+			Incarnation: incarnation, Former: former, Local: local,
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
 			LeaseTime: int64(t.Lease), LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
 			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,

@@ -27,6 +27,9 @@ type Status struct {
 // Status returns what the volume is doing; at most tickInterval old.
 func (v *Volume) Status() *Status { return v.status.Load() }
 
+// Serves reports whether the volume has come to serve I/O and has not ended: its configuration is the latest that there is of it.
+func (v *Volume) Serves() bool { return isClosed(v.serving) && !isClosed(v.dead) }
+
 // kill ends the volume at once: its requests fail with err.
 func (v *Volume) kill(err error) { v.post(volumeInput{kind: inKill, err: err}) }
 

@@ -191,6 +191,58 @@ func (ReplicaState) EnumDescriptor() ([]byte, []int) {
 	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{2}
 }
 
+type ImportAction int32
+
+const (
+	ImportAction_IMPORT_ACTION_UNSPECIFIED ImportAction = 0
+	ImportAction_IMPORT_ACTION_NONE        ImportAction = 1 // the kvdb knows as much as the replicas
+	ImportAction_IMPORT_ACTION_IMPORT      ImportAction = 2
+	ImportAction_IMPORT_ACTION_REFUSED     ImportAction = 3 // text says why, and what to do
+)
+
+// Enum value maps for ImportAction.
+var (
+	ImportAction_name = map[int32]string{
+		0: "IMPORT_ACTION_UNSPECIFIED",
+		1: "IMPORT_ACTION_NONE",
+		2: "IMPORT_ACTION_IMPORT",
+		3: "IMPORT_ACTION_REFUSED",
+	}
+	ImportAction_value = map[string]int32{
+		"IMPORT_ACTION_UNSPECIFIED": 0,
+		"IMPORT_ACTION_NONE":        1,
+		"IMPORT_ACTION_IMPORT":      2,
+		"IMPORT_ACTION_REFUSED":     3,
+	}
+)
+
+func (x ImportAction) Enum() *ImportAction {
+	p := new(ImportAction)
+	*p = x
+	return p
+}
+
+func (x ImportAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ImportAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_volume_volumepb_volume_proto_enumTypes[3].Descriptor()
+}
+
+func (ImportAction) Type() protoreflect.EnumType {
+	return &file_volume_volumepb_volume_proto_enumTypes[3]
+}
+
+func (x ImportAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ImportAction.Descriptor instead.
+func (ImportAction) EnumDescriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{3}
+}
+
 type Volume struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1533,6 +1585,531 @@ func (x *WatchVolumeResponse) GetVolume() *Volume {
 	return nil
 }
 
+type ImportKvdbRequest struct {
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	Volumes               []string               `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`                                                              // ids or names
+	All                   bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`                                                                     // every volume that the kvdb or a replica knows
+	DryRun                bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                                                 // tell what would be done
+	AcceptDataLossVolumes []string               `protobuf:"bytes,4,rep,name=accept_data_loss_volumes,json=acceptDataLossVolumes,proto3" json:"accept_data_loss_volumes,omitempty"` // ids or names: import these also where a replica that may know more does not answer
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *ImportKvdbRequest) Reset() {
+	*x = ImportKvdbRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKvdbRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKvdbRequest) ProtoMessage() {}
+
+func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKvdbRequest.ProtoReflect.Descriptor instead.
+func (*ImportKvdbRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ImportKvdbRequest) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *ImportKvdbRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *ImportKvdbRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ImportKvdbRequest) GetAcceptDataLossVolumes() []string {
+	if x != nil {
+		return x.AcceptDataLossVolumes
+	}
+	return nil
+}
+
+type ImportKvdbResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volumes       []*ImportedVolume      `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`                            // by name
+	SilentNodes   []*SilentNode          `protobuf:"bytes,2,rep,name=silent_nodes,json=silentNodes,proto3" json:"silent_nodes,omitempty"` // that are registered and did not tell what they have
+	Written       bool                   `protobuf:"varint,3,opt,name=written,proto3" json:"written,omitempty"`                           // false for a dry run, or when there was nothing to do
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKvdbResponse) Reset() {
+	*x = ImportKvdbResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKvdbResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKvdbResponse) ProtoMessage() {}
+
+func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKvdbResponse.ProtoReflect.Descriptor instead.
+func (*ImportKvdbResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ImportKvdbResponse) GetVolumes() []*ImportedVolume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *ImportKvdbResponse) GetSilentNodes() []*SilentNode {
+	if x != nil {
+		return x.SilentNodes
+	}
+	return nil
+}
+
+func (x *ImportKvdbResponse) GetWritten() bool {
+	if x != nil {
+		return x.Written
+	}
+	return false
+}
+
+type ImportedVolume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Action        ImportAction           `protobuf:"varint,3,opt,name=action,proto3,enum=tandem.volume.v1.ImportAction" json:"action,omitempty"`
+	Text          string                 `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	KvdbEpoch     uint64                 `protobuf:"varint,5,opt,name=kvdb_epoch,json=kvdbEpoch,proto3" json:"kvdb_epoch,omitempty"`          // 0: the kvdb has no configuration of it
+	ReplicaEpoch  uint64                 `protobuf:"varint,6,opt,name=replica_epoch,json=replicaEpoch,proto3" json:"replica_epoch,omitempty"` // highest that a replica or a coordinator knows
+	NewEpoch      uint64                 `protobuf:"varint,7,opt,name=new_epoch,json=newEpoch,proto3" json:"new_epoch,omitempty"`             // of the configuration to be written; 0: none
+	InSyncNodes   []string               `protobuf:"bytes,8,rep,name=in_sync_nodes,json=inSyncNodes,proto3" json:"in_sync_nodes,omitempty"`   // with an in-sync replica by that configuration
+	DataLoss      bool                   `protobuf:"varint,9,opt,name=data_loss,json=dataLoss,proto3" json:"data_loss,omitempty"`             // only by accept_data_loss_volumes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportedVolume) Reset() {
+	*x = ImportedVolume{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportedVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportedVolume) ProtoMessage() {}
+
+func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportedVolume.ProtoReflect.Descriptor instead.
+func (*ImportedVolume) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ImportedVolume) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ImportedVolume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportedVolume) GetAction() ImportAction {
+	if x != nil {
+		return x.Action
+	}
+	return ImportAction_IMPORT_ACTION_UNSPECIFIED
+}
+
+func (x *ImportedVolume) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *ImportedVolume) GetKvdbEpoch() uint64 {
+	if x != nil {
+		return x.KvdbEpoch
+	}
+	return 0
+}
+
+func (x *ImportedVolume) GetReplicaEpoch() uint64 {
+	if x != nil {
+		return x.ReplicaEpoch
+	}
+	return 0
+}
+
+func (x *ImportedVolume) GetNewEpoch() uint64 {
+	if x != nil {
+		return x.NewEpoch
+	}
+	return 0
+}
+
+func (x *ImportedVolume) GetInSyncNodes() []string {
+	if x != nil {
+		return x.InSyncNodes
+	}
+	return nil
+}
+
+func (x *ImportedVolume) GetDataLoss() bool {
+	if x != nil {
+		return x.DataLoss
+	}
+	return false
+}
+
+type SilentNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SilentNode) Reset() {
+	*x = SilentNode{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SilentNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SilentNode) ProtoMessage() {}
+
+func (x *SilentNode) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SilentNode.ProtoReflect.Descriptor instead.
+func (*SilentNode) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SilentNode) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SilentNode) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type ListReplicasRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReplicasRequest) Reset() {
+	*x = ListReplicasRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReplicasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReplicasRequest) ProtoMessage() {}
+
+func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
+func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+}
+
+type ListReplicasResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Replicas      []*FoundReplica        `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Coordinators  [][]byte               `protobuf:"bytes,3,rep,name=coordinators,proto3" json:"coordinators,omitempty"` // configurations, as JSON, by which volumes are served here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReplicasResponse) Reset() {
+	*x = ListReplicasResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReplicasResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReplicasResponse) ProtoMessage() {}
+
+func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
+func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ListReplicasResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ListReplicasResponse) GetReplicas() []*FoundReplica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *ListReplicasResponse) GetCoordinators() [][]byte {
+	if x != nil {
+		return x.Coordinators
+	}
+	return nil
+}
+
+// FoundReplica is what the superblock of a replica says. Identifiers are 16 bytes.
+type FoundReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Replica       []byte                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Pool          string                 `protobuf:"bytes,3,opt,name=pool,proto3" json:"pool,omitempty"`
+	SizeBytes     int64                  `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"` // 0: it has never been told a configuration
+	Gen           uint64                 `protobuf:"varint,6,opt,name=gen,proto3" json:"gen,omitempty"`
+	Term          uint64                 `protobuf:"varint,7,opt,name=term,proto3" json:"term,omitempty"`
+	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"` // as in a configuration
+	Isr           [][]byte               `protobuf:"bytes,9,rep,name=isr,proto3" json:"isr,omitempty"`
+	Missing       [][]byte               `protobuf:"bytes,10,rep,name=missing,proto3" json:"missing,omitempty"`
+	Incarnation   []byte                 `protobuf:"bytes,11,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Spec          []byte                 `protobuf:"bytes,12,opt,name=spec,proto3" json:"spec,omitempty"`   // the volume's record in the catalogue, as JSON, as the node last saw it; empty: not known
+	Error         string                 `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"` // why it is not served; then only volume, replica and pool are set
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FoundReplica) Reset() {
+	*x = FoundReplica{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FoundReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FoundReplica) ProtoMessage() {}
+
+func (x *FoundReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FoundReplica.ProtoReflect.Descriptor instead.
+func (*FoundReplica) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *FoundReplica) GetVolume() []byte {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *FoundReplica) GetReplica() []byte {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+func (x *FoundReplica) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *FoundReplica) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *FoundReplica) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *FoundReplica) GetGen() uint64 {
+	if x != nil {
+		return x.Gen
+	}
+	return 0
+}
+
+func (x *FoundReplica) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *FoundReplica) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *FoundReplica) GetIsr() [][]byte {
+	if x != nil {
+		return x.Isr
+	}
+	return nil
+}
+
+func (x *FoundReplica) GetMissing() [][]byte {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *FoundReplica) GetIncarnation() []byte {
+	if x != nil {
+		return x.Incarnation
+	}
+	return nil
+}
+
+func (x *FoundReplica) GetSpec() []byte {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *FoundReplica) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
@@ -1656,7 +2233,52 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\vinterval_ms\x18\x02 \x01(\rR\n" +
 	"intervalMs\"G\n" +
 	"\x13WatchVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume*h\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x91\x01\n" +
+	"\x11ImportKvdbRequest\x12\x18\n" +
+	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x127\n" +
+	"\x18accept_data_loss_volumes\x18\x04 \x03(\tR\x15acceptDataLossVolumes\"\xab\x01\n" +
+	"\x12ImportKvdbResponse\x12:\n" +
+	"\avolumes\x18\x01 \x03(\v2 .tandem.volume.v1.ImportedVolumeR\avolumes\x12?\n" +
+	"\fsilent_nodes\x18\x02 \x03(\v2\x1c.tandem.volume.v1.SilentNodeR\vsilentNodes\x12\x18\n" +
+	"\awritten\x18\x03 \x01(\bR\awritten\"\xa2\x02\n" +
+	"\x0eImportedVolume\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
+	"\x06action\x18\x03 \x01(\x0e2\x1e.tandem.volume.v1.ImportActionR\x06action\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x12\x1d\n" +
+	"\n" +
+	"kvdb_epoch\x18\x05 \x01(\x04R\tkvdbEpoch\x12#\n" +
+	"\rreplica_epoch\x18\x06 \x01(\x04R\freplicaEpoch\x12\x1b\n" +
+	"\tnew_epoch\x18\a \x01(\x04R\bnewEpoch\x12\"\n" +
+	"\rin_sync_nodes\x18\b \x03(\tR\vinSyncNodes\x12\x1b\n" +
+	"\tdata_loss\x18\t \x01(\bR\bdataLoss\"6\n" +
+	"\n" +
+	"SilentNode\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\x15\n" +
+	"\x13ListReplicasRequest\"\x8a\x01\n" +
+	"\x14ListReplicasResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12:\n" +
+	"\breplicas\x18\x02 \x03(\v2\x1e.tandem.volume.v1.FoundReplicaR\breplicas\x12\"\n" +
+	"\fcoordinators\x18\x03 \x03(\fR\fcoordinators\"\xbd\x02\n" +
+	"\fFoundReplica\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +
+	"\x04pool\x18\x03 \x01(\tR\x04pool\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x04 \x01(\x03R\tsizeBytes\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03gen\x18\x06 \x01(\x04R\x03gen\x12\x12\n" +
+	"\x04term\x18\a \x01(\x04R\x04term\x12\x14\n" +
+	"\x05state\x18\b \x01(\tR\x05state\x12\x10\n" +
+	"\x03isr\x18\t \x03(\fR\x03isr\x12\x18\n" +
+	"\amissing\x18\n" +
+	" \x03(\fR\amissing\x12 \n" +
+	"\vincarnation\x18\v \x01(\fR\vincarnation\x12\x12\n" +
+	"\x04spec\x18\f \x01(\fR\x04spec\x12\x14\n" +
+	"\x05error\x18\r \x01(\tR\x05error*h\n" +
 	"\n" +
 	"Protection\x12\x1a\n" +
 	"\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x1f\n" +
@@ -1675,7 +2297,12 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x15REPLICA_STATE_IN_SYNC\x10\x02\x12\x17\n" +
 	"\x13REPLICA_STATE_STALE\x10\x03\x12\x19\n" +
 	"\x15REPLICA_STATE_SYNCING\x10\x04\x12\x19\n" +
-	"\x15REPLICA_STATE_FAULTED\x10\x052\x86\x06\n" +
+	"\x15REPLICA_STATE_FAULTED\x10\x05*z\n" +
+	"\fImportAction\x12\x1d\n" +
+	"\x19IMPORT_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12IMPORT_ACTION_NONE\x10\x01\x12\x18\n" +
+	"\x14IMPORT_ACTION_IMPORT\x10\x02\x12\x19\n" +
+	"\x15IMPORT_ACTION_REFUSED\x10\x032\xdf\x06\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
@@ -1684,7 +2311,11 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x0eReplaceReplica\x12'.tandem.volume.v1.ReplaceReplicaRequest\x1a(.tandem.volume.v1.ReplaceReplicaResponse\x12]\n" +
 	"\fAttachVolume\x12%.tandem.volume.v1.AttachVolumeRequest\x1a&.tandem.volume.v1.AttachVolumeResponse\x12]\n" +
 	"\fDetachVolume\x12%.tandem.volume.v1.DetachVolumeRequest\x1a&.tandem.volume.v1.DetachVolumeResponse\x12\\\n" +
-	"\vWatchVolume\x12$.tandem.volume.v1.WatchVolumeRequest\x1a%.tandem.volume.v1.WatchVolumeResponse0\x01B2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
+	"\vWatchVolume\x12$.tandem.volume.v1.WatchVolumeRequest\x1a%.tandem.volume.v1.WatchVolumeResponse0\x01\x12W\n" +
+	"\n" +
+	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse2i\n" +
+	"\bReplicas\x12]\n" +
+	"\fListReplicas\x12%.tandem.volume.v1.ListReplicasRequest\x1a&.tandem.volume.v1.ListReplicasResponseB2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
 
 var (
 	file_volume_volumepb_volume_proto_rawDescOnce sync.Once
@@ -1698,78 +2329,94 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 	return file_volume_volumepb_volume_proto_rawDescData
 }
 
-var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                // 0: tandem.volume.v1.Protection
 	(Phase)(0),                     // 1: tandem.volume.v1.Phase
 	(ReplicaState)(0),              // 2: tandem.volume.v1.ReplicaState
-	(*Volume)(nil),                 // 3: tandem.volume.v1.Volume
-	(*Attachment)(nil),             // 4: tandem.volume.v1.Attachment
-	(*Stall)(nil),                  // 5: tandem.volume.v1.Stall
-	(*Replica)(nil),                // 6: tandem.volume.v1.Replica
-	(*CreateVolumeRequest)(nil),    // 7: tandem.volume.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),   // 8: tandem.volume.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),     // 9: tandem.volume.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),    // 10: tandem.volume.v1.ListVolumesResponse
-	(*Orphan)(nil),                 // 11: tandem.volume.v1.Orphan
-	(*InspectVolumeRequest)(nil),   // 12: tandem.volume.v1.InspectVolumeRequest
-	(*InspectVolumeResponse)(nil),  // 13: tandem.volume.v1.InspectVolumeResponse
-	(*DeleteVolumeRequest)(nil),    // 14: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),   // 15: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),  // 16: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil), // 17: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),    // 18: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),   // 19: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),    // 20: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),   // 21: tandem.volume.v1.DetachVolumeResponse
-	(*WatchVolumeRequest)(nil),     // 22: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),    // 23: tandem.volume.v1.WatchVolumeResponse
-	nil,                            // 24: tandem.volume.v1.Volume.LabelsEntry
-	nil,                            // 25: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                            // 26: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(ImportAction)(0),              // 3: tandem.volume.v1.ImportAction
+	(*Volume)(nil),                 // 4: tandem.volume.v1.Volume
+	(*Attachment)(nil),             // 5: tandem.volume.v1.Attachment
+	(*Stall)(nil),                  // 6: tandem.volume.v1.Stall
+	(*Replica)(nil),                // 7: tandem.volume.v1.Replica
+	(*CreateVolumeRequest)(nil),    // 8: tandem.volume.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),   // 9: tandem.volume.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),     // 10: tandem.volume.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),    // 11: tandem.volume.v1.ListVolumesResponse
+	(*Orphan)(nil),                 // 12: tandem.volume.v1.Orphan
+	(*InspectVolumeRequest)(nil),   // 13: tandem.volume.v1.InspectVolumeRequest
+	(*InspectVolumeResponse)(nil),  // 14: tandem.volume.v1.InspectVolumeResponse
+	(*DeleteVolumeRequest)(nil),    // 15: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),   // 16: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),  // 17: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil), // 18: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),    // 19: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),   // 20: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),    // 21: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),   // 22: tandem.volume.v1.DetachVolumeResponse
+	(*WatchVolumeRequest)(nil),     // 23: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),    // 24: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),      // 25: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),     // 26: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),         // 27: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),             // 28: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),    // 29: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),   // 30: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),           // 31: tandem.volume.v1.FoundReplica
+	nil,                            // 32: tandem.volume.v1.Volume.LabelsEntry
+	nil,                            // 33: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                            // 34: tandem.volume.v1.ListVolumesRequest.LabelsEntry
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	24, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	32, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
-	4,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
-	5,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
-	6,  // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
+	5,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
+	6,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
+	7,  // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
 	2,  // 6: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 7: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	25, // 8: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	3,  // 9: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	26, // 10: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	3,  // 11: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
-	11, // 12: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
-	3,  // 13: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	3,  // 14: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	3,  // 15: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	3,  // 16: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	3,  // 17: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	3,  // 18: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 19: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	9,  // 20: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	12, // 21: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	14, // 22: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	16, // 23: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	18, // 24: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	20, // 25: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	22, // 26: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	8,  // 27: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	10, // 28: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	13, // 29: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	15, // 30: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	17, // 31: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	19, // 32: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	21, // 33: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	23, // 34: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	27, // [27:35] is the sub-list for method output_type
-	19, // [19:27] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	33, // 8: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	4,  // 9: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	34, // 10: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	4,  // 11: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
+	12, // 12: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
+	4,  // 13: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 14: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 15: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 16: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 17: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 18: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	27, // 19: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	28, // 20: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	3,  // 21: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	31, // 22: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	8,  // 23: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	10, // 24: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	13, // 25: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	15, // 26: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	17, // 27: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	19, // 28: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	21, // 29: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	23, // 30: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	25, // 31: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	29, // 32: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	9,  // 33: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	11, // 34: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	14, // 35: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	16, // 36: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	18, // 37: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	20, // 38: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	22, // 39: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	24, // 40: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	26, // 41: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	30, // 42: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	33, // [33:43] is the sub-list for method output_type
+	23, // [23:33] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -1782,10 +2429,10 @@ func file_volume_volumepb_volume_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   24,
+			NumEnums:      4,
+			NumMessages:   31,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_volume_volumepb_volume_proto_goTypes,
 		DependencyIndexes: file_volume_volumepb_volume_proto_depIdxs,

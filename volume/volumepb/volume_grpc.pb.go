@@ -31,6 +31,7 @@ const (
 	Volumes_AttachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/AttachVolume"
 	Volumes_DetachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DetachVolume"
 	Volumes_WatchVolume_FullMethodName    = "/tandem.volume.v1.Volumes/WatchVolume"
+	Volumes_ImportKvdb_FullMethodName     = "/tandem.volume.v1.Volumes/ImportKvdb"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -68,6 +69,11 @@ type VolumesClient interface {
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
 	// or, with NOT_FOUND, when the volume is deleted.
 	WatchVolume(ctx context.Context, in *WatchVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchVolumeResponse], error)
+	// ImportKvdb writes volumes anew into a kvdb that was lost or rolled back, from what the replicas of every node that answers know.
+	// Nothing is written unless all that was asked for can be. It may be repeated. Errors: NOT_FOUND no node knows such a volume;
+	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
+	// or another change of a volume, came first.
+	ImportKvdb(ctx context.Context, in *ImportKvdbRequest, opts ...grpc.CallOption) (*ImportKvdbResponse, error)
 }
 
 type volumesClient struct {
@@ -167,6 +173,16 @@ func (c *volumesClient) WatchVolume(ctx context.Context, in *WatchVolumeRequest,
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Volumes_WatchVolumeClient = grpc.ServerStreamingClient[WatchVolumeResponse]
 
+func (c *volumesClient) ImportKvdb(ctx context.Context, in *ImportKvdbRequest, opts ...grpc.CallOption) (*ImportKvdbResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImportKvdbResponse)
+	err := c.cc.Invoke(ctx, Volumes_ImportKvdb_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VolumesServer is the server API for Volumes service.
 // All implementations must embed UnimplementedVolumesServer
 // for forward compatibility.
@@ -202,6 +218,11 @@ type VolumesServer interface {
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
 	// or, with NOT_FOUND, when the volume is deleted.
 	WatchVolume(*WatchVolumeRequest, grpc.ServerStreamingServer[WatchVolumeResponse]) error
+	// ImportKvdb writes volumes anew into a kvdb that was lost or rolled back, from what the replicas of every node that answers know.
+	// Nothing is written unless all that was asked for can be. It may be repeated. Errors: NOT_FOUND no node knows such a volume;
+	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
+	// or another change of a volume, came first.
+	ImportKvdb(context.Context, *ImportKvdbRequest) (*ImportKvdbResponse, error)
 	mustEmbedUnimplementedVolumesServer()
 }
 
@@ -235,6 +256,9 @@ func (UnimplementedVolumesServer) DetachVolume(context.Context, *DetachVolumeReq
 }
 func (UnimplementedVolumesServer) WatchVolume(*WatchVolumeRequest, grpc.ServerStreamingServer[WatchVolumeResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchVolume not implemented")
+}
+func (UnimplementedVolumesServer) ImportKvdb(context.Context, *ImportKvdbRequest) (*ImportKvdbResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ImportKvdb not implemented")
 }
 func (UnimplementedVolumesServer) mustEmbedUnimplementedVolumesServer() {}
 func (UnimplementedVolumesServer) testEmbeddedByValue()                 {}
@@ -394,6 +418,24 @@ func _Volumes_WatchVolume_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Volumes_WatchVolumeServer = grpc.ServerStreamingServer[WatchVolumeResponse]
 
+func _Volumes_ImportKvdb_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportKvdbRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).ImportKvdb(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_ImportKvdb_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).ImportKvdb(ctx, req.(*ImportKvdbRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Volumes_ServiceDesc is the grpc.ServiceDesc for Volumes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -429,6 +471,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "DetachVolume",
 			Handler:    _Volumes_DetachVolume_Handler,
 		},
+		{
+			MethodName: "ImportKvdb",
+			Handler:    _Volumes_ImportKvdb_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -437,5 +483,113 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 	},
+	Metadata: "volume/volumepb/volume.proto",
+}
+
+const (
+	Replicas_ListReplicas_FullMethodName = "/tandem.volume.v1.Replicas/ListReplicas"
+)
+
+// ReplicasClient is the client API for Replicas service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Replicas is served to the other nodes of the cluster.
+type ReplicasClient interface {
+	// ListReplicas tells what the node's replicas and coordinators know of their volumes.
+	ListReplicas(ctx context.Context, in *ListReplicasRequest, opts ...grpc.CallOption) (*ListReplicasResponse, error)
+}
+
+type replicasClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewReplicasClient(cc grpc.ClientConnInterface) ReplicasClient {
+	return &replicasClient{cc}
+}
+
+func (c *replicasClient) ListReplicas(ctx context.Context, in *ListReplicasRequest, opts ...grpc.CallOption) (*ListReplicasResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListReplicasResponse)
+	err := c.cc.Invoke(ctx, Replicas_ListReplicas_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ReplicasServer is the server API for Replicas service.
+// All implementations must embed UnimplementedReplicasServer
+// for forward compatibility.
+//
+// Replicas is served to the other nodes of the cluster.
+type ReplicasServer interface {
+	// ListReplicas tells what the node's replicas and coordinators know of their volumes.
+	ListReplicas(context.Context, *ListReplicasRequest) (*ListReplicasResponse, error)
+	mustEmbedUnimplementedReplicasServer()
+}
+
+// UnimplementedReplicasServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedReplicasServer struct{}
+
+func (UnimplementedReplicasServer) ListReplicas(context.Context, *ListReplicasRequest) (*ListReplicasResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReplicas not implemented")
+}
+func (UnimplementedReplicasServer) mustEmbedUnimplementedReplicasServer() {}
+func (UnimplementedReplicasServer) testEmbeddedByValue()                  {}
+
+// UnsafeReplicasServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ReplicasServer will
+// result in compilation errors.
+type UnsafeReplicasServer interface {
+	mustEmbedUnimplementedReplicasServer()
+}
+
+func RegisterReplicasServer(s grpc.ServiceRegistrar, srv ReplicasServer) {
+	// If the following call panics, it indicates UnimplementedReplicasServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Replicas_ServiceDesc, srv)
+}
+
+func _Replicas_ListReplicas_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListReplicasRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReplicasServer).ListReplicas(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Replicas_ListReplicas_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReplicasServer).ListReplicas(ctx, req.(*ListReplicasRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Replicas_ServiceDesc is the grpc.ServiceDesc for Replicas service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Replicas_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "tandem.volume.v1.Replicas",
+	HandlerType: (*ReplicasServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListReplicas",
+			Handler:    _Replicas_ListReplicas_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
 	Metadata: "volume/volumepb/volume.proto",
 }

@@ -25,9 +25,15 @@ func (s configStore) Swap(ctx context.Context, rev uint64, next *replication.Con
 	switch {
 	case err == nil:
 		return uint64(r), nil
-	case errors.Is(err, volume.ErrConflict), errors.Is(err, volume.ErrDeleting), errors.Is(err, replication.ErrVolumeNotFound):
+	case errors.Is(err, replication.ErrVolumeNotFound):
+		return 0, err
+	case errors.Is(err, volume.ErrConflict), errors.Is(err, volume.ErrDeleting):
 		return 0, errors.Join(replvolume.ErrConflict, err)
-	case errors.Is(err, volume.ErrDomainNotActive), errors.Is(err, volume.ErrIncarnation):
+	case errors.Is(err, replication.ErrRolledBack):
+		return 0, err
+	case errors.Is(err, volume.ErrIncarnation):
+		return 0, errors.Join(replication.ErrRolledBack, err)
+	case errors.Is(err, volume.ErrDomainNotActive):
 		return 0, errors.Join(replvolume.ErrRefused, err)
 	case errors.Is(err, volume.ErrNotSent):
 		return 0, errors.Join(replvolume.ErrNotSent, err)

@@ -27,6 +27,7 @@ import (
 	replvolume "github.com/tandem-storage/tandem/replication/volume"
 	"github.com/tandem-storage/tandem/replication/wire"
 	"github.com/tandem-storage/tandem/volume"
+	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
 // stopTimeout bounds each part of an orderly end that waits for consumers or other
@@ -64,12 +65,13 @@ type daemon struct {
 	volumes    *replvolume.Manager
 	reconciler *volume.Reconciler
 	runtime    *runtime
+	recheck    chan struct{} // has room for one: checkReplicas is due
 }
 
 // Run is tandemd: it returns when ctx ends, after everything was closed in
 // order, or with the error because of which the node cannot run.
 func Run(ctx context.Context, c *config.Config, version string, lg *zap.Logger) (err error) {
-	d := &daemon{c: c, version: version, lg: lg, node: replication.NodeID(c.NodeID), domain: replication.DomainID(c.Domain)}
+	d := &daemon{c: c, version: version, lg: lg, node: replication.NodeID(c.NodeID), domain: replication.DomainID(c.Domain), recheck: make(chan struct{}, 1)}
 	lg.Info("tandemd starting", zap.String("version", version), zap.Any("config", c.Effective()))
 	var stops stopper
 	g, ctx := errgroup.WithContext(ctx)
@@ -170,13 +172,14 @@ func (d *daemon) startTransport(stops *stopper) error {
 	if got := d.security.Self(); got != self {
 		return fmt.Errorf("certificate %s is of %s, but the configuration says %s; issue one with tandemctl pki issue", d.c.TLS.Cert, got, self)
 	}
-	d.late = &lateHandler{}
+	d.late = &lateHandler{suspect: d.suspect}
 	srv := transport.NewServer(transport.ServerConfig{Handler: d.late, Security: d.security.WithLogger(d.lg), Boot: d.boot, Logger: d.lg})
 	opts := append(srv.ServerOptions(),
 		grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg)),
 		grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 	d.peerSrv = grpc.NewServer(opts...)
 	srv.Register(d.peerSrv)
+	volumepb.RegisterReplicasServer(d.peerSrv, volume.NewReplicasServer(d.report))
 	d.peers, err = transport.NewPeers(transport.PeersConfig{
 		Security: d.security, Boot: d.boot, BeatInterval: d.c.Replication.BeatInterval,
 		SuspectAfter: d.c.Replication.SuspectTimeout, OnLiveness: d.late.liveness, Logger: d.lg,
@@ -193,10 +196,10 @@ func (d *daemon) startTransport(stops *stopper) error {
 
 // startVolumes brings up what lies on this node's disks and what runs on it.
 func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
-	incarnation, err := d.awaitStore(ctx)
-	if err != nil {
+	if err := d.awaitStore(ctx); err != nil {
 		return err
 	}
+	var err error
 	if d.configs, err = volume.NewConfigs(ctx, d.store, d.c.ClusterName); err != nil {
 		return err
 	}
@@ -219,7 +222,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 	d.catalogue = volume.NewCatalogue(d.configs, d.domains)
 	r := d.c.Replication
 	d.volumes = replvolume.NewManager(replvolume.Options{
-		Node: d.node, Domain: d.domain, Boot: d.boot, Instance: replication.NewUUID(), Incarnation: incarnation,
+		Node: d.node, Domain: d.domain, Boot: d.boot, Instance: replication.NewUUID(), Incarnation: d.configs.Incarnation,
 		Configs: configStore{d.configs}, Peers: d.peers,
 		Usable:    func(n replication.DomainID) bool { return !d.domains.DomainState(string(n)).MustStop() },
 		MayKeep:   func(n replication.DomainID) bool { return d.domains.DomainState(string(n)) != clusterdomain.Draining },
@@ -241,31 +244,28 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 	d.reconciler = volume.NewReconciler(d.catalogue, volume.ReconcilerOptions{
 		Node: d.node, Replicas: &localReplicas{pools: d.pools, volumes: d.volumes}, Logger: d.lg,
 	})
-	if d.runtime, err = newRuntime(d.c, d.volumes, d.security, d.lg); err != nil {
+	if d.runtime, err = newRuntime(d.c, d.volumes, d.security, d.suspect, d.lg); err != nil {
 		return err
 	}
 	stops.push(d.runtime.close)
 	return nil
 }
 
-// awaitStore waits until the kvdb answers, and returns its incarnation.
-func (d *daemon) awaitStore(ctx context.Context) (replication.UUID, error) {
+// awaitStore waits until the kvdb answers, and gives it an incarnation if it has none.
+func (d *daemon) awaitStore(ctx context.Context) error {
 	const attempt = 5 * time.Second
 	for {
 		actx, cancel := context.WithTimeout(ctx, attempt)
-		s, err := clusterdomain.Incarnation(actx, d.store, d.c.ClusterName, d.c.NodeID)
+		_, err := clusterdomain.Incarnation(actx, d.store, d.c.ClusterName, d.c.NodeID)
 		cancel()
-		if err == nil {
-			return replication.ParseUUID(s)
-		}
-		if ctx.Err() != nil {
-			return replication.UUID{}, ctx.Err()
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
 		}
 		d.lg.Warn("waiting for the kvdb", zap.Error(err))
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
-			return replication.UUID{}, ctx.Err()
+			return ctx.Err()
 		}
 	}
 }

@@ -28,6 +28,10 @@ func (d *daemon) follow(ctx context.Context, g *errgroup.Group) {
 		return nil
 	})
 	g.Go(func() error {
+		d.checkReplicas(ctx)
+		return nil
+	})
+	g.Go(func() error {
 		resumed := false
 		for v := range d.domains.Watch(ctx) {
 			d.clusterChanged(v)
@@ -87,7 +91,7 @@ func (d *daemon) rtts() []clusterdomain.RTT {
 // startAPI serves operators.
 func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	cs := clusterdomain.NewServer(d.domains, clusterdomain.ServerOptions{Version: d.version, RTTs: d.rtts, Kvdb: d.kvdbInfo, RemoveKvdbMember: d.kvdbRemove})
-	vs := volume.NewServer(d.catalogue, volume.ServerOptions{Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans})
+	vs := volume.NewServer(d.catalogue, volume.ServerOptions{Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer()})
 	start := func(l net.Listener, o ...grpc.ServerOption) {
 		o = append(o, grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg), rpcstatus.AnswerInTime()), grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 		s := grpc.NewServer(o...)

@@ -12,7 +12,8 @@ import (
 // lateHandler answers other nodes before this one's volumes are there: the port
 // has to be open for the kvdb's members first.
 type lateHandler struct {
-	m atomic.Pointer[replvolume.Manager]
+	m       atomic.Pointer[replvolume.Manager]
+	suspect func() // a replica refused what comes from an older or another kvdb
 }
 
 func (h *lateHandler) get() (*replvolume.Manager, error) {
@@ -44,7 +45,11 @@ func (h *lateHandler) Seal(ctx context.Context, from transport.Identity, r repli
 	if err != nil {
 		return replication.SealResult{}, err
 	}
-	return m.Seal(ctx, from, r)
+	res, err := m.Seal(ctx, from, r)
+	if err == nil && res.Status == replication.StatusEpoch {
+		h.suspect()
+	}
+	return res, err
 }
 
 // Prepare implements transport.Handler.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"go.uber.org/zap"
 
@@ -22,11 +23,14 @@ type pools struct {
 	cluster meta.UUID
 	lg      *zap.Logger
 	all     []*backing.Pool
+
+	mu   sync.Mutex
+	open map[volume.LocalReplica]*backing.Replica // that are served
 }
 
 // openPools opens every configured pool; a witness has none.
 func openPools(c *config.Config, lg *zap.Logger) (*pools, error) {
-	p := &pools{cluster: clusterUUID(c.ClusterName), lg: lg}
+	p := &pools{cluster: clusterUUID(c.ClusterName), lg: lg, open: make(map[volume.LocalReplica]*backing.Replica)}
 	for _, pc := range c.Pools {
 		if err := os.MkdirAll(pc.Path, 0o700); err != nil {
 			return nil, errors.Join(fmt.Errorf("pool %s: %w", pc.Path, err), p.close())
@@ -87,7 +91,7 @@ func (p *pools) serve(m *replvolume.Manager) error {
 			return fmt.Errorf("pool %s: %w", pool.Path(), err)
 		}
 		for _, e := range entries {
-			if err := p.open(pool, e, m); err != nil {
+			if err := p.serveOne(pool, e, m); err != nil {
 				p.lg.Error("replica cannot be served", zap.String("directory", e.Dir), zap.Error(err))
 			}
 		}
@@ -95,14 +99,19 @@ func (p *pools) serve(m *replvolume.Manager) error {
 	return nil
 }
 
-func (p *pools) open(pool *backing.Pool, e backing.Entry, m *replvolume.Manager) error {
+func (p *pools) serveOne(pool *backing.Pool, e backing.Entry, m *replvolume.Manager) error {
 	if e.Err != nil {
 		return e.Err
 	}
-	return openReplica(pool, replication.VolumeID(e.Volume), replication.ReplicaID(e.Replica), m)
+	return p.openReplica(pool, replication.VolumeID(e.Volume), replication.ReplicaID(e.Replica), m)
 }
 
-func openReplica(pool *backing.Pool, v replication.VolumeID, id replication.ReplicaID, m *replvolume.Manager) error {
+// localReplica names a replica in a pool.
+func localReplica(pool *backing.Pool, v replication.VolumeID, id replication.ReplicaID) volume.LocalReplica {
+	return volume.LocalReplica{Volume: v, Replica: id, Pool: replication.UUID(pool.ID()).String()}
+}
+
+func (p *pools) openReplica(pool *backing.Pool, v replication.VolumeID, id replication.ReplicaID, m *replvolume.Manager) error {
 	r, err := pool.Open(meta.UUID(v), meta.UUID(id))
 	if err != nil {
 		return err
@@ -110,7 +119,19 @@ func openReplica(pool *backing.Pool, v replication.VolumeID, id replication.Repl
 	if err := m.AddReplica(v, id, replvolume.Backed(r, pool.Path())); err != nil {
 		return errors.Join(err, r.Close())
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.open[localReplica(pool, v, id)] = r
 	return nil
+}
+
+// forget drops a replica that is not served any more.
+func (p *pools) forget(v replication.VolumeID, id replication.ReplicaID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pool := range p.all {
+		delete(p.open, localReplica(pool, v, id))
+	}
 }
 
 // localReplicas makes and removes replicas for the catalogue.
@@ -136,7 +157,7 @@ func (l *localReplicas) Make(_ context.Context, s volume.ReplicaSpec) error {
 	if err != nil && !errors.Is(err, backing.ErrExists) {
 		return err
 	}
-	return openReplica(pool, s.Volume, s.Replica, l.volumes)
+	return l.pools.openReplica(pool, s.Volume, s.Replica, l.volumes)
 }
 
 // Remove implements volume.Replicas.
@@ -145,6 +166,7 @@ func (l *localReplicas) Remove(ctx context.Context, v replication.VolumeID, r re
 	if errors.Is(err, replvolume.ErrNotAtRest) {
 		return err // the directory is in use
 	}
+	l.pools.forget(v, r)
 	if err != nil {
 		l.pools.lg.Warn("replica did not close in order before its removal", zap.Stringer("volume-id", v), zap.Error(err))
 	}
@@ -154,6 +176,15 @@ func (l *localReplicas) Remove(ctx context.Context, v replication.VolumeID, r re
 		}
 	}
 	return nil
+}
+
+// Note implements volume.Replicas.
+func (l *localReplicas) Note(r volume.LocalReplica, spec []byte) error {
+	pool := l.pools.find(r.Pool)
+	if pool == nil {
+		return fmt.Errorf("%w: pool %s is not on this node", backing.ErrNotFound, r.Pool)
+	}
+	return pool.SetNote(meta.UUID(r.Volume), meta.UUID(r.Replica), spec)
 }
 
 // List implements volume.Replicas.
@@ -166,9 +197,7 @@ func (l *localReplicas) List(context.Context) ([]volume.LocalReplica, error) {
 		}
 		for _, e := range entries {
 			if e.Err == nil {
-				all = append(all, volume.LocalReplica{
-					Volume: replication.VolumeID(e.Volume), Replica: replication.ReplicaID(e.Replica), Pool: replication.UUID(pool.ID()).String(),
-				})
+				all = append(all, localReplica(pool, replication.VolumeID(e.Volume), replication.ReplicaID(e.Replica)))
 			}
 		}
 	}

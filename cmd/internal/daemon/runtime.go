@@ -28,6 +28,7 @@ const attachTimeout = time.Minute
 type runtime struct {
 	c       *config.Config
 	volumes *replvolume.Manager
+	suspect func() // the kvdb was found to know less than a replica
 	lg      *zap.Logger
 
 	nbd      *nbd.Server
@@ -63,9 +64,9 @@ func (s *showing) lost() bool {
 
 var _ volume.Runtime = (*runtime)(nil)
 
-func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security, lg *zap.Logger) (*runtime, error) {
+func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security, suspect func(), lg *zap.Logger) (*runtime, error) {
 	r := &runtime{
-		c: c, volumes: m, lg: lg, shown: make(map[replication.VolumeID]*showing),
+		c: c, volumes: m, suspect: suspect, lg: lg, shown: make(map[replication.VolumeID]*showing),
 		busy: make(map[replication.VolumeID]chan struct{}), resuming: make(map[attachment]context.CancelFunc),
 	}
 	if c.Role == config.RoleWitness {
@@ -170,6 +171,9 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 		return "", err
 	}
 	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{TakeFrom: o.TakeFrom})
+	if errors.Is(err, replication.ErrRolledBack) {
+		r.suspect()
+	}
 	if err != nil {
 		return "", err
 	}

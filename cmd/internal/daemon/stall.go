@@ -34,7 +34,7 @@ var stallText = map[core.Stall]string{
 	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
 	core.StallDetaching:    "the volume is being detached: its last requests and a flush have to end on every in-sync replica",
 	core.StallDomain:       "the in-sync set has to be changed, and this node's cluster domain may not do that: activate it",
-	core.StallRollback:     "an in-sync replica knows a later configuration than the kvdb, or is of another kvdb: the kvdb was restored from a backup or replaced, bring its former state back",
+	core.StallRollback:     "the in-sync set has to be changed, and the kvdb knows less than the replicas: it was restored from a backup or replaced: run \"tandemctl kvdb import --all --dry-run\"",
 	core.StallConfigChange: "the in-sync set is being changed",
 	core.StallNotAttached:  "the volume is not attached here",
 }

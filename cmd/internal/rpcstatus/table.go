@@ -49,6 +49,7 @@ const (
 	hintSeeVolume = "see \"tandemctl volume list\""
 	hintAlign     = "use a multiple of the block size"
 	hintRecord    = "the kvdb holds a record that this version cannot read: was it written by a later one?"
+	hintImport    = "\"tandemctl kvdb import --all --dry-run\" shows what the replicas know, see docs/ops/kvdb-lost.md"
 	hintMetadata  = "do not write to the pool: the other replicas have the data; see the daemon's log for the file"
 )
 
@@ -81,7 +82,9 @@ var table = []row{
 	{"volume.ErrAttached", volume.ErrAttached, codes.FailedPrecondition, "unmount and detach it first, see \"tandemctl volume inspect\""},
 	{"volume.ErrDeleting", volume.ErrDeleting, codes.FailedPrecondition, ""},
 	{"volume.ErrOtherNode", volume.ErrOtherNode, codes.FailedPrecondition, "ask that node: run tandemctl there, or give --endpoint"},
-	{"volume.ErrIncarnation", volume.ErrIncarnation, codes.FailedPrecondition, ""},
+	{"volume.ErrNotImported", volume.ErrNotImported, codes.FailedPrecondition, "bring the nodes that are named back, or see docs/ops/kvdb-lost.md"},
+	{"replication.ErrRolledBack", replication.ErrRolledBack, codes.FailedPrecondition, hintImport},
+	{"volume.ErrIncarnation", volume.ErrIncarnation, codes.FailedPrecondition, hintImport},
 	{"volume.ErrCreateFailed", volume.ErrCreateFailed, codes.Aborted, "what was made of it is removed: remove the cause and try again"},
 	{"volume.ErrConflict", volume.ErrConflict, codes.Aborted, hintRetry},
 	{"volume.ErrNotReady", volume.ErrNotReady, codes.Unavailable, "wait: \"tandemctl volume inspect\" shows what it waits for"},

@@ -1,0 +1,137 @@
+package volume
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// ReplicasServer implements the gRPC service Replicas, for the other nodes.
+type ReplicasServer struct {
+	volumepb.UnimplementedReplicasServer
+	report func() (*NodeReport, error)
+}
+
+var _ volumepb.ReplicasServer = (*ReplicasServer)(nil)
+
+// NewReplicasServer returns the service that tells what report returns.
+func NewReplicasServer(report func() (*NodeReport, error)) *ReplicasServer {
+	return &ReplicasServer{report: report}
+}
+
+// ListReplicas implements Replicas.
+func (s *ReplicasServer) ListReplicas(context.Context, *volumepb.ListReplicasRequest) (*volumepb.ListReplicasResponse, error) {
+	r, err := s.report()
+	if err != nil {
+		return nil, err
+	}
+	resp := &volumepb.ListReplicasResponse{Node: string(r.Node)}
+	for i := range r.Replicas {
+		resp.Replicas = append(resp.Replicas, foundPB(&r.Replicas[i]))
+	}
+	for _, cfg := range r.Serving {
+		b, err := json.Marshal(cfg)
+		if err != nil {
+			return nil, fmt.Errorf("%w: configuration of %s: %w", ErrBadRecord, cfg.Volume, err)
+		}
+		resp.Coordinators = append(resp.Coordinators, b)
+	}
+	return resp, nil
+}
+
+// ParseReport decodes what another node's ListReplicas answered. ErrBadRecord: it is not what a node sends.
+func ParseReport(resp *volumepb.ListReplicasResponse) (*NodeReport, error) {
+	r := &NodeReport{Node: replication.NodeID(resp.Node)}
+	for _, m := range resp.Replicas {
+		f, err := parseFound(m)
+		if err != nil {
+			return nil, err
+		}
+		r.Replicas = append(r.Replicas, *f)
+	}
+	for _, b := range resp.Coordinators {
+		cfg := new(replication.Config)
+		if err := json.Unmarshal(b, cfg); err != nil {
+			return nil, fmt.Errorf("%w: configuration of a coordinator: %w", ErrBadRecord, err)
+		}
+		r.Serving = append(r.Serving, cfg)
+	}
+	return r, nil
+}
+
+func foundPB(f *FoundReplica) *volumepb.FoundReplica {
+	m := &volumepb.FoundReplica{
+		Volume: f.Volume[:], Replica: f.Replica[:], Pool: f.Pool, SizeBytes: f.Size, Epoch: uint64(f.Epoch), Gen: f.Gen, Term: uint64(f.Term),
+		State: string(f.State), Incarnation: f.Incarnation[:], Spec: f.Spec, Error: f.Err,
+	}
+	for _, r := range f.ISR {
+		m.Isr = append(m.Isr, r[:])
+	}
+	for _, r := range f.Missing {
+		m.Missing = append(m.Missing, r[:])
+	}
+	return m
+}
+
+func parseFound(m *volumepb.FoundReplica) (*FoundReplica, error) {
+	var bad error
+	id := func(b []byte) (u replication.UUID) {
+		if copy(u[:], b) != len(u) || len(b) != len(u) {
+			bad = fmt.Errorf("%w: an identifier of %d bytes in the report of a node", ErrBadRecord, len(b))
+		}
+		return u
+	}
+	ids := func(bs [][]byte) (rs []replication.ReplicaID) {
+		for _, b := range bs {
+			rs = append(rs, replication.ReplicaID(id(b)))
+		}
+		return rs
+	}
+	f := &FoundReplica{
+		LocalReplica: LocalReplica{Volume: replication.VolumeID(id(m.Volume)), Replica: replication.ReplicaID(id(m.Replica)), Pool: m.Pool},
+		Size:         m.SizeBytes, Epoch: replication.Epoch(m.Epoch), Gen: m.Gen, Term: replication.Term(m.Term),
+		State: replication.MemberState(m.State), ISR: ids(m.Isr), Missing: ids(m.Missing), Incarnation: id(m.Incarnation),
+		Spec: m.Spec, Err: m.Error,
+	}
+	return f, bad
+}
+
+// ImportKvdb implements Volumes.
+func (s *Server) ImportKvdb(ctx context.Context, r *volumepb.ImportKvdbRequest) (*volumepb.ImportKvdbResponse, error) {
+	res, err := s.o.Import.Run(ctx, ImportRequest{Volumes: r.Volumes, All: r.All, DryRun: r.DryRun, Accept: r.AcceptDataLossVolumes})
+	if err != nil {
+		return nil, err
+	}
+	resp := &volumepb.ImportKvdbResponse{Written: res.Written}
+	for _, n := range slices.Sorted(maps.Keys(res.Silent)) {
+		resp.SilentNodes = append(resp.SilentNodes, &volumepb.SilentNode{Node: string(n), Error: res.Silent[n].Error()})
+	}
+	for i := range res.Volumes {
+		resp.Volumes = append(resp.Volumes, importedPB(&res.Volumes[i]))
+	}
+	return resp, nil
+}
+
+func importedPB(p *Imported) *volumepb.ImportedVolume {
+	m := &volumepb.ImportedVolume{
+		Id: p.ID.String(), Name: p.Name, Text: p.text, KvdbEpoch: uint64(p.Kvdb), ReplicaEpoch: uint64(p.known), DataLoss: p.loss,
+	}
+	switch p.action {
+	case importNone:
+		m.Action = volumepb.ImportAction_IMPORT_ACTION_NONE
+	case importRefused:
+		m.Action = volumepb.ImportAction_IMPORT_ACTION_REFUSED
+	case importWrite:
+		m.Action, m.NewEpoch = volumepb.ImportAction_IMPORT_ACTION_IMPORT, uint64(p.config.Epoch)
+		for _, r := range p.config.ISR {
+			m.InSyncNodes = append(m.InSyncNodes, string(p.config.Members[r].Node))
+		}
+		slices.Sort(m.InSyncNodes)
+	}
+	return m
+}
