@@ -71,6 +71,9 @@ type CommitRequest struct {
 	Term        Term // of the sender; for a detach, of the coordinator that leaves
 	Incarnation UUID
 	Config      *Config
+	// Boot is that of the replica when the sender sealed it. If it has not booted since and is in sync or being
+	// resynced by Config, what it lost before is made good, or given up by all: it is not lossy any more (I19).
+	Boot BootID
 	// Settled: every write is stable on every member, nothing is in flight: the
 	// activity log may be emptied. Sent with the configuration of a detach.
 	Settled bool

@@ -108,10 +108,6 @@ func (r *Replica) settle(stable replication.Seq) {
 	r.stable = stable
 	if r.meta.State == replication.MemberInSync {
 		r.settleOld()
-		if r.meta.Lossy {
-			r.meta.Lossy = false
-			r.enqueue(&replicaTask{})
-		}
 	}
 	if len(r.parked) > 0 {
 		r.pump()

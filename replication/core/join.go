@@ -220,7 +220,7 @@ func (c *Coordinator) tellJoiner(ch *change) {
 	missing := c.ids(c.all() &^ (c.isr | bit(j.q)))
 	fail := func() { j.fail("joiner did not answer") }
 	c.ask(j.q, Control{Commit: &replication.CommitRequest{
-		Volume: c.o.Volume, Replica: c.m[j.q].id, Term: c.term, Incarnation: c.o.Incarnation, Config: cfg,
+		Volume: c.o.Volume, Replica: c.m[j.q].id, Term: c.term, Incarnation: c.o.Incarnation, Config: cfg, Boot: j.seal.Boot,
 	}}, &control{to: j.q, reply: func(r ControlResult) {
 		if c.change != ch {
 			return

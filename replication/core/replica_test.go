@@ -158,3 +158,31 @@ func TestReplicaRestoredLog(t *testing.T) {
 		}
 	}
 }
+
+// What a replica lost is made good, or given up, for a coordinator that knew of it: one that sealed it in this boot (I19).
+func TestReplicaLossyUntilSealedBootIsCommitted(t *testing.T) {
+	now, before := replication.BootID{9}, replication.BootID{8}
+	for _, c := range []struct {
+		boot  replication.BootID
+		state replication.MemberState
+		lossy bool
+	}{
+		{now, replication.MemberInSync, false},
+		{now, replication.MemberSyncing, false},
+		{now, replication.MemberStale, true},
+		{before, replication.MemberInSync, true},
+		{before, replication.MemberSyncing, true},
+		{replication.BootID{}, replication.MemberInSync, true},
+	} {
+		r := NewReplica(ReplicaOptions{
+			Replica: replication.ReplicaID{1}, Size: simSize, Boot: now,
+			Meta: ReplicaMeta{Epoch: 5, Term: 5, State: replication.MemberInSync, Lossy: true},
+		})
+		r.Commit(1, replication.CommitRequest{Term: 5, Boot: c.boot, Config: &replication.Config{
+			Epoch: 6, Size: simSize, Members: map[replication.ReplicaID]replication.Member{{1}: {State: c.state}},
+		}})
+		if p := r.Ready().Persist; p == nil || p.Meta.Lossy != c.lossy {
+			t.Errorf("commit of %s for boot %x leaves %+v", c.state, c.boot[0], p)
+		}
+	}
+}

@@ -178,6 +178,10 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 	}
 	r.meta.Epoch, r.meta.Gen, r.meta.ISR = cfg.Epoch, cfg.Gen, slices.Clone(cfg.ISR)
 	r.meta.State = self.State
+	if q.Boot == r.o.Boot && q.Boot != (replication.BootID{}) && (self.State == replication.MemberInSync || self.State == replication.MemberSyncing) {
+		// What was lost before is given up by all, or will have been copied before it counts.
+		r.meta.Lossy = false
+	}
 	t.reply.Commit.Epoch = cfg.Epoch
 	if self.State != replication.MemberInSync {
 		r.setMissing(nil) // what it has missed itself they do not tell, when it is in sync again

@@ -327,7 +327,20 @@ func (w *simWorld) checkChange(_ *simNode, n *replication.Config) {
 		if !w.cfg.InISR(r) && w.cfg.Members[r].State != replication.MemberSyncing {
 			w.fail("I2: replica %v joined from state %s", r, w.cfg.Members[r].State)
 		}
+		for _, m := range w.nodes {
+			if m.rid == r && !w.cfg.InISR(r) {
+				m.joinedAt = w.now
+			}
+		}
 	}
+}
+
+// kept reports whether some in-sync replica has everything that was acknowledged since an instant: it has not lost
+// power since then, or since it joined.
+func (w *simWorld) kept(since int64) bool {
+	return slices.ContainsFunc(w.nodes, func(n *simNode) bool {
+		return w.cfg.InISR(n.rid) && (n.powerAt == 0 || n.powerAt < max(since, n.joinedAt))
+	})
 }
 
 // checkContent asserts I4 and I5 when a configuration comes into force: each of its
@@ -376,13 +389,19 @@ func (w *simWorld) checkSubmit(n *simNode, io *LocalIO) {
 	}
 }
 
+// whole reports whether n's replica, if it is in sync, has everything that was acknowledged and not forgiven: by what happened
+// to it, whatever its superblock says.
+func (n *simNode) whole() bool {
+	return n.disk.meta.State != replication.MemberFaulted && !(n.up && n.rep.faulted) &&
+		(n.powerAt == 0 || n.powerAt < max(n.joinedAt, n.w.forgiven))
+}
+
 // checkSolid notes when the last in-sync replica with everything is gone.
 func (w *simWorld) checkSolid(again bool) {
 	was := w.solid
-	w.solid = slices.ContainsFunc(w.nodes, func(n *simNode) bool { return w.cfg.InISR(n.rid) && !n.lossy() })
+	w.solid = slices.ContainsFunc(w.nodes, func(n *simNode) bool { return w.cfg.InISR(n.rid) && n.whole() })
 	if !w.solid && (was || again) {
 		w.owed = true
-		w.losses++
 	}
 }
 

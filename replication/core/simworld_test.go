@@ -51,12 +51,12 @@ type simWorld struct {
 	ready  []*simQueue // not empty
 	timers []simTimer
 
-	client  *simClient
-	strays  []*simStray
-	history simHistory
-	solid   bool // an in-sync replica has everything that was acknowledged
-	owed    bool // what a power cut took may be forgiven at the next attachment
-	losses  int  // how often that came to be so
+	client   *simClient
+	strays   []*simStray
+	history  simHistory
+	solid    bool  // an in-sync replica has everything that was acknowledged
+	owed     bool  // what a power cut took may be forgiven at the next attachment
+	forgiven int64 // when that was last done
 }
 
 // simQueue is a channel in which things happen in order.
@@ -98,12 +98,14 @@ type simNode struct {
 	flight  []*LocalIO
 	stop    bool // a clean stop is under way
 
+	powerAt, joinedAt int64 // when it last lost power, and came into the in-sync set
+
 	offset, drift int64 // of its clock: nanoseconds, thousandths
 	wake          int64 // when its replica is to be told the time
 
 	coord  *Coordinator
 	record replication.AttachID // of the attachment under which a consumer here was served, and which has not ended
-	losses int                  // of the world, when that attachment was served first
+	served int64                // when that attachment was served first
 	doomed *Coordinator         // goes on with a consumer that was told of writes that are lost: it must not answer that
 	sess   []*simConn           // sessions of the coordinator by member
 	cutTo  map[*simNode]bool
@@ -277,6 +279,9 @@ func (n *simNode) crash(power bool) {
 	d.hung, d.stuck = false, nil
 	d.cutShort(w, n)
 	if power {
+		if !d.clean {
+			n.powerAt = w.now
+		}
 		n.boot = replication.BootID(w.uuid())
 		n.offset += 1 - n.clock() // counts from the boot
 		for _, s := range simSectors {
@@ -465,14 +470,14 @@ func (n *simNode) observe(e *Event) {
 	case EventServing:
 		switch {
 		case !n.coord.o.Resume:
-			n.record, n.losses = n.coord.o.Attach, w.losses
-		case n.losses != w.losses: // a member has lost power since it was sealed, which its session will tell
+			n.record, n.served = n.coord.o.Attach, w.now
+		case !w.kept(n.served): // a member has lost power since it was sealed, which its session will tell
 			n.doomed = n.coord
 		default:
 			w.seen["resumed"]++
 		}
 		if w.owed && w.client.at == n {
-			w.owed = false
+			w.owed, w.forgiven = false, w.now
 			w.history.forgive()
 			for _, s := range w.strays {
 				s.may = nil

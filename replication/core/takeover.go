@@ -248,7 +248,7 @@ func (c *Coordinator) commitRound(s mask, settled bool) {
 	cfg := c.cfg.Clone()
 	c.startRound(s, func(i int) Control {
 		return Control{Commit: &replication.CommitRequest{
-			Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Incarnation: c.o.Incarnation, Config: cfg, Settled: settled,
+			Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Incarnation: c.o.Incarnation, Config: cfg, Boot: c.bootOf(i), Settled: settled,
 		}}
 	}, func(_ int, r ControlResult) bool {
 		return r.Commit != nil && r.Commit.Status == replication.StatusOK
@@ -273,6 +273,14 @@ func (c *Coordinator) activate(s mask) {
 	c.round = nil
 	c.change = &change{kind: changeActivate, next: n, isr: s}
 	c.propose(n)
+}
+
+// bootOf is the boot in which member i was sealed, zero if it was not.
+func (c *Coordinator) bootOf(i int) replication.BootID {
+	if r := c.seals[i]; r != nil {
+		return r.Boot
+	}
+	return c.m[i].boot
 }
 
 // serve is step 8.

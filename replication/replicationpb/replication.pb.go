@@ -459,8 +459,10 @@ type CommitRequest struct {
 	Term        uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
 	Incarnation []byte                 `protobuf:"bytes,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// replication.Config as JSON, byte for byte what the kvdb holds.
-	Config        []byte `protobuf:"bytes,5,opt,name=config,proto3" json:"config,omitempty"`
-	Settled       bool   `protobuf:"varint,6,opt,name=settled,proto3" json:"settled,omitempty"`
+	Config  []byte `protobuf:"bytes,5,opt,name=config,proto3" json:"config,omitempty"`
+	Settled bool   `protobuf:"varint,6,opt,name=settled,proto3" json:"settled,omitempty"`
+	// Of the replica when the sender sealed it.
+	Boot          []byte `protobuf:"bytes,7,opt,name=boot,proto3" json:"boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -535,6 +537,13 @@ func (x *CommitRequest) GetSettled() bool {
 		return x.Settled
 	}
 	return false
+}
+
+func (x *CommitRequest) GetBoot() []byte {
+	if x != nil {
+		return x.Boot
+	}
+	return nil
 }
 
 type CommitResponse struct {
@@ -889,14 +898,15 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\bmark_all\x18\x05 \x03(\fR\amarkAll\"=\n" +
 	"\x0fPrepareResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
-	"\x04term\x18\x02 \x01(\x04R\x04term\"\xa9\x01\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\"\xbd\x01\n" +
 	"\rCommitRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12 \n" +
 	"\vincarnation\x18\x04 \x01(\fR\vincarnation\x12\x16\n" +
 	"\x06config\x18\x05 \x01(\fR\x06config\x12\x18\n" +
-	"\asettled\x18\x06 \x01(\bR\asettled\">\n" +
+	"\asettled\x18\x06 \x01(\bR\asettled\x12\x12\n" +
+	"\x04boot\x18\a \x01(\fR\x04boot\">\n" +
 	"\x0eCommitResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"h\n" +

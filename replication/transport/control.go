@@ -141,7 +141,7 @@ func commitToPB(r replication.CommitRequest) (*pb.CommitRequest, error) {
 	}
 	return &pb.CommitRequest{
 		Volume: r.Volume[:], Replica: r.Replica[:], Term: uint64(r.Term),
-		Incarnation: r.Incarnation[:], Config: config, Settled: r.Settled,
+		Incarnation: r.Incarnation[:], Config: config, Boot: r.Boot[:], Settled: r.Settled,
 	}, nil
 }
 
@@ -152,6 +152,7 @@ func commitFromPB(r *pb.CommitRequest) (replication.CommitRequest, error) {
 		Replica:     replication.ReplicaID(c.uuid("replica", r.GetReplica())),
 		Term:        replication.Term(r.GetTerm()),
 		Incarnation: c.uuid("incarnation", r.GetIncarnation()),
+		Boot:        replication.BootID(c.uuid("boot", r.GetBoot())),
 		Settled:     r.GetSettled(),
 	}
 	if c.err != nil {
