@@ -250,7 +250,8 @@ func (c *simClient) done(n *simNode, d Completion) {
 				h.flushed[s], h.floor[s] = o.covers[s], o.acks[s]
 			}
 			for v := range o.old[s] {
-				if v != h.known[s] && v != 0 { // tags are unique, the 0 of a trim is not
+				// Tags are unique, the 0 of a trim is not. What is unsure may be what the flush has made stable.
+				if v != h.known[s] && v != 0 && !o.unsure[s] {
 					delete(h.since[s], v)
 				}
 			}

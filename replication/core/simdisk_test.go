@@ -134,7 +134,7 @@ func (n *simNode) drainRep() {
 		if conn := n.conns[s.Conn]; conn != nil {
 			msg := s.Msg
 			w.traceMessage("<-", conn.coord, n, &msg)
-			w.enqueue(conn.back, simEvent{func() { conn.answer(&msg) }, msg.Type == replication.MsgGrant})
+			w.enqueue(conn.back, simTurn{func() { conn.answer(&msg) }, msg.Type == replication.MsgGrant})
 		}
 	}
 	for _, p := range r.Replies {

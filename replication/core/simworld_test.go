@@ -62,10 +62,10 @@ type simWorld struct {
 // simQueue is a channel in which things happen in order.
 type simQueue struct {
 	owner *simNode
-	fs    []simEvent
+	fs    []simTurn
 }
 
-type simEvent struct {
+type simTurn struct {
 	f     func()
 	lease bool // of a read lease: takes no turn in a fifo world, whose traces do not tell of it
 }
@@ -182,9 +182,9 @@ func (w *simWorld) uuid() replication.UUID {
 }
 
 // later puts f on a queue.
-func (w *simWorld) later(q *simQueue, f func()) { w.enqueue(q, simEvent{f: f}) }
+func (w *simWorld) later(q *simQueue, f func()) { w.enqueue(q, simTurn{f: f}) }
 
-func (w *simWorld) enqueue(q *simQueue, e simEvent) {
+func (w *simWorld) enqueue(q *simQueue, e simTurn) {
 	if len(q.fs) == 0 {
 		w.ready = append(w.ready, q)
 	}
@@ -426,7 +426,7 @@ func (n *simNode) drainCoord() {
 		w.traceMessage("->", n, conn.rep, &m.Msg)
 		msg := m.Msg
 		msg.Data = bytes.Clone(msg.Data)
-		w.enqueue(conn.there, simEvent{func() { conn.deliver(&msg) }, msg.Type == replication.MsgLease})
+		w.enqueue(conn.there, simTurn{func() { conn.deliver(&msg) }, msg.Type == replication.MsgLease})
 	}
 	for _, s := range r.Disconnect {
 		if conn := n.sess[s.To]; conn != nil && conn.sess == s.ID {
