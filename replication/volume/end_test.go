@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync"
 	"testing"
 
 	"github.com/tandem-storage/tandem/datapath/block"
@@ -85,6 +86,8 @@ func TestBeforeEnd(t *testing.T) {
 	c := newTestCluster(t, 16<<20)
 	v := c.nodes[0].attach()
 	noting, note := make(chan struct{}), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(note) })
+	t.Cleanup(goOn)
 	if !v.BeforeEnd(func() { close(noting); <-note }) {
 		t.Fatal("lost already")
 	}
@@ -111,7 +114,7 @@ func TestBeforeEnd(t *testing.T) {
 		t.Error("the volume is dead")
 	default:
 	}
-	close(note)
+	goOn()
 	if err := <-told; !errors.Is(err, replication.ErrDomainFenced) {
 		t.Errorf("a request was told %v", err)
 	}
