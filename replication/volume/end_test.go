@@ -52,10 +52,9 @@ func TestResume(t *testing.T) {
 			if err := block.WriteAt(v, want, 4096, 0); err != nil {
 				t.Fatal(err)
 			}
-			if !v.BeforeEnd(func() { t.Error("the attachment was ended") }) || !v.Keep() {
-				t.Fatal("the volume is lost")
-			}
 			term := v.Status().Term
+			v.kill(replication.ErrClosed) // as if the process were
+			<-v.Dead()
 			if err := a.restart(); err != nil {
 				t.Fatal(err)
 			}
@@ -99,8 +98,8 @@ func TestBeforeEnd(t *testing.T) {
 	told := make(chan error, 1)
 	go func() { told <- block.WriteAt(v, make([]byte, 4096), 4096, 0) }()
 	c.eventually("a request that waits", func() bool { return v.pending.Load() == 1 })
-	if v.Keep() || v.BeforeEnd(func() {}) {
-		t.Error("a volume that is lost is kept")
+	if v.BeforeEnd(func() {}) {
+		t.Error("a volume that is lost was taken for one that is not")
 	}
 	short, cancel := context.WithCancel(t.Context())
 	cancel()
