@@ -60,6 +60,7 @@ var mutants = []mutant{
 	{"prepare_for_ever", "liveness: who was sealed fails before it is prepared", "change.go", "case c.now >= c.sealUntil:\n\t\t\tc.seal()", "case false:\n\t\t\tc.seal()"},
 	{"resume_lossy", "I19: a consumer that lives, and what it was told", "takeover.go", "case c.o.Resume:", "case false:"},
 	{"read_stale_source", "I20: who is not in sync is not read", "dispatch.go", "io.from = c.prefer(c.isr & c.openSet() &^ io.failed)", "io.from = c.prefer(c.openSet() &^ io.failed)"},
+	{"refusal_of_before", "I15: what was sent again is under way", "session.go", "\t\tio.full &^= bit(i)\n\t\tio.failed &^= bit(i)\n", ""},
 	{"overlap", "I15: overlapping writes", "io.go", "if s < b && a < t.end[i] && (io.exclusive() || t.ios[i].exclusive()) {", "if s < b && a < t.end[i] && (io.copy != nil || t.ios[i].copy != nil) {"},
 	{"mark_at_dispatch", "I14: marked when applied", "activity.go", "\tfor _, m := range r.maps {\n\t\tm.SetRange", "\tfor _, m := range r.maps[:0] {\n\t\tm.SetRange"},
 	{"no_log", "I11: the log before the write", "activity.go", "if x.state == regionOut && fits {", "if false {"},
@@ -148,7 +149,7 @@ func TestMutants(t *testing.T) {
 			continue
 		}
 		directed := m.run(bin, "-test.skip", "^TestSim$")
-		sim := m.run(bin, "-test.run", "^TestSim$", "-sim.seeds", *mutantSeeds)
+		sim := m.run(bin, "-test.run", "^TestSim$", "-sim.shrink=false", "-sim.seeds", *mutantSeeds)
 		switch {
 		case directed == "" && sim == "":
 			t.Errorf("%-26s SURVIVED (%s)", m.name, m.rule)
@@ -195,7 +196,7 @@ func (m *mutant) build(dir string) (bin string, err error) {
 }
 
 var (
-	seedHit  = regexp.MustCompile(`\(the (\d+)th\): (.*)`)
+	seedHit  = regexp.MustCompile(`the (\d+)th seed: seed \d+: (.*)`)
 	panicked = regexp.MustCompile(`panic: (.*)`)
 	failed   = regexp.MustCompile(`--- FAIL: (\S+)`)
 )

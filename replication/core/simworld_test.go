@@ -265,7 +265,7 @@ func (n *simNode) crash(power bool) {
 			}
 		}
 	}
-	w.checkSolid(power)
+	w.checkSolid(power && w.cfg.InISR(n.rid)) // nobody was told of what another one has
 }
 
 // halt is the end of the process, seen by the others some time.
@@ -438,7 +438,9 @@ func (n *simNode) observe(e *Event) {
 	who := func() replication.NodeID { return w.cfg.Members[e.Replica].Node }
 	switch e.Kind {
 	case EventServing:
-		n.record = n.coord.o.Attach
+		if w.client.at == n { // otherwise nobody was told anything
+			n.record = n.coord.o.Attach
+		}
 		if n.coord.o.Resume {
 			w.seen["resumed"]++
 			if w.owed {
