@@ -293,7 +293,7 @@ func (n *simNode) crash(power bool) {
 			}
 		}
 	}
-	w.checkSolid(power)
+	w.checkSolid(power && w.cfg.InISR(n.rid)) // nobody was told of what another one has
 }
 
 // halt is the end of the process, seen by the others some time.
@@ -470,7 +470,9 @@ func (n *simNode) observe(e *Event) {
 	case EventServing:
 		switch {
 		case !n.coord.o.Resume:
-			n.record, n.served = n.coord.o.Attach, w.now
+			if w.client.at == n { // otherwise nobody was told anything
+				n.record, n.served = n.coord.o.Attach, w.now
+			}
 		case !w.kept(n.served): // a member has lost power since it was sealed, which its session will tell
 			n.doomed = n.coord
 		default:

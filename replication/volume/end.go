@@ -11,7 +11,6 @@ type ending struct {
 	sync.Mutex
 	before func() // called in between, once
 	begun  bool   // too late for another one
-	keep   bool   // the attachment does not end with this process
 
 	// By the worker:
 	seen   bool // the coordinator has ended
@@ -37,26 +36,6 @@ func (v *Volume) BeforeEnd(f func()) bool {
 		e.before = f
 	}
 	return !e.begun
-}
-
-// Keep lets Manager.Close leave the volume as it is, attached to this node, for the next process to resume. Its consumer must
-// not be reached any more: its requests fail then without the attachment being over, and what BeforeEnd was given
-// is not called. It reports false if the volume is lost already.
-func (v *Volume) Keep() bool {
-	e := &v.end
-	e.Lock()
-	defer e.Unlock()
-	e.keep = !e.begun
-	if e.keep {
-		e.before = nil
-	}
-	return e.keep
-}
-
-func (v *Volume) kept() bool {
-	v.end.Lock()
-	defer v.end.Unlock()
-	return v.end.keep
 }
 
 // noteEnd lets the end be noted, once the coordinator has come to it.

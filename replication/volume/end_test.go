@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync"
 	"testing"
 
 	"github.com/tandem-storage/tandem/datapath/block"
@@ -51,10 +52,9 @@ func TestResume(t *testing.T) {
 			if err := block.WriteAt(v, want, 4096, 0); err != nil {
 				t.Fatal(err)
 			}
-			if !v.BeforeEnd(func() { t.Error("the attachment was ended") }) || !v.Keep() {
-				t.Fatal("the volume is lost")
-			}
 			term := v.Status().Term
+			v.kill(replication.ErrClosed) // as if the process were
+			<-v.Dead()
 			if err := a.restart(); err != nil {
 				t.Fatal(err)
 			}
@@ -85,6 +85,8 @@ func TestBeforeEnd(t *testing.T) {
 	c := newTestCluster(t, 16<<20)
 	v := c.nodes[0].attach()
 	noting, note := make(chan struct{}), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(note) })
+	t.Cleanup(goOn)
 	if !v.BeforeEnd(func() { close(noting); <-note }) {
 		t.Fatal("lost already")
 	}
@@ -96,8 +98,8 @@ func TestBeforeEnd(t *testing.T) {
 	told := make(chan error, 1)
 	go func() { told <- block.WriteAt(v, make([]byte, 4096), 4096, 0) }()
 	c.eventually("a request that waits", func() bool { return v.pending.Load() == 1 })
-	if v.Keep() || v.BeforeEnd(func() {}) {
-		t.Error("a volume that is lost is kept")
+	if v.BeforeEnd(func() {}) {
+		t.Error("a volume that is lost was taken for one that is not")
 	}
 	short, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -111,7 +113,7 @@ func TestBeforeEnd(t *testing.T) {
 		t.Error("the volume is dead")
 	default:
 	}
-	close(note)
+	goOn()
 	if err := <-told; !errors.Is(err, replication.ErrDomainFenced) {
 		t.Errorf("a request was told %v", err)
 	}

@@ -374,8 +374,7 @@ func (m *Manager) ConfigChanged(cfg *replication.Config) {
 	}
 }
 
-// Close detaches what is attached as far as ctx allows, except what is to be kept for the next process (Volume.Keep), and
-// closes every replica. One whose disk does
+// Close detaches what is attached as far as ctx allows, and closes every replica. One whose disk does
 // not answer within Timing.Rest after that is left as it is, without the mark of a clean
 // stop; the error wraps ErrNotAtRest then.
 func (m *Manager) Close(ctx context.Context) error {
@@ -384,11 +383,6 @@ func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Unlock()
 	var errs []error
 	for _, v := range m.Volumes() {
-		if v.kept() {
-			v.kill(replication.ErrClosed)
-			<-v.dead
-			continue
-		}
 		if err := m.Detach(ctx, v.id); err != nil {
 			errs = append(errs, err)
 			v.kill(replication.ErrClosed)

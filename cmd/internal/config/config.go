@@ -31,7 +31,7 @@ type Config struct {
 	Domain string `yaml:"domain"`
 	// "node", or "witness": a kvdb member in a third place that holds no data.
 	Role Role `yaml:"role"`
-	// Directory for what must survive a restart: the embedded kvdb, and the pool if none is named.
+	// Directory for what must survive a restart: the embedded kvdb, the records of attachments, and the pool if none is named.
 	DataDir string `yaml:"dataDir"`
 	// Directory for sockets and mount points; it may be emptied by a reboot.
 	RunDir string `yaml:"runDir"`

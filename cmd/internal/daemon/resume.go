@@ -71,7 +71,7 @@ func (r *runtime) forget(a attachment) {
 			r.lg.Error("consumers wait until it is on disk that their attachment has ended: mend dataDir",
 				zap.Stringer("volume-id", a.volume), zap.Error(err))
 		}
-		time.Sleep(resumePause)
+		<-time.After(resumePause)
 	}
 }
 

@@ -268,8 +268,7 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 	return l
 }
 
-// close takes every showing away. Consumers that come back find what has a record in the next process; others that still have
-// a device open get errors.
+// close takes every showing away; consumers that still have a device open get errors.
 func (r *runtime) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -277,8 +276,8 @@ func (r *runtime) close() error {
 	shown := maps.Clone(r.shown)
 	r.mu.Unlock()
 	for id, s := range shown {
-		if s.recorded && s.device.Keep() {
-			continue
+		if s.recorded {
+			r.forget(s.id) // before its consumer is told
 		}
 		if err := s.attachment.Detach(ctx); err != nil {
 			r.lg.Warn("device is taken away from its consumer", zap.Stringer("volume-id", id), zap.Error(err))
