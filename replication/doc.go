@@ -17,8 +17,9 @@
 //  1. A write is numbered, its checksums are computed over a private copy, and it
 //     waits until nothing overlapping is in flight (I15).
 //  2. It goes to every member of the in-sync set, and to a replica that is being
-//     resynced. Each verifies the checksums, marks the region in its activity log
-//     and the blocks in the dirty maps of the members that are missing, and writes.
+//     resynced. One on another node verifies the checksums of what came over the
+//     network. Each marks the region in its activity log and the blocks in the dirty
+//     maps of the members that are missing, and writes.
 //  3. It is acknowledged when every member of the in-sync set then in force has
 //     written it (I3). It is then in the disks of all of them, perhaps in their
 //     volatile caches: it survives the loss of any replica, and of all processes,
@@ -41,8 +42,8 @@
 //   - It comes back: it is sealed, marked SYNCING, gets every new write, and the
 //     blocks of its dirty map are compared by hash and copied where they differ.
 //     When nothing is left, acknowledgements wait for it too, it is flushed, and the
-//     configuration takes it into the in-sync set (I18). If it, or a replica with its
-//     dirty map, stopped uncleanly, all blocks are compared.
+//     configuration takes it into the in-sync set (I18). What its own activity log
+//     names is compared too; everything, if that log is lost.
 //   - The coordinator: nobody answers its consumer. Any node may take over: it puts
 //     itself in force with a higher term (RECOVERING), seals members of the in-sync
 //     set, each of which promises durably never to serve an older term and waits

@@ -134,6 +134,11 @@ func (p *Pool) build(dir string, k key, s ReplicaSpec) error {
 	if err := createChunkMap(dir, k, chunks, s.Thick); err != nil {
 		return err
 	}
+	pages, _, err := createLog(dir, meta.LogOptions{Replica: s.Replica, Instance: p.self, Previous: p.self, Slots: p.o.LogSlots}, false)
+	if err != nil {
+		return err
+	}
+	pages.Close()
 	for i := range spareMaps {
 		f, err := meta.CreatePages(filepath.Join(dir, spareName(i)), meta.DirtyPages(s.Size))
 		if err != nil {
@@ -207,7 +212,7 @@ func (p *Pool) readMirror(dir string, k key) (*meta.Superblock, error) {
 	defer d.Close()
 	b, err := xattr.FGet(d, xattrSuperblock)
 	if errors.Is(err, xattr.ENOATTR) {
-		return nil, fmt.Errorf("%w: %s has no attribute %s: it was not made here; reset the replica so that it is resynced", ErrIdentityMissing, dir, xattrSuperblock)
+		return nil, fmt.Errorf("%w: %s has no attribute %s: it was not made here; replace the replica (tandemctl volume replica replace)", ErrIdentityMissing, dir, xattrSuperblock)
 	}
 	if err != nil {
 		return nil, err

@@ -61,7 +61,7 @@ func (r *Replica) openSuperblock() (*meta.Superblock, error) {
 	mirror, mirrorErr := r.pool.readMirror(r.dir, r.k)
 	pages, err := meta.OpenPages(filepath.Join(r.dir, superblockFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s has no superblock file (mirror: %s); do not initialise this directory: reset the replica so that it is resynced",
+		return nil, fmt.Errorf("%w: %s has no superblock file (mirror: %s); do not initialise this directory: replace the replica (tandemctl volume replica replace)",
 			ErrIdentityMissing, r.dir, describeMirror(mirror, mirrorErr))
 	}
 	if err != nil {
@@ -84,7 +84,7 @@ func (r *Replica) openSuperblock() (*meta.Superblock, error) {
 	if mirrorErr == nil && mirror.Seq > sb.Seq {
 		if damaged == nil || mirror.Seq != sb.Seq+1 {
 			return nil, fmt.Errorf("%w: the superblock of %s is older (%d) than its mirror (%d): it was restored from a copy; "+
-				"reset the replica so that it is resynced", ErrForeign, r.dir, sb.Seq, mirror.Seq)
+				"replace the replica (tandemctl volume replica replace)", ErrForeign, r.dir, sb.Seq, mirror.Seq)
 		}
 		sf.Adopt(mirror)
 		sb = mirror
@@ -157,7 +157,8 @@ func (r *Replica) Superblock() *meta.Superblock {
 }
 
 // Unclean reports that a process stopped without CloseClean and nobody has since
-// cleared Unclean in the superblock: any block may differ from the other replicas.
+// cleared Unclean in the superblock: what its activity log names may differ from the
+// other replicas.
 func (r *Replica) Unclean() bool { return r.Superblock().Unclean }
 
 // Lossy reports that the replica lost its volatile cache while it was open, by a
@@ -201,6 +202,7 @@ func (r *Replica) UpdateSuperblock(f func(*meta.Superblock)) error {
 		return r.Err()
 	}
 	r.epoch.Store(sb.Epoch)
+	r.term.Store(sb.Term)
 	return nil
 }
 

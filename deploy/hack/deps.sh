@@ -21,14 +21,14 @@ demo=(
 )
 bench=(
 	/usr/bin/fio                             fio
+	/usr/bin/nbdkit                          nbdkit
 )
 case $for_what in
 demo)  want=("${demo[@]}") ;;
 bench) want=("${demo[@]}" "${bench[@]}") ;;
 test)  want=("${demo[@]}" "${bench[@]}"
 	/usr/bin/qemu-img                        qemu-utils
-	/usr/sbin/mkfs.ext4                      e2fsprogs
-	/usr/bin/nbdkit                          nbdkit) ;;
+	/usr/sbin/mkfs.ext4                      e2fsprogs) ;;
 *)     echo "deps.sh: unknown set '$for_what' (test, demo or bench)" >&2; exit 2 ;;
 esac
 

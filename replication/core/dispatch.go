@@ -20,7 +20,7 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 			return false
 		}
 	case io.Kind == replication.MsgRead:
-		if !c.openSet().covers(c.isr) || c.unreconciled(io.Off, io.Len) {
+		if !c.readable() || c.unreconciled(io.Off, io.Len) {
 			return false
 		}
 	default:
@@ -29,6 +29,17 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 		}
 	}
 	return !c.flight.blocks(io)
+}
+
+// readable reports whether, as far as can be known without leases, no other coordinator can have
+// served a write: every member that a takeover may start from is connected and answers. A joiner
+// whose join is being decided is one of them (I10).
+func (c *Coordinator) readable() bool {
+	s := c.isr
+	if c.joining() {
+		s |= c.change.q
+	}
+	return c.reached().covers(s)
 }
 
 // protectionStall reports whether writes have to wait for a replica in each domain.
@@ -111,9 +122,11 @@ func (c *Coordinator) dispatch(io *IO) {
 			io.cover = w - 1
 		}
 		c.unflushed, c.wroteSeq, c.lastFlush = 0, c.flight.minWrite() != 0, c.now
+		c.flushes, c.touched = c.flushes+1, 0
 	default:
 		c.unflushed += io.Len
 		c.wroteSeq = true
+		c.touch(io)
 	}
 	io.targets = c.isr | c.syncing()
 	for i, m := range c.m {
@@ -121,7 +134,23 @@ func (c *Coordinator) dispatch(io *IO) {
 			c.sendIO(i, io)
 		}
 	}
-	if c.unflushed >= c.o.FlushBytes && !c.flushing {
+	c.flushIfDue()
+}
+
+// touch counts the regions that a write touches.
+func (c *Coordinator) touch(io *IO) {
+	first, last := regionsOf(io.Off, io.Len)
+	for g := first; g <= last; g++ {
+		if c.touchedAt[g] != c.flushes {
+			c.touchedAt[g] = c.flushes
+			c.touched++
+		}
+	}
+}
+
+// flushIfDue flushes when much was written, or in many places.
+func (c *Coordinator) flushIfDue() {
+	if (c.unflushed >= c.o.FlushBytes || c.touched >= c.o.FlushRegions) && !c.flushing && !c.hold {
 		c.flushNow()
 	}
 }
@@ -171,7 +200,7 @@ func (c *Coordinator) settle(io *IO) {
 			}
 		}
 		switch {
-		case c.wished()&bad == 0:
+		case c.must()&bad == 0:
 			// No copy took it, or none of those that did not can go (I2): the consumer
 			// is told, even while acknowledgements are held, for an error promises nothing.
 			err := block.ErrIO
@@ -216,12 +245,13 @@ func (c *Coordinator) repeat(io *IO) {
 	c.retry = true
 }
 
-// differ notes that the in-sync members may differ in the range of io.
+// differ notes that the in-sync members may differ in the range of io, a joiner
+// that may be one already included.
 func (c *Coordinator) differ(io *IO) {
 	if c.join != nil {
 		c.join.fail("a write failed on every replica")
 	}
-	if c.isr&(c.isr-1) == 0 || io.Len == 0 {
+	if c.isr&(c.isr-1) == 0 && !c.joining() || io.Len == 0 {
 		return
 	}
 	c.reconcile.SetRange(int(io.Off/replication.ResyncBlock), int((io.Off+io.Len-1)/replication.ResyncBlock)+1)
@@ -235,6 +265,9 @@ func (c *Coordinator) flushDone(io *IO) {
 	}
 	if c.reconcile.Count() == 0 && io.failed|io.full == 0 && io.cover > c.stable {
 		c.stable = io.cover
+		if io.internal {
+			c.tellStable() // writes may be waiting for room in an activity log
+		}
 	}
 }
 
@@ -288,6 +321,10 @@ func (c *Coordinator) again(io *IO) {
 func (c *Coordinator) readDone(io *IO, msg *replication.Message) {
 	if msg.Status == replication.StatusCRC || int64(len(msg.Data)) != io.Len {
 		c.readFailed(io, io.from, replication.StatusCRC)
+		return
+	}
+	if !c.readable() { // it was, when the read was sent
+		c.again(io)
 		return
 	}
 	if !io.delivered {

@@ -26,6 +26,9 @@ func (c *Coordinator) Tick(now int64) {
 func (c *Coordinator) watchMembers() {
 	want := c.isr | c.syncing()
 	for i, m := range c.m {
+		if !m.kept {
+			c.requestEvict(i, domainDrains) // again, if a worse reason has gone meanwhile
+		}
 		if !want.has(i) || m.open {
 			continue
 		}
@@ -113,7 +116,7 @@ func (c *Coordinator) lateOf(s mask, sent int64) (late mask) {
 // tellStable lets idle replicas retire their activity log.
 func (c *Coordinator) tellStable() {
 	for i, m := range c.m {
-		if m.open && m.stable < c.stable && c.isr.has(i) {
+		if m.open && m.stable < c.stable && (c.isr | c.syncing()).has(i) {
 			c.send(i, replication.Message{Type: replication.MsgStable})
 		}
 	}
@@ -221,6 +224,9 @@ func (c *Coordinator) Step(now int64, i int, msg *replication.Message) {
 	m := c.m[i]
 	if c.stage != stageServing || msg.Session != m.sess || !m.open {
 		return
+	}
+	if leave := msg.Flags&replication.FlagCrowded != 0; leave || c.evictReq.has(i) {
+		c.asked(i, leave)
 	}
 	switch msg.Type {
 	case replication.MsgAck, replication.MsgNack:

@@ -38,6 +38,11 @@ type fault struct {
 var faults = []fault{
 	{"process killed", func(_ *simWorld, n *simNode) bool { n.crash(false); return true }, nil},
 	{"power cut", func(_ *simWorld, n *simNode) bool { n.crash(true); return true }, nil},
+	{"activity log damaged", func(_ *simWorld, n *simNode) bool {
+		n.crash(false)
+		n.disk.log = newSimActivity(true)
+		return true
+	}, nil},
 	{"power cut everywhere", func(w *simWorld, _ *simNode) bool {
 		for _, n := range w.nodes {
 			n.crash(true)
@@ -61,6 +66,13 @@ var faults = []fault{
 	}, nil},
 	{"paused", func(_ *simWorld, n *simNode) bool { n.paused = true; return true }, func(_ *simWorld, n *simNode) { n.paused = false }},
 	{"kvdb down", func(w *simWorld, _ *simNode) bool { w.kvDown = true; return true }, func(w *simWorld, _ *simNode) { w.kvDown = false }},
+	{"kvdb out of reach of a node", func(_ *simWorld, n *simNode) bool { n.kvCut = true; return true }, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
+	{"kvdb lost in a change", func(w *simWorld, _ *simNode) bool {
+		causes := []string{"takeover", "activate", "evict", "start resync", "stop resync", "join", "detach"}
+		w.kvLose = causes[w.rng.IntN(len(causes))]
+		return true
+	}, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
+	{"beats missed", func(_ *simWorld, n *simNode) bool { n.silence(true); return true }, func(_ *simWorld, n *simNode) { n.silence(false) }},
 	{"configuration changed by others", func(w *simWorld, _ *simNode) bool { w.put(w.cfg); return true }, nil},
 	{"domain fenced", func(w *simWorld, n *simNode) bool {
 		// The gate: never the last usable in-sync copy, never two domains at once.
@@ -75,6 +87,7 @@ var faults = []fault{
 		n.fence(true)
 		return true
 	}, func(_ *simWorld, n *simNode) { n.fence(false) }},
+	{"domain drains", func(_ *simWorld, n *simNode) bool { n.drain(n.coord == nil); return n.drains }, func(_ *simWorld, n *simNode) { n.drain(false) }},
 	{"no space", func(_ *simWorld, n *simNode) bool { n.disk.full = true; return true }, func(_ *simWorld, n *simNode) { n.disk.full = false }},
 	{"no space anywhere", func(w *simWorld, _ *simNode) bool {
 		for _, n := range w.nodes {
@@ -86,6 +99,7 @@ var faults = []fault{
 			n.disk.full = false
 		}
 	}},
+	{"pool nearly full", func(_ *simWorld, n *simNode) bool { n.crowd(true); return true }, func(_ *simWorld, n *simNode) { n.crowd(false) }},
 	{"write error", func(w *simWorld, n *simNode) bool { n.disk.failWrite = w.spare(n); return n.disk.failWrite }, (*simWorld).reset2},
 	{"flush error", func(w *simWorld, n *simNode) bool { n.disk.failFlush = w.spare(n); return n.disk.failFlush }, (*simWorld).reset2},
 	{"read error", func(_ *simWorld, n *simNode) bool { n.disk.failRead = true; return true }, func(_ *simWorld, n *simNode) { n.disk.failRead = false }},
@@ -122,7 +136,7 @@ func (w *simWorld) healLinks() {
 // takeover makes some node the coordinator.
 func (w *simWorld) takeover() {
 	n := w.nodes[w.rng.IntN(len(w.nodes))]
-	if !n.up || n.paused || n.stop || n.fenced || n.coord != nil || w.kvDown {
+	if !n.up || n.paused || n.stop || n.fenced || n.coord != nil || n.drains || w.kvDown || n.kvCut {
 		return
 	}
 	w.client.at = n
@@ -138,6 +152,8 @@ func (w *simWorld) buggify() {
 	o.ResyncRate = pick(0, 0, 4<<20, 64<<20)
 	o.FlushBytes = pick(4<<10, 1<<20)
 	o.FlushInterval = pick(20e6, 100e6, 1e9)
+	o.FlushRegions = int(pick(1, 2, 1000))
+	w.slots = int(pick(1, 2, 4, 4, 4, 8))
 	o.StallTimeout = pick(0, 0, 100e6, 1500e6)
 	o.OpTimeout = pick(300e6, 1e9)
 	o.SuspectTimeout = pick(100e6, 300e6)
@@ -233,13 +249,17 @@ func (w *simWorld) manage() {
 // serves, every replica joins, and all are identical (liveness, G5).
 func (w *simWorld) settle() {
 	w.trace("faults end")
-	w.kvDown, w.unknown = false, 0
+	w.kvDown, w.unknown, w.kvLose = false, 0, ""
 	w.healLinks()
+	w.reachKVDB()
 	for _, n := range w.nodes {
 		n.fence(false)
+		n.silence(false)
+		n.drain(false)
 		n.paused, n.disk.full, n.disk.failRead = false, false, false
 		n.disk.failWrite, n.disk.failFlush = false, false
 		n.unhang()
+		n.crowd(false)
 	}
 	if w.client.quiet && w.client.at != nil {
 		w.client.quiet = w.client.at.coord.detachReq
@@ -333,7 +353,7 @@ func (w *simWorld) reset(n *simNode) {
 		}
 	}
 	n.crash(false)
-	*d = simDisk{data: map[int64]uint64{}, stable: map[int64]uint64{}, clean: true, meta: ReplicaMeta{State: replication.MemberStale}}
+	*d = newSimDisk(ReplicaMeta{State: replication.MemberStale})
 	c := w.cfg.Clone()
 	m := c.Members[n.rid]
 	m.State, m.LeftEpoch, m.LeftGen = replication.MemberStale, 0, 0

@@ -18,13 +18,13 @@ import (
 // a reader can follow.
 
 const (
-	simSize    = 3 * replication.RegionSize / 2
+	simSize    = 7 * replication.RegionSize / 2
 	simBlocks  = 6            // sectors that are written
 	simControl = int64(500e6) // a control request without answer fails after so long
 )
 
 // simSectors are the sectors in use: neighbours, same ResyncBlock, other regions.
-var simSectors = [simBlocks]int64{0, 1, 16, 17, 1024, 1500}
+var simSectors = [simBlocks]int64{0, 1, 16, 1024, 2500, 3500}
 
 type simWorld struct {
 	fail  func(f string, a ...any) // does not return
@@ -34,13 +34,15 @@ type simWorld struct {
 	fifo  bool
 	now   int64
 	opts  Options
+	slots int            // of the activity logs
 	seen  map[string]int // what happened, by name
 
 	vol     replication.VolumeID
 	cfg     *replication.Config // the kvdb
 	rev     uint64
 	kvDown  bool
-	unknown int // of 100 compare-and-sets, how many have a late outcome
+	kvLose  string // the cause of the change in which its node loses it, "" none
+	unknown int    // of 100 transactions, how many are not answered
 	kvHold  bool
 	kvHeld  []func() // outcomes that nobody is told yet
 
@@ -72,6 +74,10 @@ type simNode struct {
 	up     bool
 	paused bool
 	fenced bool // its cluster domain is
+	fences int  // how often that changed
+	kvCut  bool // it does not reach the kvdb
+	silent bool // its beats are not heard
+	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
 	life   int // incarnation of the process
 	disk   simDisk
@@ -104,28 +110,28 @@ type simConn struct {
 	broken     bool
 }
 
-// simDisk is what survives a process: sectors, superblock, what a clean stop kept.
+// simDisk is what survives a process: sectors, superblock, dirty maps, activity log.
 type simDisk struct {
 	data, stable map[int64]uint64 // sector -> tag; absent is zero
 	meta         ReplicaMeta
 	boot         replication.BootID // that had it open last
 	clean        bool               // it was closed in order
-	unclean      bool               // it was not, and nobody has settled that since
-	active       []uint32
 	dirty        map[replication.ReplicaID]*Bitmap
+	persist      *Persist // on its way
+	log          simActivity
 
-	full, failWrite, failFlush, failRead, hung, closed bool
+	full, failWrite, failFlush, failRead, hung, closed, crowded bool
 
 	stuck []func()
 }
 
 func newSimWorld(n int, rng *rand.Rand) *simWorld {
 	w := &simWorld{
-		rng: rng, seen: map[string]int{}, solid: true, trace: func(string, ...any) {},
+		rng: rng, seen: map[string]int{}, solid: true, slots: 4, trace: func(string, ...any) {},
 		vol: replication.VolumeID{1}, rev: 1,
 		opts: Options{
 			SuspectTimeout: 300e6, OpTimeout: 1e9, SealTimeout: 500e6, LossyTimeout: 3e9, RetryInterval: 50e6,
-			FlushInterval: 100e6, FlushBytes: 1 << 20, ResyncWindow: 2, JoinerLag: 64 << 10,
+			FlushInterval: 100e6, FlushBytes: 1 << 20, FlushRegions: 1000, ResyncWindow: 2, JoinerLag: 64 << 10,
 		},
 	}
 	w.cfg = &replication.Config{
@@ -135,10 +141,7 @@ func newSimWorld(n int, rng *rand.Rand) *simWorld {
 	}
 	for i := range n {
 		node := &simNode{w: w, id: replication.NodeID(fmt.Sprint("n", i)), rid: replication.ReplicaID{byte(i + 1)}, cutTo: map[*simNode]bool{}, damage: map[*simNode]bool{}}
-		node.disk = simDisk{
-			data: map[int64]uint64{}, stable: map[int64]uint64{}, clean: true,
-			meta: ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync},
-		}
+		node.disk = newSimDisk(ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync})
 		w.nodes = append(w.nodes, node)
 		w.cfg.ISR = append(w.cfg.ISR, node.rid)
 		w.cfg.Members[node.rid] = replication.Member{Node: node.id, Domain: replication.DomainID(node.id), State: replication.MemberInSync}
@@ -195,6 +198,7 @@ func (w *simWorld) step() {
 			n.coord.Tick(w.now)
 			n.drainCoord()
 		}
+		n.sweep()
 		n.stopped()
 	}
 	first := 0
@@ -226,16 +230,21 @@ func (n *simNode) start() {
 	n.life++
 	n.conns, n.ctl, n.flight = map[ConnID]*simConn{}, map[uint64]func(ControlResult){}, nil
 	if !d.clean {
-		d.unclean = true
 		d.meta.Lossy = d.meta.Lossy || d.boot != n.boot
 	}
 	d.boot, d.clean = n.boot, false
-	o := ReplicaOptions{Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta, LogLost: d.unclean}
-	o.Meta.Clean = !d.unclean
-	if !d.unclean {
-		o.Active, o.Dirty = d.active, d.dirty
-	}
-	n.rep = NewReplica(o)
+	d.log.open(w.slots)
+	n.rep = NewReplica(ReplicaOptions{
+		Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta,
+		Slots: d.log.slots, Active: d.log.stored.active(), LogLost: d.log.stored.lost, Dirty: d.dirty,
+	})
+	n.rep.SetCrowded(d.crowded)
+}
+
+// crowd says whether the node's pool is nearly full.
+func (n *simNode) crowd(on bool) {
+	n.disk.crowded = on
+	n.rep.SetCrowded(on)
 }
 
 // crash kills the process; with power also what was not stable is lost at random.
@@ -243,6 +252,7 @@ func (n *simNode) crash(power bool) {
 	w, d := n.w, &n.disk
 	n.halt()
 	d.hung, d.stuck = false, nil
+	d.cutShort(w, n)
 	if power {
 		n.boot = replication.BootID(w.uuid())
 		for _, s := range simSectors {
@@ -289,9 +299,12 @@ func (n *simNode) stopped() {
 	if !n.stop || !n.up || !n.rep.Idle() {
 		return
 	}
-	if active, dirty, ok := n.rep.Unsettled(); ok {
+	if rest, ok := n.rep.Rest(); ok {
 		d := &n.disk
-		d.active, d.dirty, d.clean, d.unclean = active, dirty, true, false
+		d.keep(rest.Maps)
+		d.log.change(n.w, n, &LogChange{Retire: rest.Retire, Lost: d.log.table.lost, Wait: true})
+		d.log.land()
+		d.clean = true
 		maps.Copy(d.stable, d.data)
 	}
 	n.halt()
@@ -301,6 +314,7 @@ func (n *simNode) stopped() {
 func (n *simNode) fence(on bool) {
 	w := n.w
 	n.fenced = on
+	n.fences++
 	if n.coord != nil && on {
 		n.coord.Kill(w.now, replication.ErrDomainFenced)
 		n.drainCoord()
@@ -332,6 +346,12 @@ func (n *simNode) attach() {
 	for i, m := range w.nodes {
 		if m.fenced {
 			n.coord.SetUsable(w.now, i, false)
+		}
+		if m.drains && m != n {
+			n.coord.SetKept(w.now, i, false)
+		}
+		if m.silent && m != n {
+			n.coord.SetUp(w.now, i, false)
 		}
 	}
 	n.coord.Start(w.now)
@@ -404,6 +424,9 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s serves, %d blocks to reconcile", n.id, e.Dirty)
 	case EventEvicted:
 		w.seen["evicted: "+e.Reason]++
+		if e.Reason == crowded && w.cfg.Protection == replication.MaxProtection {
+			w.fail("%s left for want of room (max_protection)", who())
+		}
 		w.trace("%s evicted %s: %s", n.id, who(), e.Reason)
 	case EventResyncStarted:
 		w.seen["resync started"]++
@@ -411,6 +434,8 @@ func (n *simNode) observe(e *Event) {
 			w.seen["resync started, by dirty map"]++
 		}
 		w.trace("%s resyncs %s, %d blocks", n.id, who(), e.Dirty)
+	case EventLogLost:
+		w.seen["compared in full, log lost"]++
 	case EventResyncStopped:
 		w.seen["resync stopped: "+e.Reason]++
 		w.trace("%s gave up the resync of %s: %s", n.id, who(), e.Reason)
@@ -421,282 +446,3 @@ func (n *simNode) observe(e *Event) {
 }
 
 func (n *simNode) alive(c *Coordinator) bool { return n.up && n.coord == c }
-
-func (n *simNode) connect(s Session) {
-	w, c, peer := n.w, n.coord, n.w.nodes[s.To]
-	if old := n.sess[s.To]; old != nil {
-		old.closeThere()
-	}
-	peer.conn++
-	conn := &simConn{
-		coord: n, rep: peer, c: c, life: peer.life, member: s.To, sess: s.ID, id: peer.conn,
-		there: &simQueue{owner: peer}, back: &simQueue{owner: n},
-	}
-	n.sess[s.To] = conn
-	w.trace("%s -> %s hello term %d", n.id, peer.id, s.Term)
-	w.later(conn.there, func() {
-		if !peer.up || peer.life != conn.life || !n.reach(peer) || n.fenced || peer.stop {
-			conn.breakOff()
-			return
-		}
-		if conn.broken {
-			return
-		}
-		peer.conns[conn.id] = conn
-		peer.rep.Hello(conn.id, replication.Message{Type: replication.MsgHello, Session: s.ID, Term: s.Term}, s.Hello)
-		peer.drainRep()
-	})
-}
-
-// spoil damages the payload of a message from n to o, if that is what the way does.
-func (n *simNode) spoil(o *simNode, msg *replication.Message) {
-	if n.damage[o] && len(msg.Data) > 0 {
-		msg.Data, msg.Status = nil, replication.StatusCRC
-	}
-}
-
-// deliver brings a message to the replica. One that is lost breaks the connection.
-func (conn *simConn) deliver(msg *replication.Message) {
-	p := conn.rep
-	switch {
-	case !p.up || p.life != conn.life || conn.broken:
-	case !conn.coord.reach(p):
-		conn.breakOff()
-	default:
-		conn.coord.spoil(p, msg)
-		p.rep.Step(conn.id, msg)
-		p.drainRep()
-	}
-}
-
-// answer brings a message to the coordinator.
-func (conn *simConn) answer(msg *replication.Message) {
-	n, c := conn.coord, conn.c
-	switch {
-	case !n.alive(c) || n.sess[conn.member] != conn || conn.broken:
-		return
-	case !conn.rep.reach(n):
-		conn.breakOff()
-		return
-	case msg.Type == replication.MsgHelloAck:
-		c.SessionUp(n.w.now, conn.member, conn.sess, replication.HelloAck{Boot: conn.rep.boot, Credit: msg.Credit})
-	case msg.Type == replication.MsgNack && msg.Seq == 0:
-		c.SessionRefused(n.w.now, conn.member, conn.sess, msg.Status, msg.Term)
-	default:
-		conn.rep.spoil(n, msg)
-		c.Step(n.w.now, conn.member, msg)
-	}
-	n.drainCoord()
-}
-
-// breakOff ends a connection: each end learns it some time.
-func (conn *simConn) breakOff() {
-	if conn.broken {
-		return
-	}
-	conn.broken = true
-	conn.closeBack()
-	conn.closeThere()
-}
-
-// closeBack lets the coordinator's end learn that the connection is closed.
-func (conn *simConn) closeBack() {
-	n := conn.coord
-	n.w.later(conn.back, func() {
-		if n.alive(conn.c) {
-			conn.c.SessionDown(n.w.now, conn.member, conn.sess)
-			n.drainCoord()
-		}
-	})
-}
-
-// closeThere lets the replica's end learn that the connection is closed.
-func (conn *simConn) closeThere() {
-	p := conn.rep
-	p.w.later(conn.there, func() {
-		if p.up && p.life == conn.life && p.conns[conn.id] == conn {
-			delete(p.conns, conn.id)
-			p.rep.ConnClosed(conn.id)
-			p.drainRep()
-		}
-	})
-}
-
-// control carries a unary request out; without an answer it fails by its deadline.
-func (n *simNode) control(q Control) {
-	w, c, peer := n.w, n.coord, n.w.nodes[q.To]
-	life, done := peer.life, false
-	finish := func(res ControlResult) {
-		if !done && n.alive(c) {
-			done = true
-			c.ControlDone(w.now, q.ID, res)
-			n.drainCoord()
-		}
-	}
-	answer := func(res ControlResult) {
-		w.trace("%s <- %s %s", n.id, peer.id, describeResult(&res))
-		w.once(n, func() {
-			if peer.reach(n) {
-				finish(res)
-			}
-		})
-	}
-	w.trace("%s -> %s %s", n.id, peer.id, w.describeControl(&q))
-	w.once(peer, func() {
-		if !n.reach(peer) || !peer.up || peer.life != life || peer.stop {
-			return
-		}
-		if n.fenced {
-			answer(ControlResult{Failed: true})
-			return
-		}
-		peer.nextCtl++
-		peer.ctl[peer.nextCtl] = answer
-		switch {
-		case q.Seal != nil:
-			peer.rep.Seal(peer.nextCtl, *q.Seal)
-		case q.Prepare != nil:
-			peer.rep.Prepare(peer.nextCtl, *q.Prepare)
-		case q.Commit != nil:
-			peer.rep.Commit(peer.nextCtl, *q.Commit)
-		default:
-			res := peer.rep.DirtyMap(*q.Dirty)
-			delete(peer.ctl, peer.nextCtl)
-			answer(ControlResult{Dirty: &res})
-		}
-		peer.drainRep()
-	})
-	w.after(simControl, func() { finish(ControlResult{Failed: true}) })
-}
-
-// change is the kvdb. An outcome may come late, whatever it is.
-func (n *simNode) change(ch Change) {
-	w, c := n.w, n.coord
-	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, ch.Next.History[len(ch.Next.History)-1].Cause)
-	swap := func() {
-		out, cfg, rev := ChangeOK, (*replication.Config)(nil), uint64(0)
-		switch {
-		case w.kvDown:
-			out = ChangeNotSent
-		case n.fenced:
-			out = ChangeRefused
-		case w.rev != ch.Rev:
-			out, cfg, rev = ChangeConflict, w.cfg, w.rev
-		default:
-			w.checkChange(n, ch.Next)
-			w.put(ch.Next)
-			w.checkContent()
-			rev = w.rev
-			w.seen["config: "+w.cfg.History[len(w.cfg.History)-1].Cause]++
-			w.trace("kvdb epoch %d: %s, in sync %v", w.cfg.Epoch, w.cfg.Phase, w.inSync())
-		}
-		tell := func() {
-			if n.alive(c) {
-				c.ChangeDone(w.now, out, cfg, rev)
-				n.drainCoord()
-			}
-		}
-		if w.kvHold {
-			w.kvHeld = append(w.kvHeld, tell)
-			return
-		}
-		if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
-			w.seen["fault: kvdb outcome unknown, applied"]++
-			w.after(w.rng.Int64N(500e6), func() { w.once(n, tell) })
-			return
-		}
-		w.once(n, tell)
-	}
-	if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
-		w.seen["fault: kvdb outcome unknown, late"]++
-		w.after(w.rng.Int64N(500e6), swap)
-		return
-	}
-	w.once(nil, swap)
-}
-
-// put stores a configuration; whoever watches sees it.
-func (w *simWorld) put(cfg *replication.Config) {
-	w.cfg, w.rev = cfg.Clone(), w.rev+1
-	seen := w.cfg
-	for _, n := range w.nodes {
-		w.once(n, func() {
-			if n.up && n.coord != nil {
-				n.coord.ConfigSeen(w.now, seen)
-				n.drainCoord()
-			}
-		})
-	}
-}
-
-func (w *simWorld) inSync() (s []replication.NodeID) {
-	for _, n := range w.nodes {
-		if w.cfg.InISR(n.rid) {
-			s = append(s, n.id)
-		}
-	}
-	return s
-}
-
-// drainRep carries out what the replica asks for.
-func (n *simNode) drainRep() {
-	w, rep, life := n.w, n.rep, n.life
-	r := rep.Ready()
-	alive := func() bool { return n.up && n.life == life }
-	for _, io := range r.IO {
-		w.checkSubmit(n, io)
-		n.flight = append(n.flight, io)
-		var do func()
-		do = func() {
-			switch {
-			case !alive():
-			case n.disk.hung:
-				n.disk.stuck = append(n.disk.stuck, do)
-			default:
-				n.flight = slices.DeleteFunc(n.flight, func(o *LocalIO) bool { return o == io })
-				data, err := n.disk.do(w, io)
-				rep.IODone(io, data, nil, err)
-				n.drainRep()
-			}
-		}
-		w.once(n, do)
-	}
-	for _, s := range r.Send {
-		if conn := n.conns[s.Conn]; conn != nil {
-			msg := s.Msg
-			w.trace("%s <- %s %s", conn.coord.id, n.id, describe(&msg))
-			w.later(conn.back, func() { conn.answer(&msg) })
-		}
-	}
-	for _, p := range r.Replies {
-		if f := n.ctl[p.ID]; f != nil {
-			delete(n.ctl, p.ID)
-			f(p.Result)
-		}
-	}
-	for _, id := range r.Close {
-		if conn := n.conns[id]; conn != nil {
-			delete(n.conns, id)
-			conn.closeBack()
-		}
-	}
-	if r.Persist != nil {
-		m := *r.Persist
-		w.once(n, func() {
-			if alive() {
-				w.checkPersist(n, &m)
-				n.disk.meta = m
-				if m.Clean {
-					n.disk.unclean = false
-				}
-				rep.PersistDone(nil)
-				n.drainRep()
-			}
-		})
-	}
-	if r.Faulted {
-		w.seen["replica faulted"]++
-		w.checkSolid(true)
-	}
-	rep.Advance()
-}

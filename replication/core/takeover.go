@@ -171,6 +171,10 @@ func (c *Coordinator) seal() {
 	c.sealUntil = c.now + c.o.SealTimeout
 	c.lossUntil = c.now + c.o.LossyTimeout
 	c.startRound(c.isr, c.sealRequest, func(i int, r ControlResult) bool {
+		c.rolledBack &^= bit(i)
+		if r.Seal != nil && r.Seal.Status == replication.StatusEpoch {
+			c.rolledBack |= bit(i)
+		}
 		if r.Seal == nil || r.Seal.Status != replication.StatusOK || r.Seal.State == replication.MemberFaulted {
 			return false
 		}
@@ -216,7 +220,7 @@ func (c *Coordinator) sealed() (s mask, ok bool) {
 	return s, true
 }
 
-// prepare is step 5. The set of missing members is absolute.
+// prepare is step 5. The request names all missing members.
 func (c *Coordinator) prepare(s mask) {
 	c.stage = stagePreparing
 	c.sealUntil = c.now + c.o.SealTimeout
@@ -270,8 +274,12 @@ func (c *Coordinator) serve() {
 	c.round, c.change = nil, nil
 	if c.isr&(c.isr-1) != 0 {
 		for i := range c.m {
-			if c.isr.has(i) {
-				c.markActive(c.reconcile, c.seals[i])
+			if !c.isr.has(i) {
+				continue
+			}
+			c.markActive(c.reconcile, c.seals[i])
+			if c.seals[i].LogLost {
+				c.event(Event{Kind: EventLogLost, Replica: c.m[i].id})
 			}
 		}
 	}
@@ -285,6 +293,9 @@ func (c *Coordinator) serve() {
 	for i, m := range c.m {
 		if c.isr.has(i) && !m.usable {
 			c.requestEvict(i, domainClosed) // closed during the takeover
+		}
+		if c.isr.has(i) && !m.up {
+			c.requestEvict(i, suspected)
 		}
 	}
 	c.lastFlush, c.wroteSeq = c.now, true // a flush settles what the activity logs have

@@ -3,6 +3,9 @@ package volume
 import (
 	"context"
 	"fmt"
+	"maps"
+	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,12 +24,13 @@ import (
 // testCluster is a few nodes in this process: real managers, memory for disks,
 // kvdb and network.
 type testCluster struct {
-	t     *testing.T
-	net   *transporttest.Net
-	kv    *testConfigs
-	nodes []*testNode
-	vol   replication.VolumeID
-	down  sync.Map // replication.DomainID -> bool: not usable
+	t      *testing.T
+	net    *transporttest.Net
+	kv     *testConfigs
+	nodes  []*testNode
+	vol    replication.VolumeID
+	down   sync.Map // replication.DomainID -> bool: not usable
+	drains sync.Map // replication.DomainID -> bool: not to be kept
 
 	sessions atomic.Int64 // opened between nodes so far
 	open     atomic.Int64 // being opened, or open
@@ -69,7 +73,7 @@ func (k *testConfigs) Swap(_ context.Context, rev uint64, next *replication.Conf
 	defer k.mu.Unlock()
 	switch {
 	case k.down != nil:
-		return 0, k.down
+		return 0, fmt.Errorf("%w: %w", ErrNotSent, k.down)
 	case k.noSwap != nil:
 		return 0, k.noSwap
 	case k.gone || rev != k.rev:
@@ -92,11 +96,17 @@ type testStorage struct {
 	mu     sync.Mutex
 	stored Stored
 	fail   error // of Persist
+
+	crowded atomic.Bool
+	looks   atomic.Int64 // calls of Crowded
 }
 
 func newTestStorage(size int64) *testStorage {
 	mem := blocktest.NewMem(blocktest.MemOptions{Size: size, Async: true})
-	return &testStorage{Device: mem, mem: mem, stored: Stored{Meta: core.ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync, Clean: true}}}
+	return &testStorage{Device: mem, mem: mem, stored: Stored{
+		Meta:  core.ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync, Clean: true},
+		Dirty: make(map[replication.ReplicaID]*core.Bitmap),
+	}}
 }
 
 func (s *testStorage) Stored() (Stored, error) {
@@ -105,20 +115,57 @@ func (s *testStorage) Stored() (Stored, error) {
 	return s.stored, nil
 }
 
-func (s *testStorage) Persist(m core.ReplicaMeta) error {
+func (s *testStorage) Crowded() (bool, error) {
+	defer s.looks.Add(1)
+	return s.crowded.Load(), nil
+}
+
+func (s *testStorage) Persist(p core.Persist) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail != nil {
 		return s.fail
 	}
-	s.stored = Stored{Meta: m, LogLost: !m.Clean}
+	s.keepLocked(p.Maps)
+	if p.Meta != nil {
+		s.stored.Meta = *p.Meta
+		maps.DeleteFunc(s.stored.Dirty, func(q replication.ReplicaID, _ *core.Bitmap) bool { return !slices.Contains(p.Meta.Missing, q) })
+	}
 	return nil
 }
 
-func (s *testStorage) CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error {
+// keepLocked adds to the dirty maps. They are of one process at a time.
+func (s *testStorage) keepLocked(parts []core.MapPart) {
+	dirty := maps.Clone(s.stored.Dirty)
+	for _, p := range parts {
+		m := core.NewBitmap(int(s.Info().Size / replication.ResyncBlock))
+		if dirty[p.Peer] != nil {
+			m.Or(dirty[p.Peer])
+		}
+		for b := p.Bits; b != 0; b &= b - 1 {
+			m.Set(int(p.Region)*replication.RegionSize/replication.ResyncBlock + bits.TrailingZeros64(b))
+		}
+		dirty[p.Peer] = m
+	}
+	s.stored.Dirty = dirty
+}
+
+// ChangeLog stores everything at once.
+func (s *testStorage) ChangeLog(c core.LogChange, done func(error)) {
+	s.mu.Lock()
+	s.stored.Active = slices.DeleteFunc(append(slices.Clone(s.stored.Active), c.Activate...), func(g uint32) bool { return slices.Contains(c.Retire, g) && !slices.Contains(c.Activate, g) })
+	s.stored.LogLost = c.Lost
+	s.mu.Unlock()
+	if done != nil {
+		go done(nil)
+	}
+}
+
+func (s *testStorage) CloseClean(rest core.Rest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stored.LogLost, s.stored.Active, s.stored.Dirty = false, active, dirty
+	s.keepLocked(rest.Maps)
+	s.stored.Active = slices.DeleteFunc(slices.Clone(s.stored.Active), func(g uint32) bool { return slices.Contains(rest.Retire, g) })
 	return nil
 }
 
@@ -142,10 +189,10 @@ type countingPeer struct {
 	c *testCluster
 }
 
-func (p countingPeer) Session(ctx context.Context, v replication.VolumeID) (transport.Conn, error) {
+func (p countingPeer) Session(ctx context.Context) (transport.Conn, error) {
 	p.c.sessions.Add(1)
 	p.c.open.Add(1)
-	conn, err := p.Peer.Session(ctx, v)
+	conn, err := p.Peer.Session(ctx)
 	if err != nil {
 		p.c.open.Add(-1)
 		return nil, err
@@ -206,6 +253,23 @@ func newTestCluster(t *testing.T, size int64) *testCluster {
 	return c
 }
 
+func (c *testCluster) kept(d replication.DomainID) bool {
+	_, drains := c.drains.Load(d)
+	return !drains
+}
+
+// drain has a domain deactivated by plan, or not, as every node sees it.
+func (c *testCluster) drain(d replication.DomainID, drains bool) {
+	if drains {
+		c.drains.Store(d, true)
+	} else {
+		c.drains.Delete(d)
+	}
+	for _, n := range c.nodes {
+		n.m.DomainsChanged()
+	}
+}
+
 func (c *testCluster) usable(d replication.DomainID) bool {
 	_, down := c.down.Load(d)
 	return !down
@@ -216,7 +280,7 @@ func (n *testNode) start() {
 	c := n.c
 	n.m = NewManager(Options{
 		Node: n.id, Domain: n.dom, Boot: n.boot, Instance: replication.NewUUID(), Configs: c.kv, Peers: testPeers{c, n.id},
-		Usable: c.usable, MayAttach: c.usable, Timing: testTiming, Logger: zaptest.NewLogger(c.t).Named(string(n.id)),
+		Usable: c.usable, MayKeep: c.kept, MayAttach: c.usable, Timing: testTiming, Logger: zaptest.NewLogger(c.t).Named(string(n.id)),
 	})
 	c.net.Join(transport.Identity{Cluster: "test", Domain: n.dom, Node: n.id}, n.m)
 	if err := n.m.AddReplica(c.vol, n.rep, n.st); err != nil {
@@ -228,7 +292,7 @@ func (n *testNode) attach() *Volume {
 	n.c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
-	v, err := n.m.Attach(ctx, n.c.vol, AttachOptions{Preempt: true})
+	v, err := n.m.Attach(ctx, n.c.vol, AttachOptions{TakeFrom: n.c.kv.config().Coord})
 	if err != nil {
 		n.c.t.Fatalf("attach on %s: %v", n.id, err)
 	}

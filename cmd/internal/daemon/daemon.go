@@ -171,11 +171,12 @@ func (d *daemon) startTransport(stops *stopper) error {
 		return fmt.Errorf("certificate %s is of %s, but the configuration says %s; issue one with tandemctl pki issue", d.c.TLS.Cert, got, self)
 	}
 	d.late = &lateHandler{}
-	opts := append(d.security.WithLogger(d.lg).ServerOptions(),
+	srv := transport.NewServer(transport.ServerConfig{Handler: d.late, Security: d.security.WithLogger(d.lg), Boot: d.boot, Logger: d.lg})
+	opts := append(srv.ServerOptions(),
 		grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg)),
 		grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 	d.peerSrv = grpc.NewServer(opts...)
-	srv := transport.NewServer(d.peerSrv, transport.ServerConfig{Handler: d.late, Security: d.security, Boot: d.boot})
+	srv.Register(d.peerSrv)
 	d.peers, err = transport.NewPeers(transport.PeersConfig{
 		Security: d.security, Boot: d.boot, BeatInterval: d.c.Replication.BeatInterval,
 		SuspectAfter: d.c.Replication.SuspectTimeout, OnLiveness: d.late.liveness, Logger: d.lg,
@@ -221,6 +222,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		Node: d.node, Domain: d.domain, Boot: d.boot, Instance: replication.NewUUID(), Incarnation: incarnation,
 		Configs: configStore{d.configs}, Peers: d.peers,
 		Usable:    func(n replication.DomainID) bool { return !d.domains.DomainState(string(n)).MustStop() },
+		MayKeep:   func(n replication.DomainID) bool { return d.domains.DomainState(string(n)) != clusterdomain.Draining },
 		MayAttach: func(n replication.DomainID) bool { return d.domains.DomainState(string(n)).MayAttach() },
 		Timing: replvolume.Timing{
 			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Stall: r.StallTimeout,
