@@ -1,12 +1,17 @@
 /* The invariants of docs/design/protocol.md section 4, as far as the model has what they speak of. */
 
-#define LOGGED(r)	(al[r] || loglost[r])
 #define IN(r)		HAS(kisr, r)
 
 /* I4: who is in sync and did not lose power holds every acknowledged write, or a later one. */
 #define I4(r)		(!IN(r) || HAS(gl, r) || HAS(legal, val[r]))
 /* I5: whatever a power cut leaves of it, an in-sync member holds what was flushed, or something later. */
 #define I5(r)		(!IN(r) || !(poss[r] & ~since))
+/* I6: nothing of a term older than the one promised is applied. (NO_I6: to see what a mutation of that leads to.) */
+#ifdef NO_I6
+#define I6(t, r)	true
+#else
+#define I6(t, r)	((t) >= term[r])
+#endif
 /* I12: in-sync members differ only where one of their logs says so. */
 #define I12(a, b)	(!IN(a) || !IN(b) || val[a] == val[b] || LOGGED(a) || LOGGED(b))
 /* I14: what q lacks is marked at every in-sync member, or in their logs, or in q's. */

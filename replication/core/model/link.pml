@@ -9,9 +9,18 @@ end:	do
 		wst[X(c,r)] = 2;
 		check()
 	}
+	:: d_step {	/* the same, when the log is full of other regions and cannot wait: it is declared lost, durably, first */
+		wst[X(c,r)] == 1 && REACH(c, r) && rs[r] == c + 1 && noverflow < NOVERFLOW && !ACTIVE(r) ->
+		noverflow++;
+		loglost[r] = true;
+		lostto[r] = (lostto[r] > SEQ(wvl[X(c,r)]) -> lostto[r] : SEQ(wvl[X(c,r)]));
+		mark(r);
+		wst[X(c,r)] = 2;
+		check()
+	}
 	:: d_step {	/* Replica.IODone */
 		wst[X(c,r)] == 2 ->
-		assert(wtm[X(c,r)] >= term[r] || I6_no_old_term_applied);
+		assert(I6(wtm[X(c,r)], r) || I6_no_old_term_applied);
 		store(r, wvl[X(c,r)]);
 		if
 		:: st[c] == SERVING && wtm[X(c,r)] == tm[c] && wvl[X(c,r)] == wv[c] -> wap[c] = wap[c] | B(r)
@@ -30,8 +39,11 @@ end:	do
 	}
 	:: d_step {	/* a copy; what its kernel does with it is as for a write */
 		cst[X(c,r)] && REACH(c, r) && rs[r] == c + 1 ->
-		assert(ctm[X(c,r)] >= term[r] || I6_no_old_term_applied);
-		touch(r, last[c]);
+		assert(I6(ctm[X(c,r)], r) || I6_no_old_term_applied);
+		if
+		:: isync[r] -> touch(r, last[c])
+		:: else -> mark(r)	/* a joiner logs no copies, see docs/design/0009 */
+		fi;
 		store(r, cvl[X(c,r)]);
 #ifndef M_RECONCILE_NOT_STABLE
 		poss[r] = (cfua[X(c,r)] -> B(val[r]) : poss[r]);

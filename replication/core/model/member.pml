@@ -61,6 +61,7 @@ inline forget_join(c) {
 	k = jq[c] - 1;
 	bk[c] = bk[c] & ~B(k); bo[c] = bo[c] & ~B(k);
 	session_lost(c, k);
+	tell[c] = tell[c] & ~B(k);
 	jq[c] = 0; js[c] = 0; jtodo[c] = false; jfail[c] = false; hd[c] = false
 }
 
@@ -78,7 +79,7 @@ inline die(c) {
 	ha[c] = false; hd[c] = false; dd[c] = false; bk[c] = 0; bo[c] = 0;
 	wv[c] = 0; wtg[c] = 0; wack[c] = 0; wdel[c] = false; wap[c] = 0;
 	ff[c] = false; fdel[c] = false; wrote[c] = false; ftg[c] = 0; fack[c] = 0; fcov[c] = 0; fsn[c] = 0;
-	stb[c] = 0; last[c] = 0;
+	stb[c] = 0; last[c] = 0; tell[c] = 0;
 	if
 	:: ps[c] != 1 -> ps[c] = 0; pk[c] = 0; pe[c] = 0; pis[c] = 0
 	:: else
@@ -102,6 +103,7 @@ inline seal(c, r) {	/* Replica.performSeal */
 	:: else
 	fi;
 	term[r] = tm[c];
+	sdm[r] = dm[r];
 	bk[c] = bk[c] | B(r); bo[c] = bo[c] & ~B(r)
 }
 
@@ -120,10 +122,21 @@ inline open_session(c, r) {	/* Replica.performHello, Coordinator.SessionUp */
 	close_session(r);
 	rs[r] = c + 1;
 	op[c] = op[c] | B(r);
+	tell[c] = (stb[c] > rstab[r] -> tell[c] | B(r) : tell[c]);
 	evr[c] = evr[c] & ~(B(r) & ~WORSE(c))	/* pardon(suspected) */;
 	lostto[r] = (lostto[r] == NEVER -> last[c] : lostto[r]);
 #ifndef M_NO_RESEND
 	resend(c, r)
+#endif
+}
+
+/* With a configuration: what it lost is repaired (by the time that it is in sync) or decided against, unless it lost power
+ * again since it was sealed. The core does without this, and waits for what is settled: see README.md, flaws. */
+inline not_lossy(c, r) {
+#ifdef M_LOSSY_KEPT
+	skip
+#else
+	lossy[r] = lossy[r] && HAS(bo[c], r)
 #endif
 }
 
@@ -168,6 +181,7 @@ end:	do
 	:: d_step {
 		COMMITS(c) && HAS(isr[c], r) && !HAS(got[c], r) && REACH(c, r) && term[r] == tm[c] && ep[c] >= mep[r] ->
 		commit(r, ep[c], isr[c]);
+		not_lossy(c, r);
 		if
 		:: ch[c] == C_DETACHED && !dd[c] -> settled(r)
 		:: else
@@ -237,11 +251,9 @@ end:	do
 #endif
 	/* What is settled everywhere (StableSeq of any message; I13, I19). */
 	:: d_step {
-		LIVE(c, r) && HAS(isr[c], r) && isync[r] && stb[c] > rstab[r] ->
-		rstab[r] = stb[c];
-		loglost[r] = loglost[r] && rstab[r] < lostto[r];
-		lossy[r] = false;
-		retire(r);
+		LIVE(c, r) && HAS(tell[c], r) ->
+		tell[c] = tell[c] & ~B(r);
+		settle(r, stb[c]);
 		check()
 	}
 	/* Join (join.go). */
@@ -257,6 +269,7 @@ end:	do
 	:: d_step {	/* tellJoiner: the configuration, then the maps that it is to keep for others */
 		js[c] == J_TELL && jq[c] == r + 1 && REACH(c, r) && term[r] == tm[c] && ep[c] >= mep[r] ->
 		commit(r, ep[c], isr[c]);
+		not_lossy(c, r);
 		prepare(r, ALL & ~(isr[c] | B(r)));
 		dm[r] = dm[r] | (ALL & ~(isr[c] | B(r)));
 		js[c] = J_CONNECT;

@@ -42,10 +42,20 @@ inline close_session(r) {
 	skip
 }
 
-/* Replica.touch: the log and the maps, before the write is submitted. */
+/* Replica.enter: the log before the write, and the maps. */
 inline touch(r, seq) {
+#ifndef M_NO_LOG
 	al[r] = (al[r] > (seq) + 1 -> al[r] : (seq) + 1);
+#endif
+	mark(r)
+}
+
+inline mark(r) {		/* Replica.mark */
+#ifndef M_MARK_FORGOTTEN
 	dm[r] = dm[r] | miss[r]
+#else
+	skip
+#endif
 }
 
 inline store(r, v) {
@@ -55,61 +65,117 @@ inline store(r, v) {
 
 inline stabilise(r) { poss[r] = B(val[r]) }
 
-/* Replica.retired, Replica.newTerm. */
-#define RETIRED(r)	(al[r] == 1 -> rstab[r] > 0 && rstab[r] >= lostto[r] : al[r] <= rstab[r] + 1)
-
-inline retire(r) {
+/* Replica.settle: numbers up to s are settled everywhere. A region leaves the log at once here, which is the worst case. */
+inline settle(r, s) {
+	rstab[r] = s;
 	if
-	:: al[r] && RETIRED(r) -> al[r] = 0
+#ifdef M_JOINER_FORGETS_OLD
+	:: true ->
+#else
+	:: isync[r] ->
+#endif
+		lossy[r] = false;
+		if
+		:: rstab[r] >= lostto[r] ->
+			old[r] = false;
+			if
+			:: loglost[r] -> loglost[r] = false; sdm[r] = dm[r]
+			:: else
+			fi
+		:: else
+		fi;
+#ifdef M_TELL_AGAIN_EARLY
+		loglost[r] = false
+#endif
 	:: else
-	fi
+	fi;
+	if
+#ifdef M_RETIRE_UNSETTLED
+	:: al[r] ->
+#else
+	:: al[r] && al[r] <= rstab[r] + 1 ->
+#endif
+		al[r] = 0
+	:: else
+	fi;
+#ifndef M_RETIRE_UNSAVED
+	sdm[r] = (ACTIVE(r) -> sdm[r] : dm[r])	/* I13: before it leaves */
+#endif
 }
 
-inline new_term(r) {
-	al[r] = (al[r] -> 1 : 0);	/* what is retired is 0 already */
+inline new_term(r) {		/* Replica.newTerm */
+#ifdef M_TERM_FORGETS_LOG
+	old[r] = false;
+#else
+	old[r] = ACTIVE(r);
+#endif
+	al[r] = 0;
 	rstab[r] = 0;
 	lostto[r] = 0
 }
 
-/* Replica.setMissing: nm is the new set, all that is new in it and was not in sync is marked. */
-inline prepare(r, nm) {		/* Replica.performPrepare */
+/* Replica.performPrepare: members are added, none is dropped, for it may have been overtaken by the COMMIT of what it prepares. */
+inline prepare(r, nm) {
 	m = (nm) & ~miss[r];
-	dm[r] = (dm[r] & (nm)) | (m & ~misr[r]);
+#ifdef M_PREPARE_REPLACES
+	dm[r] = dm[r] & (nm);
 	miss[r] = nm;
+#else
+	miss[r] = miss[r] | (nm);
+#endif
+#ifdef M_JOINER_MAP_FROM_LOG
+	dm[r] = dm[r] | (m & ~misr[r]);
+#else
+	dm[r] = dm[r] | (isync[r] -> m & ~misr[r] : m);
+#endif
 #ifndef M_NO_DIRTY_SNAPSHOT
 	if
 	:: LOGGED(r) -> dm[r] = dm[r] | (nm)
 	:: else
-	fi
+	fi;
 #endif
+	sdm[r] = dm[r]
 }
 
-inline commit(r, epoch, set) {	/* Replica.performCommit */
+/* Replica.performCommit: exactly the maps of those that are not in sync; none if it is not in sync itself. */
+inline commit(r, epoch, set) {
 	mep[r] = epoch;
 	misr[r] = set;
 	isync[r] = HAS(set, r);
 	if
-	:: HAS(set, r) ->
-		m2 = ALL & ~(set);
-		dm[r] = (dm[r] & m2) | (m2 & ~miss[r]);
-		miss[r] = m2
-	:: else
-	fi
+	:: isync[r] ->
+		m = ALL & ~(set);
+#ifdef M_COMMIT_MAP_EMPTY
+		dm[r] = dm[r] & m;
+#else
+		dm[r] = (dm[r] & m) | (m & ~miss[r]);
+#endif
+		miss[r] = m
+	:: else ->
+#ifndef M_MAP_OUTLIVES_SYNC
+		dm[r] = 0; miss[r] = 0;
+#endif
+		skip
+	fi;
+	sdm[r] = dm[r]
 }
 
-inline settled(r) {		/* the same, of a detach that flushed everything */
-	al[r] = 0; loglost[r] = false; lossy[r] = false
+inline settled(r) {		/* Replica.forgetAll, of a detach that flushed everything */
+	al[r] = 0; old[r] = false; loglost[r] = false; lossy[r] = false
 }
 
-/* The process of the replica is gone; its log and its maps with it (backed.Stored, NewReplica). */
+/* The process of the replica is gone, and a new one reads what is stored (NewReplica). */
 inline gone(r) {
 	close_session(r);
 	up = up & ~B(r);
-	al[r] = 0; rstab[r] = 0; lostto[r] = NEVER;
-	dm[r] = miss[r];
-#ifndef M_LOG_LOST_FORGOTTEN
-	loglost[r] = true
+#ifdef M_WRITE_BEFORE_LOGGED
+	old[r] = old[r] && !al[r];
+#else
+	old[r] = ACTIVE(r);
 #endif
+	al[r] = 0; rstab[r] = 0; lostto[r] = NEVER;
+	dm[r] = (LOGGED(r) -> miss[r] : sdm[r]);
+	sdm[r] = dm[r]
 }
 
 inline lose(r, v) {

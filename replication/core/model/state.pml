@@ -5,16 +5,16 @@
 #define NREP 2		/* replicas */
 #endif
 #ifndef NW
-#define NW 2		/* writes of the consumer */
+#define NW 1		/* writes of the consumer */
 #endif
 #ifndef NATT
-#define NATT 2		/* attachments */
+#define NATT 1		/* attachments */
 #endif
 #ifndef NDIE
-#define NDIE 1		/* of them, killed */
+#define NDIE 0		/* of them, killed */
 #endif
 #ifndef NCUT
-#define NCUT 1		/* links cut */
+#define NCUT 0		/* links cut */
 #endif
 #ifndef NKILL
 #define NKILL 0		/* replica processes killed */
@@ -27,6 +27,12 @@
 #endif
 #ifndef NDETACH
 #define NDETACH 0	/* orderly detaches */
+#endif
+#ifndef NOVERFLOW
+#define NOVERFLOW 0		/* writes that find the activity log full of other regions */
+#endif
+#ifndef NFLUSH
+#define NFLUSH 0	/* flushes at any time; more of them when nothing else can happen */
 #endif
 #ifndef NLATE
 #define NLATE 0		/* control requests that arrive (again) late */
@@ -63,13 +69,17 @@ byte term[NREP];
 byte mep[NREP] = 1, misr[NREP] = ALL, miss[NREP];	/* epoch, in-sync set, missing members, as told */
 bool isync[NREP] = true;	/* its state is IN_SYNC */
 bool lossy[NREP];
-/* volatile: */
+bool old[NREP];		/* the region is in its activity log, since an earlier term or process */
+bool loglost[NREP];	/* the log says that it does not tell */
+byte sdm[NREP];		/* dirty maps, as stored */
+/* Volatile, or made durable together with what depends on it: */
 byte up = ALL;
 byte rs[NREP];		/* session: 0 none, else 1 + coordinator */
-byte al[NREP];		/* activity log of the region: 0 inactive, 1 from before this term, else number of the last write + 1 */
+byte al[NREP];		/* the region is in its log (durably, I11), since a write of this term: 1 + number of the last */
 byte rstab[NREP];	/* all writes up to this number are settled */
 byte lostto[NREP];	/* numbers up to this may have been used before this process */
-bool loglost[NREP];
+#define ACTIVE(r)	(al[r] || old[r])
+#define LOGGED(r)	(ACTIVE(r) || loglost[r])
 byte dm[NREP];		/* dirty maps: the members that may lack the block */
 
 /* Data messages from c to r: 0 none, 1 on the way, 2 in the kernel, 3 answer on the way. */
@@ -124,6 +134,7 @@ bool wdel[2];				/* it is acknowledged */
 bool ff[2], fdel[2], wrote[2];		/* a flush in flight; acknowledged; something to flush */
 byte ftg[2], fack[2], fcov[2];
 byte stb[2], last[2];			/* all writes up to this number are settled; the last number used */
+byte tell[2];				/* members that have not been told yet what the last flush settled */
 byte cp[2], cpt[2], csrc[2];		/* copy under way: 1 to the joiner, 2 reconcile; who has not answered; source */
 bool cpf[2];
 #define J(c)		(B(jq[c]) >> 1)
@@ -158,7 +169,7 @@ byte fsn[2];		/* legal when the flush in flight was sent, and what was written s
 byte frep[2];		/* the in-sync set when it was replaced */
 byte wap[2];		/* members that applied the write in flight */
 byte gl;		/* members that lost power and have not been repaired */
-byte nw, natt, ndie, ncut, nkill, npower, nfence, ndetach, nlate;	/* used up */
+byte nw, natt, ndie, ncut, nkill, npower, nfence, ndetach, noverflow, nflush, nlate;	/* used up */
 hidden byte i, k, m, m2;
 
 /* Names for the checker's messages: always 0. */

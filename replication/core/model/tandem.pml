@@ -5,6 +5,7 @@
 #include "member.pml"
 #include "link.pml"
 #include "coordinator.pml"
+#include "pace.pml"
 
 /* The kvdb: a compare-and-set takes effect at any time after it was sent, once, or never; the answer is heard of later. */
 proctype kvdb(byte c) {
@@ -97,7 +98,7 @@ proctype rest() {
 	fi
 }
 
-init {
+init priority 4 {
 	atomic {
 		for (i : 0 .. NREP - 1) {
 			poss[i] = 1
@@ -111,17 +112,19 @@ init {
 		}
 #endif
 		for (k : 0 .. 1) {
-			run coordinator(k);
-			run kvdb(k);
+			run coordinator(k) priority 3;
+			run pace(k) priority 2;
+			run background(k) priority 1;
+			run kvdb(k) priority 2;
 			for (i : 0 .. NREP - 1) {
-				run member(k, i);
-				run link(k, i)
+				run member(k, i) priority 2;
+				run link(k, i) priority 2
 			}
 		}
 		for (i : 0 .. NREP - 1) {
-			run faults(i)
+			run faults(i) priority 2
 		}
-		run late();
-		run rest()
+		run late() priority 2;
+		run rest() priority 1
 	}
 }
