@@ -12,6 +12,6 @@
 	sub(/^.*\(state [0-9]+\)\t\[/, "", what); sub(/\]$/, "", what)
 	if (pid == 0) next
 	if (n != last) { if (line != "") print line; line = sprintf("%5s %-16s %-20s", n, who[pid], at); last = n }
-	if (what !~ /^(\(|else|assert|!)/ && what !~ /^(i|k|m|m2) = /) line = line " " what ";"
+	if (what !~ /^(\(|else|assert|!|sub-sequence|\.\(|goto|IF$|DO$|break)/ && what !~ /^(i|k|m|m2) = /) line = line " " what ";"
 }
 END { print line }
