@@ -74,6 +74,11 @@ sim: ## the replication core in a simulated world, 20,000 seeds (SEED=s one seed
 mutants: ## break one rule of the replication core at a time and see what catches it (up to an hour; MUTANT=regexp for some)
 	$(GO) test -tags mutants -run TestMutants -v -timeout 120m ./replication/core $(if $(MUTANT),-mutant.only='$(MUTANT)')
 
+.PHONY: model
+model: ## check the Promela model of the core with spin, and that each of its mutations fails (MODEL='name ...' for some)
+	@deploy/hack/deps.sh model
+	@deploy/hack/model.sh $(MODEL)
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 	@deploy/hack/fuzz.sh $(FUZZTIME)

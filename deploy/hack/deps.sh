@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages whose programs the tests, the demo and the benchmark drive, those that are missing only.
 #
-#   deps.sh [--optional] [test|demo|bench]     (default: test)
+#   deps.sh [--optional] [test|demo|bench|model]     (default: test)
 #
 # Without root, or where apt-get is not to be had, one line says what is missing; that is an error unless --optional.
 set -euo pipefail
@@ -23,13 +23,18 @@ bench=(
 	/usr/bin/fio                             fio
 	/usr/bin/nbdkit                          nbdkit
 )
+model=(
+	/usr/bin/spin                            spin
+	/usr/bin/gcc                             gcc
+)
 case $for_what in
 demo)  want=("${demo[@]}") ;;
 bench) want=("${demo[@]}" "${bench[@]}") ;;
+model) want=("${model[@]}") ;;
 test)  want=("${demo[@]}" "${bench[@]}"
 	/usr/bin/qemu-img                        qemu-utils
 	/usr/sbin/mkfs.ext4                      e2fsprogs) ;;
-*)     echo "deps.sh: unknown set '$for_what' (test, demo or bench)" >&2; exit 2 ;;
+*)     echo "deps.sh: unknown set '$for_what' (test, demo, bench or model)" >&2; exit 2 ;;
 esac
 
 missing=()
