@@ -17,6 +17,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -X main.version=$(VERSION)
 
 KVDB     ?= raft
+ROUNDS   ?= 6
 FUZZTIME ?= 20s
 PKG      ?= ./...
 
@@ -65,6 +66,14 @@ test: deps build ## everything but fuzzing and benchmarks (installs what it need
 .PHONY: test-race
 test-race: deps build ## the same under the race detector
 	$(GO) test -count=1 -race -timeout 40m $(PKG)
+
+# Nothing is asked of the machine but root, for network devices: qemu does without virtualisation.
+.PHONY: test-vm
+test-vm: ## cut the power of two sites on a real kernel, in qemu (ROUNDS=6 SEED=another each time; some minutes)
+	@deploy/hack/deps.sh vm
+	@[[ -w /dev/net/tun ]] || { echo "missing: /dev/net/tun, writable (root), for the network of the machines"; exit 1; }
+	@kernel=$$(deploy/hack/kernel.sh $(CURDIR)/.cache/vm); \
+	$(GO) test -count=1 -tags vm -v -timeout 4h -run 'TestPower|TestDisk$$' ./deploy/vm -kernel "$$kernel" -rounds $(ROUNDS) $(if $(SEED),-seed $(SEED)) $(VMFLAGS)
 
 .PHONY: mutants
 mutants: ## break one rule of the replication core at a time and see what catches it (up to an hour; MUTANT=regexp for some)
