@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -74,8 +75,8 @@ func TestCutTogether(t *testing.T) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			for i := byte(1); ; i++ {
-				p[0] = i
+			for i := uint32(1); ; i++ {
+				binary.LittleEndian.PutUint32(p, i)
 				for _, d := range []*Disk{first, second} {
 					if block.WriteAt(d, p, 0, 0) != nil || block.Flush(d) != nil {
 						return
@@ -84,14 +85,11 @@ func TestCutTogether(t *testing.T) {
 				if i == 5 {
 					close(going)
 				}
-				if i == 255 {
-					i = 6
-				}
 			}
 		}()
 		<-cut
 		a, b := stable(t, first), stable(t, second)
-		if a != b && a != b+1 && (a != 7 || b != 255) {
+		if a != b && a != b+1 {
 			t.Errorf("seed %d: %d is on the first disk, %d on the second, which is written later", seed, a, b)
 		}
 		for _, d := range []*Disk{first, second} {
@@ -103,14 +101,14 @@ func TestCutTogether(t *testing.T) {
 	}
 }
 
-// stable reads the first byte of a dark disk.
-func stable(t *testing.T, d *Disk) byte {
+// stable reads the number on a dark disk.
+func stable(t *testing.T, d *Disk) uint32 {
 	t.Helper()
 	p := make([]byte, block.SectorSize)
 	if err := block.ReadAt(d.lines.mem, p, 0); err != nil {
 		t.Fatal(err)
 	}
-	return p[0]
+	return binary.LittleEndian.Uint32(p)
 }
 
 // TestDark wants nothing done and nothing answered without power, and what is left readable with power again.

@@ -8,8 +8,8 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// Network is a bridge on the host with a tap device for each machine. Names carry
-// the caller's process id.
+// Network is a bridge on the host with a tap device for each machine. Names and
+// addresses follow from the caller's process id: two runs are not in each other's way.
 type Network struct{ name string }
 
 // NewNetwork makes the network; u takes it down. Needs root, ip(8) and /dev/net/tun.
@@ -54,7 +54,9 @@ func (n *Network) Tap(i int) string { return fmt.Sprintf("%st%d", n.name, i) }
 func (n *Network) MAC(i int) string { return fmt.Sprintf("52:54:00:74:6d:%02x", 16+i) }
 
 // Host is the host's address, from the range for tests of networks (RFC 2544).
-func (n *Network) Host() string { return "198.18.79.1" }
+func (n *Network) Host() string { return n.address(1) }
 
 // Address is the i-th machine's.
-func (n *Network) Address(i int) string { return fmt.Sprintf("198.18.79.%d", 10+i) }
+func (n *Network) Address(i int) string { return n.address(10 + i) }
+
+func (n *Network) address(last int) string { return fmt.Sprintf("198.19.%d.%d", os.Getpid()%256, last) }
