@@ -33,6 +33,9 @@ const (
 	poolSize   = 1 << 30   // of the disk with the replicas; XFS wants 300 MiB
 )
 
+// waitLimit is how long anything may take: far longer than it does, on a machine that others use as well.
+const waitLimit = 10 * time.Minute
+
 var nodes = []string{"a1", "b1"} // the machines
 
 // cluster is two machines and a witness. Its methods fail the test.
@@ -263,7 +266,7 @@ func (c *cluster) cutPower(t *testing.T, l Loss, names ...string) {
 // order has the agent of a node do something.
 func (c *cluster) order(t *testing.T, node string, q order.Request) order.Line {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), waitLimit)
 	defer cancel()
 	line, err := c.machines[node].Ask(ctx, q)
 	if err != nil {
@@ -304,7 +307,7 @@ func (c *cluster) until(t *testing.T, what string, within time.Duration, cond fu
 // online waits until a node is registered, with its pool.
 func (c *cluster) online(t *testing.T, node string) {
 	t.Helper()
-	c.until(t, node+" is online", time.Minute, func() (bool, error) {
+	c.until(t, node+" is online", waitLimit, func() (bool, error) {
 		out, err := c.look(t, "cluster", "list", "-o", "json")
 		if err != nil {
 			return false, err
@@ -334,7 +337,7 @@ func (c *cluster) attach(t *testing.T, node, volume string) string {
 	var a struct {
 		Path string `json:"path"`
 	}
-	c.until(t, "attach "+volume+" on "+node, 2*time.Minute, func() (bool, error) {
+	c.until(t, "attach "+volume+" on "+node, waitLimit, func() (bool, error) {
 		out, err := c.ctl(t, node, "--timeout", "60s", "host", "attach", volume, "-o", "json")
 		if err != nil {
 			return false, err
@@ -367,7 +370,7 @@ func (c *cluster) replicas(t *testing.T, volume string) (map[string]lab.ReplicaV
 // inSync waits until the replicas of these nodes, and of no others, are in sync.
 func (c *cluster) inSync(t *testing.T, volume string, want ...string) {
 	t.Helper()
-	c.until(t, fmt.Sprintf("%s is in sync on %v", volume, want), 3*time.Minute, func() (bool, error) {
+	c.until(t, fmt.Sprintf("%s is in sync on %v", volume, want), waitLimit, func() (bool, error) {
 		rs, err := c.replicas(t, volume)
 		if err != nil {
 			return false, err

@@ -55,8 +55,8 @@ func NewMachine(s MachineSpec) *Machine {
 // console is where the kernel and the agent write before there is anything better.
 func (m *Machine) console() string { return filepath.Join(m.Work, m.Name+".console") }
 
-// bootLimit is how long a machine may take until its agent answers: some seconds, and many times that where others compute too.
-const bootLimit = 2 * time.Minute
+// bootLimit is how long a machine may take until its agent answers: some seconds, and many times that where it is not given a processor.
+const bootLimit = 10 * time.Minute
 
 // Boot switches the machine on and returns when its agent answers.
 func (m *Machine) Boot(ctx context.Context, u *lab.Undo) error {

@@ -116,7 +116,7 @@ func (p *power) write(t *testing.T, raw string) {
 func (p *power) confirmed(t *testing.T, n int) {
 	t.Helper()
 	first, _, _ := p.blocks.Confirms()
-	limit := time.After(2 * time.Minute)
+	limit := time.After(waitLimit)
 	for {
 		now, failed, more := p.blocks.Confirms()
 		if failed != "" {
@@ -128,7 +128,7 @@ func (p *power) confirmed(t *testing.T, n int) {
 		select {
 		case <-more:
 		case <-limit:
-			t.Fatalf("%d of %d writes are confirmed after two minutes", now-first, n)
+			t.Fatalf("%d of %d writes are confirmed after %v", now-first, n, waitLimit)
 		}
 	}
 }
