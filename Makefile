@@ -17,7 +17,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -X main.version=$(VERSION)
 
 KVDB     ?= raft
-ROUNDS   ?= 6
+ROUNDS   ?= 4
 FUZZTIME ?= 20s
 PKG      ?= ./...
 
@@ -69,7 +69,7 @@ test-race: deps build ## the same under the race detector
 
 # Nothing is asked of the machine but root, for network devices: qemu does without virtualisation.
 .PHONY: test-vm
-test-vm: ## cut the power of two sites on a real kernel, in qemu (ROUNDS=6 SEED=another each time; some minutes)
+test-vm: ## cut the power of two sites on a real kernel, in qemu (ROUNDS=4 SEED=another each time; some minutes)
 	@deploy/hack/deps.sh vm
 	@[[ -w /dev/net/tun ]] || { echo "missing: /dev/net/tun, writable (root), for the network of the machines"; exit 1; }
 	@kernel=$$(deploy/hack/kernel.sh $(CURDIR)/.cache/vm); \

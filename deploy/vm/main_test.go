@@ -17,7 +17,7 @@ import (
 
 var (
 	seedFlag   = flag.Uint64("seed", 0, "seed of what is random; 0: another one each time, printed")
-	roundsFlag = flag.Int("rounds", 8, "power cuts on XFS; a quarter as many on ext4")
+	roundsFlag = flag.Int("rounds", 4, "power cuts on XFS; a quarter as many on ext4")
 	kernelFlag = flag.String("kernel", "", "directory with the unpacked package of Debian's cloud kernel")
 	keepFlag   = flag.Bool("keep", false, "leave the directories of the clusters, with all logs, for a look")
 

@@ -76,7 +76,7 @@ func (p *power) plan(last bool) cut {
 	} else { // the other site alone may be all that is in sync
 		x.victims = [][]string{both, home}[p.rng.IntN(2)]
 	}
-	x.kept = []int{0, 100, 50, 1 + p.rng.IntN(99)}[p.rng.IntN(4)]
+	x.kept = []int{0, 0, 100, 50, 1 + p.rng.IntN(99)}[p.rng.IntN(5)]
 	return x
 }
 
@@ -149,14 +149,20 @@ func (p *power) round(t *testing.T, i int, x cut) {
 		p.blocks.Ended(len(x.victims) == 2 || !p.synced)
 		p.files.Ended()
 	}
-	p.on(t, x.victims...)
-	up := since(at)
 	said := ""
+	defer func() {
+		if t.Failed() {
+			said += fmt.Sprintf("; FAILED, SEED=%d", p.seed)
+		}
+		say("%s round %d: %v lost power after %d writes (%d in all), %d %% of the unflushed kept%s", p.fs, i+1, x.victims, x.writes, total, x.kept, said)
+	}()
+	p.on(t, x.victims...)
+	said = fmt.Sprintf("; up after %v", since(at))
 	var raw, tree string
 	switch {
 	case coordinator:
 		raw, tree = p.attach(t, p.home, rawVolume), p.attach(t, p.home, treeVolume)
-		said = fmt.Sprintf(", serving after %v", since(at))
+		said += fmt.Sprintf(", serving after %v", since(at))
 		p.ask(t, order.Request{Op: order.Mount, Device: tree, Path: mountPoint, FS: "xfs"}) // replays its log
 		if !x.check {
 			p.write(t, raw)
@@ -171,8 +177,6 @@ func (p *power) round(t *testing.T, i int, x cut) {
 		said += p.check(t, raw, tree, at)
 		p.next(t)
 	}
-	say("%s round %d: %v lost power after %d writes (%d in all), %d %% of the unflushed kept; up after %v%s",
-		p.fs, i+1, x.victims, x.writes, total, x.kept, up, said)
 }
 
 // check reads everything, as soon as it can be read, waits until the replicas are in sync, and compares them with nobody there.
