@@ -286,9 +286,9 @@ func (c *cluster) look(t *testing.T, args ...string) (string, error) {
 }
 
 // until polls cond for what is seen in the cluster's state only.
-func (c *cluster) until(t *testing.T, what string, within time.Duration, cond func() (bool, error)) {
+func (c *cluster) until(t *testing.T, what string, cond func() (bool, error)) {
 	t.Helper()
-	err := lab.Until(t.Context(), what, within, 200*time.Millisecond, func() (bool, error) {
+	err := lab.Until(t.Context(), what, waitLimit, 200*time.Millisecond, func() (bool, error) {
 		for _, m := range c.machines {
 			if err := m.Died(); err != nil {
 				return false, lab.Final(err)
@@ -307,7 +307,7 @@ func (c *cluster) until(t *testing.T, what string, within time.Duration, cond fu
 // online waits until a node is registered, with its pool.
 func (c *cluster) online(t *testing.T, node string) {
 	t.Helper()
-	c.until(t, node+" is online", waitLimit, func() (bool, error) {
+	c.until(t, node+" is online", func() (bool, error) {
 		out, err := c.look(t, "cluster", "list", "-o", "json")
 		if err != nil {
 			return false, err
@@ -337,7 +337,7 @@ func (c *cluster) attach(t *testing.T, node, volume string) string {
 	var a struct {
 		Path string `json:"path"`
 	}
-	c.until(t, "attach "+volume+" on "+node, waitLimit, func() (bool, error) {
+	c.until(t, "attach "+volume+" on "+node, func() (bool, error) {
 		out, err := c.ctl(t, node, "--timeout", "60s", "host", "attach", volume, "-o", "json")
 		if err != nil {
 			return false, err
@@ -370,7 +370,7 @@ func (c *cluster) replicas(t *testing.T, volume string) (map[string]lab.ReplicaV
 // inSync waits until the replicas of these nodes, and of no others, are in sync.
 func (c *cluster) inSync(t *testing.T, volume string, want ...string) {
 	t.Helper()
-	c.until(t, fmt.Sprintf("%s is in sync on %v", volume, want), waitLimit, func() (bool, error) {
+	c.until(t, fmt.Sprintf("%s is in sync on %v", volume, want), func() (bool, error) {
 		rs, err := c.replicas(t, volume)
 		if err != nil {
 			return false, err

@@ -43,7 +43,7 @@ func TestDisk(t *testing.T) {
 	p.inSync(t, rawVolume, nodes...)
 	at := time.Now()
 	cure := p.pool(p.away).FailFlushes()
-	p.until(t, "the replica is FAULTED", waitLimit, func() (bool, error) {
+	p.until(t, "the replica is FAULTED", func() (bool, error) {
 		rs, err := p.replicas(t, rawVolume)
 		if err != nil {
 			return false, err
