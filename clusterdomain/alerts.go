@@ -123,7 +123,7 @@ func poolAlert(n Node, p Pool, add addAlert) {
 	used, res := p.UsedPercent(), "pool/"+p.UUID
 	switch {
 	case used >= PoolEvictPercent:
-		add(AlertPoolCritical, Alarm, res, "pool %s on node %s is %d %% full: its replicas leave the in-sync set", p.Path, n.Name, used)
+		add(AlertPoolCritical, Alarm, res, "pool %s on node %s is %d %% full: a replica whose write finds no space there is evicted; free space", p.Path, n.Name, used)
 	case used >= PoolFullPercent:
 		add(AlertPoolFull, Alarm, res, "pool %s on node %s is %d %% full: it takes no new replicas", p.Path, n.Name, used)
 	case used >= PoolWarnPercent:

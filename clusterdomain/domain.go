@@ -114,7 +114,7 @@ type Pool struct {
 const (
 	PoolWarnPercent  = 80 // an alert
 	PoolFullPercent  = 85 // no new replicas
-	PoolEvictPercent = 97 // replicas leave the in-sync set by themselves
+	PoolEvictPercent = 97 // an alarm: a replica whose write finds no space is evicted
 )
 
 // UsedPercent is how full the pool is, rounded down; 100 if its size is not known.

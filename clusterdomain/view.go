@@ -30,7 +30,8 @@ func (v *View) Domain(name string) (Domain, bool) {
 	return v.Domains[i], true
 }
 
-// State is the state of a domain, "" if there is no such domain; no State method permits anything to that.
+// State is the state of a domain, "" if it is not known: nothing is attached or placed in that one, and
+// nothing in it is stopped.
 func (v *View) State(domain string) State {
 	d, _ := v.Domain(domain)
 	return d.State

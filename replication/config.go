@@ -22,7 +22,7 @@ const (
 	MemberInSync  MemberState = "IN_SYNC"
 	MemberStale   MemberState = "STALE"   // lacks writes; may be resynced
 	MemberSyncing MemberState = "SYNCING" // being resynced; inconsistent, never read
-	MemberFaulted MemberState = "FAULTED" // its disk failed; resynced in full after an operator's reset
+	MemberFaulted MemberState = "FAULTED" // its disk failed; an operator replaces it
 )
 
 // Protection says what happens to writes when a replica is out of reach.

@@ -27,6 +27,7 @@ type SealResult struct {
 	Boot     BootID
 	Instance UUID
 	Lossy    bool     // it lost power since its last flush: completed writes may be missing
+	Crowded  bool     // its pool is nearly full: it should not join
 	LogLost  bool     // it stopped uncleanly: any region may differ from the other replicas
 	Active   []uint32 // regions (RegionSize) whose writes may not be settled; all of them if LogLost
 }

@@ -17,8 +17,9 @@
 //  1. A write is numbered, its checksums are computed over a private copy, and it
 //     waits until nothing overlapping is in flight (I15).
 //  2. It goes to every member of the in-sync set, and to a replica that is being
-//     resynced. Each verifies the checksums, marks the region in its activity log
-//     and the blocks in the dirty maps of the members that are missing, and writes.
+//     resynced. One on another node verifies the checksums of what came over the
+//     network. Each marks the region in its activity log and the blocks in the dirty
+//     maps of the members that are missing, and writes.
 //  3. It is acknowledged when every member of the in-sync set then in force has
 //     written it (I3). It is then in the disks of all of them, perhaps in their
 //     volatile caches: it survives the loss of any replica, and of all processes,

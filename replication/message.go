@@ -74,6 +74,10 @@ const (
 	FlagFUA    MessageFlags = 1 << 0 // request: stable before the ack
 	FlagStable MessageFlags = 1 << 1 // ack: it is stable
 	FlagNoHole MessageFlags = 1 << 2 // zero: keep the space allocated
+
+	// Bits from 8 on may be lost on a peer that does not know them.
+
+	FlagCrowded MessageFlags = 1 << 8 // answer: the replica's pool is nearly full, it asks to leave the in-sync set
 )
 
 // Status says why a MsgNack was sent. The numbers are on the wire: only append.

@@ -94,9 +94,10 @@ const (
 //
 // An outcome that is not known is resolved by looking whether next.ProposalID came into force, and by
 // sending the same change again, until ctx ends. Only then ErrOutcomeUnknown is returned: the change may be in force, or come
-// into force later. The same call may be repeated to find out. Every other error means that the change is not in force and will not be:
+// into force later. The same call may be repeated to find out. ErrNotSent means that the kvdb is out of reach and this call changed nothing, and says nothing of
+// an earlier one. Every other error means that the change is not in force and will not be, whatever became of earlier calls:
 // ErrConflict (another is in force, which may have come on top of this one: Load and decide again), *DomainStateError, ErrIncarnation, ErrInvalidChange,
-// ErrDeleting, ErrNotSent (the kvdb is out of reach), replication.ErrVolumeNotFound.
+// ErrDeleting, replication.ErrVolumeNotFound.
 func (c *Configs) CompareAndSwap(ctx context.Context, rev kvdb.Revision, next *replication.Config, actor replication.DomainID) (kvdb.Revision, error) {
 	s := swap{c: c, rev: rev, next: next, actor: actor}
 	for pause := casPause; ; pause = min(2*pause, casPauseMax) {

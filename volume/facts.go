@@ -66,7 +66,7 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 }
 
 func fact(cfg *replication.Config, name string) arbiter.Volume {
-	v := arbiter.Volume{ID: cfg.Volume.String(), Name: name}
+	v := arbiter.Volume{ID: cfg.Volume.String(), Name: name, Strict: cfg.Protection == replication.MaxProtection}
 	if co := cfg.Coord; co != nil {
 		v.Coordinator = arbiter.Coordinator{Node: string(co.Node), Domain: string(co.Domain)}
 	}

@@ -12,7 +12,8 @@ import (
 
 // AttachOptions say how a volume is to be shown.
 type AttachOptions struct {
-	Frontend string // "" = the node's default
+	Frontend string             // "" = the node's default
+	TakeFrom *replication.Coord // whom it may be taken from, nil if it was detached
 }
 
 // Live is what only a running node knows of a volume.
@@ -24,7 +25,7 @@ type Live struct {
 
 // Stall is why a volume's I/O waits (G7).
 type Stall struct {
-	Cause string // machine-readable: kvdb, need-replica, no-space, ...
+	Cause string // for machines, as the core names it: KVDB, NEED_REPLICA, ...
 	Text  string // what the operator can do
 	Since time.Time
 }
@@ -40,7 +41,7 @@ type Progress struct {
 // Runtime runs volumes on this node.
 type Runtime interface {
 	// Attach shows the volume as a block device here and returns what a consumer opens. Attaching it again
-	// returns the same path. replication.ErrBusy: it is attached elsewhere.
+	// returns the same path. replication.ErrBusy: it is attached elsewhere, by another coordinator than o.TakeFrom.
 	Attach(ctx context.Context, v replication.VolumeID, o AttachOptions) (path string, err error)
 	// Detach ends the showing; a volume that is not attached is no error. frontend.ErrBusy: a consumer has it open.
 	Detach(ctx context.Context, v replication.VolumeID) error
@@ -189,7 +190,11 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	if err := checkAttach(e.Config, s.c.cluster.View(), s.o.Node); err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
 	}
-	path, err := s.o.Runtime.Attach(ctx, e.ID, AttachOptions{Frontend: r.Frontend})
+	o := AttachOptions{Frontend: r.Frontend}
+	if e.Config != nil {
+		o.TakeFrom = e.Config.Coord
+	}
+	path, err := s.o.Runtime.Attach(ctx, e.ID, o)
 	if err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
 	}

@@ -44,7 +44,10 @@ func loadJobs(dir, only string) ([]string, error) {
 	return jobs, nil
 }
 
-const preconditionJob = "precondition"
+const (
+	preconditionJob = "precondition"
+	depth1Job       = "w4k-qd1" // the one whose hops are measured, too
+)
 
 // target is what a job runs on: a file, or an NBD export.
 type target struct {

@@ -93,6 +93,10 @@ func bench(ctx context.Context, o options) (err error) {
 	if err := runner.precondition(ctx, floor); err != nil {
 		return err
 	}
+	hop, err := startClientHop(ctx, work, o.size, &u)
+	if err != nil {
+		return err
+	}
 	t, err := startTandem(ctx, o.bin, work, o.size, &u)
 	if err != nil {
 		return err
@@ -102,7 +106,11 @@ func bench(ctx context.Context, o options) (err error) {
 	}
 	for round := range o.rounds {
 		for _, job := range jobs { // side by side, so that a noisy neighbour hits both
-			for _, on := range []target{floor, t.target} {
+			targets := []target{floor, t.target}
+			if job == depth1Job {
+				targets = append(targets, hop)
+			}
+			for _, on := range targets {
 				m, err := runner.run(ctx, job, on)
 				if err != nil {
 					return err

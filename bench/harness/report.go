@@ -92,10 +92,11 @@ func (r *report) markdown() string {
 	}
 	p("")
 	p("gRPC echo (4 KiB there, 16 bytes back, one stream, no TLS): p50 %.0f µs, p99 %.0f µs.", r.Echo.P50, r.Echo.P99)
-	if i := slices.IndexFunc(r.Jobs, func(j *job) bool { return j.Name == "w4k-qd1" }); i >= 0 {
-		f, t := median(r.Jobs[i].Runs["floor"]), median(r.Jobs[i].Runs["tandem"])
-		p("That and the write to the device is what w4k-qd1 cannot go below while it goes over gRPC: %.0f µs at p50, of which Tandem takes %.2f times.",
-			r.Echo.P50+f.P50, ratio(t.P50, r.Echo.P50+f.P50))
+	if i := slices.IndexFunc(r.Jobs, func(j *job) bool { return j.Name == depth1Job }); i >= 0 {
+		f, h, t := median(r.Jobs[i].Runs["floor"]), median(r.Jobs[i].Runs["hop"]), median(r.Jobs[i].Runs["tandem"])
+		least := h.P50 + r.Echo.P50 + f.P50
+		p("Client hop (the same job on nbdkit's memory plugin, unix socket): p50 %.0f µs. Client hop, echo and the write to the device are what", h.P50)
+		p("%s cannot go below while it goes over gRPC: %.0f µs at p50, of which Tandem takes %.2f times.", depth1Job, least, ratio(t.P50, least))
 	}
 	p("")
 	p("Resync of the whole set after a kill: %.0f MB in %.1f s, %.0f MB/s.", float64(r.Resync.Bytes)/1e6, r.Resync.Seconds, r.Resync.MBps)

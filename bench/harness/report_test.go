@@ -16,15 +16,16 @@ func TestMedianIsARunThatHappened(t *testing.T) {
 }
 
 func TestMarkdownHasEveryJobOnce(t *testing.T) {
-	r := &report{}
+	r := &report{Echo: echo{P50: 100}}
 	for range 3 {
 		for _, name := range []string{"w4k-qd1", "r4k-qd1"} {
 			r.add(name, "floor", measurement{IOPS: 200, P50: 50})
 			r.add(name, "tandem", measurement{IOPS: 100, P50: 100})
 		}
+		r.add("w4k-qd1", "hop", measurement{P50: 10})
 	}
 	text := r.markdown()
-	for _, want := range []string{"| w4k-qd1 | 200 |", "| r4k-qd1 | 200 |", "| 2.00 | 0.50 |"} {
+	for _, want := range []string{"| w4k-qd1 | 200 |", "| r4k-qd1 | 200 |", "| 2.00 | 0.50 |", "160 µs at p50, of which Tandem takes 0.62 times"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}

@@ -14,6 +14,7 @@ type View struct {
 // Volume is what a decision needs to know of a volume.
 type Volume struct {
 	ID, Name    string
+	Strict      bool // max-protection: writes wait while a domain has no in-sync replica
 	Coordinator Coordinator
 	Replicas    []Replica
 	// Unreadable says which of its records cannot be read, "" if all can. Without
@@ -148,6 +149,7 @@ const (
 	StillAttached      Cause = "still-attached"      // it is to be detached, or attached elsewhere
 	LastCopy           Cause = "last-copy"           // no other replica is in sync
 	Unreadable         Cause = "unreadable"          // its configuration cannot be read
+	Protection         Cause = "protection"          // its writes would wait for a replica there
 )
 
 // Blocked is a volume that cannot go on by itself.
@@ -162,7 +164,7 @@ func (b Blocked) Text() string {
 	case NotAttached:
 		return "not attached, so its replica is not resynced: attach it in an active domain"
 	case ReplicaFaulted:
-		return "the disk of its replica failed: replace it with tandemctl volume replica replace"
+		return "the disk of its replica failed: replace the replica (tandemctl volume replica replace)"
 	case CoordinatorOffline:
 		return fmt.Sprintf("attached on node %s, which is offline: bring the node back or attach the volume elsewhere", b.Volume.Coordinator.Node)
 	case CoordinatorFenced:
@@ -173,6 +175,8 @@ func (b Blocked) Text() string {
 		return "its last in-sync replica is here: wait for another to be in sync, or activate the domain again"
 	case Unreadable:
 		return "its configuration in the kvdb cannot be read, so that nobody knows where its data are: " + b.Volume.Unreadable
+	case Protection:
+		return "max-protection: its writes would wait until a replica here is in sync again: detach it first"
 	default:
 		return string(b.Cause)
 	}
@@ -237,6 +241,10 @@ func settleDraining(v View, domain string, vol Volume, accepted bool, p *Progres
 		p.Evict = append(p.Evict, vol)
 	case here && stuck(v, vol) != "":
 		p.Blocked = append(p.Blocked, Blocked{vol, stuck(v, vol)})
+	case here && v.Domains[vol.Coordinator.Domain] == Draining:
+		p.Blocked = append(p.Blocked, Blocked{vol, StillAttached}) // it is to end itself, and evicts nobody by plan
+	case here && vol.Strict:
+		p.Blocked = append(p.Blocked, Blocked{vol, Protection})
 	case here, syncing && stuck(v, vol) == "":
 		p.Waiting = append(p.Waiting, vol)
 	}

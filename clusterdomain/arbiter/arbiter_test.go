@@ -12,7 +12,7 @@ import (
 // TestDecisions runs the scripts of testdata. Commands:
 //
 //	domains        one "name STATE" a line: replaces the view
-//	volumes        one "name [at=node/domain[/offline]] domain:STATE ..." a line; STATE IN_SYNC is in the in-sync set; "name unreadable" has no configuration
+//	volumes        one "name [strict] [at=node/domain[/offline]] domain:STATE ..." a line; STATE IN_SYNC is in the in-sync set; "name unreadable" has no configuration
 //	decide         activate|drain|fence <domain> [accept=a,b]
 //	settle         <domain> [accept=a,b]
 //	sync           <domain>
@@ -89,6 +89,10 @@ func parseVolumes(t *testing.T, d *datadriven.TestData) []Volume {
 		f := strings.Fields(line)
 		v := Volume{ID: f[0] + "-id", Name: f[0]}
 		for _, w := range f[1:] {
+			if w == "strict" {
+				v.Strict = true
+				continue
+			}
 			if at, ok := strings.CutPrefix(w, "at="); ok {
 				p := strings.Split(at, "/")
 				v.Coordinator = Coordinator{Node: p[0], Domain: p[1], Online: len(p) == 2}

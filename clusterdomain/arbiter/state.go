@@ -52,9 +52,6 @@ func (s State) MayDetach() bool { return s == Active || s == Standby || s == Dra
 // MayPlace reports whether a new replica may be placed here.
 func (s State) MayPlace() bool { return s == Active || s == Standby }
 
-// MayServe reports whether replicas here grant sessions to coordinators of other domains.
-func (s State) MayServe() bool { return s != Inactive && s != Fenced }
-
 // MustStop reports whether the coordinators here have to be stopped, their devices
 // killed, and whether replicas elsewhere refuse them.
 func (s State) MustStop() bool { return s == Inactive || s == Fenced }

@@ -22,10 +22,12 @@ func (a *app) hostAttachCommand() *cobra.Command {
 		Use:   "attach VOLUME",
 		Short: "Show a volume as a block device on a node",
 		Long: `Show a volume as a block device on the node whose tandemd is asked, and print what to open: a device like /dev/loop0
-(front end fuseloop) or an NBD URI (front end nbd). Attaching again where it is attached prints the same.
+(front end fuseloop) or an NBD URI (front end nbd). Attaching again where it is attached prints the same. An NBD URI is of
+one attachment: after it has ended, a client that connects again is refused, and the next attach prints another.
 
-A volume is attached on one node at a time. After the loss of that node deactivate its domain with --peer-lost
-first, then attach elsewhere. One that is still being detached on the node is waited for and attached anew.`,
+A volume is attached on one node at a time. When that node is lost, attach elsewhere as soon as it is shown OFFLINE, after
+some ten seconds; if it is cut off and may still be running, deactivate its domain with --peer-lost first. One that is
+still being detached on the node is waited for and attached anew.`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if frontend != "" && frontend != string(config.FrontendFuseLoop) && frontend != string(config.FrontendNBD) {

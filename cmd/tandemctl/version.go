@@ -8,8 +8,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// buildVersion is what the Go tool stamped into the program: a tag, or a pseudo-version of the commit.
+// version is set by the build.
+var version string
+
+// buildVersion is the version that the build set, or else what the Go tool stamped into the program: a tag, or a
+// pseudo-version of the commit.
 func buildVersion() string {
+	if version != "" {
+		return version
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/tandem-storage/tandem/cmd/internal/config"
@@ -47,6 +48,9 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "tandemd:", err)
 		return 2
 	}
+	if _, set := os.LookupEnv("GOMAXPROCS"); !set && runtime.GOMAXPROCS(0) < minProcs {
+		runtime.GOMAXPROCS(minProcs)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := daemon.Run(ctx, c, version, lg); err != nil {
@@ -55,3 +59,9 @@ func run() int {
 	}
 	return 0
 }
+
+// minProcs is the least number of goroutines that may run at once, however few cores there are. Most
+// of what this program does in the kernel (submitting to disks, sending on loopback) takes longer than the 20 us after which the runtime
+// takes a processor away from a system call if somebody waits for it, and then there is none to come back to. With some to
+// spare nobody waits.
+const minProcs = 4

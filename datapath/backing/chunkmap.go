@@ -46,7 +46,7 @@ func (r *Replica) checkChunkMap() error {
 	n := int64(len(r.chunks))
 	pages, err := meta.OpenPages(filepath.Join(r.dir, chunkMapFile))
 	if err != nil {
-		return fmt.Errorf("%w: chunk map of %s: %w; reset the replica so that it is resynced from another one", ErrIdentityMissing, r.dir, err)
+		return fmt.Errorf("%w: chunk map of %s: %w; replace the replica (tandemctl volume replica replace)", ErrIdentityMissing, r.dir, err)
 	}
 	cm := &r.chunkMap
 	cm.pages = pages
@@ -63,7 +63,7 @@ func (r *Replica) checkChunkMap() error {
 		case made:
 			m.Set(at, meta.DirtyBlock)
 		case m.Test(at):
-			return fmt.Errorf("%w: chunk %d of %s is lost; reset the replica so that it is resynced from another one", ErrMisplaced, i, r.dir)
+			return fmt.Errorf("%w: chunk %d of %s is lost; replace the replica (tandemctl volume replica replace)", ErrMisplaced, i, r.dir)
 		}
 	}
 	return cm.file.Save()

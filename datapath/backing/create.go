@@ -207,7 +207,7 @@ func (p *Pool) readMirror(dir string, k key) (*meta.Superblock, error) {
 	defer d.Close()
 	b, err := xattr.FGet(d, xattrSuperblock)
 	if errors.Is(err, xattr.ENOATTR) {
-		return nil, fmt.Errorf("%w: %s has no attribute %s: it was not made here; reset the replica so that it is resynced", ErrIdentityMissing, dir, xattrSuperblock)
+		return nil, fmt.Errorf("%w: %s has no attribute %s: it was not made here; replace the replica (tandemctl volume replica replace)", ErrIdentityMissing, dir, xattrSuperblock)
 	}
 	if err != nil {
 		return nil, err

@@ -290,6 +290,9 @@ func TestFullDisk(t *testing.T) {
 	if c, err := p.Capacity(); err != nil || c.Level != LevelEvict {
 		t.Errorf("capacity %+v, %v", c, err)
 	}
+	if crowded, err := r.Crowded(); err != nil || !crowded {
+		t.Errorf("crowded %v, %v", crowded, err)
+	}
 	err = p.Create(ReplicaSpec{Cluster: testCluster, Volume: testPeer, Replica: testPeer, Size: 1 << 20})
 	if !errors.Is(err, ErrPoolFull) || !errors.Is(err, block.ErrNoSpace) {
 		t.Errorf("create on a full pool: %v", err)

@@ -33,7 +33,7 @@ func checkFS(dir *os.File, allowAny bool) (FSInfo, error) {
 	fi := FSInfo{Type: fmt.Sprintf("%#x", uint32(st.Type))}
 	if !allowAny {
 		return fi, fmt.Errorf("%w: %s is on a file system of type %s; pools need xfs or ext4, "+
-			"whose durability is known (--unsafe-fs takes the risk)", ErrUnsafeFS, dir.Name(), fi.Type)
+			"whose durability is known (allowAnyFS of the pool in the configuration takes the risk)", ErrUnsafeFS, dir.Name(), fi.Type)
 	}
 	return fi, nil
 }
@@ -100,6 +100,7 @@ const (
 	warnPercent   = 80
 	noThinPercent = 85
 	evictPercent  = 97
+	roomyPercent  = 90 // see Crowded
 )
 
 // Capacity of a pool, in bytes.
@@ -121,6 +122,25 @@ func (p *Pool) Capacity() (Capacity, error) {
 	prov := p.mu.provisioned
 	p.mu.Unlock()
 	return capacity(int64(st.Blocks)*st.Bsize, int64(st.Bavail)*st.Bsize, p.o.ReserveBytes, prov), nil
+}
+
+// Crowded reports whether replicas here should leave their in-sync sets, and not
+// join again: from LevelEvict on until less than 90 % are used. The gap keeps a
+// replica whose resync fills the pool from joining and leaving for ever. It is
+// forgotten when the pool is closed.
+func (p *Pool) Crowded() (bool, error) {
+	c, err := p.Capacity()
+	if err != nil {
+		return false, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mu.crowded = c.crowded(p.mu.crowded)
+	return p.mu.crowded, nil
+}
+
+func (c Capacity) crowded(was bool) bool {
+	return c.Level == LevelEvict || was && c.Used >= c.Total/100*roomyPercent
 }
 
 func capacity(total, free, reserve, provisioned int64) Capacity {

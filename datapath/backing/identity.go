@@ -143,7 +143,7 @@ func chunkIdentity(k key, n int64, epoch uint64, inode [16]byte) []byte {
 
 // checkChunk says whether f is the file that was made as chunk n of k.
 func checkChunk(f *os.File, k key, n, size int64) error {
-	const remedy = "reset the replica so that it is resynced from another one"
+	const remedy = "replace the replica (tandemctl volume replica replace)"
 	got, err := xattr.FGet(f, xattrChunk)
 	if errors.Is(err, xattr.ENOATTR) {
 		return fmt.Errorf("%w: %s has no identity, it was not made here; %s", ErrMisplaced, f.Name(), remedy)

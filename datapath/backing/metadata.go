@@ -61,7 +61,7 @@ func (r *Replica) openSuperblock() (*meta.Superblock, error) {
 	mirror, mirrorErr := r.pool.readMirror(r.dir, r.k)
 	pages, err := meta.OpenPages(filepath.Join(r.dir, superblockFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s has no superblock file (mirror: %s); do not initialise this directory: reset the replica so that it is resynced",
+		return nil, fmt.Errorf("%w: %s has no superblock file (mirror: %s); do not initialise this directory: replace the replica (tandemctl volume replica replace)",
 			ErrIdentityMissing, r.dir, describeMirror(mirror, mirrorErr))
 	}
 	if err != nil {
@@ -84,7 +84,7 @@ func (r *Replica) openSuperblock() (*meta.Superblock, error) {
 	if mirrorErr == nil && mirror.Seq > sb.Seq {
 		if damaged == nil || mirror.Seq != sb.Seq+1 {
 			return nil, fmt.Errorf("%w: the superblock of %s is older (%d) than its mirror (%d): it was restored from a copy; "+
-				"reset the replica so that it is resynced", ErrForeign, r.dir, sb.Seq, mirror.Seq)
+				"replace the replica (tandemctl volume replica replace)", ErrForeign, r.dir, sb.Seq, mirror.Seq)
 		}
 		sf.Adopt(mirror)
 		sb = mirror

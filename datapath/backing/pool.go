@@ -34,7 +34,7 @@ type Options struct {
 	Path    string    // the directory; it must exist
 	Cluster meta.UUID // the cluster that the pool must belong to
 	Node    string    // the node that the pool must belong to
-	// AllowAnyFS takes file systems other than XFS and ext4 ("--unsafe-fs"). What
+	// AllowAnyFS takes file systems other than XFS and ext4. What
 	// is promised of durability is then up to that file system.
 	AllowAnyFS bool
 	// ReserveBytes of the file system are left to others: they count as used.
@@ -69,6 +69,7 @@ type Pool struct {
 		open        map[key]*Replica
 		busy        map[key]bool // being made, opened or removed
 		provisioned int64
+		crowded     bool // what Crowded said last
 	}
 	removals sync.WaitGroup
 }

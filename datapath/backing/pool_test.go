@@ -101,6 +101,19 @@ func TestCapacityLevels(t *testing.T) {
 	}
 }
 
+// A pool is crowded from 97 % on, and until it is below 90 % again.
+func TestCrowded(t *testing.T) {
+	is := false
+	for _, c := range []struct {
+		used int64
+		want bool
+	}{{900, false}, {970, false}, {971, true}, {970, true}, {900, true}, {899, false}, {950, false}, {1000, true}} {
+		if is = capacity(1000, 1000-c.used, 0, 0).crowded(is); is != c.want {
+			t.Errorf("%d used of 1000: crowded %v", c.used, is)
+		}
+	}
+}
+
 func TestThick(t *testing.T) {
 	p := openTestPool(t, t.TempDir(), EngineAuto)
 	size := int64(2 * testChunk)

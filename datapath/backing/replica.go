@@ -50,6 +50,9 @@ type Replica struct {
 
 var _ block.Device = (*Replica)(nil)
 
+// Crowded is that of the replica's pool.
+func (r *Replica) Crowded() (bool, error) { return r.pool.Crowded() }
+
 // Open opens a replica, in one process at a time: ErrLocked if another one has it
 // open or left I/O behind that has not ended. Other errors: ErrNotFound,
 // ErrInUse, ErrForeign, ErrMisplaced, ErrIdentityMissing, meta.ErrCorrupt,
@@ -134,7 +137,7 @@ func (r *Replica) Err() error {
 
 // fault ends the replica's usefulness for good. It does not block.
 func (r *Replica) fault(cause error) {
-	err := fmt.Errorf("%w: %w: its data are unknown now; replace the disk or reset the replica so that it is resynced", ErrFaulted, cause)
+	err := fmt.Errorf("%w: %w: its data are unknown now; replace the replica (tandemctl volume replica replace), it is then resynced", ErrFaulted, cause)
 	if !r.failure.CompareAndSwap(nil, &err) {
 		return
 	}

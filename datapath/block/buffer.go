@@ -20,8 +20,8 @@ type Buffer struct {
 }
 
 // Buffers come in classes of powers of two from one page to MaxIO plus room for
-// a frame's header. A free buffer stays with its class; a class keeps at most
-// freeBytes in total and gives the rest back to the system.
+// a frame's header. A free buffer stays with its class. All classes together keep
+// at most freeBytes; beyond that the class that keeps most gives back to the system.
 const (
 	minClassBits = 12
 	maxClassBits = 21
@@ -36,6 +36,9 @@ var classes [maxClassBits - minClassBits + 1]struct {
 	free []*Buffer
 }
 
+// kept is the size of all free buffers, bytes.
+var kept atomic.Int64
+
 // NewBuffer returns a buffer of n bytes, 0 < n <= 2 MiB, with one reference.
 func NewBuffer(n int) *Buffer {
 	if n <= 0 || n > 1<<maxClassBits {
@@ -48,6 +51,7 @@ func NewBuffer(n int) *Buffer {
 		b := cl.free[k-1]
 		cl.free = cl.free[:k-1]
 		cl.Unlock()
+		kept.Add(-b.size())
 		b.n = n
 		b.refs.Store(1)
 		return b
@@ -95,12 +99,45 @@ func (b *Buffer) Release() {
 	}
 	cl := &classes[b.cls]
 	cl.Lock()
-	if len(cl.free)<<(b.cls+minClassBits) < freeBytes {
-		cl.free = append(cl.free, b)
-		cl.Unlock()
-		return
-	}
+	cl.free = append(cl.free, b)
 	cl.Unlock()
-	// Nobody has a reference; an error here could only mean a corrupt mapping.
-	_ = syscall.Munmap(b.mem)
+	if kept.Add(b.size()) > freeBytes {
+		trim()
+	}
+}
+
+// size is what b takes while it is free.
+func (b *Buffer) size() int64 { return 1 << (b.cls + minClassBits) }
+
+// trim gives free buffers back until no more than freeBytes are kept. It takes them where
+// most is kept: what is released at the moment is more likely to be asked for again.
+func trim() {
+	for kept.Load() > freeBytes {
+		c, most := -1, 0
+		for i := range classes {
+			cl := &classes[i]
+			cl.Lock()
+			if n := len(cl.free) << (i + minClassBits); n > most {
+				c, most = i, n
+			}
+			cl.Unlock()
+		}
+		if c < 0 {
+			return // others have taken all
+		}
+		cl := &classes[c]
+		cl.Lock()
+		k := len(cl.free) - 1
+		if k < 0 {
+			cl.Unlock()
+			continue
+		}
+		b := cl.free[k]
+		cl.free[k] = nil
+		cl.free = cl.free[:k]
+		cl.Unlock()
+		kept.Add(-b.size())
+		// Nobody has a reference; an error here could only mean a corrupt mapping.
+		_ = syscall.Munmap(b.mem)
+	}
 }

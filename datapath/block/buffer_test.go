@@ -93,21 +93,65 @@ func TestBufferExclusive(t *testing.T) {
 	wg.Wait()
 }
 
-// A class keeps no more free memory than its bound.
-func TestBufferPoolBound(t *testing.T) {
-	const n = freeBytes/MaxIO + 8
-	held := make([]*Buffer, n)
+// keptIn counts the free buffers of the class of n bytes, and the bytes of all that are free.
+func keptIn(n int) (buffers int, bytes int64) {
+	for i := range classes {
+		cl := &classes[i]
+		cl.Lock()
+		bytes += int64(len(cl.free)) << (i + minClassBits)
+		if 1<<(i+minClassBits) == n {
+			buffers = len(cl.free)
+		}
+		cl.Unlock()
+	}
+	return buffers, bytes
+}
+
+// fill takes buffers of n bytes, half as much again as may be kept, and releases them.
+func fill(n int) {
+	held := make([]*Buffer, freeBytes/n*3/2)
 	for i := range held {
-		held[i] = NewBuffer(MaxIO)
+		held[i] = NewBuffer(n)
 	}
 	for _, b := range held {
 		b.Release()
 	}
-	cl := &classes[20-minClassBits]
-	cl.Lock()
-	defer cl.Unlock()
-	if got := len(cl.free) * MaxIO; got != freeBytes {
-		t.Fatalf("%d bytes are kept after %d were released, bound %d", got, n*MaxIO, freeBytes)
+}
+
+// Free buffers of all classes together have one bound, and what was released last stays.
+func TestBufferPoolBound(t *testing.T) {
+	for _, n := range []int{64 << 10, MaxIO, 2 << 20, 256 << 10} {
+		fill(n)
+		if _, got := keptIn(n); got > freeBytes || got < freeBytes/2 || got != kept.Load() {
+			t.Errorf("after buffers of %d bytes: %d bytes are kept, counted %d, bound %d", n, got, kept.Load(), freeBytes)
+		}
+	}
+	small, _ := keptIn(4096)
+	held := make([]*Buffer, small+100)
+	for i := range held {
+		held[i] = NewBuffer(4096)
+	}
+	for _, b := range held {
+		b.Release()
+	}
+	if got, bytes := keptIn(4096); got != len(held) || bytes > freeBytes {
+		t.Errorf("%d of %d small buffers are kept after large ones, of %d bytes in all", got, len(held), bytes)
+	}
+}
+
+// The bound holds, and the count of what is kept is right, with releases at once.
+func TestBufferPoolBoundAtOnce(t *testing.T) {
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for range 3 {
+				fill(256 << 10 << (g % 3))
+			}
+		})
+	}
+	wg.Wait()
+	if _, got := keptIn(4096); got > freeBytes || got != kept.Load() {
+		t.Errorf("%d bytes are kept, counted %d, bound %d", got, kept.Load(), freeBytes)
 	}
 }
 
@@ -116,4 +160,19 @@ func TestBufferReuseDoesNotAllocate(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { NewBuffer(4096).Release() }); n != 0 {
 		t.Fatalf("%v allocations per buffer", n)
 	}
+}
+
+func BenchmarkBuffer(b *testing.B) {
+	b.Run("one", func(b *testing.B) {
+		for b.Loop() {
+			NewBuffer(4096).Release()
+		}
+	})
+	b.Run("at once", func(b *testing.B) {
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				NewBuffer(4096).Release()
+			}
+		})
+	})
 }

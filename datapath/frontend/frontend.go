@@ -26,6 +26,9 @@ type Frontend interface {
 
 	// Attach shows d under id, a file-name-safe string. Idempotent: an id that is attached to the
 	// same device returns the same Attachment; to another device it fails with ErrBusy. The device stays the caller's.
+	//
+	// A consumer may come back to an id that it has used, by itself and long after. So an id
+	// belongs to one attachment of one volume: once that has ended the caller shows nothing else under it.
 	Attach(ctx context.Context, id string, d block.Device) (Attachment, error)
 
 	// Close detaches everything.
@@ -34,7 +37,7 @@ type Frontend interface {
 
 // Attachment is one showing of a device.
 type Attachment interface {
-	// Path is what a consumer opens: /dev/loop0, or nbd+unix:///id?socket=/run/tandem/nbd.sock.
+	// Path is what a consumer opens: /dev/loop0, or nbd+unix:///<id>?socket=/run/tandem/nbd.sock.
 	Path() string
 
 	// Detach flushes nothing itself: it waits until the consumer's requests have ended and takes the showing away. It fails with

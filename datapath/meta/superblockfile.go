@@ -48,10 +48,10 @@ func OpenSuperblock(f PageFile) (s *SuperblockFile, damaged error, err error) {
 	switch {
 	case a == nil && b == nil:
 		return nil, nil, fmt.Errorf("%w: no valid superblock (slot 0: %w; slot 1: %w); "+
-			"do not initialise this directory: reset the replica so that it is resynced from another one", ErrCorrupt, errs[0], errs[1])
+			"do not initialise this directory: replace the replica (tandemctl volume replica replace)", ErrCorrupt, errs[0], errs[1])
 	case a != nil && b != nil && (a.Volume != b.Volume || a.Replica != b.Replica || a.Cluster != b.Cluster):
 		return nil, nil, fmt.Errorf("%w: the two superblocks are of different replicas (%x and %x); "+
-			"reset the replica so that it is resynced from another one", ErrCorrupt, a.Replica, b.Replica)
+			"replace the replica (tandemctl volume replica replace)", ErrCorrupt, a.Replica, b.Replica)
 	case a == nil:
 		s.last, damaged = b, errs[0]
 	case b == nil || a.Seq > b.Seq:

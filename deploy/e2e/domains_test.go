@@ -54,6 +54,37 @@ func TestLastCopy(t *testing.T) {
 	c.identical(t, v.name)
 }
 
+// TestPlannedDeactivation takes the other site out of service by plan while a volume is written, and brings it back: its
+// replica leaves, the deactivation ends, no write fails or waits long, and the replica is in sync after the activation.
+func TestPlannedDeactivation(t *testing.T) {
+	c := shared(t)
+	v := c.create(t, "serviced", "64Mi")
+	w := newWriter(t)
+	uri := c.attach(t, v.home, v.name)
+	w.start(t, uri)
+	w.more(t, 50, 10*time.Second)
+	at := time.Now()
+	c.ctl(t, v.home, "--timeout", "30s", "cluster", "domains", "deactivate", "--name", beta, "--wait")
+	t.Logf("beta was deactivated within %v", time.Since(at))
+	if out := c.ctl(t, v.home, "cluster", "domains", "show"); !strings.Contains(out, "INACTIVE") {
+		t.Errorf("the deactivation ended, and it is not INACTIVE: %s", out)
+	}
+	c.inSync(t, v.home, v.name, time.Second, v.home)
+	w.more(t, 100, 10*time.Second)
+	if p := w.pause(t, at); p > pauseBound {
+		t.Errorf("writes paused for %v", p)
+	} else {
+		t.Logf("writes paused for %v", p)
+	}
+	c.ctl(t, v.home, "--timeout", "1m", "cluster", "domains", "activate", "--name", beta, "--wait")
+	c.inSync(t, v.home, v.name, time.Second, v.home, v.away)
+	w.more(t, 100, 10*time.Second)
+	w.stop(t)
+	w.check(t, uri)
+	c.detach(t, v.home, v.name)
+	c.identical(t, v.name)
+}
+
 // TestZombie pauses a whole site with its coordinator, takes over in the other domain, and wakes the site up: the old
 // coordinator's writes are refused, its device fails, and the replicas do not diverge.
 func TestZombie(t *testing.T) {

@@ -66,7 +66,12 @@ func TestMemberLosesItsDisk(t *testing.T) {
 		}
 		until(t, lost+" is a member again", 30*time.Second, func() (bool, error) {
 			ids, _ := c.members(t, ask)
-			return ids[lost] != "" && ids[lost] != old[lost], fmt.Errorf("members %v, were %v", ids, old)
+			if ids[lost] == "" || ids[lost] == old[lost] {
+				return false, fmt.Errorf("members %v, were %v", ids, old)
+			}
+			// It votes when it has learnt so itself.
+			own, leader := c.members(t, lost)
+			return own[lost] == ids[lost] && leader != "", fmt.Errorf("it knows of %v, leader %q", own, leader)
 		})
 		// It counts: the others are not a majority without it.
 		if err := c.Node(other).Kill(); err != nil {

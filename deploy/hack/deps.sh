@@ -21,6 +21,7 @@ demo=(
 )
 bench=(
 	/usr/bin/fio                             fio
+	/usr/bin/nbdkit                          nbdkit
 )
 vm=(
 	/usr/bin/qemu-system-x86_64              qemu-system-x86
@@ -35,8 +36,7 @@ demo)  want=("${demo[@]}") ;;
 bench) want=("${demo[@]}" "${bench[@]}") ;;
 test)  want=("${demo[@]}" "${bench[@]}"
 	/usr/bin/qemu-img                        qemu-utils
-	/usr/sbin/mkfs.ext4                      e2fsprogs
-	/usr/bin/nbdkit                          nbdkit) ;;
+	/usr/sbin/mkfs.ext4                      e2fsprogs) ;;
 *)     echo "deps.sh: unknown set '$for_what' (test, demo, bench or vm)" >&2; exit 2 ;;
 esac
 

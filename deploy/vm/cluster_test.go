@@ -75,7 +75,7 @@ func found(t *testing.T, fs string, news func(order.Line)) *cluster {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "nbd.sock")
-	server, err := nbd.Listen(nil, nbd.Endpoint{Network: "unix", Address: socket})
+	server, err := nbd.Listen(nbd.Options{Endpoints: []nbd.Endpoint{{Network: "unix", Address: socket}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 // stand shows disks in tests.
 func stand(t *testing.T) frontend.Frontend {
 	t.Helper()
-	s, err := nbd.Listen(nil, nbd.Endpoint{Network: "unix", Address: filepath.Join(t.TempDir(), "nbd.sock")})
+	s, err := nbd.Listen(nbd.Options{Endpoints: []nbd.Endpoint{{Network: "unix", Address: filepath.Join(t.TempDir(), "nbd.sock")}}})
 	if err != nil {
 		t.Fatal(err)
 	}

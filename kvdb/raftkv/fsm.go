@@ -22,7 +22,7 @@ type fsm struct {
 
 var _ raft.FSM = (*fsm)(nil)
 
-// applied is what Apply answers.
+// outcome is what Apply answers.
 type outcome struct {
 	res kvdb.TxnResult
 	err error // the change was refused, by every member alike

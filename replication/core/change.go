@@ -1,6 +1,7 @@
 package core
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/tandem-storage/tandem/replication"
@@ -44,6 +45,9 @@ type change struct {
 	next  *replication.Config
 	retry int64 // when to propose again
 	until int64 // when to give it up
+
+	unknown bool // next was sent and may be in force, or come into force yet (I10)
+	asking  bool // an attempt of it is on its way
 }
 
 // progress carries the state machine as far as it goes without further input.
@@ -100,15 +104,17 @@ func (c *Coordinator) advanceStage() bool {
 
 // nextChange begins the most urgent change, if there is one to begin.
 func (c *Coordinator) nextChange() bool {
-	if rest, ok := c.evictable(); ok {
-		c.holdAcks = true
-		c.change = &change{kind: changeEvict, q: c.isr &^ rest, isr: rest}
-		c.prepareRound(rest, c.all()&^rest)
-		return true
-	}
-	if c.holdAcks && c.openSet().covers(c.isr) && c.wished() == 0 {
+	if c.holdAcks && c.openSet().covers(c.isr) && c.must() == 0 {
 		c.change = &change{kind: changeRestore, isr: c.isr}
 		c.commitRound(c.isr, false)
+		return true
+	}
+	if rest, ok := c.evictable(); ok {
+		// Who leaves of his own accord acknowledges until it is decided: without the kvdb
+		// nothing waits for that.
+		c.holdAcks = c.holdAcks || c.must() != 0
+		c.change = &change{kind: changeEvict, q: c.isr &^ rest, isr: rest}
+		c.prepareRound(rest, c.all()&^rest)
 		return true
 	}
 	if j := c.join; j != nil && j.failed != "" {
@@ -140,7 +146,7 @@ func (c *Coordinator) advanceChange() bool {
 			c.holdAcks = false
 			c.settleAll()
 			return true
-		case c.lostOf(ch.isr) != 0:
+		case c.must() != 0:
 			c.endChange()
 			return true
 		}
@@ -167,8 +173,10 @@ func (c *Coordinator) advanceEvict(ch *change) bool {
 	case stepPrepare, stepPropose:
 		switch {
 		case c.lostOf(ch.q) != ch.q && c.openSet().covers(ch.q):
-			// Every member that was to leave is back, and nothing was proposed.
+			// Every member that was to leave is back, and nothing was proposed. The others
+			// have to forget it.
 			c.endChange()
+			c.holdAcks = true
 			return true
 		case c.lostOf(ch.isr) != 0:
 			c.endChange() // begin again with a smaller rest
@@ -186,7 +194,7 @@ func (c *Coordinator) advanceEvict(ch *change) bool {
 		switch {
 		case c.round.done():
 			c.endChange()
-			if c.wished() == 0 {
+			if c.must() == 0 {
 				c.holdAcks = false
 			}
 			c.settleAll()
@@ -208,15 +216,26 @@ func (c *Coordinator) evictedState(i int) (replication.MemberState, string) {
 }
 
 // ChangeDone brings the outcome of a Change. rev is the revision in force; cfg is
-// the configuration in force for ChangeConflict.
+// the configuration in force for ChangeConflict. Once an outcome was unknown, only what
+// tells what became of next ends the wait for it: that a later attempt was not sent does not (I10).
 func (c *Coordinator) ChangeDone(now int64, out Outcome, cfg *replication.Config, rev uint64) {
 	c.now = now
 	if c.stage == stageDead || c.stage == stageDetached || !c.changeSent {
 		return
 	}
-	c.changeSent = false
-	c.kvdbDown = out == ChangeNotSent
 	ch := c.change
+	switch {
+	case out == ChangeConflict && cfg.ProposalID == ch.next.ProposalID:
+		out = ChangeOK // an attempt of unknown outcome had taken effect
+	case out == ChangeNotSent && ch.unknown:
+		out = ChangeUnknown
+	}
+	c.changeStall = out.stall()
+	if out == ChangeUnknown {
+		ch.unknown, ch.asking, ch.retry = true, false, c.now+c.o.RetryInterval
+		return
+	}
+	c.changeSent, ch.unknown = false, false
 	switch out {
 	case ChangeOK:
 		c.rev = rev
@@ -226,6 +245,7 @@ func (c *Coordinator) ChangeDone(now int64, out Outcome, cfg *replication.Config
 		c.conflict(ch, cfg, rev)
 	case ChangeNotSent, ChangeRefused:
 		c.notSent(ch, out)
+	case ChangeUnknown:
 	}
 	c.progress()
 }
@@ -244,7 +264,7 @@ func (c *Coordinator) changed(ch *change) {
 		c.change = nil
 		c.commitRound(c.isr, false)
 	case changeEvict:
-		c.isr = ch.isr
+		c.isr, c.holdAcks = ch.isr, true
 		for i, m := range c.m {
 			if ch.q.has(i) {
 				c.event(Event{Kind: EventEvicted, Replica: m.id, Reason: c.evictWhy[i]})
@@ -255,8 +275,9 @@ func (c *Coordinator) changed(ch *change) {
 		ch.step = stepCommit
 		c.commitRound(c.isr, false)
 	case changeStartSync:
-		ch.step = stepTell
-		c.tellJoiner(ch)
+		// Nothing may fall between not mirrored and not marked.
+		c.hold = true
+		ch.step, ch.until = stepQuiesce, c.now+c.o.SuspectTimeout
 	case changeStopSync:
 		ch.step = stepCommit
 		c.commitRound(c.isr, false)
@@ -270,17 +291,43 @@ func (c *Coordinator) changed(ch *change) {
 	}
 }
 
+// stall is why a change with this outcome has to be proposed again.
+func (o Outcome) stall() Stall {
+	switch o {
+	case ChangeNotSent, ChangeUnknown:
+		return StallKVDB
+	case ChangeRefused:
+		return StallDomain
+	default:
+		return StallNone
+	}
+}
+
 // conflict acts on a lost compare-and-set.
 func (c *Coordinator) conflict(ch *change, cfg *replication.Config, rev uint64) {
-	if c.stage == stageElecting || !c.mine(cfg) {
+	switch {
+	case c.stage == stageElecting || !c.mine(cfg):
 		c.die(replication.ErrDeposed)
-		return
+	case c.lostTrack(cfg):
+		c.die(errLostTrack)
+	default:
+		// Somebody else may change what is not the coordinator's (a label, the
+		// protection mode): take it over and propose again.
+		c.cfg, c.rev = cfg.Clone(), rev
+		c.notSent(ch, ChangeConflict)
 	}
-	// Somebody else may change what is not the coordinator's (a label, the
-	// protection mode): take it over and propose again.
-	c.cfg, c.rev = cfg.Clone(), rev
-	c.notSent(ch, ChangeNotSent)
 }
+
+// errNotFlushed is how a detach ends whose last flush failed on every in-sync replica.
+var errNotFlushed = fmt.Errorf("%w: the volume is detached, but its last flush failed: acknowledged writes may be lost", replication.ErrReplicaFaulted)
+
+// errLostTrack is the end of a coordinator that acknowledged by another in-sync set than the one in force.
+var errLostTrack = fmt.Errorf("%w: an own change of the in-sync set that was believed not sent is in force", replication.ErrDeposed)
+
+// lostTrack reports whether cfg, which names this coordinator, has another in-sync
+// set than it knows. Nobody else changes that, so it is an own change of which a
+// definite failure was told.
+func (c *Coordinator) lostTrack(cfg *replication.Config) bool { return c.set(cfg.ISR) != c.isr }
 
 // notSent brings a change back to where it may be proposed again, or given up.
 func (c *Coordinator) notSent(ch *change, out Outcome) {
@@ -293,23 +340,25 @@ func (c *Coordinator) notSent(ch *change, out Outcome) {
 	case changeElect, changeActivate, changeEvict, changeJoin, changeDetach, changeStopSync:
 		ch.step = stepPropose
 	case changeStartSync:
-		c.abandonStartSync("kvdb not reachable")
+		c.abandonStartSync(out.String())
 	case changeRestore:
 	}
 }
 
-// proposeAgain sends a takeover's change again when it is due.
+// proposeAgain sends what is due again: a takeover's change anew, and any change of unknown
+// outcome as it was, for it can take effect only once.
 func (c *Coordinator) proposeAgain() {
 	ch := c.change
-	if ch == nil || ch.step != stepPropose || c.now < ch.retry || c.changeSent {
-		return
-	}
-	switch ch.kind {
-	case changeElect:
+	switch {
+	case ch == nil || c.now < ch.retry:
+	case ch.unknown && !ch.asking:
+		ch.asking = true
+		c.propose(ch.next)
+	case ch.step != stepPropose || c.changeSent:
+	case ch.kind == changeElect:
 		c.elect()
-	case changeActivate:
+	case ch.kind == changeActivate:
 		c.activate(ch.isr)
-	default:
 	}
 }
 
@@ -376,9 +425,12 @@ func (c *Coordinator) advanceDetach(ch *change) bool {
 		if c.round.done() || c.now >= ch.until {
 			// A replica that did not get the message counts as stopped uncleanly: slower, not wrong.
 			c.stage = stageDetached
+			if !c.flushGood {
+				c.dead = errNotFlushed
+			}
 			c.endChange()
 			c.abortAll(replication.ErrClosed) // what came after the drain
-			c.event(Event{Kind: EventDetached})
+			c.event(Event{Kind: EventDetached, Err: c.dead})
 		}
 	default:
 	}

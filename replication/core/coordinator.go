@@ -58,7 +58,7 @@ type Coordinator struct {
 	o     Options
 	now   int64
 	stage stage
-	dead  error // why stageDead
+	dead  error // why stageDead, or what is wrong with stageDetached
 
 	cfg  *replication.Config // in force as far as known
 	term replication.Term    // 0 before the election
@@ -74,13 +74,15 @@ type Coordinator struct {
 	holdAcks   bool // no write is acknowledged (5.2 step 1)
 	hold       bool // no write or flush is dispatched (9.1 step 3)
 	changeSent bool // a compare-and-set is unresolved
-	kvdbDown   bool // the last one could not be sent
 
-	seals     []*replication.SealResult // by member, of the takeover
-	sealUntil int64
-	lossUntil int64
-	nextCtl   uint64
-	ctl       map[uint64]*control
+	changeStall Stall // why the last one is not in force
+
+	seals      []*replication.SealResult // by member, of the takeover
+	rolledBack mask                      // members that know a later configuration than the takeover
+	sealUntil  int64
+	lossUntil  int64
+	nextCtl    uint64
+	ctl        map[uint64]*control
 
 	flight    flightTable
 	waiting   []*IO
@@ -112,6 +114,7 @@ type Coordinator struct {
 type member struct {
 	id      replication.ReplicaID
 	usable  bool // its cluster domain may hold in-sync replicas
+	kept    bool // and is to: it is not being deactivated
 	up      bool // its node answers beats
 	sess    replication.SessionID
 	open    bool
@@ -123,6 +126,8 @@ type member struct {
 	stable  replication.Seq    // last StableSeq told
 	lag     int64              // bytes sent and not acknowledged
 	damaged int                // copies that arrived damaged, one after the other
+
+	failedJoins int // one after the other, up to maxFailedJoins
 }
 
 // Ready is what the caller has to do. The slices are valid until the next input.
@@ -180,14 +185,18 @@ type Change struct {
 // Outcome of a Change.
 type Outcome uint8
 
-// Outcomes. An unknown one is not among them: the caller finds out, however long
-// that takes, before it answers (I10).
+// Outcomes of one attempt. The same Change is asked for again after ChangeUnknown.
 const (
 	ChangeOK       Outcome = iota // Next is in force
-	ChangeConflict                // another change came first; the configuration in force is given
-	ChangeNotSent                 // the kvdb is out of reach and certainly did not get it
-	ChangeRefused                 // this node's cluster domain is not ACTIVE
+	ChangeConflict                // another change came first, or Next did before; the configuration in force is given
+	ChangeNotSent                 // the kvdb is out of reach and certainly did not get it in this attempt
+	ChangeRefused                 // this node's cluster domain is not ACTIVE: no attempt took effect, or will
+	ChangeUnknown                 // Next may be in force, or come into force later
 )
+
+func (o Outcome) String() string {
+	return [...]string{"done", "configuration changed by others", "kvdb not reachable", domainClosed, "not known"}[o]
+}
 
 // Completion is the answer to a consumer's request.
 type Completion struct {
@@ -214,7 +223,7 @@ func New(o Options, cfg *replication.Config, rev uint64) *Coordinator {
 	}
 	c.reconcile = NewBitmap(c.blocks)
 	for _, id := range ids {
-		c.m = append(c.m, &member{id: id, usable: true, up: true})
+		c.m = append(c.m, &member{id: id, usable: true, kept: true, up: true})
 	}
 	c.evictWhy = make([]string, len(c.m))
 	c.seals = make([]*replication.SealResult, len(c.m))
@@ -292,7 +301,8 @@ func (c *Coordinator) Kill(now int64, err error) {
 	c.die(err)
 }
 
-// Dead returns why the coordinator ended, nil while it lives.
+// Dead returns why the coordinator ended, nil while it lives. After a detach that is
+// replication.ErrClosed, or what was lost with it.
 func (c *Coordinator) Dead() error {
 	if c.stage == stageDead || c.stage == stageDetached {
 		return c.deadErr()
@@ -300,7 +310,7 @@ func (c *Coordinator) Dead() error {
 	return nil
 }
 
-// Detached reports whether the coordinator left in order.
+// Detached reports whether the coordinator left in order, as far as it could.
 func (c *Coordinator) Detached() bool { return c.stage == stageDetached }
 
 func (c *Coordinator) deadErr() error {
@@ -328,16 +338,30 @@ func (c *Coordinator) SetUsable(now int64, i int, usable bool) {
 	c.progress()
 }
 
+// SetKept tells whether member i is to stay in the in-sync set as far as its cluster domain
+// goes: it is not being deactivated by plan. One that is not leaves if another one has everything,
+// and is served until then.
+func (c *Coordinator) SetKept(now int64, i int, kept bool) {
+	c.now = now
+	c.m[i].kept = kept
+	if kept {
+		c.pardon(i, domainDrains)
+	} else if c.stage == stageServing {
+		c.requestEvict(i, domainDrains)
+	}
+	c.progress()
+}
+
 // SetUp tells whether the node of member i answers beats. Silence of the suspect
 // timeout is the caller's to find; a connection can stay open much longer to a
 // node that is paused or cut off.
 func (c *Coordinator) SetUp(now int64, i int, up bool) {
 	c.now = now
 	m := c.m[i]
-	m.up = up
+	m.up, c.retry = up, true
 	switch {
 	case up:
-		m.tryAt = now
+		m.tryAt, m.failedJoins = now, 0
 		c.joinAt = min(c.joinAt, now)
 		if m.open {
 			c.pardon(i, suspected)
@@ -357,8 +381,11 @@ func (c *Coordinator) ConfigSeen(now int64, cfg *replication.Config) {
 	if c.changeSent && c.change != nil && cfg.ProposalID == c.change.next.ProposalID {
 		return // its own change, of which it has not been told yet
 	}
-	if !c.mine(cfg) {
+	switch {
+	case !c.mine(cfg):
 		c.die(replication.ErrDeposed)
+	case c.lostTrack(cfg):
+		c.die(errLostTrack)
 	}
 }
 
@@ -490,6 +517,17 @@ func (c *Coordinator) openSet() mask {
 	for i, m := range c.m {
 		if m.open {
 			s |= bit(i)
+		}
+	}
+	return s
+}
+
+// reached is the set of members with an open session whose node answers beats.
+func (c *Coordinator) reached() mask {
+	s := c.openSet()
+	for i, m := range c.m {
+		if !m.up {
+			s &^= bit(i)
 		}
 	}
 	return s

@@ -55,6 +55,18 @@ const (
 	askFlush     // the joiner's flush before it joins
 )
 
+// answer is the type of the message that answers k.
+func (k ask) answer() replication.MessageType {
+	switch k {
+	case askHash:
+		return replication.MsgHash
+	case askRead:
+		return replication.MsgData
+	default:
+		return replication.MsgAck
+	}
+}
+
 // copyRequest is one message of a copy that waits for its answer.
 type copyRequest struct {
 	job  *copyJob
@@ -137,7 +149,7 @@ func (c *Coordinator) fillCopies() {
 
 // mayReconcile reports whether spans of D may be copied now, and the authority.
 func (c *Coordinator) mayReconcile() (src int, ok bool) {
-	if c.reconcile.Count() == 0 || c.stage != stageServing || c.hold || c.holdAcks || !c.openSet().covers(c.isr) || c.now < c.copyAt {
+	if c.reconcile.Count() == 0 || c.stage != stageServing || c.hold || c.holdAcks || c.joining() || !c.openSet().covers(c.isr) || c.now < c.copyAt {
 		return -1, false
 	}
 	return c.prefer(c.isr), true
@@ -239,7 +251,7 @@ func (c *Coordinator) startCopy(j *copyJob) {
 // copyAnswer takes the answer of a copy's request.
 func (c *Coordinator) copyAnswer(r copyRequest, msg *replication.Message) {
 	delete(c.reqs, msg.Seq)
-	bad := msg.Type == replication.MsgNack || msg.Status != replication.StatusOK
+	bad := msg.Type != r.kind.answer() || msg.Status != replication.StatusOK
 	if r.kind == askFlush {
 		if j := c.join; j != nil && j.q == r.to {
 			if bad {

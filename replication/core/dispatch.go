@@ -20,7 +20,7 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 			return false
 		}
 	case io.Kind == replication.MsgRead:
-		if !c.openSet().covers(c.isr) || c.unreconciled(io.Off, io.Len) {
+		if !c.readable() || c.unreconciled(io.Off, io.Len) {
 			return false
 		}
 	default:
@@ -29,6 +29,17 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 		}
 	}
 	return !c.flight.blocks(io)
+}
+
+// readable reports whether, as far as can be known without leases, no other coordinator can have
+// served a write: every member that a takeover may start from is connected and answers. A joiner
+// whose join is being decided is one of them (I10).
+func (c *Coordinator) readable() bool {
+	s := c.isr
+	if c.joining() {
+		s |= c.change.q
+	}
+	return c.reached().covers(s)
 }
 
 // protectionStall reports whether writes have to wait for a replica in each domain.
@@ -171,7 +182,7 @@ func (c *Coordinator) settle(io *IO) {
 			}
 		}
 		switch {
-		case c.wished()&bad == 0:
+		case c.must()&bad == 0:
 			// No copy took it, or none of those that did not can go (I2): the consumer
 			// is told, even while acknowledgements are held, for an error promises nothing.
 			err := block.ErrIO
@@ -216,12 +227,13 @@ func (c *Coordinator) repeat(io *IO) {
 	c.retry = true
 }
 
-// differ notes that the in-sync members may differ in the range of io.
+// differ notes that the in-sync members may differ in the range of io, a joiner
+// that may be one already included.
 func (c *Coordinator) differ(io *IO) {
 	if c.join != nil {
 		c.join.fail("a write failed on every replica")
 	}
-	if c.isr&(c.isr-1) == 0 || io.Len == 0 {
+	if c.isr&(c.isr-1) == 0 && !c.joining() || io.Len == 0 {
 		return
 	}
 	c.reconcile.SetRange(int(io.Off/replication.ResyncBlock), int((io.Off+io.Len-1)/replication.ResyncBlock)+1)
@@ -288,6 +300,10 @@ func (c *Coordinator) again(io *IO) {
 func (c *Coordinator) readDone(io *IO, msg *replication.Message) {
 	if msg.Status == replication.StatusCRC || int64(len(msg.Data)) != io.Len {
 		c.readFailed(io, io.from, replication.StatusCRC)
+		return
+	}
+	if !c.readable() { // it was, when the read was sent
+		c.again(io)
 		return
 	}
 	if !io.delivered {

@@ -14,7 +14,7 @@ const (
 	EventResyncProgress                      // Dirty blocks are left
 	EventResyncStopped                       // it was given up for Reason
 	EventJoined                              // Replica is in sync
-	EventDetached                            // left in order
+	EventDetached                            // left in order; Err if its last flush failed
 	EventDied                                // deposed or poisoned: Err
 )
 
@@ -43,6 +43,8 @@ const (
 	StallDetaching    Stall = "DETACHING"
 	StallNotAttached  Stall = "NOT_ATTACHED"
 	StallConfigChange Stall = "CONFIG_CHANGE" // a change of the in-sync set is on its way
+	StallDomain       Stall = "DOMAIN"        // the configuration cannot be changed: the coordinator's cluster domain is not ACTIVE
+	StallRollback     Stall = "KVDB_ROLLBACK" // an in-sync replica knows a later configuration than the kvdb, or another kvdb (I22)
 )
 
 // Stall returns why writes do not proceed now, StallNone if they do.
@@ -50,7 +52,11 @@ func (c *Coordinator) Stall() Stall {
 	switch c.stage {
 	case stageServing:
 	case stageSealing:
-		if _, ok := c.sealed(); !ok && c.now >= c.sealUntil {
+		_, ok := c.sealed()
+		switch {
+		case !ok && c.rolledBack != 0:
+			return StallRollback
+		case !ok && c.now >= c.sealUntil:
 			return StallNoReplica
 		}
 		return StallTakeover
@@ -58,19 +64,19 @@ func (c *Coordinator) Stall() Stall {
 		return StallNotAttached
 	case stageElecting, stagePreparing, stageActivating, stageCommitting:
 		switch {
-		case c.kvdbDown:
-			return StallKVDB
+		case c.changeStall != StallNone:
+			return c.changeStall
 		case c.round != nil && c.round.got == 0 && c.now >= c.sealUntil:
 			return StallNoReplica
 		}
 		return StallTakeover
 	}
 	switch {
-	case c.change != nil && c.kvdbDown && (c.holdAcks || c.detachReq):
-		return StallKVDB
+	case c.change != nil && c.changeStall != StallNone && (c.holdAcks || c.detachReq || c.hold || !c.reached().covers(c.need()) || !c.readable() || c.joining() && c.reconcile.Count() > 0):
+		return c.changeStall
 	case c.protectionStall():
 		return StallProtection
-	case !c.openSet().covers(c.isr):
+	case !c.reached().covers(c.need()):
 		return StallNeedReplica
 	case c.holdAcks:
 		return StallConfigChange

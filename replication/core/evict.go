@@ -12,12 +12,19 @@ const (
 	diskFailed   = "disk failed"
 	lostPower    = "lost power"
 	domainClosed = "cluster domain is not active"
+	domainDrains = "cluster domain is being deactivated"
+	crowded      = "pool nearly full"
 )
 
-// severity orders the reasons: 0 a member that may have everything once it is
+// severity orders the reasons: below 0 a member that has everything and is to
+// leave, of its own accord or by plan, 0 a member that may have everything once it is
 // heard again, 1 one that lacks writes, 2 one that lost data it had acknowledged.
 func severity(why string) int {
 	switch why {
+	case crowded:
+		return -2
+	case domainDrains:
+		return -1
 	case suspected, slow:
 		return 0
 	case diskFailed, lostPower:
@@ -51,6 +58,15 @@ func (c *Coordinator) requestEvict(i int, why string) {
 	}
 }
 
+// asked takes note of whether member i asks to leave.
+func (c *Coordinator) asked(i int, leave bool) {
+	if leave {
+		c.requestEvict(i, crowded)
+	} else {
+		c.pardon(i, crowded)
+	}
+}
+
 // pardon drops the wish to evict member i if why was all that spoke against it.
 func (c *Coordinator) pardon(i int, why string) {
 	if c.evictReq.has(i) && c.evictWhy[i] == why {
@@ -75,7 +91,19 @@ func (c *Coordinator) wished() mask {
 	all := q == c.isr
 	for i := range c.m {
 		s := severity(c.evictWhy[i])
-		if all && s == least || s == 0 && c.cfg.Protection == replication.MaxProtection {
+		if all && s == least || s <= 0 && c.cfg.Protection == replication.MaxProtection {
+			q &^= bit(i)
+		}
+	}
+	return q
+}
+
+// must is those of the wished that may lack something: no write is acknowledged
+// with them any more.
+func (c *Coordinator) must() mask {
+	q := c.wished()
+	for i := range c.m {
+		if severity(c.evictWhy[i]) < 0 {
 			q &^= bit(i)
 		}
 	}

@@ -46,6 +46,9 @@ func (io *IO) exclusive() bool { return io.Kind != replication.MsgRead }
 // mask is a set of members by index.
 type mask uint32
 
+// maxMembers is how many a mask has room for.
+const maxMembers = 32
+
 func bit(i int) mask { return 1 << i }
 
 func (m mask) has(i int) bool     { return m>>i&1 != 0 }

@@ -18,6 +18,10 @@ type join struct {
 	failed    string // why it has to stop
 }
 
+// crowdedRetries is how many times RetryInterval later a replica in a pool that is
+// nearly full is asked again: it takes somebody to make room.
+const crowdedRetries = 10
+
 func (j *join) fail(why string) {
 	if j.failed == "" {
 		j.failed = why
@@ -71,7 +75,7 @@ func (c *Coordinator) beginJoin() bool {
 	}
 	for i, m := range c.m {
 		st := c.cfg.Members[m.id].State
-		if c.isr.has(i) || !m.usable || !m.up || c.now < m.tryAt ||
+		if c.isr.has(i) || !m.usable || !m.kept || !m.up || c.now < m.tryAt ||
 			(st != replication.MemberStale && st != replication.MemberSyncing) {
 			continue
 		}
@@ -83,6 +87,9 @@ func (c *Coordinator) beginJoin() bool {
 			case r.Failed || r.Seal == nil || r.Seal.Status != replication.StatusOK || r.Seal.State == replication.MemberFaulted:
 				c.join = nil
 				m.tryAt = c.now + c.o.RetryInterval
+			case r.Seal.Crowded:
+				c.join = nil
+				m.tryAt = c.now + crowdedRetries*c.o.RetryInterval
 			default:
 				j.seal = r.Seal
 			}
@@ -92,21 +99,28 @@ func (c *Coordinator) beginJoin() bool {
 	return false
 }
 
-// beginStartSync is step 3: nothing may fall between not mirrored and not marked.
+// beginStartSync is step 3. The configuration says SYNCING first, which binds nobody,
+// and only then writes are held: they never wait for the kvdb (G6).
 func (c *Coordinator) beginStartSync() bool {
-	c.hold = true
-	c.change = &change{kind: changeStartSync, step: stepQuiesce, q: bit(c.join.q), until: c.now + c.o.SuspectTimeout}
+	c.change = &change{kind: changeStartSync, step: stepPropose, q: bit(c.join.q), isr: c.isr}
 	return true
 }
 
 func (c *Coordinator) advanceStartSync(ch *change) bool {
 	j := c.join
-	if ch.step != stepCAS && (j.failed != "" || c.now >= ch.until || c.wished() != 0) {
-		j.fail("could not start in time")
-		c.abandonStartSync(j.failed)
+	if ch.step != stepCAS && (j.failed != "" || c.hold && c.now >= ch.until || c.wished() != 0) {
+		c.abandonStartSync("could not start in time")
 		return true
 	}
 	switch ch.step {
+	case stepPropose:
+		n := c.next("start resync")
+		v := n.Members[c.m[j.q].id]
+		v.State, v.Reason = replication.MemberSyncing, ""
+		n.Members[c.m[j.q].id] = v
+		c.setISR(n, c.isr, c.evictedState)
+		ch.next, ch.step = n, stepCAS
+		c.propose(n)
 	case stepQuiesce:
 		if !c.quiet() || c.copying() {
 			return false
@@ -122,36 +136,31 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 			if c.change != ch {
 				return
 			}
-			if r.Failed || r.Dirty == nil || r.Dirty.Status != replication.StatusOK {
+			if r.Failed || r.Dirty == nil || r.Dirty.Status != replication.StatusOK || len(r.Dirty.Bits) != (c.blocks+7)/8 {
 				j.fail("dirty map could not be read")
 				return
 			}
 			j.todo = NewBitmap(c.blocks)
 			j.todo.OrBytes(r.Dirty.Bits)
 			c.markActive(j.todo, j.seal)
-			ch.step = stepPropose
-			if !c.related(j) {
-				// The maps do not say what it lacks. They have to before it is told anything,
-				// for after that it looks related.
-				j.todo.SetAll()
-				ch.step = stepPrepare
-				c.prepareRound(c.isr, c.all()&^c.isr, c.m[j.q].id)
+			if c.related(j) {
+				j.total = j.todo.Count()
+				c.tellJoiner(ch)
+				return
 			}
+			// The maps do not say what it lacks. They have to before it is told anything,
+			// for after that it looks related.
+			j.todo.SetAll()
 			j.total = j.todo.Count()
+			ch.step = stepPrepare
+			c.prepareRound(c.isr, c.all()&^c.isr, c.m[j.q].id)
 		}})
 	case stepPrepare:
 		if c.round.done() {
-			c.round, ch.step = nil, stepPropose
+			c.round = nil
+			c.tellJoiner(ch)
 			return true
 		}
-	case stepPropose:
-		n := c.next("start resync")
-		v := n.Members[c.m[j.q].id]
-		v.State, v.Reason = replication.MemberSyncing, ""
-		n.Members[c.m[j.q].id] = v
-		c.setISR(n, c.isr, c.evictedState)
-		ch.next, ch.step = n, stepCAS
-		c.propose(n)
 	case stepConnect:
 		if c.m[j.q].open {
 			// From here it gets every write. The in-sync members keep their dirty map of
@@ -191,6 +200,7 @@ func (c *Coordinator) related(j *join) bool {
 // (I20), gives it maps for the others that are missing, and opens its session.
 func (c *Coordinator) tellJoiner(ch *change) {
 	j := c.join
+	ch.step = stepTell
 	cfg := c.cfg.Clone()
 	missing := c.ids(c.all() &^ (c.isr | bit(j.q)))
 	fail := func() { j.fail("joiner did not answer") }
@@ -224,15 +234,10 @@ func (c *Coordinator) tellJoiner(ch *change) {
 
 // abandonStartSync gives up before anything is mirrored.
 func (c *Coordinator) abandonStartSync(why string) {
-	j := c.join
-	told := c.change.step == stepTell || c.change.step == stepConnect
 	c.endChange()
 	c.hold = false
 	c.retry = true
-	j.fail(why)
-	if !told {
-		c.forgetJoin()
-	}
+	c.join.fail(why)
 }
 
 // forgetJoin ends a join that the configuration does not know of.
@@ -244,10 +249,22 @@ func (c *Coordinator) forgetJoin() {
 		c.sessionLost(j.q)
 	}
 	c.join = nil
+	if c.isr&(c.isr-1) == 0 && c.reconcile.Count() > 0 {
+		c.reconcile.Reset() // the joiner is not in sync: nothing to differ from
+		c.wroteSeq = true   // a flush settles what waited for it
+	}
 	m.boot = replication.BootID{}
 	c.joinAt = c.now + c.o.RetryInterval
 	m.tryAt = c.joinAt
+	if c.cfg.Members[m.id].State == replication.MemberSyncing {
+		// Each such attempt costs two epochs, and the configuration remembers few of them.
+		m.tryAt = c.now + c.o.RetryInterval<<m.failedJoins
+		m.failedJoins = min(m.failedJoins+1, maxFailedJoins)
+	}
 }
+
+// maxFailedJoins bounds the pause between attempts to resync a member: that power of two times RetryInterval.
+const maxFailedJoins = 6
 
 // beginStopSync brings a SYNCING member back to STALE: it is dropped, then the
 // configuration says so. What it lacks is marked at the others all the time.
@@ -313,9 +330,15 @@ func (c *Coordinator) advanceFinishJoin(ch *change) bool {
 	return false
 }
 
+// joining reports whether the joiner may be in the in-sync set already (I10).
+func (c *Coordinator) joining() bool {
+	return c.change != nil && c.change.kind == changeJoin && c.change.step == stepCAS
+}
+
 // joined makes the joiner a member of the in-sync set.
 func (c *Coordinator) joined(ch *change) {
 	j := c.join
+	c.m[j.q].failedJoins = 0
 	c.isr = ch.isr
 	c.join = nil
 	c.event(Event{Kind: EventJoined, Replica: c.m[j.q].id})

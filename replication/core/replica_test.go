@@ -27,6 +27,21 @@ func (r *Replica) testStep(m replication.Message) {
 	r.Step(1, &m)
 }
 
+// A configuration of another size is not of this replica, which must not say that it follows it.
+func TestReplicaRefusesOtherSize(t *testing.T) {
+	r := openReplica(t, false)
+	for _, size := range []int64{0, simSize - replication.ResyncBlock, 2 * simSize} {
+		cfg := &replication.Config{Epoch: 6, Size: size, ISR: []replication.ReplicaID{{1}}, Members: map[replication.ReplicaID]replication.Member{
+			{1}: {State: replication.MemberInSync},
+		}}
+		r.Commit(1, replication.CommitRequest{Term: 5, Config: cfg})
+		if d := r.Ready(); len(d.Replies) != 1 || d.Replies[0].Result.Commit.Status != replication.StatusInvalid || d.Persist != nil {
+			t.Errorf("size %d: %+v", size, d.Replies)
+		}
+		r.Advance()
+	}
+}
+
 // An error of the disk is told once; what succeeds after it means nothing (I25).
 func TestReplicaFaultedAcknowledgesNothing(t *testing.T) {
 	r := openReplica(t, false)

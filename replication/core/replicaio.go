@@ -15,6 +15,11 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) {
 		r.nack(conn, msg, replication.StatusFenced)
 		return
 	}
+	if !r.plausible(msg) {
+		r.nack(conn, msg, replication.StatusInvalid)
+		return
+	}
+	r.used = max(r.used, msg.Seq)
 	if msg.Type == replication.MsgStable && msg.Seq != 0 && r.lostTo == math.MaxUint64 { // first of a session
 		r.lostTo = msg.Seq
 	}
@@ -53,6 +58,23 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) {
 	}
 	r.inUse++
 	r.ready.IO = append(r.ready.IO, io)
+}
+
+// plausible reports whether a coordinator can have given out the numbers of a
+// message: requests have one, the log has room for one more, what is settled was
+// used before, and nothing is settled before it is done.
+func (r *Replica) plausible(msg *replication.Message) bool {
+	if msg.Seq == math.MaxUint64 || msg.StableSeq > max(r.used, msg.Seq) {
+		return false
+	}
+	switch msg.Type {
+	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite:
+		return msg.Seq > max(r.stable, msg.StableSeq)
+	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq:
+		return msg.Seq != 0
+	default:
+		return true
+	}
 }
 
 // check says whether a message can be served.
@@ -115,8 +137,16 @@ func (r *Replica) nack(conn ConnID, msg *replication.Message, st replication.Sta
 		payload = msg.Length // it had one, which was thrown away
 	}
 	r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: conn, Msg: replication.Message{
-		Type: replication.MsgNack, Status: st, Session: msg.Session, Term: r.meta.Term, Seq: msg.Seq, Credit: uint32(payload),
+		Type: replication.MsgNack, Flags: r.wish(), Status: st, Session: msg.Session, Term: r.meta.Term, Seq: msg.Seq, Credit: uint32(payload),
 	}})
+}
+
+// wish is what an answer asks for besides.
+func (r *Replica) wish() replication.MessageFlags {
+	if r.crowded {
+		return replication.FlagCrowded
+	}
+	return 0
 }
 
 // IODone tells that an operation left the kernel. data and buf are the result of
@@ -124,7 +154,7 @@ func (r *Replica) nack(conn ConnID, msg *replication.Message, st replication.Sta
 func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error) {
 	r.inUse--
 	alive := io.conn == r.conn && io.session == r.session
-	msg := replication.Message{Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
+	msg := replication.Message{Flags: r.wish(), Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
 	modifies := io.Kind != replication.MsgRead && io.Kind != replication.MsgHashReq
 	if modifies && r.faulted && err == nil {
 		err = block.ErrIO // an error is told once: success after it means nothing (I25)

@@ -22,7 +22,10 @@ import (
 //	attach n0 | detach | crash n0 | power n0 | stop n0 | start n0
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
 //	kvdb down | kvdb up | kvdb hold | kvdb tell (outcomes wait in between)
-//	full n0 | empty n0 | fail n0 | unreadable n0 | readable n0
+//	kvdb lose CAUSE (that change takes effect, and its coordinator does not reach the kvdb any more) | kvdb back
+//	drain n0 | keep n0 (its cluster domain is deactivated by plan)
+//	silent n0 | heard n0 (its beats are not heard, its connections stay)
+//	crowded n0 | roomy n0 (the pool) | full n0 | empty n0 | fail n0 | unreadable n0 | readable n0
 //	close n0 | open n0 (its storage, under a living process) | hang n0 | unhang n0
 //	write 0 | write 0 fua | read 0 | trim 0 | flush
 //	run 100     lets as many milliseconds pass
@@ -118,13 +121,19 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 	case "damage":
 		node(1).damage[node(2)], node(2).damage[node(1)] = true, true
 	case "kvdb":
-		w.kvdbCommand(arg(1))
+		w.kvdbCommand(arg(1), strings.Join(f[min(2, len(f)):], " "))
+	case "drain", "keep":
+		node(1).drain(f[0] == "drain")
+	case "silent", "heard":
+		node(1).silence(f[0] == "silent")
 	case "full", "empty":
 		node(1).disk.full = f[0] == "full"
 	case "fail":
 		node(1).disk.failWrite = true
 	case "unreadable", "readable":
 		node(1).disk.failRead = f[0] == "unreadable"
+	case "crowded", "roomy":
+		node(1).crowd(f[0] == "crowded")
 	case "close", "open":
 		node(1).disk.closed = f[0] == "close"
 	case "hang":
@@ -171,8 +180,12 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 	}
 }
 
-func (w *simWorld) kvdbCommand(what string) {
+func (w *simWorld) kvdbCommand(what, cause string) {
 	switch what {
+	case "lose":
+		w.kvLose = cause
+	case "back":
+		w.reachKVDB()
 	case "hold":
 		w.kvHold = true
 	case "tell":

@@ -26,6 +26,9 @@ func (c *Coordinator) Tick(now int64) {
 func (c *Coordinator) watchMembers() {
 	want := c.isr | c.syncing()
 	for i, m := range c.m {
+		if !m.kept {
+			c.requestEvict(i, domainDrains) // again, if a worse reason has gone meanwhile
+		}
 		if !want.has(i) || m.open {
 			continue
 		}
@@ -221,6 +224,9 @@ func (c *Coordinator) Step(now int64, i int, msg *replication.Message) {
 	m := c.m[i]
 	if c.stage != stageServing || msg.Session != m.sess || !m.open {
 		return
+	}
+	if leave := msg.Flags&replication.FlagCrowded != 0; leave || c.evictReq.has(i) {
+		c.asked(i, leave)
 	}
 	switch msg.Type {
 	case replication.MsgAck, replication.MsgNack:

@@ -7,10 +7,10 @@ import (
 	"github.com/tandem-storage/tandem/replication"
 )
 
-// servingWorld is a fifo world in which the first node serves the volume.
-func servingWorld(t *testing.T, nodes int) *simWorld {
+// servingWorld is a fifo world of two nodes in which the first node serves the volume.
+func servingWorld(t *testing.T) *simWorld {
 	t.Helper()
-	w := newSimWorld(nodes, rand.New(rand.NewPCG(1, 1)))
+	w := newSimWorld(2, rand.New(rand.NewPCG(1, 1)))
 	w.fifo, w.fail = true, t.Fatalf
 	w.client.at = w.nodes[0]
 	w.nodes[0].attach()
@@ -32,7 +32,7 @@ func (w *simWorld) run(ms int64) {
 // is no failure of the request: another session is opened, and it is sent again.
 func TestSessionServedNoMore(t *testing.T) {
 	for _, st := range []replication.Status{replication.StatusFenced, replication.StatusShuttingDown} {
-		w := servingWorld(t, 2)
+		w := servingWorld(t)
 		c := w.nodes[0].coord
 		w.nodes[1].disk.hung = true
 		w.client.write(0, 0)
@@ -64,7 +64,7 @@ func TestResyncRateLongPause(t *testing.T) {
 // for the whole timeout.
 func TestSlowSinceSent(t *testing.T) {
 	for _, kind := range []replication.MessageType{replication.MsgWrite, replication.MsgRead} {
-		w := servingWorld(t, 2)
+		w := servingWorld(t)
 		c, disk := w.nodes[0].coord, &w.nodes[0].disk
 		disk.hung = true
 		for _, k := range []replication.MessageType{replication.MsgWrite, kind} {

@@ -61,6 +61,13 @@ var faults = []fault{
 	}, nil},
 	{"paused", func(_ *simWorld, n *simNode) bool { n.paused = true; return true }, func(_ *simWorld, n *simNode) { n.paused = false }},
 	{"kvdb down", func(w *simWorld, _ *simNode) bool { w.kvDown = true; return true }, func(w *simWorld, _ *simNode) { w.kvDown = false }},
+	{"kvdb out of reach of a node", func(_ *simWorld, n *simNode) bool { n.kvCut = true; return true }, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
+	{"kvdb lost in a change", func(w *simWorld, _ *simNode) bool {
+		causes := []string{"takeover", "activate", "evict", "start resync", "stop resync", "join", "detach"}
+		w.kvLose = causes[w.rng.IntN(len(causes))]
+		return true
+	}, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
+	{"beats missed", func(_ *simWorld, n *simNode) bool { n.silence(true); return true }, func(_ *simWorld, n *simNode) { n.silence(false) }},
 	{"configuration changed by others", func(w *simWorld, _ *simNode) bool { w.put(w.cfg); return true }, nil},
 	{"domain fenced", func(w *simWorld, n *simNode) bool {
 		// The gate: never the last usable in-sync copy, never two domains at once.
@@ -75,6 +82,7 @@ var faults = []fault{
 		n.fence(true)
 		return true
 	}, func(_ *simWorld, n *simNode) { n.fence(false) }},
+	{"domain drains", func(_ *simWorld, n *simNode) bool { n.drain(n.coord == nil); return n.drains }, func(_ *simWorld, n *simNode) { n.drain(false) }},
 	{"no space", func(_ *simWorld, n *simNode) bool { n.disk.full = true; return true }, func(_ *simWorld, n *simNode) { n.disk.full = false }},
 	{"no space anywhere", func(w *simWorld, _ *simNode) bool {
 		for _, n := range w.nodes {
@@ -86,6 +94,7 @@ var faults = []fault{
 			n.disk.full = false
 		}
 	}},
+	{"pool nearly full", func(_ *simWorld, n *simNode) bool { n.crowd(true); return true }, func(_ *simWorld, n *simNode) { n.crowd(false) }},
 	{"write error", func(w *simWorld, n *simNode) bool { n.disk.failWrite = w.spare(n); return n.disk.failWrite }, (*simWorld).reset2},
 	{"flush error", func(w *simWorld, n *simNode) bool { n.disk.failFlush = w.spare(n); return n.disk.failFlush }, (*simWorld).reset2},
 	{"read error", func(_ *simWorld, n *simNode) bool { n.disk.failRead = true; return true }, func(_ *simWorld, n *simNode) { n.disk.failRead = false }},
@@ -122,7 +131,7 @@ func (w *simWorld) healLinks() {
 // takeover makes some node the coordinator.
 func (w *simWorld) takeover() {
 	n := w.nodes[w.rng.IntN(len(w.nodes))]
-	if !n.up || n.paused || n.stop || n.fenced || n.coord != nil || w.kvDown {
+	if !n.up || n.paused || n.stop || n.fenced || n.coord != nil || n.drains || w.kvDown || n.kvCut {
 		return
 	}
 	w.client.at = n
@@ -233,13 +242,17 @@ func (w *simWorld) manage() {
 // serves, every replica joins, and all are identical (liveness, G5).
 func (w *simWorld) settle() {
 	w.trace("faults end")
-	w.kvDown, w.unknown = false, 0
+	w.kvDown, w.unknown, w.kvLose = false, 0, ""
 	w.healLinks()
+	w.reachKVDB()
 	for _, n := range w.nodes {
 		n.fence(false)
+		n.silence(false)
+		n.drain(false)
 		n.paused, n.disk.full, n.disk.failRead = false, false, false
 		n.disk.failWrite, n.disk.failFlush = false, false
 		n.unhang()
+		n.crowd(false)
 	}
 	if w.client.quiet && w.client.at != nil {
 		w.client.quiet = w.client.at.coord.detachReq

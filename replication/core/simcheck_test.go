@@ -11,17 +11,18 @@ import (
 // simHistory checks what the consumer sees, block by block (protocol.md 16.3).
 type simHistory struct {
 	known   [simBlocks]uint64          // value that every read must show if nothing else is possible
-	maybe   [simBlocks]map[uint64]bool // values that may have taken effect, or may yet
+	maybe   [simBlocks]map[uint64]int  // values that may have taken effect, or may yet, and when they were proposed
 	flushed [simBlocks]uint64          // value covered by the last flush
 	acks    [simBlocks]int             // writes acknowledged
 	floor   [simBlocks]int             // of them, those covered by a flush
 	since   [simBlocks]map[uint64]bool // values that a power cut of everything may bring back
+	clock   int                        // of proposals
 	unsure  [simBlocks]bool            // known may have been lost and nobody has looked since
 }
 
 func (h *simHistory) init() {
 	for i := range h.maybe {
-		h.maybe[i] = map[uint64]bool{}
+		h.maybe[i] = map[uint64]int{}
 		h.since[i] = map[uint64]bool{}
 	}
 }
@@ -29,11 +30,24 @@ func (h *simHistory) init() {
 // forgive allows what a power cut of every in-sync replica may take away.
 func (h *simHistory) forgive() {
 	for s := range simBlocks {
-		h.maybe[s][h.known[s]] = true
-		maps.Copy(h.maybe[s], h.since[s])
-		h.maybe[s][h.flushed[s]] = true
+		for v := range h.since[s] {
+			h.maybe[s][v] = 0
+		}
+		h.maybe[s][h.known[s]], h.maybe[s][h.flushed[s]] = 0, 0
 		h.unsure[s] = true
 	}
+}
+
+// proposed notes that a value may take effect.
+func (h *simHistory) proposed(k int, v uint64) {
+	h.clock++
+	h.maybe[k][v] = h.clock
+}
+
+// mayBe reports whether a value may be there.
+func (h *simHistory) mayBe(k int, v uint64) bool {
+	_, open := h.maybe[k][v]
+	return open || v == h.known[k]
 }
 
 // simClient is the consumer: it keeps a few requests in flight, never two on a
@@ -125,7 +139,7 @@ func (c *simClient) read(k int) {
 
 func (c *simClient) zero(k int, t replication.MessageType) {
 	if !c.busy(k) {
-		c.w.history.maybe[k][0] = true
+		c.w.history.proposed(k, 0)
 		c.propose(c.op(k, t))
 	}
 }
@@ -138,7 +152,7 @@ func (c *simClient) write(k int, f replication.MessageFlags) {
 	o := c.op(k, replication.MsgWrite)
 	o.tag, o.io.Flags = c.tag, f
 	binary.LittleEndian.PutUint64(o.io.Data, o.tag)
-	c.w.history.maybe[k][o.tag] = true
+	c.w.history.proposed(k, o.tag)
 	c.propose(o)
 }
 
@@ -199,14 +213,22 @@ func (c *simClient) done(n *simNode, d Completion) {
 		}
 	case o.io.Kind == replication.MsgRead:
 		got := binary.LittleEndian.Uint64(o.io.Data)
-		if got != h.known[k] && !h.maybe[k][got] {
+		at, open := h.maybe[k][got]
+		if !open && got != h.known[k] {
 			w.fail("read of sector %d returned %d, want %d or one of %v", k, got, h.known[k], h.maybe[k])
 		}
 		h.known[k], h.unsure[k] = got, false
 		h.since[k][got] = true
+		for v, t := range h.maybe[k] {
+			if open && t < at {
+				h.since[k][v] = true // it came before what is there now; what came after is decided against
+			}
+		}
 		clear(h.maybe[k]) // what was undecided is decided now (I16)
 	default:
-		maps.Copy(h.since[k], h.maybe[k])
+		for v := range h.maybe[k] {
+			h.since[k][v] = true
+		}
 		h.since[k][o.tag] = true
 		h.known[k], h.unsure[k] = o.tag, false
 		h.acks[k]++
@@ -226,7 +248,7 @@ func (n *simNode) lossy() bool {
 
 // checkAck asserts I3, I5 and the protection mode when a write or flush is acknowledged.
 func (w *simWorld) checkAck(n *simNode, o *simOp) {
-	if o.io.Kind == replication.MsgRead || n.coord == nil || n.coord.cfg.Epoch != w.cfg.Epoch {
+	if o.io.Kind == replication.MsgRead || n.coord == nil || !n.coord.mine(w.cfg) {
 		return // a coordinator that another one followed answers nobody who looks
 	}
 	for _, m := range w.nodes {
@@ -389,7 +411,7 @@ func (w *simWorld) compare() {
 				w.fail("G5: replicas differ in sector %d: %d on %s, %d on %s", k, v, w.nodes[0].id, n.disk.data[s], n.id)
 			}
 		}
-		if v != w.history.known[k] && !w.history.maybe[k][v] {
+		if !w.history.mayBe(k, v) {
 			w.fail("G1: sector %d has %d, want %d or one of %v", k, v, w.history.known[k], w.history.maybe[k])
 		}
 	}

@@ -40,7 +40,8 @@ type simWorld struct {
 	cfg     *replication.Config // the kvdb
 	rev     uint64
 	kvDown  bool
-	unknown int // of 100 compare-and-sets, how many have a late outcome
+	kvLose  string // the cause of the change in which its node loses it, "" none
+	unknown int    // of 100 transactions, how many are not answered
 	kvHold  bool
 	kvHeld  []func() // outcomes that nobody is told yet
 
@@ -72,6 +73,10 @@ type simNode struct {
 	up     bool
 	paused bool
 	fenced bool // its cluster domain is
+	fences int  // how often that changed
+	kvCut  bool // it does not reach the kvdb
+	silent bool // its beats are not heard
+	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
 	life   int // incarnation of the process
 	disk   simDisk
@@ -114,7 +119,7 @@ type simDisk struct {
 	active       []uint32
 	dirty        map[replication.ReplicaID]*Bitmap
 
-	full, failWrite, failFlush, failRead, hung, closed bool
+	full, failWrite, failFlush, failRead, hung, closed, crowded bool
 
 	stuck []func()
 }
@@ -236,6 +241,13 @@ func (n *simNode) start() {
 		o.Active, o.Dirty = d.active, d.dirty
 	}
 	n.rep = NewReplica(o)
+	n.rep.SetCrowded(d.crowded)
+}
+
+// crowd says whether the node's pool is nearly full.
+func (n *simNode) crowd(on bool) {
+	n.disk.crowded = on
+	n.rep.SetCrowded(on)
 }
 
 // crash kills the process; with power also what was not stable is lost at random.
@@ -301,6 +313,7 @@ func (n *simNode) stopped() {
 func (n *simNode) fence(on bool) {
 	w := n.w
 	n.fenced = on
+	n.fences++
 	if n.coord != nil && on {
 		n.coord.Kill(w.now, replication.ErrDomainFenced)
 		n.drainCoord()
@@ -332,6 +345,12 @@ func (n *simNode) attach() {
 	for i, m := range w.nodes {
 		if m.fenced {
 			n.coord.SetUsable(w.now, i, false)
+		}
+		if m.drains && m != n {
+			n.coord.SetKept(w.now, i, false)
+		}
+		if m.silent && m != n {
+			n.coord.SetUp(w.now, i, false)
 		}
 	}
 	n.coord.Start(w.now)
@@ -404,6 +423,9 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s serves, %d blocks to reconcile", n.id, e.Dirty)
 	case EventEvicted:
 		w.seen["evicted: "+e.Reason]++
+		if e.Reason == crowded && w.cfg.Protection == replication.MaxProtection {
+			w.fail("%s left for want of room (max_protection)", who())
+		}
 		w.trace("%s evicted %s: %s", n.id, who(), e.Reason)
 	case EventResyncStarted:
 		w.seen["resync started"]++
@@ -421,222 +443,6 @@ func (n *simNode) observe(e *Event) {
 }
 
 func (n *simNode) alive(c *Coordinator) bool { return n.up && n.coord == c }
-
-func (n *simNode) connect(s Session) {
-	w, c, peer := n.w, n.coord, n.w.nodes[s.To]
-	if old := n.sess[s.To]; old != nil {
-		old.closeThere()
-	}
-	peer.conn++
-	conn := &simConn{
-		coord: n, rep: peer, c: c, life: peer.life, member: s.To, sess: s.ID, id: peer.conn,
-		there: &simQueue{owner: peer}, back: &simQueue{owner: n},
-	}
-	n.sess[s.To] = conn
-	w.trace("%s -> %s hello term %d", n.id, peer.id, s.Term)
-	w.later(conn.there, func() {
-		if !peer.up || peer.life != conn.life || !n.reach(peer) || n.fenced || peer.stop {
-			conn.breakOff()
-			return
-		}
-		if conn.broken {
-			return
-		}
-		peer.conns[conn.id] = conn
-		peer.rep.Hello(conn.id, replication.Message{Type: replication.MsgHello, Session: s.ID, Term: s.Term}, s.Hello)
-		peer.drainRep()
-	})
-}
-
-// spoil damages the payload of a message from n to o, if that is what the way does.
-func (n *simNode) spoil(o *simNode, msg *replication.Message) {
-	if n.damage[o] && len(msg.Data) > 0 {
-		msg.Data, msg.Status = nil, replication.StatusCRC
-	}
-}
-
-// deliver brings a message to the replica. One that is lost breaks the connection.
-func (conn *simConn) deliver(msg *replication.Message) {
-	p := conn.rep
-	switch {
-	case !p.up || p.life != conn.life || conn.broken:
-	case !conn.coord.reach(p):
-		conn.breakOff()
-	default:
-		conn.coord.spoil(p, msg)
-		p.rep.Step(conn.id, msg)
-		p.drainRep()
-	}
-}
-
-// answer brings a message to the coordinator.
-func (conn *simConn) answer(msg *replication.Message) {
-	n, c := conn.coord, conn.c
-	switch {
-	case !n.alive(c) || n.sess[conn.member] != conn || conn.broken:
-		return
-	case !conn.rep.reach(n):
-		conn.breakOff()
-		return
-	case msg.Type == replication.MsgHelloAck:
-		c.SessionUp(n.w.now, conn.member, conn.sess, replication.HelloAck{Boot: conn.rep.boot, Credit: msg.Credit})
-	case msg.Type == replication.MsgNack && msg.Seq == 0:
-		c.SessionRefused(n.w.now, conn.member, conn.sess, msg.Status, msg.Term)
-	default:
-		conn.rep.spoil(n, msg)
-		c.Step(n.w.now, conn.member, msg)
-	}
-	n.drainCoord()
-}
-
-// breakOff ends a connection: each end learns it some time.
-func (conn *simConn) breakOff() {
-	if conn.broken {
-		return
-	}
-	conn.broken = true
-	conn.closeBack()
-	conn.closeThere()
-}
-
-// closeBack lets the coordinator's end learn that the connection is closed.
-func (conn *simConn) closeBack() {
-	n := conn.coord
-	n.w.later(conn.back, func() {
-		if n.alive(conn.c) {
-			conn.c.SessionDown(n.w.now, conn.member, conn.sess)
-			n.drainCoord()
-		}
-	})
-}
-
-// closeThere lets the replica's end learn that the connection is closed.
-func (conn *simConn) closeThere() {
-	p := conn.rep
-	p.w.later(conn.there, func() {
-		if p.up && p.life == conn.life && p.conns[conn.id] == conn {
-			delete(p.conns, conn.id)
-			p.rep.ConnClosed(conn.id)
-			p.drainRep()
-		}
-	})
-}
-
-// control carries a unary request out; without an answer it fails by its deadline.
-func (n *simNode) control(q Control) {
-	w, c, peer := n.w, n.coord, n.w.nodes[q.To]
-	life, done := peer.life, false
-	finish := func(res ControlResult) {
-		if !done && n.alive(c) {
-			done = true
-			c.ControlDone(w.now, q.ID, res)
-			n.drainCoord()
-		}
-	}
-	answer := func(res ControlResult) {
-		w.trace("%s <- %s %s", n.id, peer.id, describeResult(&res))
-		w.once(n, func() {
-			if peer.reach(n) {
-				finish(res)
-			}
-		})
-	}
-	w.trace("%s -> %s %s", n.id, peer.id, w.describeControl(&q))
-	w.once(peer, func() {
-		if !n.reach(peer) || !peer.up || peer.life != life || peer.stop {
-			return
-		}
-		if n.fenced {
-			answer(ControlResult{Failed: true})
-			return
-		}
-		peer.nextCtl++
-		peer.ctl[peer.nextCtl] = answer
-		switch {
-		case q.Seal != nil:
-			peer.rep.Seal(peer.nextCtl, *q.Seal)
-		case q.Prepare != nil:
-			peer.rep.Prepare(peer.nextCtl, *q.Prepare)
-		case q.Commit != nil:
-			peer.rep.Commit(peer.nextCtl, *q.Commit)
-		default:
-			res := peer.rep.DirtyMap(*q.Dirty)
-			delete(peer.ctl, peer.nextCtl)
-			answer(ControlResult{Dirty: &res})
-		}
-		peer.drainRep()
-	})
-	w.after(simControl, func() { finish(ControlResult{Failed: true}) })
-}
-
-// change is the kvdb. An outcome may come late, whatever it is.
-func (n *simNode) change(ch Change) {
-	w, c := n.w, n.coord
-	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, ch.Next.History[len(ch.Next.History)-1].Cause)
-	swap := func() {
-		out, cfg, rev := ChangeOK, (*replication.Config)(nil), uint64(0)
-		switch {
-		case w.kvDown:
-			out = ChangeNotSent
-		case n.fenced:
-			out = ChangeRefused
-		case w.rev != ch.Rev:
-			out, cfg, rev = ChangeConflict, w.cfg, w.rev
-		default:
-			w.checkChange(n, ch.Next)
-			w.put(ch.Next)
-			w.checkContent()
-			rev = w.rev
-			w.seen["config: "+w.cfg.History[len(w.cfg.History)-1].Cause]++
-			w.trace("kvdb epoch %d: %s, in sync %v", w.cfg.Epoch, w.cfg.Phase, w.inSync())
-		}
-		tell := func() {
-			if n.alive(c) {
-				c.ChangeDone(w.now, out, cfg, rev)
-				n.drainCoord()
-			}
-		}
-		if w.kvHold {
-			w.kvHeld = append(w.kvHeld, tell)
-			return
-		}
-		if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
-			w.seen["fault: kvdb outcome unknown, applied"]++
-			w.after(w.rng.Int64N(500e6), func() { w.once(n, tell) })
-			return
-		}
-		w.once(n, tell)
-	}
-	if w.unknown > 0 && w.rng.IntN(100) < w.unknown {
-		w.seen["fault: kvdb outcome unknown, late"]++
-		w.after(w.rng.Int64N(500e6), swap)
-		return
-	}
-	w.once(nil, swap)
-}
-
-// put stores a configuration; whoever watches sees it.
-func (w *simWorld) put(cfg *replication.Config) {
-	w.cfg, w.rev = cfg.Clone(), w.rev+1
-	seen := w.cfg
-	for _, n := range w.nodes {
-		w.once(n, func() {
-			if n.up && n.coord != nil {
-				n.coord.ConfigSeen(w.now, seen)
-				n.drainCoord()
-			}
-		})
-	}
-}
-
-func (w *simWorld) inSync() (s []replication.NodeID) {
-	for _, n := range w.nodes {
-		if w.cfg.InISR(n.rid) {
-			s = append(s, n.id)
-		}
-	}
-	return s
-}
 
 // drainRep carries out what the replica asks for.
 func (n *simNode) drainRep() {

@@ -171,6 +171,10 @@ func (c *Coordinator) seal() {
 	c.sealUntil = c.now + c.o.SealTimeout
 	c.lossUntil = c.now + c.o.LossyTimeout
 	c.startRound(c.isr, c.sealRequest, func(i int, r ControlResult) bool {
+		c.rolledBack &^= bit(i)
+		if r.Seal != nil && r.Seal.Status == replication.StatusEpoch {
+			c.rolledBack |= bit(i)
+		}
 		if r.Seal == nil || r.Seal.Status != replication.StatusOK || r.Seal.State == replication.MemberFaulted {
 			return false
 		}
@@ -285,6 +289,9 @@ func (c *Coordinator) serve() {
 	for i, m := range c.m {
 		if c.isr.has(i) && !m.usable {
 			c.requestEvict(i, domainClosed) // closed during the takeover
+		}
+		if c.isr.has(i) && !m.up {
+			c.requestEvict(i, suspected)
 		}
 	}
 	c.lastFlush, c.wroteSeq = c.now, true // a flush settles what the activity logs have

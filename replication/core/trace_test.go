@@ -24,6 +24,9 @@ func describe(m *replication.Message) string {
 	if m.Flags&replication.FlagFUA != 0 {
 		b.WriteString(" fua")
 	}
+	if m.Flags&replication.FlagCrowded != 0 {
+		b.WriteString(" crowded")
+	}
 	if m.Type == replication.MsgNack {
 		fmt.Fprintf(&b, " %v", m.Status)
 	}
@@ -54,7 +57,11 @@ func (w *simWorld) describeControl(q *Control) string {
 func describeResult(r *ControlResult) string {
 	switch {
 	case r.Seal != nil:
-		return fmt.Sprintf("SEALED %v term %d %s lossy %v log-lost %v active %v", r.Seal.Status, r.Seal.Term, r.Seal.State, r.Seal.Lossy, r.Seal.LogLost, r.Seal.Active)
+		s := fmt.Sprintf("SEALED %v term %d %s lossy %v log-lost %v active %v", r.Seal.Status, r.Seal.Term, r.Seal.State, r.Seal.Lossy, r.Seal.LogLost, r.Seal.Active)
+		if r.Seal.Crowded {
+			s += " crowded"
+		}
+		return s
 	case r.Prepare != nil:
 		return fmt.Sprintf("PREPARED %v", r.Prepare.Status)
 	case r.Commit != nil:

@@ -168,7 +168,9 @@ type SealResponse struct {
 	Lossy    bool                   `protobuf:"varint,8,opt,name=lossy,proto3" json:"lossy,omitempty"`
 	LogLost  bool                   `protobuf:"varint,9,opt,name=log_lost,json=logLost,proto3" json:"log_lost,omitempty"`
 	// Regions whose writes may not be settled.
-	Active        []uint32 `protobuf:"varint,10,rep,packed,name=active,proto3" json:"active,omitempty"`
+	Active []uint32 `protobuf:"varint,10,rep,packed,name=active,proto3" json:"active,omitempty"`
+	// The pool is nearly full: the replica should not join.
+	Crowded       bool `protobuf:"varint,11,opt,name=crowded,proto3" json:"crowded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -271,6 +273,13 @@ func (x *SealResponse) GetActive() []uint32 {
 		return x.Active
 	}
 	return nil
+}
+
+func (x *SealResponse) GetCrowded() bool {
+	if x != nil {
+		return x.Crowded
+	}
+	return false
 }
 
 type PrepareRequest struct {
@@ -810,7 +819,7 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x10\n" +
 	"\x03gen\x18\x05 \x01(\x04R\x03gen\x12 \n" +
 	"\vincarnation\x18\x06 \x01(\fR\vincarnation\x12\x16\n" +
-	"\x06attach\x18\a \x01(\fR\x06attach\"\xf1\x01\n" +
+	"\x06attach\x18\a \x01(\fR\x06attach\"\x8b\x02\n" +
 	"\fSealResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
@@ -822,7 +831,8 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\x05lossy\x18\b \x01(\bR\x05lossy\x12\x19\n" +
 	"\blog_lost\x18\t \x01(\bR\alogLost\x12\x16\n" +
 	"\x06active\x18\n" +
-	" \x03(\rR\x06active\"\x8b\x01\n" +
+	" \x03(\rR\x06active\x12\x18\n" +
+	"\acrowded\x18\v \x01(\bR\acrowded\"\x8b\x01\n" +
 	"\x0ePrepareRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +

@@ -70,7 +70,7 @@ func sealResultToPB(r replication.SealResult) *pb.SealResponse {
 	return &pb.SealResponse{
 		Status: uint32(r.Status), Term: uint64(r.Term), Epoch: uint64(r.Epoch), Gen: r.Gen,
 		State: string(r.State), Boot: r.Boot[:], Instance: r.Instance[:],
-		Lossy: r.Lossy, LogLost: r.LogLost, Active: r.Active,
+		Lossy: r.Lossy, LogLost: r.LogLost, Active: r.Active, Crowded: r.Crowded,
 	}
 }
 
@@ -86,6 +86,7 @@ func sealResultFromPB(r *pb.SealResponse) (replication.SealResult, error) {
 		Instance: c.uuid("instance", r.GetInstance()),
 		Lossy:    r.GetLossy(),
 		LogLost:  r.GetLogLost(),
+		Crowded:  r.GetCrowded(),
 		Active:   r.GetActive(),
 	}, c.err
 }

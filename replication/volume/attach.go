@@ -10,14 +10,15 @@ import (
 
 // AttachOptions say how to attach.
 type AttachOptions struct {
-	// Preempt takes the volume over from a coordinator whose domain is still
-	// active. The replicas fence it; its consumer gets errors.
-	Preempt bool
+	// TakeFrom is the coordinator on another node that may be replaced, as it stood in the
+	// configuration by which that was decided; nil if there was none. The replicas fence
+	// it; its consumer gets errors.
+	TakeFrom *replication.Coord
 }
 
 // Attach makes this node the volume's coordinator (a takeover if another one
 // was) and returns when I/O is served. It fails with replication.ErrBusy if
-// another node that may act has it, ErrDomainFenced if this node's cluster domain is not
+// another node has it than was to be replaced, ErrDomainFenced if this node's cluster domain is not
 // ACTIVE, and when ctx ends with an error that wraps ErrStalled and names the
 // cause; a takeover is given up when nobody waits for it any more. A volume attached here
 // already is returned as it is, whatever ctx says; one that is being detached is
@@ -37,8 +38,8 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			}
 		case v != nil:
 			v, err := m.awaitServing(ctx, v)
-			if errors.Is(err, replication.ErrDeposed) && !m.elsewhere(ctx, id) {
-				continue
+			if errors.Is(err, replication.ErrDeposed) {
+				continue // another change came first: the configuration tells whose
 			}
 			return v, err
 		default:
@@ -46,7 +47,7 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			if err != nil {
 				return nil, err
 			}
-			if err := m.mayTake(cfg, o); err != nil {
+			if err := m.mayTake(cfg, o.TakeFrom); err != nil {
 				return nil, err
 			}
 			if err := m.start(id, cfg, rev); err != nil {
@@ -54,13 +55,6 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			}
 		}
 	}
-}
-
-// elsewhere reports whether another node is the coordinator, or may be. If not, the takeover that was deposed met
-// a change that was nobody's takeover: the last of one that was given up here, or the catalogue's.
-func (m *Manager) elsewhere(ctx context.Context, id replication.VolumeID) bool {
-	cfg, _, err := m.o.Configs.Load(ctx, id)
-	return err != nil || cfg.Coord != nil && cfg.Coord.Node != m.o.Node
 }
 
 // enlist notes that somebody waits for v, the volume if it is attached here or about to
@@ -140,7 +134,8 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 // Detach flushes the volume and gives it up; nothing may be in flight. Not
-// attached here is nil.
+// attached here is nil. When no in-sync replica could flush, the volume is given up all the same
+// and the error wraps replication.ErrReplicaFaulted.
 //
 // It cannot be taken back: from here on no request is promised to be served. When ctx
 // ends first the error wraps replication.ErrStalled and names what it waits for, and the detach goes

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -158,4 +160,84 @@ func TestVolumeGone(t *testing.T) {
 	if err := v.Err(); !errors.Is(err, replication.ErrVolumeNotFound) {
 		t.Errorf("it ended with %v", err)
 	}
+}
+
+// TestAttachOnTwoNodes: two nodes attach at once, each because the volume was detached when it looked. One gets it and
+// keeps it; the other is told where it is.
+func TestAttachOnTwoNodes(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	for round := range 20 {
+		var vols [2]*Volume
+		var errs [2]error
+		var wg sync.WaitGroup
+		for i, n := range c.nodes {
+			wg.Go(func() { vols[i], errs[i] = n.m.Attach(t.Context(), c.vol, AttachOptions{}) })
+		}
+		wg.Wait()
+		won := 0
+		if errs[0] != nil {
+			won = 1
+		}
+		if errs[won] != nil || !errors.Is(errs[1-won], replication.ErrBusy) || !strings.Contains(errs[1-won].Error(), "on node "+string(c.nodes[won].id)) {
+			t.Fatalf("round %d: %v", round, errs)
+		}
+		if err := block.WriteAt(vols[won], make([]byte, block.SectorSize), 0, 0); err != nil {
+			t.Errorf("round %d: the one that has it: %v", round, err)
+		}
+		detach(t, c.nodes[won])
+	}
+}
+
+// TestTakeFromOneThatIsGone: a node may take the volume from one attachment, and finds the next one.
+func TestTakeFromOneThatIsGone(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	a.attach()
+	from := c.kv.config().Coord
+	detach(t, a)
+	v := a.attach()
+	if _, err := b.m.Attach(t.Context(), c.vol, AttachOptions{TakeFrom: from}); !errors.Is(err, replication.ErrBusy) {
+		t.Errorf("taken from the wrong one: %v", err)
+	}
+	if err := block.WriteAt(v, make([]byte, block.SectorSize), 0, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDetachWithoutFlush: a detach whose last flush no disk could do gives the volume up, and says what that means.
+func TestDetachWithoutFlush(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	a.st.Device, b.st.Device = &noFlush{Device: a.st.mem}, &noFlush{Device: b.st.mem}
+	v := a.attach()
+	c.net.Down(b.id)
+	c.awaitInSync(1)
+	a.st.Device.(*noFlush).fails.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	if err := a.m.Detach(ctx, c.vol); !errors.Is(err, replication.ErrReplicaFaulted) || errors.Is(err, replication.ErrStalled) {
+		t.Errorf("detach without a flush: %v", err)
+	}
+	<-v.Dead()
+	if cfg := c.kv.config(); cfg.Phase != replication.PhaseDetached {
+		t.Errorf("phase %s", cfg.Phase)
+	}
+}
+
+// noFlush is a disk that may fail flushes.
+type noFlush struct {
+	block.Device
+	fails atomic.Bool
+}
+
+func (d *noFlush) Submit(batch []*block.Request) {
+	var rest []*block.Request
+	for _, r := range batch {
+		if r.Op == block.OpFlush && d.fails.Load() {
+			r.By.Complete(r, block.ErrIO)
+			continue
+		}
+		rest = append(rest, r)
+	}
+	d.Device.Submit(rest)
 }

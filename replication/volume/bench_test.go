@@ -32,6 +32,8 @@ func (n nullStorage) Info() block.Info {
 func (nullStorage) Close() error                   { return nil }
 func (nullStorage) Pool() string                   { return "nowhere" }
 func (nullStorage) Persist(core.ReplicaMeta) error { return nil }
+func (nullStorage) Crowded() (bool, error)         { return false, nil }
+
 func (nullStorage) CloseClean([]uint32, map[replication.ReplicaID]*core.Bitmap) error {
 	return nil
 }
@@ -80,7 +82,7 @@ func newBenchVolume(b *testing.B) *Volume {
 		cfg.Members[rep] = replication.Member{Node: node, Domain: replication.DomainID(name), State: replication.MemberInSync}
 		m := NewManager(Options{
 			Node: node, Domain: replication.DomainID(name), Boot: boot, Instance: replication.NewUUID(),
-			Configs: kv, Peers: netPeers{p}, Usable: all, MayAttach: all,
+			Configs: kv, Peers: netPeers{p}, Usable: all, MayKeep: all, MayAttach: all,
 		})
 		if err := m.AddReplica(vol, rep, nullStorage{size}); err != nil {
 			b.Fatal(err)

@@ -21,12 +21,13 @@ import (
 // testCluster is a few nodes in this process: real managers, memory for disks,
 // kvdb and network.
 type testCluster struct {
-	t     *testing.T
-	net   *transporttest.Net
-	kv    *testConfigs
-	nodes []*testNode
-	vol   replication.VolumeID
-	down  sync.Map // replication.DomainID -> bool: not usable
+	t      *testing.T
+	net    *transporttest.Net
+	kv     *testConfigs
+	nodes  []*testNode
+	vol    replication.VolumeID
+	down   sync.Map // replication.DomainID -> bool: not usable
+	drains sync.Map // replication.DomainID -> bool: not to be kept
 
 	sessions atomic.Int64 // opened between nodes so far
 	open     atomic.Int64 // being opened, or open
@@ -69,7 +70,7 @@ func (k *testConfigs) Swap(_ context.Context, rev uint64, next *replication.Conf
 	defer k.mu.Unlock()
 	switch {
 	case k.down != nil:
-		return 0, k.down
+		return 0, fmt.Errorf("%w: %w", ErrNotSent, k.down)
 	case k.noSwap != nil:
 		return 0, k.noSwap
 	case k.gone || rev != k.rev:
@@ -92,6 +93,9 @@ type testStorage struct {
 	mu     sync.Mutex
 	stored Stored
 	fail   error // of Persist
+
+	crowded atomic.Bool
+	looks   atomic.Int64 // calls of Crowded
 }
 
 func newTestStorage(size int64) *testStorage {
@@ -103,6 +107,11 @@ func (s *testStorage) Stored() (Stored, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.stored, nil
+}
+
+func (s *testStorage) Crowded() (bool, error) {
+	defer s.looks.Add(1)
+	return s.crowded.Load(), nil
 }
 
 func (s *testStorage) Persist(m core.ReplicaMeta) error {
@@ -206,6 +215,23 @@ func newTestCluster(t *testing.T, size int64) *testCluster {
 	return c
 }
 
+func (c *testCluster) kept(d replication.DomainID) bool {
+	_, drains := c.drains.Load(d)
+	return !drains
+}
+
+// drain has a domain deactivated by plan, or not, as every node sees it.
+func (c *testCluster) drain(d replication.DomainID, drains bool) {
+	if drains {
+		c.drains.Store(d, true)
+	} else {
+		c.drains.Delete(d)
+	}
+	for _, n := range c.nodes {
+		n.m.DomainsChanged()
+	}
+}
+
 func (c *testCluster) usable(d replication.DomainID) bool {
 	_, down := c.down.Load(d)
 	return !down
@@ -216,7 +242,7 @@ func (n *testNode) start() {
 	c := n.c
 	n.m = NewManager(Options{
 		Node: n.id, Domain: n.dom, Boot: n.boot, Instance: replication.NewUUID(), Configs: c.kv, Peers: testPeers{c, n.id},
-		Usable: c.usable, MayAttach: c.usable, Timing: testTiming, Logger: zaptest.NewLogger(c.t).Named(string(n.id)),
+		Usable: c.usable, MayKeep: c.kept, MayAttach: c.usable, Timing: testTiming, Logger: zaptest.NewLogger(c.t).Named(string(n.id)),
 	})
 	c.net.Join(transport.Identity{Cluster: "test", Domain: n.dom, Node: n.id}, n.m)
 	if err := n.m.AddReplica(c.vol, n.rep, n.st); err != nil {
@@ -228,7 +254,7 @@ func (n *testNode) attach() *Volume {
 	n.c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
-	v, err := n.m.Attach(ctx, n.c.vol, AttachOptions{Preempt: true})
+	v, err := n.m.Attach(ctx, n.c.vol, AttachOptions{TakeFrom: n.c.kv.config().Coord})
 	if err != nil {
 		n.c.t.Fatalf("attach on %s: %v", n.id, err)
 	}

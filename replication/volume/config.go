@@ -19,9 +19,12 @@ type Configs interface {
 	Load(ctx context.Context, v replication.VolumeID) (*replication.Config, uint64, error)
 
 	// Swap puts next in force if rev still is the revision in force and the cluster
-	// domain actor may act. It returns the new revision; ErrConflict, ErrRefused, ErrNotSent
-	// or ErrInvalidChange if that certainly did not happen; any other error means that the
-	// outcome is unknown.
+	// domain actor may act, and returns the new revision. It may be called again with the
+	// same arguments to find out what became of a call whose outcome is unknown.
+	//
+	// ErrConflict, ErrRefused and ErrInvalidChange mean that no such call puts next in force any
+	// more; ErrConflict also that an earlier one may have. ErrNotSent means that this call
+	// changed nothing, and says nothing of an earlier one. With any other error the outcome is unknown.
 	Swap(ctx context.Context, rev uint64, next *replication.Config, actor replication.DomainID) (uint64, error)
 }
 
@@ -29,7 +32,7 @@ type Configs interface {
 var (
 	ErrConflict = errors.New("replication/volume: another change of the configuration came first")
 	ErrRefused  = errors.New("replication/volume: this node's cluster domain is not active")
-	ErrNotSent  = errors.New("replication/volume: the kvdb is out of reach, nothing was changed")
+	ErrNotSent  = errors.New("replication/volume: the kvdb is out of reach, nothing was sent")
 	// ErrInvalidChange is a programmer's error: the change breaks a rule of configurations.
 	ErrInvalidChange = errors.New("replication/volume: change breaks the rules of configurations")
 )
@@ -38,90 +41,68 @@ var (
 // closed cleanly then, because what was asked may still land.
 var ErrNotAtRest = errors.New("replication/volume: a replica has not come to rest, its disk does not answer")
 
-const (
-	kvdbTimeout = 5 * time.Second        // of one attempt
-	kvdbPause   = 250 * time.Millisecond // between attempts of unknown outcome
-)
+// kvdbTimeout bounds each request of an attempt.
+const kvdbTimeout = 5 * time.Second
 
-// swap carries a change out until its outcome is known (I10).
+// swap makes one attempt of a change.
 func (v *Volume) swap(ch core.Change) {
 	in := volumeInput{kind: inChange}
-	defer func() { v.post(in) }()
+	var err error
+	in.outcome, in.cfg, in.rev, err = v.attempt(ch)
+	if errors.Is(err, replication.ErrVolumeNotFound) {
+		v.kill(fmt.Errorf("%w: it was deleted while it was attached here", replication.ErrVolumeNotFound))
+		return
+	}
+	v.logOutcome(in.outcome, err)
+	v.post(in)
+}
 
-	// A kvdb that does not answer a read gets no proposal: the outcome is certain then.
+func (v *Volume) attempt(ch core.Change) (core.Outcome, *replication.Config, uint64, error) {
 	ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
-	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
-	cancel()
+	defer cancel()
+	rev, err := v.m.o.Configs.Swap(ctx, ch.Rev, ch.Next, v.m.o.Domain)
 	switch {
-	case errors.Is(err, replication.ErrVolumeNotFound):
-		in = gone()
-		return
-	case err != nil:
-		in.outcome = core.ChangeNotSent
-		return
-	case rev != ch.Rev:
-		in.outcome, in.cfg, in.rev = core.ChangeConflict, cfg, rev
-		return
-	}
-	for {
-		ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
-		rev, err := v.m.o.Configs.Swap(ctx, ch.Rev, ch.Next, v.m.o.Domain)
-		cancel()
-		switch {
-		case err == nil:
-			in.outcome, in.rev = core.ChangeOK, rev
-			return
-		case errors.Is(err, ErrRefused), errors.Is(err, ErrInvalidChange):
-			v.lg.Warn("change of the configuration refused", zap.Error(err))
-			in.outcome = core.ChangeRefused
-			return
-		case errors.Is(err, ErrNotSent):
-			in.outcome = core.ChangeNotSent
-			return
-		case errors.Is(err, ErrConflict):
-			if v.resolve(&in, ch) {
-				return
-			}
-		}
-		// Unknown: the same proposal again. It can take effect only once.
-		if !v.pause(kvdbPause) {
-			in.outcome = core.ChangeNotSent // nobody is left to care
-			return
-		}
+	case err == nil:
+		return core.ChangeOK, nil, rev, nil
+	case errors.Is(err, ErrRefused), errors.Is(err, ErrInvalidChange):
+		return core.ChangeRefused, nil, 0, err
+	case errors.Is(err, ErrNotSent):
+		return core.ChangeNotSent, nil, 0, err
+	case errors.Is(err, ErrConflict):
+		return v.inForce()
+	default:
+		return core.ChangeUnknown, nil, 0, err
 	}
 }
 
-// gone ends a volume that the kvdb has not any more.
-func gone() volumeInput {
-	return volumeInput{kind: inKill, err: fmt.Errorf("%w: it was deleted while it was attached here", replication.ErrVolumeNotFound)}
-}
-
-// resolve finds out whose change came first.
-func (v *Volume) resolve(in *volumeInput, ch core.Change) bool {
+// inForce finds out which change came first.
+func (v *Volume) inForce() (core.Outcome, *replication.Config, uint64, error) {
 	ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
 	defer cancel()
 	cfg, rev, err := v.m.o.Configs.Load(ctx, v.id)
-	switch {
-	case errors.Is(err, replication.ErrVolumeNotFound):
-		*in = gone()
-	case err != nil:
-		return false
-	case cfg.ProposalID == ch.Next.ProposalID:
-		in.outcome, in.rev = core.ChangeOK, rev // an attempt of unknown outcome had taken effect
-	default:
-		in.outcome, in.cfg, in.rev = core.ChangeConflict, cfg, rev
+	if err != nil {
+		return core.ChangeUnknown, nil, 0, err
 	}
-	return true
+	return core.ChangeConflict, cfg, rev, nil
 }
 
-// pause waits for d; false if the volume ended.
-func (v *Volume) pause(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-v.ctx.Done():
-		return false
+// logOutcome says once that the configuration cannot be changed, and why, and once that
+// it can be again. One attempt at a time is under way.
+func (v *Volume) logOutcome(out core.Outcome, err error) {
+	why := ""
+	switch out {
+	case core.ChangeNotSent, core.ChangeUnknown:
+		why = "kvdb"
+	case core.ChangeRefused:
+		why = "refused"
+	case core.ChangeOK, core.ChangeConflict:
 	}
+	switch {
+	case why == v.noChange || v.ctx.Err() != nil:
+	case why == "":
+		v.lg.Info("configuration can be changed again")
+	default:
+		v.lg.Warn("configuration cannot be changed", zap.String("cause", why), zap.Error(err))
+	}
+	v.noChange = why
 }

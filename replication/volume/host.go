@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -46,6 +47,8 @@ type host struct {
 		conn core.ConnID
 	}
 
+	looked  int64          // when look did; by the worker only
+	crowded bool           // what it found; by the worker only
 	closing bool           // nothing is taken in any more; by the worker only
 	stop    chan unsettled // somebody waits for the replica to come to rest
 
@@ -158,12 +161,38 @@ func (h *host) work() {
 		if items == nil {
 			return
 		}
+		h.look()
 		for i := range items {
 			h.apply(&items[i])
 		}
 		h.carryOut()
 	}
 	go h.work() // whoever brought an input has work of its own
+}
+
+// lookInterval is how often, at most, a replica that has something to do looks
+// whether its pool has room.
+const lookInterval = int64(time.Second)
+
+// look finds out whether the pool has room. The replica tells it in its answers: one
+// that nobody asks anything needs no room.
+func (h *host) look() {
+	t := now()
+	if h.looked != 0 && t-h.looked < lookInterval {
+		return
+	}
+	h.looked = t
+	crowded, err := h.st.Crowded()
+	if err != nil || crowded == h.crowded {
+		return // whoever owns the pool says that it cannot be read
+	}
+	h.crowded = crowded
+	h.core.SetCrowded(crowded)
+	if crowded {
+		h.lg.Warn("pool nearly full, replica asks to leave the in-sync set")
+	} else {
+		h.lg.Info("pool has room again, replica may join the in-sync set")
+	}
 }
 
 func (h *host) apply(in *hostInput) {

@@ -396,3 +396,23 @@ func TestGarbageSessions(t *testing.T) {
 		return len(b.m.mu.sessions) == 0
 	})
 }
+
+// TestDomainDrains: a replica in a domain that is deactivated by plan leaves while writes go on, and is resynced when the
+// domain is active again. A coordinator that may evict nobody does not try.
+func TestDomainDrains(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	v := a.attach()
+	w := startWriter(v, 2)
+	c.drain(b.dom, true)
+	c.awaitInSync(1)
+	n := w.count()
+	c.eventually("writes", func() bool { return w.count() > n+100 })
+	c.drain(b.dom, false)
+	c.awaitInSync(2)
+	for _, err := range w.finish() {
+		t.Error(err)
+	}
+	detach(t, a)
+	c.compare()
+}

@@ -70,6 +70,9 @@ type Options struct {
 	// Usable reports whether a cluster domain may hold in-sync replicas and
 	// coordinators: it is neither INACTIVE nor FENCED. Called on every control request.
 	Usable func(replication.DomainID) bool
+	// MayKeep reports whether replicas in a cluster domain are to stay in sync, and to be resynced:
+	// it is not DRAINING.
+	MayKeep func(replication.DomainID) bool
 	// MayAttach reports whether volumes may be attached in a cluster domain: it is ACTIVE.
 	MayAttach func(replication.DomainID) bool
 	Timing    Timing
@@ -84,7 +87,7 @@ type Manager struct {
 	lg   *zap.Logger
 
 	running sync.WaitGroup // goroutines of volumes that wait for something
-	telling sync.Mutex     // see tellUsable; before mu
+	telling sync.Mutex     // see tellDomains; before mu
 	mu      struct {
 		sync.Mutex
 		closed   bool
@@ -190,16 +193,16 @@ func (m *Manager) track(d replication.DomainID, cancel context.CancelFunc) (untr
 	}
 }
 
-// mayTake is the policy of who may take a volume over (protocol.md 5.5). Safety does not depend on it.
-func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
-	switch {
+// mayTake holds an attach to the coordinator that it was decided to replace. Safety does not depend on it.
+func (m *Manager) mayTake(cfg *replication.Config, from *replication.Coord) error {
+	switch c := cfg.Coord; {
 	case cfg.Phase == replication.PhaseDeleting:
 		return fmt.Errorf("%w: it is being deleted", replication.ErrVolumeNotFound)
-	case cfg.Coord == nil, cfg.Coord.Node == m.o.Node, o.Preempt, !m.o.Usable(cfg.Coord.Domain):
+	case c == nil, c.Node == m.o.Node, from != nil && *c == *from:
 		return nil
+	default:
+		return fmt.Errorf("%w: on node %s (domain %s), since a moment ago: detach it there first", replication.ErrBusy, c.Node, c.Domain)
 	}
-	return fmt.Errorf("%w: on node %s (domain %s); detach it there, deactivate that domain if the site is lost, or take it over by force",
-		replication.ErrBusy, cfg.Coord.Node, cfg.Coord.Domain)
 }
 
 // start makes the volume and begins its takeover, unless somebody else just did.
@@ -254,18 +257,21 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 	if work {
 		v.work()
 	}
-	m.tellUsable(v, cfg)
+	m.tellDomains(v, cfg)
 	v.post(volumeInput{kind: inStart})
 	return nil
 }
 
-// tellUsable tells a volume which of its members' domains may hold in-sync replicas.
+// tellDomains tells a volume which of its members' domains may hold in-sync replicas, and which are to. A
+// coordinator in a domain that is not ACTIVE evicts nobody by plan: it is to end itself.
 // One at a time: the last to tell has asked last.
-func (m *Manager) tellUsable(v *Volume, cfg *replication.Config) {
+func (m *Manager) tellDomains(v *Volume, cfg *replication.Config) {
 	m.telling.Lock()
 	defer m.telling.Unlock()
 	for i, l := range v.links {
-		v.post(volumeInput{kind: inUsable, member: i, flag: m.o.Usable(cfg.Members[l.id].Domain)})
+		d := cfg.Members[l.id].Domain
+		v.post(volumeInput{kind: inUsable, member: i, flag: m.o.Usable(d)},
+			volumeInput{kind: inKept, member: i, flag: m.o.MayKeep(d) || !m.o.MayAttach(m.o.Domain)})
 	}
 }
 
@@ -296,7 +302,7 @@ func (m *Manager) forget(v *Volume) {
 	}
 }
 
-// DomainsChanged tells that Usable may answer differently now. Sessions of
+// DomainsChanged tells that Usable, MayKeep and MayAttach may answer differently now. Sessions of
 // coordinators in a domain that is not usable end, attached volumes drop the
 // replicas there, and if it is this node's own domain, its volumes are killed.
 func (m *Manager) DomainsChanged() {
@@ -314,7 +320,7 @@ func (m *Manager) DomainsChanged() {
 			v.kill(replication.ErrDomainFenced)
 			continue
 		}
-		m.tellUsable(v, v.Status().Config)
+		m.tellDomains(v, v.Status().Config)
 	}
 }
 

@@ -26,6 +26,7 @@ type sender struct {
 	wake   sync.Cond
 	queue  []replication.Message
 	credit int64
+	limit  int64 // the most that credit can be
 	closed bool
 	err    error // why it was closed
 }
@@ -34,7 +35,7 @@ type sender struct {
 const unlimited = int64(1) << 62
 
 func newSender(c transport.Conn, credit int64) *sender {
-	s := &sender{conn: c, credit: credit}
+	s := &sender{conn: c, credit: credit, limit: credit}
 	s.wake.L = &s.mu
 	return s
 }
@@ -62,13 +63,14 @@ func (s *sender) put(batch []replication.Message) {
 	s.wake.Signal()
 }
 
-// addCredit lets n more payload bytes go out.
+// addCredit lets n more payload bytes go out, as many as the receiver has room for
+// at most.
 func (s *sender) addCredit(n int64) {
 	if n == 0 {
 		return
 	}
 	s.mu.Lock()
-	s.credit += n
+	s.credit = min(s.credit+n, s.limit)
 	s.mu.Unlock()
 	s.wake.Signal()
 }
@@ -206,7 +208,7 @@ func (v *Volume) connectRemote(ctx context.Context, node replication.NodeID, s c
 
 func (s *sender) setCredit(n int64) {
 	s.mu.Lock()
-	s.credit = n
+	s.credit, s.limit = n, n
 	s.mu.Unlock()
 }
 

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"time"
 
 	"go.uber.org/zap"
@@ -68,7 +69,7 @@ func (v *Volume) observe(events []core.Event) {
 	}
 	if err := v.core.Dead(); (err != nil) && !v.wasDead {
 		v.wasDead = true
-		if !v.core.Detached() {
+		if !v.core.Detached() || !errors.Is(err, replication.ErrClosed) {
 			v.deadErr = err
 		}
 		v.blocked.Store(true)
@@ -96,6 +97,10 @@ func (v *Volume) log(e *core.Event) {
 	case core.EventJoined:
 		v.lg.Info("replica in sync", epoch, replica)
 	case core.EventDetached:
+		if e.Err != nil {
+			v.lg.Error("volume detached without its last flush", epoch, zap.Error(e.Err))
+			return
+		}
 		v.lg.Info("volume detached", epoch)
 	case core.EventDied:
 		v.lg.Error("volume lost", epoch, zap.Error(e.Err))

@@ -19,6 +19,10 @@ type Storage interface {
 	// Persist makes m durable before it returns. One call at a time.
 	Persist(m core.ReplicaMeta) error
 
+	// Crowded reports whether there is so little room left that the replica should
+	// leave the in-sync set. It does not wait for I/O.
+	Crowded() (bool, error)
+
 	// CloseClean keeps what is unsettled, makes everything durable and closes: the
 	// next open counts as after a clean stop. No I/O is in flight.
 	CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error

@@ -39,7 +39,8 @@ type Volume struct {
 	deadErr  error         // why; set before dead is closed
 	wasServe bool
 	wasDead  bool
-	ticked   bool // the status is to be published anew
+	ticked   bool   // the status is to be published anew
+	noChange string // why the last attempt of a change had no effect, for the log
 
 	// With the lock of the Manager:
 	waiters int         // calls of Attach that wait until it is served
@@ -85,6 +86,7 @@ const (
 	inChange
 	inTick
 	inUsable
+	inKept
 	inUp
 	inSeen
 	inDetach
@@ -310,6 +312,8 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.core.Tick(t)
 	case inUsable:
 		v.core.SetUsable(t, in.member, in.flag)
+	case inKept:
+		v.core.SetKept(t, in.member, in.flag)
 	case inUp:
 		v.core.SetUp(t, in.member, in.flag)
 	case inSeen:
@@ -401,10 +405,10 @@ func (v *Volume) Close() error {
 }
 
 // Dead is closed when the volume is no longer served here, after a detach or
-// because it was lost; then Err says why (nil after a detach).
+// because it was lost; then Err says why.
 func (v *Volume) Dead() <-chan struct{} { return v.dead }
 
-// Err returns why the volume ended. Valid after Dead is closed.
+// Err returns why the volume ended; nil after a detach, unless its last flush failed. Valid after Dead is closed.
 func (v *Volume) Err() error { return v.deadErr }
 
 // ID is the volume's.

@@ -26,13 +26,14 @@ func TestConformance(t *testing.T) {
 
 // writer keeps requests in flight and remembers what was acknowledged.
 type writer struct {
-	v     *Volume
-	mu    sync.Mutex
-	acked map[int64]uint64 // sector -> last acknowledged tag
-	maybe map[int64]uint64 // sector -> tag without an answer, or with an error
-	stop  chan struct{}
-	wg    sync.WaitGroup
-	errs  []error
+	v      *Volume
+	mu     sync.Mutex
+	writes int              // acknowledged
+	acked  map[int64]uint64 // sector -> last acknowledged tag
+	maybe  map[int64]uint64 // sector -> tag without an answer, or with an error
+	stop   chan struct{}
+	wg     sync.WaitGroup
+	errs   []error
 }
 
 // startWriter writes unique tags; each goroutine has sectors of its own.
@@ -65,6 +66,7 @@ func startWriter(v *Volume, goroutines int) *writer {
 					return
 				}
 				w.acked[s] = tag
+				w.writes++
 				delete(w.maybe, s)
 				w.mu.Unlock()
 			}
@@ -73,10 +75,11 @@ func startWriter(v *Volume, goroutines int) *writer {
 	return w
 }
 
+// count is how many writes were acknowledged.
 func (w *writer) count() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return len(w.acked)
+	return w.writes
 }
 
 // finish ends the writing and returns the errors that it met.
@@ -116,6 +119,53 @@ func TestEvictAndReturn(t *testing.T) {
 	c.awaitInSync(2)
 	n = w.count()
 	c.eventually("writes after the join", func() bool { return w.count() > n+100 })
+	if errs := w.finish(); errs != nil {
+		t.Fatalf("the writer met %v", errs)
+	}
+	w.check(t, v)
+	detach(t, a)
+	c.compare()
+}
+
+// TestCrowdedPool: under load, a replica in a pool that is nearly full leaves, comes
+// back when there is room, and stays when the other one has none either.
+func TestCrowdedPool(t *testing.T) {
+	c := newTestCluster(t, 64<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	v := a.attach()
+	w := startWriter(v, 8)
+	c.eventually("writes", func() bool { return w.count() > 100 })
+	b.st.crowded.Store(true)
+	c.awaitInSync(1)
+	cfg := c.kv.config()
+	if m := cfg.Members[b.rep]; !cfg.InISR(a.rep) || m.State != replication.MemberStale || m.Reason != "pool nearly full" {
+		t.Errorf("in sync %v, the crowded one is %+v", cfg.ISR, m)
+	}
+	b.st.crowded.Store(false)
+	c.awaitInSync(2)
+	a.st.crowded.Store(true) // the coordinator's own
+	c.eventually("only the other one in sync", func() bool {
+		cfg := c.kv.config()
+		return len(cfg.ISR) == 1 && cfg.InISR(b.rep)
+	})
+	b.st.crowded.Store(true)
+	n := b.st.looks.Load()
+	c.eventually("the last copy has looked", func() bool { return b.st.looks.Load() > n })
+	for range 3 { // it asks to leave in its answers
+		if err := block.Flush(v); err != nil {
+			t.Errorf("flush with the last copy: %v", err)
+		}
+	}
+	if cfg := c.kv.config(); !cfg.InISR(b.rep) {
+		t.Errorf("in sync %v: the last copy left", cfg.ISR)
+	}
+	a.st.crowded.Store(false)
+	c.eventually("only the first one in sync", func() bool {
+		cfg := c.kv.config()
+		return len(cfg.ISR) == 1 && cfg.InISR(a.rep)
+	})
+	b.st.crowded.Store(false)
+	c.awaitInSync(2)
 	if errs := w.finish(); errs != nil {
 		t.Fatalf("the writer met %v", errs)
 	}

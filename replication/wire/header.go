@@ -35,7 +35,7 @@ const ignorable = 0x80
 // ignores; any other unknown bit is an error.
 const ignorableFlags = 0xff00
 
-const knownFlags = uint16(replication.FlagFUA | replication.FlagStable | replication.FlagNoHole)
+const knownFlags = uint16(replication.FlagFUA | replication.FlagStable | replication.FlagNoHole | replication.FlagCrowded)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

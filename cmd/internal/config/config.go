@@ -210,9 +210,7 @@ type Replication struct {
 	StallTimeout time.Duration `yaml:"stallTimeout"`
 	// Resync traffic that this node sends, bytes per second. 0: no limit.
 	ResyncRate Size `yaml:"resyncRate"`
-	// Resync data in flight per volume. A multiple of 64Ki.
-	ResyncWindow Size `yaml:"resyncWindow"`
-	// Requests in flight per volume; more wait.
+	// Requests of consumers in flight per attached volume; more wait. A loop device sends 128 at most.
 	MaxInflight int `yaml:"maxInflight"`
 }
 

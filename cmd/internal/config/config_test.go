@@ -135,8 +135,8 @@ func TestErrors(t *testing.T) {
 		{"list for mapping", "peer: [a]\n", "peer: is a list, want keys and values"},
 		{"text for list", "pools: /p\n", "pools: is a plain value, want a list"},
 		{"bare duration", "replication: {beatInterval: 500}\n", `replication.beatInterval: "500" is not a duration: write a number and a unit`},
-		{"bare size", "replication: {resyncWindow: 8}\n", `replication.resyncWindow: not a size: "8" has no unit: write 8B, 8Mi or 8Gi`},
-		{"decimal size", "replication: {resyncWindow: 8M}\n", `unknown unit "M", use one of B, Ki, Mi, Gi, Ti, Pi`},
+		{"bare size", "replication: {resyncRate: 8}\n", `replication.resyncRate: not a size: "8" has no unit: write 8B, 8Mi or 8Gi`},
+		{"decimal size", "replication: {resyncRate: 8M}\n", `unknown unit "M", use one of B, Ki, Mi, Gi, Ti, Pi`},
 		{"negative size", "replication: {resyncRate: -8Mi}\n", `"-8Mi": write a whole number and a unit`},
 		{"huge size", "replication: {resyncRate: 9223372036854775807Pi}\n", "is more than 8 EiB"},
 		{"text for a number", "replication: {maxInflight: many}\n", `"many" is not a whole number`},
@@ -152,7 +152,6 @@ func TestErrors(t *testing.T) {
 		{"suspect below 4 beats", "replication:\n  beatInterval: 1s\n", "replication.suspectTimeout: 3s is less than 4 x replication.beatInterval (4s)"},
 		{"op below suspect", "replication: {opTimeout: 2s}\n", "replication.opTimeout: 2s is less than replication.suspectTimeout (3s)"},
 		{"stall too short", "replication: {stallTimeout: 12s}\n", "replication.stallTimeout: 12s is less than replication.opTimeout + replication.sealTimeout (15s)"},
-		{"window", "replication: {resyncWindow: 100Ki}\n", "100Ki is not a multiple of 64Ki"},
 		{"role", "role: arbiter\n", `role: "arbiter" is not known here: use node or witness`},
 		{"domain name", "domain: a_\n", `domain: "a_" is not a name`},
 		{"capitals", "nodeID: Node1\n", `nodeID: "Node1" is not a name: use 1 to 63 of a-z`},
@@ -332,7 +331,7 @@ func TestEffectiveHasNoSecrets(t *testing.T) {
 			t.Errorf("%s = %s", k, v)
 		}
 	}
-	if eff["kvdb.etcd.passwordFile"] != file || eff["replication.stallTimeout"] != "1m30s" || eff["replication.resyncWindow"] != "4Mi" || eff["pools[0].path"] != "/var/lib/tandem/pool" {
+	if eff["kvdb.etcd.passwordFile"] != file || eff["replication.stallTimeout"] != "1m30s" || eff["replication.maxInflight"] != "256" || eff["pools[0].path"] != "/var/lib/tandem/pool" {
 		t.Errorf("got %v", eff)
 	}
 	if err := os.Chmod(file, 0o604); err != nil {

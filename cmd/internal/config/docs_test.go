@@ -189,10 +189,9 @@ Relations that are checked as well:
 * `+"`suspectTimeout` >= %d x `beatInterval`"+`
 * `+"`opTimeout` >= `suspectTimeout`"+`
 * `+"`stallTimeout` >= `opTimeout` + `sealTimeout`"+`
-* `+"`resyncWindow` is a multiple of `%v`"+`
 * every address to listen on is loopback while `+"`tls.insecure`"+` is true
 * `+"`kvdb.raft.members`"+` lists this node exactly if `+"`kvdb.raft.member`"+` is true, and has not two elements
-`, beatsToSuspect, resyncBlock)
+`, beatsToSuspect)
 	return b.String()
 }
 

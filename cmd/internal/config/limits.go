@@ -11,7 +11,6 @@ type Unit string
 // Units.
 const (
 	UnitDuration Unit = "duration" // in ns inside, "500ms" in the file
-	UnitBytes    Unit = "bytes"    // "8Mi" in the file
 	UnitRate     Unit = "bytes/s"  // "100Mi" in the file, 0 for no limit
 	UnitCount    Unit = "count"
 )
@@ -40,11 +39,7 @@ func at[T ~int | ~int64](p func(*Config) *T) field {
 	}
 }
 
-const (
-	kib = 1 << 10
-	mib = 1 << 20
-	gib = 1 << 30
-)
+const gib = 1 << 30
 
 var limits = []Limit{
 	{
@@ -78,13 +73,8 @@ var limits = []Limit{
 		at(func(c *Config) *Size { return &c.Replication.ResyncRate }),
 	},
 	{
-		"replication.resyncWindow", 64 * kib, 64 * mib, 4 * mib, UnitBytes,
-		"one resync block is 64Ki; the window times the round trip bounds the resync speed, and it is memory per volume",
-		at(func(c *Config) *Size { return &c.Replication.ResyncWindow }),
-	},
-	{
 		"replication.maxInflight", 1, 4096, 256, UnitCount,
-		"queues are bounded; every request in flight holds its buffer on both ends",
+		"every request in flight holds its buffer on both ends; of data no more than 64Mi is in flight over NBD, whatever the number",
 		at(func(c *Config) *int { return &c.Replication.MaxInflight }),
 	},
 }
@@ -99,7 +89,7 @@ func (l *Limit) Text(v int64) string {
 	switch l.Unit {
 	case UnitDuration:
 		return durationText(time.Duration(v))
-	case UnitBytes, UnitRate:
+	case UnitRate:
 		return Size(v).String()
 	default:
 		return strconv.FormatInt(v, 10)

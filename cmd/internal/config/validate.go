@@ -265,9 +265,6 @@ func (k *checker) limits(c *Config) {
 // one lost segment and its retransmission cost up to three.
 const beatsToSuspect = 4
 
-// resyncBlock is the unit of a resync; the same as replication.ResyncBlock.
-const resyncBlock Size = 64 * kib
-
 // timers checks the relations of protocol.md 19.
 func (k *checker) timers(c *Config) {
 	r := &c.Replication
@@ -282,9 +279,6 @@ func (k *checker) timers(c *Config) {
 		"a dead peer would look like a slow disk")
 	atLeast("replication.stallTimeout", r.StallTimeout, r.OpTimeout+r.SealTimeout, "replication.opTimeout + replication.sealTimeout",
 		"requests would fail before an eviction that saves them can end")
-	if r.ResyncWindow%resyncBlock != 0 {
-		k.fail("replication.resyncWindow", "%v is not a multiple of %v, the unit of a resync", r.ResyncWindow, resyncBlock)
-	}
 }
 
 func (k *checker) log(c *Config) {

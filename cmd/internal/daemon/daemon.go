@@ -221,6 +221,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		Node: d.node, Domain: d.domain, Boot: d.boot, Instance: replication.NewUUID(), Incarnation: incarnation,
 		Configs: configStore{d.configs}, Peers: d.peers,
 		Usable:    func(n replication.DomainID) bool { return !d.domains.DomainState(string(n)).MustStop() },
+		MayKeep:   func(n replication.DomainID) bool { return d.domains.DomainState(string(n)) != clusterdomain.Draining },
 		MayAttach: func(n replication.DomainID) bool { return d.domains.DomainState(string(n)).MayAttach() },
 		Timing: replvolume.Timing{
 			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Stall: r.StallTimeout,

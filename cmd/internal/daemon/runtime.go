@@ -69,14 +69,14 @@ func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security
 		endpoints = append(endpoints, nbd.Endpoint{Network: "tcp", Address: c.Frontends.NBD.Listen, TLS: tls, RequireTLS: tls != nil})
 	}
 	var err error
-	if r.nbd, err = nbd.Listen(lg, endpoints...); err != nil {
+	if r.nbd, err = nbd.Listen(nbd.Options{Endpoints: endpoints, MaxRequests: c.Replication.MaxInflight, Logger: lg}); err != nil {
 		return nil, err
 	}
 	if err := fuseloop.Available(); err != nil {
 		lg.Info("no loop devices on this machine", zap.Error(err))
 		return r, nil
 	}
-	if r.fuseloop, err = fuseloop.New(fuseloop.Options{Dir: c.Frontends.FuseLoop.Dir, Logger: lg}); err != nil {
+	if r.fuseloop, err = fuseloop.New(fuseloop.Options{Dir: c.Frontends.FuseLoop.Dir, MaxRequests: c.Replication.MaxInflight, Logger: lg}); err != nil {
 		return nil, errors.Join(err, r.nbd.Close())
 	}
 	return r, nil
@@ -157,12 +157,15 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 	if err != nil {
 		return "", err
 	}
-	// Whether it may be taken from another node was decided by the service.
-	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{Preempt: true})
+	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{TakeFrom: o.TakeFrom})
 	if err != nil {
 		return "", err
 	}
-	a, err := fe.Attach(ctx, id.String(), v)
+	name, err := showingName(id, v.Status().Config)
+	if err != nil {
+		return "", err
+	}
+	a, err := fe.Attach(ctx, name, v)
 	if err != nil {
 		return "", errors.Join(err, r.volumes.Detach(ctx, id))
 	}
@@ -173,6 +176,16 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 	go r.guard(id, s)
 	r.lg.Info("volume attached", zap.Stringer("volume-id", id), zap.String("path", a.Path()))
 	return a.Path(), nil
+}
+
+// showingName is what a front end shows an attachment under: the volume and the attachment. A
+// consumer that comes back to the name after the attachment has ended finds nothing there, whatever was
+// attached since: it may have been told of writes that are lost, or that others have overwritten (I23b, G2).
+func showingName(id replication.VolumeID, cfg *replication.Config) (string, error) {
+	if cfg.Coord == nil {
+		return "", fmt.Errorf("%w: it was detached meanwhile", replication.ErrNotCoordinator)
+	}
+	return id.String() + "." + cfg.Coord.AttachID.String(), nil
 }
 
 // guard kills the showing of a volume that was lost: its consumer must never

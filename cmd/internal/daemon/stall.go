@@ -32,6 +32,8 @@ var stallText = map[core.Stall]string{
 	core.StallProtection:   "protection is max-protection, and an in-sync replica is out of reach: writes wait until its node is back",
 	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
 	core.StallDetaching:    "the volume is being detached: its last requests and a flush have to end on every in-sync replica",
+	core.StallDomain:       "the in-sync set has to be changed, and this node's cluster domain may not do that: activate it",
+	core.StallRollback:     "an in-sync replica knows a later configuration than the kvdb, or is of another kvdb: the kvdb was restored from a backup or replaced, bring its former state back",
 	core.StallConfigChange: "the in-sync set is being changed",
 	core.StallNotAttached:  "the volume is not attached here",
 }

@@ -87,7 +87,7 @@ func (a *Attachment) setUp(ctx context.Context) (err error) {
 		Name:              fsType,
 		DirectMountStrict: true,
 		MaxWrite:          maxWrite,
-		MaxBackground:     maxBackground,
+		MaxBackground:     a.front.most,
 		DisableXAttrs:     true,
 		DisableSplice:     true, // replies come from memory
 		// Without it the loop driver would take a short write for a whole one.

@@ -21,8 +21,8 @@ const (
 
 	// maxWrite is the largest read or write that the kernel sends, bytes. A device takes it as one.
 	maxWrite = block.MaxIO
-	// maxBackground is how many reads and writes the kernel sends at a time: the depth of a loop device.
-	maxBackground = 128
+	// loopDepth is how many requests a loop device sends at a time.
+	loopDepth = 128
 	// forever is how long the kernel may keep what it knows about the file: nothing of it ever changes.
 	forever = 1000 * time.Hour
 )

@@ -84,6 +84,9 @@ type Options struct {
 	// Dir is where the mounts go, for example /run/tandem/fuseloop. It is made if
 	// absent and belongs to one process at a time.
 	Dir string
+	// MaxRequests bounds the reads and writes in flight of one attachment; more wait in the kernel. 0, and
+	// more than the depth of a loop device, mean that: 128.
+	MaxRequests int
 	// Logger may be nil.
 	Logger *zap.Logger
 }
@@ -91,6 +94,7 @@ type Options struct {
 // Frontend implements frontend.Frontend.
 type Frontend struct {
 	dir  string // absolute, without symbolic links
+	most int    // requests in flight of one attachment
 	lg   *zap.Logger
 	lock *os.File // held while the process lives or until Close
 
@@ -129,6 +133,9 @@ func New(o Options) (*Frontend, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
+	if o.MaxRequests <= 0 || o.MaxRequests > loopDepth {
+		o.MaxRequests = loopDepth
+	}
 	if err := Available(); err != nil {
 		return nil, err
 	}
@@ -146,12 +153,12 @@ func New(o Options) (*Frontend, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Frontend{dir: dir, lg: o.Logger, lock: lock, attachments: make(map[string]*Attachment)}
+	f := &Frontend{dir: dir, most: o.MaxRequests, lg: o.Logger, lock: lock, attachments: make(map[string]*Attachment)}
 	if err := f.recover(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0); errno != 0 {
-		f.lg.Warn("memory reclaim may wait for the devices of this process, build it without cgo to prevent that", zap.Error(errno))
+		f.lg.Warn("memory reclaim may wait for the devices of this process, which a build without cgo that has CAP_SYS_RESOURCE prevents", zap.Error(errno))
 	}
 	return f, nil
 }

@@ -8,6 +8,10 @@
 // doc/proto.md of github.com/NetworkBlockDevice/nbd; oldstyle negotiation and
 // extended headers are not supported.
 //
+// An export that has ended is unknown from then on, so that a client that
+// reconnects by itself is refused; that the id is never used for another
+// attachment is the caller's part (see frontend.Frontend).
+//
 // # What a reply means
 //
 // A reply is sent when the device has completed the request, and means what the
@@ -28,8 +32,8 @@
 // are held back so that a device that completes at once gets one write for the
 // whole batch.
 //
-// A connection has at most maxRequests requests and maxBytes bytes of payload
-// between the reading of a request and the writing of its reply; beyond that the
-// reader does not read. Nothing is allocated by the word of a client beyond
-// these limits and maxOptionData.
+// All connections of an export together have at most Options.MaxRequests requests
+// and maxBytes bytes of payload between the reading of a request and the writing
+// of its reply; beyond that their readers do not read (see window). Nothing is
+// allocated by the word of a client beyond these limits and maxOptionData.
 package nbd

@@ -18,6 +18,7 @@ type export struct {
 	lg   *zap.Logger
 	id   string
 	dev  block.Device
+	win  *window
 	path string
 	done chan struct{}
 

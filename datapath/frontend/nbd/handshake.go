@@ -38,6 +38,9 @@ type handshake struct {
 	out    []byte // replies to the current option
 }
 
+// unknownExport is for the people behind a client that asks for an export that is not there.
+var unknownExport = []byte("nbd: no such export; it ends with its attachment, and the next attachment has another name")
+
 // allocation says whether base:allocation is selected for the chosen export.
 func (h *handshake) allocation() bool {
 	return h.structured && h.selected && h.context == h.chosen.export.id
@@ -223,7 +226,7 @@ func (h *handshake) info(opt uint32, data []byte) {
 	}
 	e := h.srv.find(name)
 	if e == nil || e.gone() || opt == optGo && !h.choose(name) {
-		h.reply(opt, repErrUnknown, nil)
+		h.reply(opt, repErrUnknown, unknownExport)
 		return
 	}
 	if h.chosen != nil {
@@ -258,7 +261,7 @@ func (h *handshake) contexts(opt uint32, data []byte) {
 		h.reply(opt, repErrInvalid, nil)
 		return
 	case h.srv.find(name) == nil:
-		h.reply(opt, repErrUnknown, nil)
+		h.reply(opt, repErrUnknown, unknownExport)
 		return
 	}
 	id := uint32(0)

@@ -135,7 +135,7 @@ func (s *session) skip(h *header) error {
 
 // putBack frees a request that was taken but not used.
 func (s *session) putBack(q *request) {
-	s.used.Add(-q.cost)
+	s.share.leave(1, q.cost)
 	q.reset()
 	s.spare = append(s.spare, q)
 }

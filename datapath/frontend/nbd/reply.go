@@ -48,12 +48,14 @@ func (s *session) send(wait bool) {
 // advance frees the requests whose replies were sent and takes the queue for
 // sending. If there is none it gives up the writing side and reports false.
 func (s *session) advance() bool {
+	cost := int64(0)
 	for _, q := range s.sending {
-		s.used.Add(-q.cost)
+		cost += q.cost
 		q.reset()
 	}
+	sent := int64(len(s.sending))
 	s.mu.Lock()
-	if len(s.sending) > 0 {
+	if sent > 0 {
 		s.free = append(s.free, s.sending...)
 		clear(s.sending)
 		s.changed.Signal() // the reader is the only one to wait
@@ -62,6 +64,9 @@ func (s *session) advance() bool {
 	s.writing = len(s.sending) > 0
 	more := s.writing
 	s.mu.Unlock()
+	if sent > 0 {
+		s.share.leave(sent, cost)
+	}
 	if !more {
 		return false
 	}

@@ -15,7 +15,7 @@ type request struct {
 	s      *session
 	cookie uint64
 	read   bool  // the reply of success carries Data
-	cost   int64 // bytes counted against the session's window
+	cost   int64 // bytes counted against the export's window
 	buf    *block.Buffer
 
 	head    [structuredHead + 12]byte // of the reply; the largest is a block status

@@ -31,9 +31,26 @@ const (
 	closeTimeout     = 5 * time.Second        // for requests in flight when the server closes
 )
 
+// What the clients of one export may have in flight together.
+const (
+	defaultRequests = 256
+	maxBytes        = 64 << 20
+)
+
+// Options are the choices of Listen.
+type Options struct {
+	// Endpoints are where the server listens; the first is the one that Attachment.Path names.
+	Endpoints []Endpoint
+	// MaxRequests bounds the requests in flight of one export; more wait. 0 means 256.
+	MaxRequests int
+	// Logger may be nil.
+	Logger *zap.Logger
+}
+
 // Server is the NBD front end.
 type Server struct {
 	lg               *zap.Logger
+	maxRequests      int64
 	listeners        []*listener
 	handshakeTimeout time.Duration
 	detachGrace      time.Duration
@@ -48,24 +65,27 @@ type Server struct {
 
 var _ frontend.Frontend = (*Server)(nil)
 
-// Listen starts a server that listens on every given endpoint; the first is the
-// one that Attachment.Path names. A nil lg logs nothing.
-func Listen(lg *zap.Logger, endpoints ...Endpoint) (*Server, error) {
-	if lg == nil {
-		lg = zap.NewNop()
+// Listen starts a server.
+func Listen(o Options) (*Server, error) {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
 	}
-	if len(endpoints) == 0 {
+	if o.MaxRequests == 0 {
+		o.MaxRequests = defaultRequests
+	}
+	if len(o.Endpoints) == 0 {
 		return nil, errors.New("nbd: no endpoint; give a unix socket or a TCP address")
 	}
 	s := &Server{
-		lg:               lg,
+		lg:               o.Logger,
+		maxRequests:      int64(o.MaxRequests),
 		handshakeTimeout: handshakeTimeout,
 		detachGrace:      detachGrace,
 		closing:          make(chan struct{}),
 		exports:          make(map[string]*export),
 		conns:            make(map[net.Conn]struct{}),
 	}
-	for _, e := range endpoints {
+	for _, e := range o.Endpoints {
 		l, err := listen(e)
 		if err != nil {
 			for _, l := range s.listeners {
@@ -106,7 +126,7 @@ func (s *Server) Attach(_ context.Context, id string, d block.Device) (frontend.
 		return e, nil
 	}
 	e := &export{
-		srv: s, id: id, dev: d,
+		srv: s, id: id, dev: d, win: newWindow(s.maxRequests, maxBytes),
 		lg:      s.lg.With(zap.String("attachment", id)),
 		path:    s.listeners[0].path(id),
 		holders: make(map[*holder]struct{}),
@@ -230,7 +250,7 @@ func (s *Server) serve(c net.Conn, l *listener) {
 		return
 	}
 	e := hold.export
-	ses := newSession(link, e.dev, h.structured, h.allocation())
+	ses := newSession(link, e.dev, e.win, h.structured, h.allocation())
 	if !hold.start(ses) {
 		return
 	}

@@ -27,7 +27,7 @@ func startServer(t testing.TB, endpoints ...Endpoint) *Server {
 	if len(endpoints) == 0 {
 		endpoints = []Endpoint{{Network: "unix", Address: socketPath(t)}}
 	}
-	s, err := Listen(zaptest.NewLogger(t), endpoints...)
+	s, err := Listen(Options{Endpoints: endpoints, Logger: zaptest.NewLogger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,19 +159,19 @@ func TestKillSubmitsNoMore(t *testing.T) {
 	c := dial(t, s)
 	c.goExport("vol")
 	var b []byte
-	for range maxRequests + 10 {
+	for range defaultRequests + 10 {
 		b = appendRequest(b, header{cmd: cmdTrim, n: 4096})
 	}
 	c.write(b)
-	held.WaitHeld(maxRequests)
+	held.WaitHeld(defaultRequests)
 	a.Kill()
 	c.wantEOF()
 	held.Resume()
 	if err := s.Close(); err != nil { // waits for the connection's end
 		t.Fatal(err)
 	}
-	if n := rec.Completed(block.OpDiscard); n != maxRequests {
-		t.Errorf("%d requests reached the device, want the %d of before the kill", n, maxRequests)
+	if n := rec.Completed(block.OpDiscard); n != defaultRequests {
+		t.Errorf("%d requests reached the device, want the %d of before the kill", n, defaultRequests)
 	}
 }
 
@@ -212,12 +212,12 @@ func TestListenErrors(t *testing.T) {
 		"no directory":      {Network: "unix", Address: path + "/sub/sock"},
 		"tls without tls":   {Network: "tcp", Address: "127.0.0.1:0", RequireTLS: true},
 	} {
-		if s, err := Listen(nil, e); err == nil {
+		if s, err := Listen(Options{Endpoints: []Endpoint{e}}); err == nil {
 			s.Close()
 			t.Errorf("%s: no error", name)
 		}
 	}
-	if _, err := Listen(nil); err == nil {
+	if _, err := Listen(Options{}); err == nil {
 		t.Error("no endpoint: no error")
 	}
 	if _, err := os.Stat(path); err != nil {
@@ -235,7 +235,7 @@ func TestUnixSocket(t *testing.T) {
 	if i.Mode().Perm() != 0o600 {
 		t.Errorf("mode of the socket is %v, want 0600", i.Mode().Perm())
 	}
-	if _, err := Listen(nil, e); err == nil {
+	if _, err := Listen(Options{Endpoints: []Endpoint{e}}); err == nil {
 		t.Error("a second server took the socket of a living one")
 	}
 	// A dead server's socket stays behind.

@@ -4,16 +4,9 @@ import (
 	"errors"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/tandem-storage/tandem/datapath/block"
-)
-
-// What one connection may have between the reading of a request and the writing of its reply.
-const (
-	maxRequests = 256
-	maxBytes    = 64 << 20
 )
 
 const (
@@ -37,19 +30,19 @@ type session struct {
 	allocation bool // base:allocation was selected
 
 	// The reader's.
-	info        block.Info
-	recv        []byte
-	r, w        int // recv[r:w] is not parsed yet
-	ahead       int // how many bytes to read at once
-	spare       []*request
-	batch       []*block.Request
-	answered    []*request // by the reader itself
-	used        atomic.Int64
-	maxRequests int
-	maxBytes    int64
+	info     block.Info
+	recv     []byte
+	r, w     int // recv[r:w] is not parsed yet
+	ahead    int // how many bytes to read at once
+	spare    []*request
+	batch    []*block.Request
+	answered []*request // by the reader itself
+
+	share   *share        // of the export's window
+	aborted chan struct{} // closed when broken is set
 
 	mu       sync.Mutex
-	changed  sync.Cond // a request became free, or broken was set
+	changed  sync.Cond // a request became free
 	made     int       // requests in existence
 	free     []*request
 	inDevice int
@@ -66,10 +59,10 @@ type session struct {
 	wake chan struct{} // hands the writing side to the writer goroutine
 }
 
-func newSession(l link, dev block.Device, structured, allocation bool) *session {
+func newSession(l link, dev block.Device, w *window, structured, allocation bool) *session {
 	s := &session{
 		link: l, dev: dev, structured: structured, allocation: allocation,
-		ahead: recvSize, maxRequests: maxRequests, maxBytes: maxBytes,
+		ahead: recvSize, share: w.share(), aborted: make(chan struct{}),
 		wake: make(chan struct{}, 1),
 	}
 	s.changed.L = &s.mu
@@ -110,8 +103,10 @@ func (s *session) run() error {
 // abort drops the client at once. The device's completions are awaited by run, replies are not sent.
 func (s *session) abort() {
 	s.mu.Lock()
-	s.broken = true
-	s.changed.Broadcast()
+	if !s.broken {
+		s.broken = true
+		close(s.aborted)
+	}
 	s.mu.Unlock()
 	s.link.abort()
 }
@@ -128,41 +123,35 @@ func (s *session) drain() {
 // take returns a request for a command with n bytes of payload, or nil if the
 // stream is broken. While the window is full it waits, with everything submitted.
 func (s *session) take(n int64) *request {
-	if len(s.spare) == 0 && !s.refill() || s.used.Load()+n > s.maxBytes {
+	if !s.share.enter(n) {
 		s.submit()
-		s.mu.Lock()
-		for !s.broken && (len(s.spare)+len(s.free) == 0 || s.used.Load()+n > s.maxBytes) {
-			s.changed.Wait()
-		}
-		broken := s.broken
-		s.mu.Unlock()
-		if broken || len(s.spare) == 0 && !s.refill() {
+		if !s.share.await(n, s.aborted) {
 			return nil
 		}
+	}
+	if len(s.spare) == 0 {
+		s.refill()
 	}
 	q := s.spare[len(s.spare)-1]
 	s.spare = s.spare[:len(s.spare)-1]
 	q.cost = n
-	s.used.Add(n)
 	return q
 }
 
-// refill gets spare requests: those that became free, or a new one within the limit.
-func (s *session) refill() bool {
+// refill gets spare requests: those that became free, or a new one; the window bounds how many there are.
+func (s *session) refill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case len(s.free) > 0:
+	if len(s.free) > 0 {
 		s.spare = append(s.spare, s.free...)
 		clear(s.free)
 		s.free = s.free[:0]
-	case s.made < s.maxRequests:
-		s.made++
-		q := &request{s: s}
-		q.reset()
-		s.spare = append(s.spare, q)
+		return
 	}
-	return len(s.spare) > 0
+	s.made++
+	q := &request{s: s}
+	q.reset()
+	s.spare = append(s.spare, q)
 }
 
 // dropBatch frees the requests of a client that is gone and was told nothing of them.

@@ -161,7 +161,7 @@ func FuzzTransmission(f *testing.F) {
 		l := &scriptLink{in: in, rng: rand.New(rand.NewPCG(seed, 0))}
 		structured := seed&1 != 0
 		d := blocktest.NewMem(blocktest.MemOptions{Size: size, Async: seed&4 != 0, Seed: seed})
-		if err := newSession(l, d, structured, structured && seed&2 != 0).run(); err == nil {
+		if err := newSession(l, d, newWindow(defaultRequests, maxBytes), structured, structured && seed&2 != 0).run(); err == nil {
 			t.Fatal("the session ended without a reason")
 		}
 		if len(cookies) < len(asked) {
@@ -299,7 +299,7 @@ func TestNoGarbage(t *testing.T) {
 		l := &loopLink{bunch: bunch, left: bunches}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_ = newSession(l, nullDevice{}, true, false).run()
+		_ = newSession(l, nullDevice{}, newWindow(defaultRequests, maxBytes), true, false).run()
 		runtime.ReadMemStats(&after)
 		if n := after.Mallocs - before.Mallocs; n > 32*bunches/20 {
 			t.Errorf("%s: %d allocations for %d requests", name, n, 32*bunches)
@@ -317,7 +317,7 @@ func BenchmarkSession(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(bc.n))
 			l := &loopLink{bunch: bunchOf(bc.cmd, bc.n), left: b.N/32 + 1}
-			_ = newSession(l, nullDevice{}, true, false).run()
+			_ = newSession(l, nullDevice{}, newWindow(defaultRequests, maxBytes), true, false).run()
 		})
 	}
 }

@@ -144,7 +144,7 @@ func TestWindow(t *testing.T) {
 		total int
 		most  int
 	}{
-		{"requests", 4096, maxRequests + 50, maxRequests},
+		{"requests", 4096, defaultRequests + 50, defaultRequests},
 		{"bytes", maxPayload, maxBytes/maxPayload + 5, maxBytes / maxPayload},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
