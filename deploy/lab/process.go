@@ -55,6 +55,11 @@ func childAttr(cred *syscall.Credential) *syscall.SysProcAttr {
 // PID returns its process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
+// Signal sends a signal that does not end it: SIGSTOP, SIGCONT.
+func (p *Process) Signal(sig syscall.Signal) error {
+	return os.NewSyscallError("kill", syscall.Kill(p.PID(), sig))
+}
+
 // Done is closed when it has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
