@@ -25,6 +25,8 @@ type Spec struct {
 	Adjust func(node string, config map[string]any)
 	// Networks gives every site a network of its own, which Cut separates from the others. Needs root, ip(8) and /dev/net/tun.
 	Networks bool
+	// Namespace, if not nil, is where all servers run. It does not go with Networks.
+	Namespace *Namespace
 }
 
 // NodeSpec is one node.

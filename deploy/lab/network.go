@@ -6,18 +6,16 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
 // networks are network namespaces, one for each site, with one interface each whose packets this process carries to the
-// others (see fabric). They have no names: the kernel takes them away when this process and what runs in them is gone,
-// however that came about.
+// others (see fabric).
 type networks struct {
 	sites  []string
-	spaces []*os.File // of the namespaces
+	spaces []*Namespace
 	fabric *fabric
 }
 
@@ -55,7 +53,11 @@ func (n *networks) port(site string, port int) string {
 func (n *networks) make(ctx context.Context, u *Undo) error {
 	u.Add("networks", n.close)
 	for i := range n.sites {
-		space, tun, err := newNetwork()
+		var tun *os.File
+		space, err := newNamespace(func() (err error) {
+			tun, err = openTUN()
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("network of site %s: %w", n.sites[i], err)
 		}
@@ -66,7 +68,7 @@ func (n *networks) make(ctx context.Context, u *Undo) error {
 			{"link", "set", device, "mtu", fmt.Sprint(mtu), "up"},
 			{"addr", "add", n.address(i) + "/24", "dev", device},
 		} {
-			if _, err := Run(ctx, append(n.inside(i), append([]string{"ip"}, args...)...)...); err != nil {
+			if _, err := Run(ctx, space.Inside(append([]string{"ip"}, args...)...)...); err != nil {
 				return err
 			}
 		}
@@ -82,30 +84,6 @@ func (n *networks) close() error {
 	}
 	n.spaces = nil
 	return errors.Join(errs...)
-}
-
-// inside is what a command line begins with that runs in the i-th network.
-func (n *networks) inside(i int) []string {
-	return []string{"nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), n.spaces[i].Fd()), "--"}
-}
-
-// newNetwork makes a namespace with a TUN device.
-func newNetwork() (space, tun *os.File, err error) {
-	made := make(chan struct{})
-	go func() {
-		defer close(made)
-		runtime.LockOSThread() // for good: the thread, which is in another network now, ends with the goroutine
-		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			err = os.NewSyscallError("unshare", err)
-			return
-		}
-		if tun, err = openTUN(); err != nil {
-			return
-		}
-		space, err = os.Open("/proc/thread-self/ns/net")
-	}()
-	<-made
-	return space, tun, err
 }
 
 // openTUN makes the device in the network of the calling thread.
@@ -128,10 +106,14 @@ func openTUN() (*os.File, error) {
 
 // inside returns the command line that runs argv in the network of a site. Mounts stay common to all.
 func (c *Cluster) inside(site string, argv ...string) []string {
-	if c.nets == nil {
+	switch {
+	case c.spec.Namespace != nil:
+		return c.spec.Namespace.Inside(argv...)
+	case c.nets != nil:
+		return c.nets.spaces[slices.Index(c.nets.sites, site)].Inside(argv...)
+	default:
 		return argv
 	}
-	return append(c.nets.inside(slices.Index(c.nets.sites, site)), argv...)
 }
 
 // SetLink changes what becomes of packets that one site sends to another from now on. Needs Spec.Networks.
