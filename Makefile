@@ -18,6 +18,7 @@ LDFLAGS  := -X main.version=$(VERSION)
 
 KVDB     ?= raft
 ROUNDS   ?= 4
+CYCLES   ?= 200
 FUZZTIME ?= 20s
 PKG      ?= ./...
 
@@ -74,6 +75,11 @@ test-vm: ## cut the power of two sites on a real kernel, in qemu (ROUNDS=4 SEED=
 	@[[ -w /dev/net/tun ]] || { echo "missing: /dev/net/tun, writable (root), for the network of the machines"; exit 1; }
 	@kernel=$$(deploy/hack/kernel.sh $(CURDIR)/.cache/vm); \
 	$(GO) test -count=1 -tags vm -v -timeout 4h -run 'TestPower|TestDisk$$' ./deploy/vm -kernel "$$kernel" -rounds $(ROUNDS) $(if $(SEED),-seed $(SEED)) $(VMFLAGS)
+
+.PHONY: test-nemesis
+test-nemesis: KVDB = etcd
+test-nemesis: deps ## break a living cluster again and again and check all answers (CYCLES=200 SEED=another each time KVDB=etcd|raft; a quarter of an hour)
+	$(GO) test -count=1 -v -timeout 24h -run TestNemesis ./deploy/nemesis -cycles $(CYCLES) -kvdb $(KVDB) $(if $(SEED),-seed $(SEED)) $(NEMESISFLAGS)
 
 .PHONY: mutants
 mutants: ## break one rule of the replication core at a time and see what catches it (up to an hour; MUTANT=regexp for some)
