@@ -23,7 +23,7 @@ import (
 	"github.com/tandem-storage/tandem/deploy/vm/order"
 )
 
-// The cluster: a machine with a replica in each of two sites, and a witness that is a process of the host.
+// The cluster: a machine with a replica in each of two sites, and a witness that is a process beside them.
 const (
 	alpha, beta, gamma = "alpha", "beta", "gamma"
 
@@ -87,8 +87,8 @@ func found(t *testing.T, fs string, news func(order.Line)) *cluster {
 	for i, n := range nodes {
 		c.machines[n] = NewMachine(MachineSpec{
 			Name: n, Work: dir, Kernel: kernel[0], Image: image, NBD: socket,
-			Disks: []*Disk{NewDisk(server, n+"-system", systemSize), NewDisk(server, n+"-pool", poolSize)},
-			Tap:   network.Tap(i), MAC: network.MAC(i),
+			Disks:   []*Disk{NewDisk(server, n+"-system", systemSize), NewDisk(server, n+"-pool", poolSize)},
+			Network: network, Tap: network.Tap(i), MAC: network.MAC(i),
 			News: func(line order.Line) {
 				if line.Died != "" {
 					c.died.Store(n + ": " + line.Died)
@@ -117,7 +117,7 @@ func (c *cluster) prepare(t *testing.T, network *Network) {
 		members = append(members, m{"id": n, "raftAddr": net.JoinHostPort(ips[n], raftPort), "peerAddr": net.JoinHostPort(ips[n], peerPort)})
 	}
 	lc, err := lab.NewCluster(lab.Spec{
-		Bin: bin, Work: c.dir, KVDB: "raft", Frontend: "fuseloop",
+		Bin: bin, Work: c.dir, KVDB: "raft", Frontend: "fuseloop", Namespace: network.Namespace,
 		Nodes: []lab.NodeSpec{{Name: "a1", Site: alpha, Member: true}, {Name: "b1", Site: beta, Member: true}, {Name: "w1", Site: gamma, Member: true, Witness: true}},
 		Adjust: func(node string, config map[string]any) {
 			config["peer"] = m{"listen": net.JoinHostPort(ips[node], peerPort)}

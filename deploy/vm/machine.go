@@ -23,8 +23,8 @@ type MachineSpec struct {
 	Kernel, Image string // files
 	NBD           string // the socket that shows the disks
 	Disks         []*Disk
-	Tap           string // network device on the host
-	MAC           string
+	Network       *Network
+	Tap, MAC      string // its device in the network
 	// News is called with every line of a writer or of the daemon's end, in order, from one goroutine at a time.
 	News func(order.Line)
 }
@@ -74,7 +74,7 @@ func (m *Machine) Boot(ctx context.Context, u *lab.Undo) error {
 			return err
 		}
 	}
-	m.proc, err = lab.StartProcess("qemu "+m.Name, filepath.Join(m.Work, m.Name+".qemu"), nil, m.command(socket)...)
+	m.proc, err = lab.StartProcess("qemu "+m.Name, filepath.Join(m.Work, m.Name+".qemu"), nil, m.Network.Inside(m.command(socket)...)...)
 	if err != nil {
 		return err
 	}
