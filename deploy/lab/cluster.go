@@ -86,7 +86,7 @@ func NewCluster(s Spec, u *Undo) (*Cluster, error) {
 				return nil, err
 			}
 			if c.nets != nil {
-				urls = []string{c.nets.port(ns.Site, 2379), c.nets.port(ns.Site, 2380)}
+				urls = []string{c.nets.kvdbAt(ns.Site, 2379), c.nets.kvdbAt(ns.Site, 2380)}
 			}
 			e.clientURL, e.peerURL = "http://"+urls[0], "http://"+urls[1]
 			c.etcd = append(c.etcd, e)

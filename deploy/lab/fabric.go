@@ -1,24 +1,29 @@
 package lab
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Link says what becomes of the packets of one direction between two sites.
 type Link struct {
-	Lost  bool          // none arrives; those that are under way do
-	Delay time.Duration // they arrive so much later, in order
+	Lost     bool          // none arrives; those that are under way do
+	LostKVDB bool          // none arrives of what the kvdb says and is told
+	Delay    time.Duration // they arrive so much later, in order
 }
 
 // fabric carries packets between TUN devices, the wires between the sites. A
 // packet is lost where a Link says so, where it arrives at a queue that is full, or
 // where the receiver takes no more: what is above it has to cope, as with any network.
 type fabric struct {
+	kvdb    map[int]bool // TCP ports of the kvdb
 	devices []*os.File
 	links   [][]atomic.Pointer[Link] // from, to
 	late    [][]chan packet          // of links with a delay; read in order
@@ -38,7 +43,7 @@ const (
 )
 
 func newFabric(sites int) *fabric {
-	f := &fabric{devices: make([]*os.File, sites), links: make([][]atomic.Pointer[Link], sites), late: make([][]chan packet, sites), done: make(chan struct{})}
+	f := &fabric{kvdb: map[int]bool{}, devices: make([]*os.File, sites), links: make([][]atomic.Pointer[Link], sites), late: make([][]chan packet, sites), done: make(chan struct{})}
 	for i := range sites {
 		f.links[i] = make([]atomic.Pointer[Link], sites)
 		for j := range sites {
@@ -93,7 +98,7 @@ func (f *fabric) carry(from int) {
 		link := *f.links[from][to].Load()
 		now := time.Now()
 		switch {
-		case link.Lost:
+		case link.Lost, link.LostKVDB && f.ofKVDB(buf[:n]):
 		case link.Delay == 0 && !waiting[to].After(now):
 			_, _ = f.devices[to].Write(buf[:n])
 		default:
@@ -138,4 +143,14 @@ func destination(p []byte) int {
 		return -1
 	}
 	return int(p[19]) - firstHost
+}
+
+// ofKVDB reports whether a packet is of a TCP connection to the kvdb.
+func (f *fabric) ofKVDB(p []byte) bool {
+	head := int(p[0]&15) * 4
+	if p[9] != unix.IPPROTO_TCP || len(p) < head+4 {
+		return false
+	}
+	from, to := binary.BigEndian.Uint16(p[head:]), binary.BigEndian.Uint16(p[head+2:])
+	return f.kvdb[int(from)] || f.kvdb[int(to)]
 }

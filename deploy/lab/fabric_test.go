@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"testing"
@@ -81,6 +82,34 @@ func TestFabric(t *testing.T) {
 	send(t, ends[0], 7, 7) // and nobody lives there
 	send(t, ends[0], 1, 8)
 	receive(t, ends[1], 8)
+}
+
+// TestFabricKVDB wants only packets of the kvdb lost, by either port.
+func TestFabricKVDB(t *testing.T) {
+	f, ends := plugged(t, 2)
+	f.kvdb[2379] = true
+	f.set(0, 1, Link{LostKVDB: true})
+	segment := func(protocol byte, from, to uint16) {
+		p := make([]byte, 28)
+		p[0], p[9], p[19] = 0x45, protocol, byte(firstHost+1)
+		binary.BigEndian.PutUint16(p[20:], from)
+		binary.BigEndian.PutUint16(p[22:], to)
+		if _, err := ends[0].Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	segment(unix.IPPROTO_TCP, 2379, 5000)
+	segment(unix.IPPROTO_TCP, 5000, 2379)
+	segment(unix.IPPROTO_TCP, 5000, 7000)
+	segment(unix.IPPROTO_UDP, 5001, 2379)
+	send(t, ends[0], 1, 1) // too short for ports
+	for _, want := range []uint16{5000, 5001} {
+		p := make([]byte, 100)
+		if n, err := ends[1].Read(p); err != nil || n != 28 || binary.BigEndian.Uint16(p[20:]) != want {
+			t.Errorf("received %d bytes from port %d, want %d: %v", n, binary.BigEndian.Uint16(p[20:]), want, err)
+		}
+	}
+	receive(t, ends[1], 1)
 }
 
 // TestFabricDelay wants late packets late and in order, also those that are sent when the delay has ended.

@@ -36,17 +36,23 @@ func planNetworks(nodes []NodeSpec) *networks {
 // address is that of a site, from the range for tests of networks (RFC 2544). fabric finds the site by it.
 func (n *networks) address(i int) string { return fmt.Sprintf("198.18.77.%d", firstHost+i) }
 
-// addresses are two for each node, as freePorts gives them on loopback.
+// addresses are two for each node, for its peers and its kvdb, as freePorts gives them on loopback.
 func (n *networks) addresses(nodes []NodeSpec) []string {
 	var all []string
 	for i, ns := range nodes {
-		all = append(all, n.port(ns.Site, 7000+2*i), n.port(ns.Site, 7001+2*i))
+		all = append(all, n.at(ns.Site, 7000+2*i), n.kvdbAt(ns.Site, 7001+2*i))
 	}
 	return all
 }
 
-func (n *networks) port(site string, port int) string {
+func (n *networks) at(site string, port int) string {
 	return net.JoinHostPort(n.address(slices.Index(n.sites, site)), fmt.Sprint(port))
+}
+
+// kvdbAt is at for a port of the kvdb.
+func (n *networks) kvdbAt(site string, port int) string {
+	n.fabric.kvdb[port] = true
+	return n.at(site, port)
 }
 
 // make sets the networks up; u takes them down. Needs root, ip(8), nsenter(1) and /dev/net/tun.

@@ -17,8 +17,8 @@ import (
 // python is Debian's: python3-libnbd is a module of that one.
 const python = "/usr/bin/python3"
 
-// places is how many blocks are written and read: few, so that requests meet.
-const places = 24
+// places is how many blocks are written and read; half of the requests are for 16 of them.
+const places = 2048
 
 // consumer is a process of testdata/consumer.py.
 type consumer struct {

@@ -115,6 +115,9 @@ func (r *runner) begin(c Cycle) (stop func()) {
 	case DeafHome:
 		r.SetLink(away, home, lost)
 		r.SetLink(gamma, home, lost)
+	case BlindHome:
+		r.both(home, away, lab.Link{LostKVDB: true})
+		r.both(home, gamma, lab.Link{LostKVDB: true})
 	case Flap:
 		stop = r.flap(home, away)
 	case Slow:
@@ -167,7 +170,7 @@ func (r *runner) begin(c Cycle) (stop func()) {
 // reaches a majority of the kvdb and a replica, and also where there is no majority but nothing to be decided.
 func (r *runner) goesOn(c Cycle) bool {
 	switch c.Fault {
-	case CutAway, CutPair, CutWitness, LoseOut, LoseIn, Slow, StopAway, KillAway, FullHome, FullAway, Deactivate:
+	case CutAway, CutPair, CutWitness, LoseOut, LoseIn, BlindHome, Slow, StopAway, KillAway, FullHome, FullAway, Deactivate:
 		return true
 	case StopKVDB, KillKVDB, KillQuorum:
 		return *kvdbFlag == "etcd" // the embedded one dies with its daemon
@@ -225,7 +228,7 @@ func (r *runner) takeOver() bool {
 func (r *runner) move() {
 	r.t.Helper()
 	r.finish()
-	r.operator(r.t, r.home, "host", "detach", volume)
+	r.detach()
 	r.home, r.away = r.away, r.home
 }
 
@@ -331,12 +334,14 @@ func (r *runner) settle() {
 	until(r.t, "both replicas are in sync", func() (bool, error) { return r.inSync(r.t, r.home) })
 }
 
-// barrier ends all requests, compares the replicas, reads everything, and checks the history since the last one.
+// barrier ends all requests, reads everything, compares the replicas and checks the history since the last one.
 func (r *runner) barrier() {
 	r.t.Helper()
 	r.settle()
 	r.finish()
-	r.operator(r.t, r.home, "host", "detach", volume)
+	r.detach() // now nothing can be in flight
+	all := r.readAll()
+	r.detach()
 	v, err := r.Inspect(r.t.Context(), r.Node(r.home), volume)
 	if err != nil {
 		r.t.Fatal(err)
@@ -344,20 +349,7 @@ func (r *runner) barrier() {
 	if _, err := r.CompareReplicas(v); err != nil {
 		r.t.Fatal(err)
 	}
-	r.attach(r.home)
-	reader, err := r.consume("read")
-	if err == nil {
-		err = reader.ended()
-	}
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	var all History
-	if err := reader.poll(&all); err != nil {
-		r.t.Fatal(err)
-	}
-	_ = reader.told.Close() // was read only
-	r.history.Requests = append(r.history.Requests, all.Requests...)
+	r.history.Requests = append(r.history.Requests, all...)
 	at := time.Now()
 	if err := Check(r.history, lateness); err != nil {
 		r.t.Fatal(err)
@@ -365,9 +357,35 @@ func (r *runner) barrier() {
 	r.requests += len(r.history.Requests)
 	say("cycle %3d: %d requests of %d attachments are explained, checked in %v", r.cycles, len(r.history.Requests), len(r.history.Attachments), since(at))
 	start := make([]int64, places)
-	for _, q := range all.Requests {
+	for _, q := range all {
 		copy(start[q.First:], q.Versions)
 	}
-	r.history = History{Start: start, Attachments: r.history.Attachments[len(r.history.Attachments)-1:]}
+	r.history = History{Start: start}
 	r.serve()
+}
+
+// readAll attaches the volume and reads every place. What replicas may differ in is reconciled then.
+func (r *runner) readAll() []*Request {
+	r.t.Helper()
+	r.attach(r.home)
+	c, err := r.consume("read")
+	if err == nil {
+		err = c.ended()
+	}
+	var all History
+	if err == nil {
+		err = c.poll(&all)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	_ = c.told.Close() // was read only
+	return all.Requests
+}
+
+// detach detaches the volume. The next attachment is another one.
+func (r *runner) detach() {
+	r.t.Helper()
+	r.operator(r.t, r.home, "host", "detach", volume)
+	r.uri = ""
 }

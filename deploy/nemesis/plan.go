@@ -21,6 +21,7 @@ const (
 	LoseIn     Fault = "lose-in"       // what away sends to home is lost
 	MuteHome   Fault = "mute-home"     // what home sends is lost
 	DeafHome   Fault = "deaf-home"     // what home should hear is lost
+	BlindHome  Fault = "blind-home"    // home is cut off from the kvdb, not from the replica away
 	Flap       Fault = "flap"          // home and away hear each other every other 50 ms
 	Slow       Fault = "slow"          // everything takes 20 ms longer
 	StopHome   Fault = "stop-home"     // SIGSTOP of the daemon, and SIGCONT
@@ -62,7 +63,7 @@ type kind struct {
 // faults are all of them.
 var faults = []kind{
 	{CutHome, mostly}, {CutAway, never}, {CutPair, half}, {CutWitness, never}, {LoseOut, half}, {LoseIn, half},
-	{MuteHome, mostly}, {DeafHome, mostly}, {Flap, never}, {Slow, never}, {StopHome, mostly}, {StopAway, never},
+	{MuteHome, mostly}, {DeafHome, mostly}, {BlindHome, mostly}, {Flap, never}, {Slow, never}, {StopHome, mostly}, {StopAway, never},
 	{KillHome, half}, {KillAway, never}, {KillBoth, never}, {StopKVDB, never}, {KillKVDB, never}, {KillQuorum, never},
 	{FullHome, never}, {FullAway, never}, {KillClient, never}, {Usurp, always}, {Deactivate, never}, {Move, never},
 }

@@ -3,8 +3,8 @@
   consumer.py run URI FILE SEED VERSION PLACES   until SIGTERM (exit 0) or until the device fails (exit 3)
   consumer.py read URI FILE SEED VERSION PLACES  reads every place once
 
-It reads and writes a few places again and again, with requests for the same ones in flight at the same time. Every write has a
-version of its own, the first is VERSION; what is zeroed has version 0. FILE gets lines:
+Half of its requests are for a few places, so that they meet; the others are for any, of which many stay as some fault left them.
+Every write has a version of its own, the first is VERSION; what is zeroed has version 0. FILE gets lines:
 
   c ID KIND FIRST COUNT VERSION NS   a request begins; KIND is r, w, z or f
   r ID NS ERRNO [VERSION...]         it was answered, a read with these versions; -1 is damaged
@@ -24,6 +24,7 @@ import nbd
 
 BLOCK = 4096
 DEPTH = 6
+HOT = 4  # places at the beginning of each run
 PAUSE = 0.003  # seconds between requests, on the average
 MAGIC = b"tandemN1"
 ENOSPC = 28
@@ -94,6 +95,8 @@ class Consumer:
 
     def random(self):
         first = self.rng.randrange(self.places)
+        if self.rng.random() < 0.5:
+            first -= first % self.run - self.rng.randrange(HOT)
         count = min(self.rng.choice([1, 1, 1, 2, 4]), self.run - first % self.run)
         x = self.rng.random()
         if x < 0.02:
@@ -114,8 +117,9 @@ class Consumer:
                 self.h.poll(1 if self.flying < DEPTH and not ending else 100)
 
     def all(self):
-        for first in range(0, self.places, self.run):
-            self.begin("r", first, self.run)
+        count = min(64, self.run)
+        for first in range(0, self.places, count):
+            self.begin("r", first, count)
             while self.flying and not self.failed:
                 self.h.poll(100)
 
