@@ -63,13 +63,17 @@ func (r *runner) cycle(c Cycle) {
 	defer func() { say("cycle %3d: %v; served again after %v%s", r.cycles, c, since(at), said) }()
 	settled, _ := r.inSync(r.t, r.home)
 	stop := r.begin(c)
-	if c.Takeover && !r.takeOver() {
-		said += ", no takeover: the last in-sync replica is there"
+	from := at
+	if c.Takeover {
+		if !r.takeOver() {
+			said += ", no takeover: the last in-sync replica is there"
+		}
+		from = time.Now()
 	}
 	if settled && !c.Takeover && r.goesOn(c) {
 		r.progress("while it lasts")
 	}
-	<-time.After(time.Until(at.Add(c.Hold))) // the fault itself: it lasts that long
+	<-time.After(time.Until(from.Add(c.Hold))) // the fault itself: it lasts that long
 	stop()
 	r.restore(r.t)
 	if c.Fault == Move {

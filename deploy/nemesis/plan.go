@@ -48,7 +48,7 @@ const (
 	always = 100
 )
 
-// How long a fault lasts.
+// How long a fault lasts. With a takeover it is twice that: a replaced coordinator must be seen to be silent, too.
 const (
 	shortest = 100 * time.Millisecond
 	longest  = 3 * time.Second
@@ -71,7 +71,7 @@ var faults = []kind{
 // Cycle is one fault, from its beginning until the volume is served again.
 type Cycle struct {
 	Fault    Fault
-	Hold     time.Duration // how long it lasts, at least
+	Hold     time.Duration // how long it lasts, at least; from the takeover on, if there is one
 	Takeover bool          // the operator deactivates home and attaches the volume away, while it lasts
 	Settle   bool          // afterwards: wait until both replicas are in sync
 	Site     int           // which kvdb member
@@ -99,13 +99,17 @@ func Plan(seed uint64, cycles int, only Fault) ([]Cycle, error) {
 	var plan []Cycle
 	for len(plan) < cycles {
 		for _, i := range rng.Perm(len(of)) {
-			plan = append(plan, Cycle{
+			c := Cycle{
 				Fault:    of[i].fault,
 				Hold:     (shortest + time.Duration(rng.Int64N(int64(longest-shortest)))).Round(10 * time.Millisecond),
 				Takeover: rng.IntN(100) < of[i].takeover,
 				Settle:   rng.IntN(100) < mostly,
 				Site:     rng.IntN(3),
-			})
+			}
+			if c.Takeover {
+				c.Hold *= 2
+			}
+			plan = append(plan, c)
 		}
 	}
 	return plan[:cycles], nil
