@@ -28,13 +28,14 @@ type SealResult struct {
 	Instance UUID
 	Lossy    bool     // it lost power since its last flush: completed writes may be missing
 	Crowded  bool     // its pool is nearly full: it should not join
-	LogLost  bool     // it stopped uncleanly: any region may differ from the other replicas
-	Active   []uint32 // regions (RegionSize) whose writes may not be settled; all of them if LogLost
+	LogLost  bool     // its activity log does not tell: any region may differ from the other replicas
+	Active   []uint32 // regions (RegionSize) whose writes may not be settled; any other too if LogLost
 }
 
-// PrepareRequest sets which members a replica must keep a dirty map for. The set
-// is absolute, never a delta. When it is answered the set is durable, and each
-// map of a member in Missing covers the replica's own unsettled regions.
+// PrepareRequest tells for which members a replica must keep a dirty map, all of
+// them in each request; maps that it has for others stay until a COMMIT. When it is
+// answered that is durable, and each map of a member in Missing covers the replica's
+// own unsettled regions.
 type PrepareRequest struct {
 	Volume  VolumeID
 	Replica ReplicaID

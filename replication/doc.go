@@ -42,8 +42,8 @@
 //   - It comes back: it is sealed, marked SYNCING, gets every new write, and the
 //     blocks of its dirty map are compared by hash and copied where they differ.
 //     When nothing is left, acknowledgements wait for it too, it is flushed, and the
-//     configuration takes it into the in-sync set (I18). If it, or a replica with its
-//     dirty map, stopped uncleanly, all blocks are compared.
+//     configuration takes it into the in-sync set (I18). What its own activity log
+//     names is compared too; everything, if that log is lost.
 //   - The coordinator: nobody answers its consumer. Any node may take over: it puts
 //     itself in force with a higher term (RECOVERING), seals members of the in-sync
 //     set, each of which promises durably never to serve an older term and waits

@@ -5,12 +5,15 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/datapath/meta"
 )
 
 // benchSize is the size of the replica that is measured, fully written before.
@@ -134,4 +137,98 @@ func BenchmarkReplica(b *testing.B) {
 			b.Run(fmt.Sprintf("%v/%s", e, c.name), func(b *testing.B) { benchmark(b, e, c.fill, c.depth, c.size) })
 		}
 	}
+}
+
+// BenchmarkActivityLog measures records of the activity log with a number of
+// waiters, each of which activates another region when the one before is durable.
+// An op is an activation.
+func BenchmarkActivityLog(b *testing.B) {
+	for _, e := range []Engine{EngineThreads, EngineURing} {
+		for _, waiters := range []int{1, 8, 32} {
+			b.Run(fmt.Sprintf("%v/%d", e, waiters), func(b *testing.B) { benchmarkLog(b, e, waiters) })
+		}
+	}
+	b.Run("hit", func(b *testing.B) {
+		_, r := newLogReplica(b, meta.DefaultLogSlots, EngineAuto)
+		region := []uint32{7}
+		done := func(error) {}
+		if err := activate(r.Log(), region...); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			r.Log().Activate(region, done)
+		}
+	})
+}
+
+func benchmarkLog(b *testing.B, e Engine, waiters int) {
+	dir := os.Getenv("TANDEM_BENCH_DIR")
+	if dir == "" {
+		dir = b.TempDir()
+	}
+	p, err := OpenPool(Options{Path: dir, Cluster: testCluster, Node: "n1", Engine: e})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Create(ReplicaSpec{Cluster: testCluster, Volume: testVolume, Replica: testReplica, Size: logSize}); err != nil {
+		b.Fatal(err)
+	}
+	defer p.Remove(testVolume, testReplica)
+	r, err := p.Open(testVolume, testReplica)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	l := r.Log()
+	count := &countingEngine{engine: p.engine}
+	p.engine = count
+	defer func() { p.engine = count.engine }()
+
+	lat := make([]time.Duration, b.N)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range waiters {
+		wg.Go(func() {
+			done := make(chan error, 1)
+			tell := func(err error) { done <- err }
+			region := make([]uint32, 1)
+			for {
+				n := next.Add(1) - 1
+				if n >= int64(b.N) {
+					return
+				}
+				began := time.Now()
+				l.Retire(region, uint64(n))
+				region[0] = uint32(n % (logSize / regionSize))
+				l.Activate(region, tell)
+				if err := <-done; err != nil {
+					b.Error(err)
+					return
+				}
+				lat[n] = time.Since(began)
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(count.writes.Load())/2/b.Elapsed().Seconds(), "records/s")
+	b.ReportMetric(2*float64(b.N)/float64(count.writes.Load()), "ops/record")
+	slices.Sort(lat)
+	b.ReportMetric(float64(lat[len(lat)/2].Microseconds()), "p50-us")
+	b.ReportMetric(float64(lat[len(lat)*99/100].Microseconds()), "p99-us")
+}
+
+// countingEngine counts the writes of a log.
+type countingEngine struct {
+	engine
+	writes atomic.Int64
+}
+
+func (c *countingEngine) submit(ops []*op) {
+	c.writes.Add(int64(len(ops)))
+	c.engine.submit(ops)
 }

@@ -134,6 +134,11 @@ func (p *Pool) build(dir string, k key, s ReplicaSpec) error {
 	if err := createChunkMap(dir, k, chunks, s.Thick); err != nil {
 		return err
 	}
+	pages, _, err := createLog(dir, meta.LogOptions{Replica: s.Replica, Instance: p.self, Previous: p.self, Slots: p.o.LogSlots}, false)
+	if err != nil {
+		return err
+	}
+	pages.Close()
 	for i := range spareMaps {
 		f, err := meta.CreatePages(filepath.Join(dir, spareName(i)), meta.DirtyPages(s.Size))
 		if err != nil {

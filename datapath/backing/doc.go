@@ -9,6 +9,7 @@
 //	<pool>/replicas/<volume>.<replica>/ one replica
 //	    sb                              superblock, two slots; mirrored in xattr user.tandem.sb of the directory
 //	    lock                            flock of the process that has it open
+//	    al                              activity log
 //	    dm.<peer>, dm.free.<n>          dirty maps, and allocated files for the next ones
 //	    chunks                          which chunks have been made
 //	    head/<n>                        chunk n: bytes [n*ChunkSize, (n+1)*ChunkSize)
@@ -20,6 +21,11 @@
 // O_DIRECT at explicit offsets; a flush is an fdatasync of every chunk that was
 // written since its last one, and FUA is the write followed by an fdatasync of
 // its chunk. RWF_DSYNC is not used: kernels have lost unwritten extents under it.
+//
+// An ActivityLog is told of a region before data are written to it. Its records are
+// written through O_DSYNC: the file has been written in full when it was made, so
+// that there are no unwritten extents, and one record is two writes at once that a
+// disk with FUA makes stable without emptying its cache.
 //
 // # Engines
 //

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/pkg/xattr"
+	"golang.org/x/sys/unix"
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/meta"
@@ -67,6 +68,7 @@ func TestReplicaRefused(t *testing.T) {
 		{"chunk without attribute", func(t *testing.T, dir string) { removeAttr(t, dir+"/head/1", xattrChunk) }, ErrMisplaced},
 		{"lost chunk map", func(t *testing.T, dir string) { run(t, "rm", dir+"/chunks") }, ErrIdentityMissing},
 		{"lost head", func(t *testing.T, dir string) { run(t, "mv", dir+"/head", dir+"/tail") }, os.ErrNotExist},
+		{"something else in the log's place", func(t *testing.T, dir string) { run(t, "rm", dir+"/al"); run(t, "mkdir", "-p", dir+"/al/x") }, unix.ENOTEMPTY},
 		{"lost superblock", func(t *testing.T, dir string) { run(t, "rm", dir+"/sb") }, ErrIdentityMissing},
 		{"both slots damaged", func(t *testing.T, dir string) { garbage(t, dir+"/sb", 0); garbage(t, dir+"/sb", 1) }, meta.ErrCorrupt},
 		{"no identity at all", func(t *testing.T, dir string) {

@@ -157,7 +157,8 @@ func (r *Replica) Superblock() *meta.Superblock {
 }
 
 // Unclean reports that a process stopped without CloseClean and nobody has since
-// cleared Unclean in the superblock: any block may differ from the other replicas.
+// cleared Unclean in the superblock: what its activity log names may differ from the
+// other replicas.
 func (r *Replica) Unclean() bool { return r.Superblock().Unclean }
 
 // Lossy reports that the replica lost its volatile cache while it was open, by a
@@ -201,6 +202,7 @@ func (r *Replica) UpdateSuperblock(f func(*meta.Superblock)) error {
 		return r.Err()
 	}
 	r.epoch.Store(sb.Epoch)
+	r.term.Store(sb.Term)
 	return nil
 }
 

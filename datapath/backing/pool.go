@@ -43,6 +43,9 @@ type Options struct {
 	// its I/O in flight and its ring are taken down shortly after it. 0 is
 	// DefaultLockWait, negative is not at all.
 	LockWait time.Duration
+	// LogSlots is how many regions of a replica may be active at once, up to
+	// meta.MaxLogSlots. 0 is meta.DefaultLogSlots.
+	LogSlots int
 	// Engine chooses how I/O is done; zero is the best that the kernel offers.
 	Engine Engine
 }
@@ -83,6 +86,12 @@ type key struct{ volume, replica meta.UUID }
 func OpenPool(o Options) (*Pool, error) {
 	if o.Cluster == (meta.UUID{}) || o.Node == "" || o.ReserveBytes < 0 {
 		return nil, fmt.Errorf("%w: a pool needs a cluster id and a node id", ErrInvalid)
+	}
+	if o.LogSlots == 0 {
+		o.LogSlots = meta.DefaultLogSlots
+	}
+	if o.LogSlots < 1 || o.LogSlots > meta.MaxLogSlots {
+		return nil, fmt.Errorf("%w: activity logs of %d slots, at most %d", ErrInvalid, o.LogSlots, meta.MaxLogSlots)
 	}
 	if o.LockWait == 0 {
 		o.LockWait = DefaultLockWait

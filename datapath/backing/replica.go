@@ -30,13 +30,16 @@ type Replica struct {
 	info      block.Info
 	chunkSize int64
 	thick     bool
+	regions   int64
 	epoch     atomic.Uint64 // of the superblock, for the identity of new chunks
+	term      atomic.Uint64 // of the superblock, for the records of the log
 
 	chunks   []atomic.Pointer[chunk] // nil: never written, reads as zeroes
 	chunkMap chunkMap
 	unsynced bitmap // chunks that are dirty or being synced
 	maker    maker
 	gate     gate
+	log      *ActivityLog
 
 	failure atomic.Pointer[error]
 	faulted chan struct{}
@@ -98,6 +101,8 @@ func (r *Replica) open() (err error) {
 	r.chunkSize = int64(sb.ChunkSize)
 	r.thick = sb.Thick
 	r.epoch.Store(sb.Epoch)
+	r.term.Store(sb.Term)
+	r.regions = (int64(sb.Size) + int64(sb.RegionSize) - 1) / int64(sb.RegionSize)
 	r.info = block.Info{
 		Size:      int64(sb.Size),
 		BlockSize: int(sb.BlockSize),
@@ -110,6 +115,9 @@ func (r *Replica) open() (err error) {
 		return err
 	}
 	if err := r.checkChunkMap(); err != nil {
+		return err
+	}
+	if err := r.openLog(sb.Instance); err != nil {
 		return err
 	}
 	return r.markOpen(sb)
@@ -197,6 +205,9 @@ func (r *Replica) settle() error {
 	if err != nil {
 		return r.Err()
 	}
+	if err := r.log.settle(); err != nil {
+		return err
+	}
 	return r.markClean()
 }
 
@@ -204,6 +215,9 @@ func (r *Replica) settle() error {
 func (r *Replica) shut() {
 	r.meta.close()
 	r.chunkMap.close()
+	if r.log != nil {
+		r.log.close()
+	}
 	for i := range r.chunks {
 		if c := r.chunks[i].Load(); c != nil {
 			c.f.Close()

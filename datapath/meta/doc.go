@@ -1,9 +1,11 @@
 // Package meta has the on-disk metadata of one replica: the superblock, which
-// says what the replica is and what it has promised, and the dirty maps, which
-// say what a missing peer lacks. FORMAT.md describes every byte.
+// says what the replica is and what it has promised, the dirty maps, which say
+// what a missing peer lacks, and the activity log, which says where the replica
+// may differ from the others after a crash. FORMAT.md describes every byte.
 //
-// The codecs are pure. SuperblockFile and DirtyFile put them on a PageFile, whose
-// writes are stable when they return; OpenPages gives one on a local file.
+// The codecs are pure. SuperblockFile, DirtyFile and LogTable keep what they have
+// in a PageFile, whose writes are stable when they return; OpenPages gives one on
+// a local file.
 package meta
 
 import (

@@ -80,6 +80,19 @@ func TestGolden(t *testing.T) {
 		t.Errorf("the superblock is encoded as (%v)\n%s", err, hex.Dump(again[:SuperblockLen]))
 	}
 
+	page = golden(t, "activity log record", PageSize)
+	rec := &logRecord{
+		owner: logOwner{seq(0x30), seq(0x70), seq(0x80)}, tx: 300, lost: true, term: 5, stable: 1000, slots: 8,
+		updates: []logUpdate{{2, 9}, {5, LogFree}}, first: 1, context: []uint32{LogFree, 9, 7, 0x12345678, LogFree},
+	}
+	if got, err := decodeLogRecord(page, seq(0x30)); err != nil || !reflect.DeepEqual(got, rec) {
+		t.Errorf("the documented log record decodes as %+v (%v)", got, err)
+	}
+	rec.encode(again[:])
+	if string(again[:]) != string(page) {
+		t.Errorf("the log record is encoded as\n%s", hex.Dump(again[:]))
+	}
+
 	page = golden(t, "dirty map page", PageSize)
 	m := NewDirtyMap(40000 * DirtyBlock) // two pages; this is the second one
 	for _, b := range []int64{0, 1, 9, 63, 64, 7000} {

@@ -85,21 +85,31 @@ func (p *Pages) each(b []byte, off int64, write bool) (int, error) {
 	if p.buf == nil {
 		return 0, os.ErrClosed
 	}
-	for done := 0; done < len(b); done += PageSize {
-		page, at := b[done:done+PageSize], off+int64(done)
+	buf := p.buf
+	if len(b) > PageSize {
+		buf = block.NewBuffer(min(len(b), block.MaxIO))
+		defer buf.Release()
+	}
+	for done := 0; done < len(b); {
+		piece := buf.Bytes()[:min(len(b)-done, len(buf.Bytes()))]
 		var err error
 		if write {
-			copy(p.buf.Bytes(), page)
-			_, err = p.f.WriteAt(p.buf.Bytes(), at)
-		} else if _, err = p.f.ReadAt(p.buf.Bytes(), at); err == nil {
-			copy(page, p.buf.Bytes())
+			copy(piece, b[done:])
+			_, err = p.f.WriteAt(piece, off+int64(done))
+		} else if _, err = p.f.ReadAt(piece, off+int64(done)); err == nil {
+			copy(b[done:], piece)
 		}
 		if err != nil {
 			return done, err
 		}
+		done += len(piece)
 	}
 	return len(b), nil
 }
+
+// Fd is the file's descriptor, for asynchronous writes of whole pages. They are
+// stable when they end, as those of WriteAt.
+func (p *Pages) Fd() int { return int(p.f.Fd()) }
 
 // Close releases the file. Twice is nil.
 func (p *Pages) Close() error {

@@ -22,8 +22,10 @@ var errPower = errors.New("power cut")
 func newMemPages(n int) *memPages { return &memPages{b: make([]byte, n*PageSize), crashAt: -1} }
 
 func (m *memPages) ReadAt(p []byte, off int64) (int, error) {
-	if m.bad[off/PageSize] {
-		return 0, errPower
+	for at := off; at < off+int64(len(p)); at += PageSize {
+		if m.bad[at/PageSize] {
+			return 0, errPower
+		}
 	}
 	n := copy(p, m.b[min(off, int64(len(m.b))):])
 	if n < len(p) {

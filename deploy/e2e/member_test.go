@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// members are the ids of the kvdb's members by node, as a node knows them, and which leads.
-func (c *cluster) members(t *testing.T, ask string) (ids map[string]string, leader string) {
+// members are the ids of the kvdb's members by node, as a node knows them, and which leads. An error says that the node
+// does not answer, yet.
+func (c *cluster) members(t *testing.T, ask string) (ids map[string]string, leader string, err error) {
 	t.Helper()
 	var s struct {
 		Kvdb struct {
@@ -22,7 +23,10 @@ func (c *cluster) members(t *testing.T, ask string) (ids map[string]string, lead
 			} `json:"members"`
 		} `json:"kvdb"`
 	}
-	out := c.ctl(t, ask, "kvdb", "members", "-o", "json")
+	out, err := c.Ctl(t.Context(), c.Node(ask), "kvdb", "members", "-o", "json")
+	if err != nil {
+		return nil, "", err
+	}
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		t.Fatalf("kvdb members printed %q: %v", out, err)
 	}
@@ -30,21 +34,24 @@ func (c *cluster) members(t *testing.T, ask string) (ids map[string]string, lead
 	for _, m := range s.Kvdb.Members {
 		ids[m.Name] = m.ID
 	}
-	return ids, s.Kvdb.Leader
+	return ids, s.Kvdb.Leader, nil
 }
 
 // TestMemberLosesItsDisk replaces a member of the kvdb, each in turn, through tandemctl alone. The founder is among them.
 func TestMemberLosesItsDisk(t *testing.T) {
 	c := own(t, nil)
 	all := []string{"a3", "b3", "w1"}
-	if ids, leader := c.members(t, "a1"); len(ids) != 3 || !slices.Contains(all, leader) { // a1 is none itself
-		t.Fatalf("a node that is no member shows %v, leader %q", ids, leader)
+	if ids, leader, err := c.members(t, "a1"); len(ids) != 3 || !slices.Contains(all, leader) { // a1 is none itself
+		t.Fatalf("a node that is no member shows %v, leader %q, %v", ids, leader, err)
 	}
 	c.refused(t, "a1", 4, []string{"a1"}, "kvdb", "remove", "w1", "--force")
 	c.refused(t, "a3", 3, []string{"nobody"}, "kvdb", "remove", "nobody", "--force")
 	for i, lost := range all {
 		ask, other := all[(i+1)%3], all[(i+2)%3]
-		old, _ := c.members(t, ask)
+		old, _, err := c.members(t, ask)
+		if err != nil {
+			t.Fatal(err)
+		}
 		n := c.Node(lost)
 		if err := n.Kill(); err != nil {
 			t.Fatal(err)
@@ -65,12 +72,18 @@ func TestMemberLosesItsDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		until(t, lost+" is a member again", 30*time.Second, func() (bool, error) {
-			ids, _ := c.members(t, ask)
+			ids, _, err := c.members(t, ask)
+			if err != nil {
+				return false, err
+			}
 			if ids[lost] == "" || ids[lost] == old[lost] {
 				return false, fmt.Errorf("members %v, were %v", ids, old)
 			}
 			// It votes when it has learnt so itself.
-			own, leader := c.members(t, lost)
+			own, leader, err := c.members(t, lost)
+			if err != nil {
+				return false, err
+			}
 			return own[lost] == ids[lost] && leader != "", fmt.Errorf("it knows of %v, leader %q", own, leader)
 		})
 		// It counts: the others are not a majority without it.

@@ -12,6 +12,8 @@ type benchPair struct {
 	c    *Coordinator
 	reps []*Replica
 	now  int64
+
+	records int // of activity logs
 }
 
 func newBenchPair(b testing.TB, n int) *benchPair {
@@ -50,18 +52,24 @@ func (p *benchPair) turn(data []byte) (done int) {
 		done += len(r.Completions)
 		p.c.Advance()
 		for i, rep := range p.reps {
-			for _, io := range rep.Ready().IO {
-				var res []byte
-				if io.Kind == replication.MsgRead {
-					res = data[:io.Len]
+			for wait := true; wait; {
+				d := rep.Ready()
+				for _, io := range d.IO {
+					var res []byte
+					if io.Kind == replication.MsgRead {
+						res = data[:io.Len]
+					}
+					rep.IODone(io, res, nil, nil)
 				}
-				rep.IODone(io, res, nil, nil)
+				for k := range d.Send {
+					p.c.Step(p.now, i, &d.Send[k].Msg)
+				}
+				wait = d.Log != nil && d.Log.Wait
+				if rep.Advance(); wait { // it is stored at once
+					p.records++
+					rep.LogDone(nil)
+				}
 			}
-			send := rep.Ready().Send
-			for k := range send {
-				p.c.Step(p.now, i, &send[k].Msg)
-			}
-			rep.Advance()
 		}
 	}
 }

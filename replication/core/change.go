@@ -55,6 +55,9 @@ func (c *Coordinator) progress() {
 	for c.advanceStage() {
 	}
 	c.driveRound()
+	if c.stage == stageServing {
+		c.flushIfDue()
+	}
 	c.reconcileReads()
 	c.dispatchWaiting()
 }

@@ -24,6 +24,7 @@ type Options struct {
 	RetryInterval  int64 // between attempts of control requests, connections and joins
 	FlushInterval  int64 // writes are flushed in the background after so long
 	FlushBytes     int64 // and after so many bytes
+	FlushRegions   int   // and when writes have gone to so many regions: the activity logs have room for few
 	ResyncRate     int64 // bytes compared or copied a second; 0 unlimited
 	ResyncWindow   int   // spans of copySpan compared at once
 	JoinerLag      int64 // bytes that a joiner may be behind before writes wait for it
@@ -90,9 +91,12 @@ type Coordinator struct {
 	lastSeq   replication.Seq
 	stable    replication.Seq
 	unflushed int64 // bytes written since the last flush was dispatched
-	wroteSeq  bool  // something was written since the last flush was dispatched
-	flushing  bool  // an internal flush is in flight
-	flushGood bool  // the last internal flush succeeded
+	touched   int   // regions written since then
+	flushes   uint32
+	touchedAt []uint32 // by region: flushes, when it was last written
+	wroteSeq  bool     // something was written since the last flush was dispatched
+	flushing  bool     // an internal flush is in flight
+	flushGood bool     // the last internal flush succeeded
 	lastFlush int64
 
 	blocks    int     // ResyncBlocks of the volume
@@ -217,7 +221,9 @@ func New(o Options, cfg *replication.Config, rev uint64) *Coordinator {
 		ctl:    make(map[uint64]*control),
 		flight: newFlightTable(),
 		blocks: int((cfg.Size + replication.ResyncBlock - 1) / replication.ResyncBlock),
-		reqs:   make(map[replication.Seq]copyRequest),
+
+		flushes: 1, touchedAt: make([]uint32, (cfg.Size+replication.RegionSize-1)/replication.RegionSize),
+		reqs: make(map[replication.Seq]copyRequest),
 
 		lastSeq: 1, // so that the first flush covers something: what there was before this term
 	}

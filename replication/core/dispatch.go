@@ -122,9 +122,11 @@ func (c *Coordinator) dispatch(io *IO) {
 			io.cover = w - 1
 		}
 		c.unflushed, c.wroteSeq, c.lastFlush = 0, c.flight.minWrite() != 0, c.now
+		c.flushes, c.touched = c.flushes+1, 0
 	default:
 		c.unflushed += io.Len
 		c.wroteSeq = true
+		c.touch(io)
 	}
 	io.targets = c.isr | c.syncing()
 	for i, m := range c.m {
@@ -132,7 +134,23 @@ func (c *Coordinator) dispatch(io *IO) {
 			c.sendIO(i, io)
 		}
 	}
-	if c.unflushed >= c.o.FlushBytes && !c.flushing {
+	c.flushIfDue()
+}
+
+// touch counts the regions that a write touches.
+func (c *Coordinator) touch(io *IO) {
+	first, last := regionsOf(io.Off, io.Len)
+	for g := first; g <= last; g++ {
+		if c.touchedAt[g] != c.flushes {
+			c.touchedAt[g] = c.flushes
+			c.touched++
+		}
+	}
+}
+
+// flushIfDue flushes when much was written, or in many places.
+func (c *Coordinator) flushIfDue() {
+	if (c.unflushed >= c.o.FlushBytes || c.touched >= c.o.FlushRegions) && !c.flushing && !c.hold {
 		c.flushNow()
 	}
 }
@@ -247,6 +265,9 @@ func (c *Coordinator) flushDone(io *IO) {
 	}
 	if c.reconcile.Count() == 0 && io.failed|io.full == 0 && io.cover > c.stable {
 		c.stable = io.cover
+		if io.internal {
+			c.tellStable() // writes may be waiting for room in an activity log
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ const (
 	EventElected        EventKind = iota + 1 // the takeover has begun
 	EventServing                             // I/O is served; Dirty blocks are to be reconciled
 	EventEvicted                             // Replica left the in-sync set for Reason
+	EventLogLost                             // Replica's activity log does not tell: it is compared in full
 	EventResyncStarted                       // Replica is being resynced; Dirty blocks to compare
 	EventResyncProgress                      // Dirty blocks are left
 	EventResyncStopped                       // it was given up for Reason

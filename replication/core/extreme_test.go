@@ -25,18 +25,24 @@ func (r *Replica) checkReady(t *testing.T) {
 			continue
 		}
 		for g := io.Off / replication.RegionSize; g <= (io.Off+io.Len-1)/replication.RegionSize; g++ {
-			if r.al[g] <= io.seq || !slices.Contains(r.active(), uint32(g)) {
-				t.Fatalf("write %d, %d settled: the log has %d for its region", io.seq, r.stable, r.al[g])
+			if x := r.regions[g]; x.state != regionIn || !slices.Contains(r.active(), uint32(g)) {
+				t.Fatalf("write %d, %d settled: the log has %+v for its region", io.seq, r.stable, x)
 			}
 		}
 	}
-	ios, persist := slices.Clone(d.IO), d.Persist != nil
+	ios, persist, logged := slices.Clone(d.IO), d.Persist != nil, d.Log != nil && d.Log.Wait
 	r.Advance()
 	for _, io := range ios {
 		r.IODone(io, nil, nil, nil)
 	}
 	if persist {
 		r.PersistDone(nil)
+	}
+	if logged {
+		r.LogDone(nil)
+	}
+	if d := r.Ready(); len(d.IO) > 0 || d.Persist != nil || d.Log != nil {
+		r.checkReady(t)
 	}
 	r.Advance()
 }
@@ -69,7 +75,7 @@ func TestReplicaExtremeMessages(t *testing.T) {
 						}
 						r.checkReady(t)
 						next := replication.Message{Type: replication.MsgWrite, Session: 7, Seq: math.MaxUint64 - 1, Length: sector, Data: make([]byte, sector)}
-						if r.Step(1, &next); len(r.Ready().IO) != 1 && r.stable < next.Seq {
+						if !r.Step(1, &next) && r.stable < next.Seq {
 							t.Fatalf("after %s: %s was not served", describe(&m), describe(&next))
 						}
 					}
@@ -120,7 +126,11 @@ func TestReplicaExtremeControls(t *testing.T) {
 	if r.Commit(1, replication.CommitRequest{Term: 5, Config: &replication.Config{Epoch: most}}); status(r) != replication.StatusInvalid {
 		t.Error("the last epoch was taken")
 	}
-	if r.Prepare(1, replication.PrepareRequest{Term: 5, Missing: make([]replication.ReplicaID, maxMembers+1)}); status(r) != replication.StatusInvalid {
+	many := make([]replication.ReplicaID, maxMembers+1)
+	for i := range many {
+		many[i] = replication.ReplicaID{byte(i + 2)}
+	}
+	if r.Prepare(1, replication.PrepareRequest{Term: 5, Missing: many}); status(r) != replication.StatusInvalid {
 		t.Error("more dirty maps than there can be members")
 	}
 }
@@ -209,6 +219,9 @@ func FuzzCoordinatorMessages(f *testing.F) {
 			m, b = fuzzMessage(b)
 			if m.Session = c.m[1].sess; m.Type == replication.MsgAck {
 				m.Type = replication.MsgNack // an acknowledgement would be believed
+			}
+			if m.Status == replication.StatusCRC {
+				m.Status = replication.StatusInvalid // as would be that it threw a message away that it has
 			}
 			c.Step(w.now, 1, &m)
 			n.drainCoord()

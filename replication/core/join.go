@@ -116,7 +116,7 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 	case stepPropose:
 		n := c.next("start resync")
 		v := n.Members[c.m[j.q].id]
-		v.State, v.Reason = replication.MemberSyncing, ""
+		v.State, v.Reason = replication.MemberSyncing, c.fullCompare(j)
 		n.Members[c.m[j.q].id] = v
 		c.setISR(n, c.isr, c.evictedState)
 		ch.next, ch.step = n, stepCAS
@@ -170,6 +170,9 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 			c.endChange()
 			c.hold = false
 			c.retry = true
+			if j.seal.LogLost {
+				c.event(Event{Kind: EventLogLost, Replica: c.m[j.q].id})
+			}
 			c.event(Event{Kind: EventResyncStarted, Replica: c.m[j.q].id, Dirty: j.total})
 			return true
 		}
@@ -194,6 +197,18 @@ func (c *Coordinator) related(j *join) bool {
 		}
 	}
 	return false
+}
+
+// fullCompare is why the joiner is compared in full, "" if it is not.
+func (c *Coordinator) fullCompare(j *join) string {
+	switch {
+	case !c.related(j):
+		return "compared in full: its history is not known"
+	case j.seal.LogLost:
+		return "compared in full: its activity log is lost"
+	default:
+		return ""
+	}
 }
 
 // tellJoiner makes the joiner's state durable before its first resync write

@@ -31,9 +31,10 @@ type ReplicaOptions struct {
 	Credit   uint32           // payload bytes that a coordinator may have on the way
 
 	Meta    ReplicaMeta
-	LogLost bool                              // the last stop was unclean: any region may be unsettled
-	Active  []uint32                          // regions unsettled at a clean stop
-	Dirty   map[replication.ReplicaID]*Bitmap // maps of a clean stop; nil means all ones
+	Slots   int                               // how many regions the activity log has room for; 0 all
+	Active  []uint32                          // those that it has
+	LogLost bool                              // it does not tell: any region may be unsettled
+	Dirty   map[replication.ReplicaID]*Bitmap // maps as they are stored; nil means all ones
 }
 
 // ConnID names a session's transport to the replica's caller.
@@ -51,17 +52,30 @@ type Replica struct {
 	used    replication.Seq // highest number that the session has used
 	inUse   int             // I/O in the kernel
 
-	queue []*replicaTask // control requests and hellos, one at a time
+	queue []*replicaTask // control requests, hellos and saves, one at a time
 	busy  bool           // the first of queue waits for a persist
 
-	// al has, by region, 0 or 1 + the number of the last write to it in this term.
-	// 1 stands for a write of an earlier term or process.
-	al      []replication.Seq
-	stable  replication.Seq // of this term: writes up to it are settled everywhere
-	logLost bool
-	lostTo  replication.Seq // numbers up to here may have been used before this process
-	dirty   map[replication.ReplicaID]*Bitmap
-	maps    []*Bitmap // the values of dirty, for the hot path
+	// The activity log, see activity.go.
+	slots      int
+	regions    []region
+	listed     []uint32        // regions that are in the log, or coming
+	coming     []uint32        // of them, those that nobody was asked for yet
+	flying     []uint32        // and those that LogDone will tell of
+	stable     replication.Seq // of this term: writes up to it are settled everywhere
+	lostTo     replication.Seq // numbers up to here may have been used without the log telling
+	olds       bool            // some regions may be old
+	logLost    bool            // any region may be unsettled
+	lostStored bool            // and that is durable
+	lostAsked  bool            // of the change that is waited for
+	logBusy    bool            // a change is waited for
+	unstored   bool            // regions have left, and no change has been waited for since
+	saving     bool            // a save is in queue
+	held       []*LocalIO      // wait for LogDone
+	parked     []*LocalIO      // wait for room in the log, in the order in which they came
+	waited     int             // calls of Sweep that the first of parked has waited
+
+	dirty   map[replication.ReplicaID]*dirtyMap
+	maps    []*dirtyMap // the values of dirty, for the hot path
 	faulted bool
 	crowded bool // the pool is nearly full
 
@@ -78,17 +92,31 @@ type replicaTask struct {
 	conn    ConnID
 	hello   *replication.Hello
 	msg     replication.Message // of the hello
+	save    bool                // dirty maps only
 	reply   ControlResult
+
+	parts   []MapPart       // that wait for the persist
+	settled bool            // commit: everything is settled
+	used    replication.Seq // up to here
 }
 
 // ReplicaReady is what the caller has to do. The slices are valid until the next input.
 type ReplicaReady struct {
-	Persist *ReplicaMeta   // to make durable; answered by PersistDone
+	Persist *Persist       // to make durable; answered by PersistDone
+	Log     *LogChange     // of the activity log; answered by LogDone if it says so
 	IO      []*LocalIO     // to start; each answered by IODone
+	Dropped []*LocalIO     // not to be started after all; nothing refers to them
 	Send    []ReplicaSend  // messages to the session's coordinator
 	Replies []ReplicaReply // answers to control requests
 	Close   []ConnID       // connections to end
 	Faulted bool           // the replica has just become FAULTED
+}
+
+// Persist is what a replica makes durable: the parts of dirty maps before Meta. There
+// are maps for the members in Meta.Missing, and for no others afterwards.
+type Persist struct {
+	Meta *ReplicaMeta // nil: as it is
+	Maps []MapPart
 }
 
 // ReplicaSend is a message on a connection.
@@ -113,38 +141,47 @@ type LocalIO struct {
 	Buf   *block.Buffer
 	Sums  []uint32
 
-	conn    ConnID
-	session replication.SessionID
-	seq     replication.Seq
+	conn     ConnID
+	session  replication.SessionID
+	seq      replication.Seq
+	unlogged bool // a modification without room in the log
 }
 
 // NewReplica returns the state machine of a replica that was just opened.
 func NewReplica(o ReplicaOptions) *Replica {
 	r := &Replica{
-		o: o, meta: o.Meta, logLost: o.LogLost,
-		al:    make([]replication.Seq, (o.Size+replication.RegionSize-1)/replication.RegionSize),
-		dirty: make(map[replication.ReplicaID]*Bitmap), lostTo: math.MaxUint64,
+		o: o, meta: o.Meta, logLost: o.LogLost, lostStored: o.LogLost, olds: true,
+		regions: make([]region, (o.Size+replication.RegionSize-1)/replication.RegionSize),
+		dirty:   make(map[replication.ReplicaID]*dirtyMap), lostTo: math.MaxUint64,
 	}
 	r.faulted = o.Meta.State == replication.MemberFaulted
 	for _, g := range o.Active {
-		if int(g) < len(r.al) {
-			r.al[g] = 1
+		if int(g) < len(r.regions) {
+			r.regions[g] = region{old: true, state: regionIn}
+			r.listed = append(r.listed, g)
 		}
 	}
+	if r.slots = o.Slots; r.slots == 0 {
+		r.slots = len(r.regions)
+	}
 	for _, q := range o.Meta.Missing {
-		m := o.Dirty[q]
-		if m == nil || o.LogLost {
-			m = r.newMap()
+		m := r.newMap()
+		if old := o.Dirty[q]; old != nil {
+			m.Or(old)
+			copy(m.saved, m.w)
+		}
+		if o.Dirty[q] == nil || o.LogLost {
 			m.SetAll()
 		}
+		r.markActive(m) // what was not stored is in the log
 		r.dirty[q] = m
 	}
 	r.listMaps()
 	return r
 }
 
-func (r *Replica) newMap() *Bitmap {
-	return NewBitmap(int((r.o.Size + replication.ResyncBlock - 1) / replication.ResyncBlock))
+func (r *Replica) newMap() *dirtyMap {
+	return &dirtyMap{NewBitmap(int((r.o.Size + replication.ResyncBlock - 1) / replication.ResyncBlock)), make([]uint64, len(r.regions))}
 }
 
 func (r *Replica) listMaps() {
@@ -163,9 +200,21 @@ func (r *Replica) Ready() *ReplicaReady { return &r.ready }
 // Advance tells that the last Ready was carried out.
 func (r *Replica) Advance() {
 	d := &r.ready
+	if d.Log != nil && d.Log.Wait {
+		r.logBusy, r.lostAsked, r.unstored = true, d.Log.Lost, false
+	}
+	for _, io := range d.Dropped {
+		r.recycle(io)
+	}
 	clear(d.Send)
 	clear(d.IO)
-	*d = ReplicaReady{IO: d.IO[:0], Send: d.Send[:0], Replies: d.Replies[:0], Close: d.Close[:0]}
+	clear(d.Dropped)
+	*d = ReplicaReady{IO: d.IO[:0], Dropped: d.Dropped[:0], Send: d.Send[:0], Replies: d.Replies[:0], Close: d.Close[:0]}
+}
+
+func (r *Replica) recycle(io *LocalIO) {
+	*io = LocalIO{}
+	r.free = append(r.free, io)
 }
 
 // Seal, Prepare and Commit take control requests; a ReplicaReply with id answers.
@@ -201,54 +250,34 @@ func (r *Replica) DirtyMap(q replication.DirtyRequest) replication.DirtyResult {
 // in-sync set then, in each of its answers.
 func (r *Replica) SetCrowded(crowded bool) { r.crowded = crowded }
 
-// Idle reports whether no I/O and no request is under way.
-func (r *Replica) Idle() bool { return r.inUse == 0 && !r.busy && len(r.queue) == 0 }
-
-// Unsettled tells what a clean stop has to keep: the active regions and the
-// dirty maps. ok is false if the replica does not know them; the stop is unclean then.
-func (r *Replica) Unsettled() (active []uint32, dirty map[replication.ReplicaID]*Bitmap, ok bool) {
-	return r.active(), r.dirty, !r.logLost && !r.faulted && r.Idle()
+// Idle reports whether no I/O and no request is under way, nor a change of the log.
+func (r *Replica) Idle() bool {
+	return r.inUse == 0 && !r.busy && !r.logBusy && len(r.queue) == 0
 }
 
-// active lists the regions that are not settled.
-func (r *Replica) active() []uint32 {
-	var a []uint32
-	for g, s := range r.al {
-		if s != 0 && !r.retired(s) {
-			a = append(a, uint32(g))
+// Rest is what a clean stop has to store.
+type Rest struct {
+	Maps   []MapPart
+	Retire []uint32 // regions that may leave the activity log then
+}
+
+// Rest tells what a clean stop has to store. ok is false if the replica is not at rest, or
+// has failed; the stop is unclean then.
+func (r *Replica) Rest() (rest Rest, ok bool) {
+	rest.Maps = r.unsavedParts(true)
+	for _, g := range r.listed {
+		if r.settled(g) {
+			rest.Retire = append(rest.Retire, g)
 		}
 	}
-	return a
-}
-
-// retired reports whether the log may forget a region of entry s. An entry from
-// before this process or term has no number: it waits until all are settled that
-// may have been given out by then.
-func (r *Replica) retired(s replication.Seq) bool {
-	if s == 1 {
-		return r.stable > 0 && r.stable >= r.lostTo
-	}
-	return s <= r.stable+1
-}
-
-// newTerm carries the activity log over to a new term, with numbers of its own.
-func (r *Replica) newTerm() {
-	for g, s := range r.al {
-		switch {
-		case s == 0:
-		case r.retired(s):
-			r.al[g] = 0
-		default:
-			r.al[g] = 1
-		}
-	}
-	r.stable, r.lostTo = 0, 0
+	return rest, !r.faulted && r.Idle()
 }
 
 // ConnClosed tells that a connection ended. What it started goes on in the kernel.
 func (r *Replica) ConnClosed(conn ConnID) {
 	if r.conn == conn {
 		r.conn, r.session = 0, 0
+		r.dropHeld()
 	}
 	r.queue = slices.DeleteFunc(r.queue, func(t *replicaTask) bool { return t.hello != nil && t.conn == conn && !(r.busy && t == r.queue[0]) })
 	r.run()
@@ -260,6 +289,7 @@ func (r *Replica) CloseSessions() {
 	if r.conn != 0 {
 		r.ready.Close = append(r.ready.Close, r.conn)
 		r.conn, r.session = 0, 0
+		r.dropHeld()
 	}
 }
 
@@ -279,11 +309,17 @@ func (r *Replica) run() {
 				return
 			}
 		}
-		persist := r.perform(t)
-		if persist {
+		meta := r.perform(t)
+		if meta || t.save {
+			t.parts = r.unsavedParts(meta || r.logLost)
+		}
+		if meta || len(t.parts) > 0 {
 			r.busy = true
-			m := r.meta
-			r.ready.Persist = &m
+			r.ready.Persist = &Persist{Maps: t.parts}
+			if meta {
+				m := r.meta
+				r.ready.Persist.Meta = &m
+			}
 			return
 		}
 		r.finish(t)
@@ -296,6 +332,13 @@ func (r *Replica) finish(t *replicaTask) {
 	if t.id != 0 {
 		r.ready.Replies = append(r.ready.Replies, ReplicaReply{ID: t.id, Result: t.reply})
 	}
+	switch {
+	case r.faulted:
+	case t.settled:
+		r.forgetAll(t.used)
+	case t.save:
+		r.afterSave()
+	}
 }
 
 // PersistDone tells that the last Persist is durable, or that it failed, which
@@ -306,9 +349,12 @@ func (r *Replica) PersistDone(err error) {
 	}
 	r.busy = false
 	t := r.queue[0]
-	if err != nil {
+	if err == nil {
+		r.partsSaved(t.parts)
+	} else {
 		r.faulted, r.meta.State = true, replication.MemberFaulted
 		r.ready.Faulted = true
+		r.refuseHeld(replication.StatusIO)
 		t.fail(replication.StatusIO)
 	}
 	r.finish(t)

@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/tandem-storage/tandem/replication"
@@ -50,7 +51,7 @@ func TestReplicaFaultedAcknowledgesNothing(t *testing.T) {
 	ios := append([]*LocalIO(nil), r.Ready().IO...)
 	r.Advance()
 	r.IODone(ios[0], nil, nil, errors.New("fdatasync"))
-	if !r.Ready().Faulted || r.Ready().Persist == nil || r.Ready().Persist.State != replication.MemberFaulted {
+	if !r.Ready().Faulted || r.Ready().Persist == nil || r.Ready().Persist.Meta.State != replication.MemberFaulted {
 		t.Error("a failed flush did not fault the replica")
 	}
 	r.IODone(ios[1], nil, nil, nil)
@@ -58,6 +59,61 @@ func TestReplicaFaultedAcknowledgesNothing(t *testing.T) {
 		if s.Msg.Type != replication.MsgNack || s.Msg.Status != replication.StatusIO {
 			t.Errorf("answered %s", describe(&s.Msg))
 		}
+	}
+}
+
+// A PREPARE that was overtaken by the next one, even by the COMMIT of that, does not
+// end the dirty map of the member that has left since (I14).
+func TestReplicaKeepsMapWhenPreparedLate(t *testing.T) {
+	r := openReplica(t, false)
+	left, other := replication.ReplicaID{2}, replication.ReplicaID{3}
+	cfg := &replication.Config{Epoch: 6, Size: simSize, ISR: []replication.ReplicaID{{1}}, Members: map[replication.ReplicaID]replication.Member{
+		{1}: {State: replication.MemberInSync}, left: {State: replication.MemberStale}, other: {State: replication.MemberStale},
+	}}
+	late := replication.PrepareRequest{Term: 5, Missing: []replication.ReplicaID{other}}
+	for i, step := range []func(){
+		func() {
+			r.Prepare(1, replication.PrepareRequest{Term: 5, Missing: []replication.ReplicaID{left, other}})
+		},
+		func() { r.Prepare(1, late) },
+		func() { r.Commit(1, replication.CommitRequest{Term: 5, Config: cfg}) },
+		func() { r.Prepare(1, late) },
+	} {
+		step()
+		p := r.Ready().Persist
+		if p == nil || !slices.Contains(p.Meta.Missing, left) || !slices.Contains(p.Meta.Missing, other) {
+			t.Fatalf("after step %d these are to be durable: %+v", i, p)
+		}
+		r.Advance()
+		r.PersistDone(nil)
+		r.Advance()
+	}
+	cfg = cfg.Clone()
+	cfg.Epoch, cfg.ISR = 7, append(cfg.ISR, left)
+	r.Commit(1, replication.CommitRequest{Term: 5, Config: cfg})
+	if got := r.Ready().Persist.Meta.Missing; !slices.Equal(got, []replication.ReplicaID{other}) {
+		t.Errorf("when the member is in sync again there are maps for %v", got)
+	}
+}
+
+// A replica that was out of sync has no map of before: what it has missed is not in it (I14).
+func TestReplicaForgetsMapsOutOfSync(t *testing.T) {
+	r, left := openReplica(t, false), replication.ReplicaID{2}
+	r.meta.ISR = []replication.ReplicaID{{1}, left}
+	r.Prepare(1, replication.PrepareRequest{Term: 5, Missing: []replication.ReplicaID{left}})
+	r.turn()
+	members := map[replication.ReplicaID]replication.Member{left: {State: replication.MemberStale}}
+	for i, self := range []replication.MemberState{replication.MemberSyncing, replication.MemberInSync} {
+		members[replication.ReplicaID{1}] = replication.Member{State: self}
+		cfg := &replication.Config{Epoch: replication.Epoch(6 + i), Size: simSize, Members: members}
+		if self == replication.MemberInSync {
+			cfg.ISR = []replication.ReplicaID{{1}}
+		}
+		r.Commit(1, replication.CommitRequest{Term: 5, Config: cfg.Clone()})
+		r.turn()
+	}
+	if m := r.dirty[left]; m == nil || m.Count() != m.Len() {
+		t.Errorf("in sync again, with a map %+v, want all ones", m)
 	}
 }
 
@@ -74,7 +130,8 @@ func TestReplicaLogLostWithinTerm(t *testing.T) {
 		{replication.Message{Type: replication.MsgStable, Seq: 130, StableSeq: 119}, true},
 		{replication.Message{Type: replication.MsgStable, StableSeq: 120}, false},
 	} {
-		if r.testStep(c.m); r.logLost != c.lost {
+		r.testStep(c.m)
+		if r.checkReady(t); r.logLost != c.lost {
 			t.Errorf("after %s with %d settled: log lost is %v", describe(&c.m), c.m.StableSeq, r.logLost)
 		}
 	}

@@ -41,7 +41,7 @@ func (r *Replica) helloStatus(t *replicaTask) replication.Status {
 	return replication.StatusOK
 }
 
-// perform changes the state; it reports whether that has to be durable before the answer.
+// perform changes the state; it reports whether the metadata have to be durable before the answer.
 func (r *Replica) perform(t *replicaTask) bool {
 	switch {
 	case t.seal != nil:
@@ -52,6 +52,8 @@ func (r *Replica) perform(t *replicaTask) bool {
 		return r.performCommit(t)
 	case t.hello != nil:
 		r.performHello(t)
+		return false
+	case t.save:
 		return false
 	default: // what is durable has to follow the state
 		if r.faulted {
@@ -89,14 +91,24 @@ func (r *Replica) performPrepare(t *replicaTask) bool {
 	case q.Term != r.meta.Term:
 		t.reply.Prepare.Status = replication.StatusFenced
 		return false
-	case len(q.Missing) > maxMembers:
+	}
+	// Requests may be overtaken, also by the COMMIT of what they prepared: none ends a
+	// map. That is for a COMMIT, which has an order.
+	missing := slices.Clone(r.meta.Missing)
+	for _, id := range q.Missing {
+		if !slices.Contains(missing, id) {
+			missing = append(missing, id)
+		}
+	}
+	if len(missing) > maxMembers {
 		t.reply.Prepare.Status = replication.StatusInvalid
 		return false
 	}
-	for _, id := range r.setMissing(q.Missing) {
+	for _, id := range r.setMissing(missing) {
 		// A map begins with what this replica has in its log. That is all that the
-		// member may lack only if it was in sync so far.
-		if !slices.Contains(r.meta.ISR, id) {
+		// member may lack only if both were in sync so far: while this one was being
+		// resynced its log forgot what the maps of the others had, not its own.
+		if !slices.Contains(r.meta.ISR, id) || r.meta.State != replication.MemberInSync {
 			r.dirty[id].SetAll()
 		}
 	}
@@ -112,8 +124,8 @@ func (r *Replica) performPrepare(t *replicaTask) bool {
 }
 
 // markActive adds the replica's unsettled regions to a dirty map.
-func (r *Replica) markActive(m *Bitmap) {
-	const n = replication.RegionSize / replication.ResyncBlock
+func (r *Replica) markActive(m *dirtyMap) {
+	const n = regionBlocks
 	for _, g := range r.active() {
 		m.SetRange(min(int(g)*n, m.Len()), min((int(g)+1)*n, m.Len()))
 	}
@@ -166,7 +178,9 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 	r.meta.Epoch, r.meta.Gen, r.meta.ISR = cfg.Epoch, cfg.Gen, slices.Clone(cfg.ISR)
 	r.meta.State = self.State
 	t.reply.Commit.Epoch = cfg.Epoch
-	if self.State == replication.MemberInSync {
+	if self.State != replication.MemberInSync {
+		r.setMissing(nil) // what it has missed itself they do not tell, when it is in sync again
+	} else {
 		var missing []replication.ReplicaID
 		for id := range cfg.Members {
 			if !cfg.InISR(id) {
@@ -178,9 +192,8 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 			r.dirty[id].SetAll() // it left while this replica was not told
 		}
 	}
-	if q.Settled && self.State == replication.MemberInSync {
-		clear(r.al)
-		r.logLost = false
+	if q.Settled && self.State == replication.MemberInSync && r.inUse == 0 && len(r.held)+len(r.parked) == 0 {
+		t.settled, t.used = true, r.used
 		r.meta.Lossy, r.meta.Clean = false, true
 	}
 	return true

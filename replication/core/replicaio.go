@@ -8,44 +8,43 @@ import (
 	"github.com/tandem-storage/tandem/replication"
 )
 
-// Step takes a message of the session on conn. The replica refers to its payload
-// until the IODone of the operation that it causes.
-func (r *Replica) Step(conn ConnID, msg *replication.Message) {
+// Step takes a message of the session on conn. It reports whether the replica refers to
+// its payload: until the IODone of the operation that it causes, or until that is dropped.
+func (r *Replica) Step(conn ConnID, msg *replication.Message) (refers bool) {
 	if conn != r.conn || msg.Session != r.session {
 		r.nack(conn, msg, replication.StatusFenced)
-		return
+		return false
 	}
 	if !r.plausible(msg) {
 		r.nack(conn, msg, replication.StatusInvalid)
-		return
+		return false
 	}
 	r.used = max(r.used, msg.Seq)
 	if msg.Type == replication.MsgStable && msg.Seq != 0 && r.lostTo == math.MaxUint64 { // first of a session
 		r.lostTo = msg.Seq
 	}
-	if msg.StableSeq > r.stable && r.meta.State == replication.MemberInSync {
-		// Settled everywhere: these regions need no comparison after a crash (I13).
-		r.stable = msg.StableSeq
-		r.logLost = r.logLost && r.stable < r.lostTo
-		if r.meta.Lossy {
-			r.meta.Lossy = false
-			r.enqueue(&replicaTask{})
-		}
+	if msg.StableSeq > r.stable {
+		r.settle(msg.StableSeq)
 	}
 	if st := r.check(msg); st != replication.StatusOK {
 		r.nack(conn, msg, st)
-		return
+		return false
 	}
 	switch msg.Type {
 	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite:
-		r.touch(msg)
+		r.modify(r.newIO(conn, msg))
+		return true
 	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq:
+		r.start(r.newIO(conn, msg))
+		return true
 	case replication.MsgClose:
 		r.CloseSessions()
-		return
 	default: // MsgStable and what a later version may add
-		return
 	}
+	return false
+}
+
+func (r *Replica) newIO(conn ConnID, msg *replication.Message) *LocalIO {
 	var io *LocalIO
 	if n := len(r.free); n > 0 {
 		io, r.free = r.free[n-1], r.free[:n-1]
@@ -56,8 +55,7 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) {
 		Kind: msg.Type, Flags: msg.Flags, Off: msg.Offset, Len: msg.Length, Data: msg.Data, Buf: msg.Buf, Sums: msg.Sums,
 		conn: conn, session: msg.Session, seq: msg.Seq,
 	}
-	r.inUse++
-	r.ready.IO = append(r.ready.IO, io)
+	return io
 }
 
 // plausible reports whether a coordinator can have given out the numbers of a
@@ -118,18 +116,6 @@ func (r *Replica) check(msg *replication.Message) replication.Status {
 	return replication.StatusOK
 }
 
-// touch marks the regions of a write active (I11) and its blocks dirty for every
-// missing member (I14), before it is submitted.
-func (r *Replica) touch(msg *replication.Message) {
-	end := msg.Offset + msg.Length - 1
-	for g := msg.Offset / replication.RegionSize; g <= end/replication.RegionSize; g++ {
-		r.al[g] = max(r.al[g], msg.Seq+1)
-	}
-	for _, m := range r.maps {
-		m.SetRange(int(msg.Offset/replication.ResyncBlock), int(end/replication.ResyncBlock)+1)
-	}
-}
-
 // nack refuses a message; the room that its payload took is free again.
 func (r *Replica) nack(conn ConnID, msg *replication.Message, st replication.Status) {
 	payload := int64(len(msg.Data))
@@ -182,9 +168,7 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 		msg.Type, msg.Status, msg.Credit = replication.MsgNack, replication.StatusIO, uint32(len(io.Data))
 		if modifies && !r.faulted {
 			// What is on the disk is unknown now: never served again (I25).
-			r.faulted = true
-			r.ready.Faulted = true
-			r.enqueue(&replicaTask{})
+			r.fail()
 		}
 	}
 	if alive {
@@ -192,9 +176,15 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 	} else if buf != nil {
 		buf.Release()
 	}
-	io.Data, io.Buf, io.Sums = nil, nil, nil
-	r.free = append(r.free, io)
+	r.recycle(io)
 	if len(r.queue) > 0 {
 		r.run()
 	}
+}
+
+// fail ends the replica: its disk has failed.
+func (r *Replica) fail() {
+	r.faulted, r.ready.Faulted = true, true
+	r.refuseHeld(replication.StatusIO)
+	r.enqueue(&replicaTask{})
 }

@@ -18,8 +18,8 @@ import (
 // meant to be read then.
 //
 //	world nodes=2 [at=n0] (attached there already) [protection=max_protection]
-//	      [stall=100] (milliseconds until a request fails)
-//	attach n0 | detach | crash n0 | power n0 | stop n0 | start n0
+//	      [stall=100] (milliseconds until a request fails) [slots=1] (of each activity log)
+//	attach n0 | detach | crash n0 | power n0 | stop n0 | start n0 | damage-log n0 (that is not running)
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
 //	kvdb down | kvdb up | kvdb hold | kvdb tell (outcomes wait in between)
 //	kvdb lose CAUSE (that change takes effect, and its coordinator does not reach the kvdb any more) | kvdb back
@@ -55,6 +55,13 @@ func TestScenarios(t *testing.T) {
 					var ms int64
 					d.ScanArgs(t, "stall", &ms)
 					w.opts.StallTimeout = ms * 1e6
+				}
+				if d.HasArg("slots") {
+					d.ScanArgs(t, "slots", &w.slots)
+					for _, n := range w.nodes {
+						n.crash(false)
+						n.start()
+					}
 				}
 				if d.HasArg("at") {
 					var n string
@@ -116,6 +123,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).start()
 	case "cut":
 		node(1).cutTo[node(2)], node(2).cutTo[node(1)] = true, true
+	case "damage-log":
+		node(1).disk.log = newSimActivity(true)
 	case "heal":
 		w.healLinks()
 	case "damage":

@@ -116,7 +116,7 @@ func (c *Coordinator) lateOf(s mask, sent int64) (late mask) {
 // tellStable lets idle replicas retire their activity log.
 func (c *Coordinator) tellStable() {
 	for i, m := range c.m {
-		if m.open && m.stable < c.stable && c.isr.has(i) {
+		if m.open && m.stable < c.stable && (c.isr | c.syncing()).has(i) {
 			c.send(i, replication.Message{Type: replication.MsgStable})
 		}
 	}

@@ -38,6 +38,11 @@ type fault struct {
 var faults = []fault{
 	{"process killed", func(_ *simWorld, n *simNode) bool { n.crash(false); return true }, nil},
 	{"power cut", func(_ *simWorld, n *simNode) bool { n.crash(true); return true }, nil},
+	{"activity log damaged", func(_ *simWorld, n *simNode) bool {
+		n.crash(false)
+		n.disk.log = newSimActivity(true)
+		return true
+	}, nil},
 	{"power cut everywhere", func(w *simWorld, _ *simNode) bool {
 		for _, n := range w.nodes {
 			n.crash(true)
@@ -147,6 +152,8 @@ func (w *simWorld) buggify() {
 	o.ResyncRate = pick(0, 0, 4<<20, 64<<20)
 	o.FlushBytes = pick(4<<10, 1<<20)
 	o.FlushInterval = pick(20e6, 100e6, 1e9)
+	o.FlushRegions = int(pick(1, 2, 1000))
+	w.slots = int(pick(1, 2, 4, 4, 4, 8))
 	o.StallTimeout = pick(0, 0, 100e6, 1500e6)
 	o.OpTimeout = pick(300e6, 1e9)
 	o.SuspectTimeout = pick(100e6, 300e6)
@@ -346,7 +353,7 @@ func (w *simWorld) reset(n *simNode) {
 		}
 	}
 	n.crash(false)
-	*d = simDisk{data: map[int64]uint64{}, stable: map[int64]uint64{}, clean: true, meta: ReplicaMeta{State: replication.MemberStale}}
+	*d = newSimDisk(ReplicaMeta{State: replication.MemberStale})
 	c := w.cfg.Clone()
 	m := c.Members[n.rid]
 	m.State, m.LeftEpoch, m.LeftGen = replication.MemberStale, 0, 0

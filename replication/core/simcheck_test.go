@@ -322,6 +322,9 @@ func (w *simWorld) checkSubmit(n *simNode, io *LocalIO) {
 	mod := func(k replication.MessageType) bool {
 		return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgFlush
 	}
+	if mod(io.Kind) {
+		w.checkLogged(n, io)
+	}
 	for _, o := range n.flight {
 		if mod(io.Kind) && mod(o.Kind) && io.Off < o.Off+o.Len && o.Off < io.Off+io.Len {
 			w.fail("I15: %v and %v overlap on %s", o.Kind, io.Kind, n.id)
@@ -345,28 +348,58 @@ func (w *simWorld) hopeless() bool {
 	})
 }
 
-// inLog reports whether n's activity log covers a sector.
+// inLog reports whether n's activity log covers a sector: what is durable, and what its process tells.
 func (n *simNode) inLog(s int64) bool {
 	g := uint32(s * sector / replication.RegionSize)
-	switch {
-	case n.up:
-		return n.rep.logLost || slices.Contains(n.rep.active(), g)
-	case n.disk.clean && !n.disk.unclean:
-		return slices.Contains(n.disk.active, g)
-	default:
-		return true
+	return n.disk.log.stored.has(g) && (!n.up || n.rep.logLost || slices.Contains(n.rep.active(), g))
+}
+
+// marks reports whether n's dirty map for q covers a sector: what is durable, and what its process has. A replica that
+// does not know yet that it is in sync begins a map with everything.
+func (n *simNode) marks(q replication.ReplicaID, s int64) bool {
+	b, d := int(s*sector/replication.ResyncBlock), &n.disk
+	m, kept := d.dirty[q], slices.Contains(d.meta.Missing, q)
+	durable := kept && (m == nil || m.Test(b) || d.log.stored.has(uint32(s*sector/replication.RegionSize))) ||
+		!kept && d.meta.State != replication.MemberInSync
+	if !n.up {
+		return durable
+	}
+	has := n.rep.dirty[q]
+	return durable && (has != nil && has.Test(b) || has == nil && n.rep.meta.State != replication.MemberInSync)
+}
+
+// checkLogged asserts I11 for what is submitted. A copy to a replica that is not in sync needs no log.
+func (w *simWorld) checkLogged(n *simNode, io *LocalIO) {
+	if io.Kind == replication.MsgResyncWrite && n.rep.meta.State == replication.MemberSyncing {
+		return
+	}
+	for off := io.Off; off < io.Off+io.Len; off += sector {
+		if g := uint32(off / replication.RegionSize); !n.disk.log.stored.has(g) {
+			w.fail("I11: %s writes to region %d, and its log does not tell", n.id, g)
+		}
 	}
 }
 
-// marks reports whether n's dirty map for q covers a sector.
-func (n *simNode) marks(q replication.ReplicaID, s int64) bool {
-	d := n.disk.dirty
-	if n.up {
-		d = n.rep.dirty
-	} else if !n.disk.clean || n.disk.unclean {
-		return true
+// checkRetire asserts I13 and I14 for a region that leaves the log of a replica that is in sync: what it has there is
+// stable, and its dirty maps tell durably what they tell.
+func (w *simWorld) checkRetire(n *simNode, g uint32) {
+	if n.rep.meta.State != replication.MemberInSync || n.rep.regions[g].state != regionOut {
+		return // or it comes back at once
 	}
-	return d[q] != nil && d[q].Test(int(s*sector/replication.ResyncBlock))
+	for _, s := range simSectors {
+		if uint32(s*sector/replication.RegionSize) != g {
+			continue
+		}
+		if n.disk.data[s] != n.disk.stable[s] {
+			w.fail("I13: %s retires region %d, sector %d has %d, stable is %d", n.id, g, s, n.disk.data[s], n.disk.stable[s])
+		}
+		for q, m := range n.rep.dirty {
+			b := int(s * sector / replication.ResyncBlock)
+			if d := n.disk.dirty[q]; m.Test(b) && d != nil && !d.Test(b) {
+				w.fail("I14: %s retires region %d, the dirty map for %v is not durable", n.id, g, q)
+			}
+		}
+	}
 }
 
 // invariants asserts after each step what must always hold.

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"maps"
+	"slices"
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
@@ -98,4 +99,67 @@ func (d *simDisk) hash(off, n int64) []byte {
 		h = append(h, simHashes[string(key)]...)
 	}
 	return h
+}
+
+// drainRep carries out what the replica asks for.
+func (n *simNode) drainRep() {
+	w, rep, life := n.w, n.rep, n.life
+	r := rep.Ready()
+	alive := func() bool { return n.up && n.life == life }
+	if r.Log != nil {
+		n.changeLog(r.Log, alive)
+	}
+	for _, io := range r.IO {
+		w.checkSubmit(n, io)
+		n.flight = append(n.flight, io)
+		var do func()
+		do = func() {
+			switch {
+			case !alive():
+			case n.disk.hung:
+				n.disk.stuck = append(n.disk.stuck, do)
+			default:
+				n.flight = slices.DeleteFunc(n.flight, func(o *LocalIO) bool { return o == io })
+				data, err := n.disk.do(w, io)
+				rep.IODone(io, data, nil, err)
+				n.drainRep()
+			}
+		}
+		w.once(n, do)
+	}
+	for _, s := range r.Send {
+		if conn := n.conns[s.Conn]; conn != nil {
+			msg := s.Msg
+			w.trace("%s <- %s %s", conn.coord.id, n.id, describe(&msg))
+			w.later(conn.back, func() { conn.answer(&msg) })
+		}
+	}
+	for _, p := range r.Replies {
+		if f := n.ctl[p.ID]; f != nil {
+			delete(n.ctl, p.ID)
+			f(p.Result)
+		}
+	}
+	for _, id := range r.Close {
+		if conn := n.conns[id]; conn != nil {
+			delete(n.conns, id)
+			conn.closeBack()
+		}
+	}
+	if r.Persist != nil {
+		p := r.Persist
+		n.disk.persist = p
+		w.once(n, func() {
+			if alive() {
+				n.disk.store(w, n, p, true)
+				rep.PersistDone(nil)
+				n.drainRep()
+			}
+		})
+	}
+	if r.Faulted {
+		w.seen["replica faulted"]++
+		w.checkSolid(true)
+	}
+	rep.Advance()
 }

@@ -18,13 +18,13 @@ import (
 // a reader can follow.
 
 const (
-	simSize    = 3 * replication.RegionSize / 2
+	simSize    = 7 * replication.RegionSize / 2
 	simBlocks  = 6            // sectors that are written
 	simControl = int64(500e6) // a control request without answer fails after so long
 )
 
 // simSectors are the sectors in use: neighbours, same ResyncBlock, other regions.
-var simSectors = [simBlocks]int64{0, 1, 16, 17, 1024, 1500}
+var simSectors = [simBlocks]int64{0, 1, 16, 1024, 2500, 3500}
 
 type simWorld struct {
 	fail  func(f string, a ...any) // does not return
@@ -34,6 +34,7 @@ type simWorld struct {
 	fifo  bool
 	now   int64
 	opts  Options
+	slots int            // of the activity logs
 	seen  map[string]int // what happened, by name
 
 	vol     replication.VolumeID
@@ -109,15 +110,15 @@ type simConn struct {
 	broken     bool
 }
 
-// simDisk is what survives a process: sectors, superblock, what a clean stop kept.
+// simDisk is what survives a process: sectors, superblock, dirty maps, activity log.
 type simDisk struct {
 	data, stable map[int64]uint64 // sector -> tag; absent is zero
 	meta         ReplicaMeta
 	boot         replication.BootID // that had it open last
 	clean        bool               // it was closed in order
-	unclean      bool               // it was not, and nobody has settled that since
-	active       []uint32
 	dirty        map[replication.ReplicaID]*Bitmap
+	persist      *Persist // on its way
+	log          simActivity
 
 	full, failWrite, failFlush, failRead, hung, closed, crowded bool
 
@@ -126,11 +127,11 @@ type simDisk struct {
 
 func newSimWorld(n int, rng *rand.Rand) *simWorld {
 	w := &simWorld{
-		rng: rng, seen: map[string]int{}, solid: true, trace: func(string, ...any) {},
+		rng: rng, seen: map[string]int{}, solid: true, slots: 4, trace: func(string, ...any) {},
 		vol: replication.VolumeID{1}, rev: 1,
 		opts: Options{
 			SuspectTimeout: 300e6, OpTimeout: 1e9, SealTimeout: 500e6, LossyTimeout: 3e9, RetryInterval: 50e6,
-			FlushInterval: 100e6, FlushBytes: 1 << 20, ResyncWindow: 2, JoinerLag: 64 << 10,
+			FlushInterval: 100e6, FlushBytes: 1 << 20, FlushRegions: 1000, ResyncWindow: 2, JoinerLag: 64 << 10,
 		},
 	}
 	w.cfg = &replication.Config{
@@ -140,10 +141,7 @@ func newSimWorld(n int, rng *rand.Rand) *simWorld {
 	}
 	for i := range n {
 		node := &simNode{w: w, id: replication.NodeID(fmt.Sprint("n", i)), rid: replication.ReplicaID{byte(i + 1)}, cutTo: map[*simNode]bool{}, damage: map[*simNode]bool{}}
-		node.disk = simDisk{
-			data: map[int64]uint64{}, stable: map[int64]uint64{}, clean: true,
-			meta: ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync},
-		}
+		node.disk = newSimDisk(ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync})
 		w.nodes = append(w.nodes, node)
 		w.cfg.ISR = append(w.cfg.ISR, node.rid)
 		w.cfg.Members[node.rid] = replication.Member{Node: node.id, Domain: replication.DomainID(node.id), State: replication.MemberInSync}
@@ -200,6 +198,7 @@ func (w *simWorld) step() {
 			n.coord.Tick(w.now)
 			n.drainCoord()
 		}
+		n.sweep()
 		n.stopped()
 	}
 	first := 0
@@ -231,16 +230,14 @@ func (n *simNode) start() {
 	n.life++
 	n.conns, n.ctl, n.flight = map[ConnID]*simConn{}, map[uint64]func(ControlResult){}, nil
 	if !d.clean {
-		d.unclean = true
 		d.meta.Lossy = d.meta.Lossy || d.boot != n.boot
 	}
 	d.boot, d.clean = n.boot, false
-	o := ReplicaOptions{Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta, LogLost: d.unclean}
-	o.Meta.Clean = !d.unclean
-	if !d.unclean {
-		o.Active, o.Dirty = d.active, d.dirty
-	}
-	n.rep = NewReplica(o)
+	d.log.open(w.slots)
+	n.rep = NewReplica(ReplicaOptions{
+		Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta,
+		Slots: d.log.slots, Active: d.log.stored.active(), LogLost: d.log.stored.lost, Dirty: d.dirty,
+	})
 	n.rep.SetCrowded(d.crowded)
 }
 
@@ -255,6 +252,7 @@ func (n *simNode) crash(power bool) {
 	w, d := n.w, &n.disk
 	n.halt()
 	d.hung, d.stuck = false, nil
+	d.cutShort(w, n)
 	if power {
 		n.boot = replication.BootID(w.uuid())
 		for _, s := range simSectors {
@@ -301,9 +299,12 @@ func (n *simNode) stopped() {
 	if !n.stop || !n.up || !n.rep.Idle() {
 		return
 	}
-	if active, dirty, ok := n.rep.Unsettled(); ok {
+	if rest, ok := n.rep.Rest(); ok {
 		d := &n.disk
-		d.active, d.dirty, d.clean, d.unclean = active, dirty, true, false
+		d.keep(rest.Maps)
+		d.log.change(n.w, n, &LogChange{Retire: rest.Retire, Lost: d.log.table.lost, Wait: true})
+		d.log.land()
+		d.clean = true
 		maps.Copy(d.stable, d.data)
 	}
 	n.halt()
@@ -433,6 +434,8 @@ func (n *simNode) observe(e *Event) {
 			w.seen["resync started, by dirty map"]++
 		}
 		w.trace("%s resyncs %s, %d blocks", n.id, who(), e.Dirty)
+	case EventLogLost:
+		w.seen["compared in full, log lost"]++
 	case EventResyncStopped:
 		w.seen["resync stopped: "+e.Reason]++
 		w.trace("%s gave up the resync of %s: %s", n.id, who(), e.Reason)
@@ -443,66 +446,3 @@ func (n *simNode) observe(e *Event) {
 }
 
 func (n *simNode) alive(c *Coordinator) bool { return n.up && n.coord == c }
-
-// drainRep carries out what the replica asks for.
-func (n *simNode) drainRep() {
-	w, rep, life := n.w, n.rep, n.life
-	r := rep.Ready()
-	alive := func() bool { return n.up && n.life == life }
-	for _, io := range r.IO {
-		w.checkSubmit(n, io)
-		n.flight = append(n.flight, io)
-		var do func()
-		do = func() {
-			switch {
-			case !alive():
-			case n.disk.hung:
-				n.disk.stuck = append(n.disk.stuck, do)
-			default:
-				n.flight = slices.DeleteFunc(n.flight, func(o *LocalIO) bool { return o == io })
-				data, err := n.disk.do(w, io)
-				rep.IODone(io, data, nil, err)
-				n.drainRep()
-			}
-		}
-		w.once(n, do)
-	}
-	for _, s := range r.Send {
-		if conn := n.conns[s.Conn]; conn != nil {
-			msg := s.Msg
-			w.trace("%s <- %s %s", conn.coord.id, n.id, describe(&msg))
-			w.later(conn.back, func() { conn.answer(&msg) })
-		}
-	}
-	for _, p := range r.Replies {
-		if f := n.ctl[p.ID]; f != nil {
-			delete(n.ctl, p.ID)
-			f(p.Result)
-		}
-	}
-	for _, id := range r.Close {
-		if conn := n.conns[id]; conn != nil {
-			delete(n.conns, id)
-			conn.closeBack()
-		}
-	}
-	if r.Persist != nil {
-		m := *r.Persist
-		w.once(n, func() {
-			if alive() {
-				w.checkPersist(n, &m)
-				n.disk.meta = m
-				if m.Clean {
-					n.disk.unclean = false
-				}
-				rep.PersistDone(nil)
-				n.drainRep()
-			}
-		})
-	}
-	if r.Faulted {
-		w.seen["replica faulted"]++
-		w.checkSolid(true)
-	}
-	rep.Advance()
-}

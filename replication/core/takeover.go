@@ -220,7 +220,7 @@ func (c *Coordinator) sealed() (s mask, ok bool) {
 	return s, true
 }
 
-// prepare is step 5. The set of missing members is absolute.
+// prepare is step 5. The request names all missing members.
 func (c *Coordinator) prepare(s mask) {
 	c.stage = stagePreparing
 	c.sealUntil = c.now + c.o.SealTimeout
@@ -274,8 +274,12 @@ func (c *Coordinator) serve() {
 	c.round, c.change = nil, nil
 	if c.isr&(c.isr-1) != 0 {
 		for i := range c.m {
-			if c.isr.has(i) {
-				c.markActive(c.reconcile, c.seals[i])
+			if !c.isr.has(i) {
+				continue
+			}
+			c.markActive(c.reconcile, c.seals[i])
+			if c.seals[i].LogLost {
+				c.event(Event{Kind: EventLogLost, Replica: c.m[i].id})
 			}
 		}
 	}

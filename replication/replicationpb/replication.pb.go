@@ -27,43 +27,6 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// RawFrames stands for a batch of frames; it is never encoded.
-type RawFrames struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RawFrames) Reset() {
-	*x = RawFrames{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RawFrames) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RawFrames) ProtoMessage() {}
-
-func (x *RawFrames) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RawFrames.ProtoReflect.Descriptor instead.
-func (*RawFrames) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{0}
-}
-
 type SealRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -79,7 +42,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[1]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -91,7 +54,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[1]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -104,7 +67,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{1}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *SealRequest) GetVolume() []byte {
@@ -177,7 +140,7 @@ type SealResponse struct {
 
 func (x *SealResponse) Reset() {
 	*x = SealResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[2]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -189,7 +152,7 @@ func (x *SealResponse) String() string {
 func (*SealResponse) ProtoMessage() {}
 
 func (x *SealResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[2]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -202,7 +165,7 @@ func (x *SealResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
 func (*SealResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{2}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *SealResponse) GetStatus() uint32 {
@@ -295,7 +258,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[3]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -307,7 +270,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[3]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -320,7 +283,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{3}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *PrepareRequest) GetVolume() []byte {
@@ -368,7 +331,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[4]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +343,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[4]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +356,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{4}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PrepareResponse) GetStatus() uint32 {
@@ -425,7 +388,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[5]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -437,7 +400,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[5]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -450,7 +413,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{5}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CommitRequest) GetVolume() []byte {
@@ -505,7 +468,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[6]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +480,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[6]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +493,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{6}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CommitResponse) GetStatus() uint32 {
@@ -559,7 +522,7 @@ type DirtyRequest struct {
 
 func (x *DirtyRequest) Reset() {
 	*x = DirtyRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[7]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +534,7 @@ func (x *DirtyRequest) String() string {
 func (*DirtyRequest) ProtoMessage() {}
 
 func (x *DirtyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[7]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +547,7 @@ func (x *DirtyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirtyRequest.ProtoReflect.Descriptor instead.
 func (*DirtyRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{7}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DirtyRequest) GetVolume() []byte {
@@ -625,7 +588,7 @@ type DirtyResponse struct {
 
 func (x *DirtyResponse) Reset() {
 	*x = DirtyResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[8]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +600,7 @@ func (x *DirtyResponse) String() string {
 func (*DirtyResponse) ProtoMessage() {}
 
 func (x *DirtyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[8]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +613,7 @@ func (x *DirtyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirtyResponse.ProtoReflect.Descriptor instead.
 func (*DirtyResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{8}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DirtyResponse) GetStatus() uint32 {
@@ -681,7 +644,7 @@ type BeatRequest struct {
 
 func (x *BeatRequest) Reset() {
 	*x = BeatRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +656,7 @@ func (x *BeatRequest) String() string {
 func (*BeatRequest) ProtoMessage() {}
 
 func (x *BeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +669,7 @@ func (x *BeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeatRequest.ProtoReflect.Descriptor instead.
 func (*BeatRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{9}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BeatRequest) GetSeq() uint64 {
@@ -750,7 +713,7 @@ type BeatResponse struct {
 
 func (x *BeatResponse) Reset() {
 	*x = BeatResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[10]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +725,7 @@ func (x *BeatResponse) String() string {
 func (*BeatResponse) ProtoMessage() {}
 
 func (x *BeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[10]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +738,7 @@ func (x *BeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeatResponse.ProtoReflect.Descriptor instead.
 func (*BeatResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{10}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BeatResponse) GetSeq() uint64 {
@@ -810,8 +773,7 @@ var File_replication_replicationpb_replication_proto protoreflect.FileDescriptor
 
 const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\n" +
-	"+replication/replicationpb/replication.proto\x12\x15tandem.replication.v1\"\v\n" +
-	"\tRawFrames\"\xb5\x01\n" +
+	"+replication/replicationpb/replication.proto\x12\x15tandem.replication.v1\"\xb5\x01\n" +
 	"\vSealRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +
@@ -869,13 +831,12 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
 	"\x04boot\x18\x03 \x01(\fR\x04boot\x12\x1a\n" +
-	"\bboottime\x18\x04 \x01(\x03R\bboottime2\xb6\x03\n" +
+	"\bboottime\x18\x04 \x01(\x03R\bboottime2\xe3\x02\n" +
 	"\vReplication\x12O\n" +
 	"\x04Seal\x12\".tandem.replication.v1.SealRequest\x1a#.tandem.replication.v1.SealResponse\x12X\n" +
 	"\aPrepare\x12%.tandem.replication.v1.PrepareRequest\x1a&.tandem.replication.v1.PrepareResponse\x12U\n" +
 	"\x06Commit\x12$.tandem.replication.v1.CommitRequest\x1a%.tandem.replication.v1.CommitResponse\x12R\n" +
-	"\x05Dirty\x12#.tandem.replication.v1.DirtyRequest\x1a$.tandem.replication.v1.DirtyResponse\x12Q\n" +
-	"\aSession\x12 .tandem.replication.v1.RawFrames\x1a .tandem.replication.v1.RawFrames(\x010\x012[\n" +
+	"\x05Dirty\x12#.tandem.replication.v1.DirtyRequest\x1a$.tandem.replication.v1.DirtyResponse2[\n" +
 	"\x04Beat\x12S\n" +
 	"\x04Beat\x12\".tandem.replication.v1.BeatRequest\x1a#.tandem.replication.v1.BeatResponse(\x010\x01B<Z:github.com/tandem-storage/tandem/replication/replicationpbb\x06proto3"
 
@@ -891,38 +852,35 @@ func file_replication_replicationpb_replication_proto_rawDescGZIP() []byte {
 	return file_replication_replicationpb_replication_proto_rawDescData
 }
 
-var file_replication_replicationpb_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_replication_replicationpb_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_replication_replicationpb_replication_proto_goTypes = []any{
-	(*RawFrames)(nil),       // 0: tandem.replication.v1.RawFrames
-	(*SealRequest)(nil),     // 1: tandem.replication.v1.SealRequest
-	(*SealResponse)(nil),    // 2: tandem.replication.v1.SealResponse
-	(*PrepareRequest)(nil),  // 3: tandem.replication.v1.PrepareRequest
-	(*PrepareResponse)(nil), // 4: tandem.replication.v1.PrepareResponse
-	(*CommitRequest)(nil),   // 5: tandem.replication.v1.CommitRequest
-	(*CommitResponse)(nil),  // 6: tandem.replication.v1.CommitResponse
-	(*DirtyRequest)(nil),    // 7: tandem.replication.v1.DirtyRequest
-	(*DirtyResponse)(nil),   // 8: tandem.replication.v1.DirtyResponse
-	(*BeatRequest)(nil),     // 9: tandem.replication.v1.BeatRequest
-	(*BeatResponse)(nil),    // 10: tandem.replication.v1.BeatResponse
+	(*SealRequest)(nil),     // 0: tandem.replication.v1.SealRequest
+	(*SealResponse)(nil),    // 1: tandem.replication.v1.SealResponse
+	(*PrepareRequest)(nil),  // 2: tandem.replication.v1.PrepareRequest
+	(*PrepareResponse)(nil), // 3: tandem.replication.v1.PrepareResponse
+	(*CommitRequest)(nil),   // 4: tandem.replication.v1.CommitRequest
+	(*CommitResponse)(nil),  // 5: tandem.replication.v1.CommitResponse
+	(*DirtyRequest)(nil),    // 6: tandem.replication.v1.DirtyRequest
+	(*DirtyResponse)(nil),   // 7: tandem.replication.v1.DirtyResponse
+	(*BeatRequest)(nil),     // 8: tandem.replication.v1.BeatRequest
+	(*BeatResponse)(nil),    // 9: tandem.replication.v1.BeatResponse
 }
 var file_replication_replicationpb_replication_proto_depIdxs = []int32{
-	1,  // 0: tandem.replication.v1.Replication.Seal:input_type -> tandem.replication.v1.SealRequest
-	3,  // 1: tandem.replication.v1.Replication.Prepare:input_type -> tandem.replication.v1.PrepareRequest
-	5,  // 2: tandem.replication.v1.Replication.Commit:input_type -> tandem.replication.v1.CommitRequest
-	7,  // 3: tandem.replication.v1.Replication.Dirty:input_type -> tandem.replication.v1.DirtyRequest
-	0,  // 4: tandem.replication.v1.Replication.Session:input_type -> tandem.replication.v1.RawFrames
-	9,  // 5: tandem.replication.v1.Beat.Beat:input_type -> tandem.replication.v1.BeatRequest
-	2,  // 6: tandem.replication.v1.Replication.Seal:output_type -> tandem.replication.v1.SealResponse
-	4,  // 7: tandem.replication.v1.Replication.Prepare:output_type -> tandem.replication.v1.PrepareResponse
-	6,  // 8: tandem.replication.v1.Replication.Commit:output_type -> tandem.replication.v1.CommitResponse
-	8,  // 9: tandem.replication.v1.Replication.Dirty:output_type -> tandem.replication.v1.DirtyResponse
-	0,  // 10: tandem.replication.v1.Replication.Session:output_type -> tandem.replication.v1.RawFrames
-	10, // 11: tandem.replication.v1.Beat.Beat:output_type -> tandem.replication.v1.BeatResponse
-	6,  // [6:12] is the sub-list for method output_type
-	0,  // [0:6] is the sub-list for method input_type
-	0,  // [0:0] is the sub-list for extension type_name
-	0,  // [0:0] is the sub-list for extension extendee
-	0,  // [0:0] is the sub-list for field type_name
+	0, // 0: tandem.replication.v1.Replication.Seal:input_type -> tandem.replication.v1.SealRequest
+	2, // 1: tandem.replication.v1.Replication.Prepare:input_type -> tandem.replication.v1.PrepareRequest
+	4, // 2: tandem.replication.v1.Replication.Commit:input_type -> tandem.replication.v1.CommitRequest
+	6, // 3: tandem.replication.v1.Replication.Dirty:input_type -> tandem.replication.v1.DirtyRequest
+	8, // 4: tandem.replication.v1.Beat.Beat:input_type -> tandem.replication.v1.BeatRequest
+	1, // 5: tandem.replication.v1.Replication.Seal:output_type -> tandem.replication.v1.SealResponse
+	3, // 6: tandem.replication.v1.Replication.Prepare:output_type -> tandem.replication.v1.PrepareResponse
+	5, // 7: tandem.replication.v1.Replication.Commit:output_type -> tandem.replication.v1.CommitResponse
+	7, // 8: tandem.replication.v1.Replication.Dirty:output_type -> tandem.replication.v1.DirtyResponse
+	9, // 9: tandem.replication.v1.Beat.Beat:output_type -> tandem.replication.v1.BeatResponse
+	5, // [5:10] is the sub-list for method output_type
+	0, // [0:5] is the sub-list for method input_type
+	0, // [0:0] is the sub-list for extension type_name
+	0, // [0:0] is the sub-list for extension extendee
+	0, // [0:0] is the sub-list for field type_name
 }
 
 func init() { file_replication_replicationpb_replication_proto_init() }
@@ -936,7 +894,7 @@ func file_replication_replicationpb_replication_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replication_replicationpb_replication_proto_rawDesc), len(file_replication_replicationpb_replication_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

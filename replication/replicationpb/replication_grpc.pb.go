@@ -29,7 +29,6 @@ const (
 	Replication_Prepare_FullMethodName = "/tandem.replication.v1.Replication/Prepare"
 	Replication_Commit_FullMethodName  = "/tandem.replication.v1.Replication/Commit"
 	Replication_Dirty_FullMethodName   = "/tandem.replication.v1.Replication/Dirty"
-	Replication_Session_FullMethodName = "/tandem.replication.v1.Replication/Session"
 )
 
 // ReplicationClient is the client API for Replication service.
@@ -50,10 +49,6 @@ type ReplicationClient interface {
 	Commit(ctx context.Context, in *CommitRequest, opts ...grpc.CallOption) (*CommitResponse, error)
 	// Dirty returns a dirty map.
 	Dirty(ctx context.Context, in *DirtyRequest, opts ...grpc.CallOption) (*DirtyResponse, error)
-	// Session carries the frames of replication/wire/PROTOCOL.md, each message a
-	// batch of them, in the content-subtype "tandem1": the bytes of a message are
-	// the frames themselves, not a protobuf.
-	Session(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RawFrames, RawFrames], error)
 }
 
 type replicationClient struct {
@@ -104,19 +99,6 @@ func (c *replicationClient) Dirty(ctx context.Context, in *DirtyRequest, opts ..
 	return out, nil
 }
 
-func (c *replicationClient) Session(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RawFrames, RawFrames], error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Replication_ServiceDesc.Streams[0], Replication_Session_FullMethodName, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	x := &grpc.GenericClientStream[RawFrames, RawFrames]{ClientStream: stream}
-	return x, nil
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Replication_SessionClient = grpc.BidiStreamingClient[RawFrames, RawFrames]
-
 // ReplicationServer is the server API for Replication service.
 // All implementations must embed UnimplementedReplicationServer
 // for forward compatibility.
@@ -135,10 +117,6 @@ type ReplicationServer interface {
 	Commit(context.Context, *CommitRequest) (*CommitResponse, error)
 	// Dirty returns a dirty map.
 	Dirty(context.Context, *DirtyRequest) (*DirtyResponse, error)
-	// Session carries the frames of replication/wire/PROTOCOL.md, each message a
-	// batch of them, in the content-subtype "tandem1": the bytes of a message are
-	// the frames themselves, not a protobuf.
-	Session(grpc.BidiStreamingServer[RawFrames, RawFrames]) error
 	mustEmbedUnimplementedReplicationServer()
 }
 
@@ -160,9 +138,6 @@ func (UnimplementedReplicationServer) Commit(context.Context, *CommitRequest) (*
 }
 func (UnimplementedReplicationServer) Dirty(context.Context, *DirtyRequest) (*DirtyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Dirty not implemented")
-}
-func (UnimplementedReplicationServer) Session(grpc.BidiStreamingServer[RawFrames, RawFrames]) error {
-	return status.Error(codes.Unimplemented, "method Session not implemented")
 }
 func (UnimplementedReplicationServer) mustEmbedUnimplementedReplicationServer() {}
 func (UnimplementedReplicationServer) testEmbeddedByValue()                     {}
@@ -257,13 +232,6 @@ func _Replication_Dirty_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Replication_Session_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(ReplicationServer).Session(&grpc.GenericServerStream[RawFrames, RawFrames]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Replication_SessionServer = grpc.BidiStreamingServer[RawFrames, RawFrames]
-
 // Replication_ServiceDesc is the grpc.ServiceDesc for Replication service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -288,14 +256,7 @@ var Replication_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Replication_Dirty_Handler,
 		},
 	},
-	Streams: []grpc.StreamDesc{
-		{
-			StreamName:    "Session",
-			Handler:       _Replication_Session_Handler,
-			ServerStreams: true,
-			ClientStreams: true,
-		},
-	},
+	Streams:  []grpc.StreamDesc{},
 	Metadata: "replication/replicationpb/replication.proto",
 }
 

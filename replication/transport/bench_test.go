@@ -47,7 +47,7 @@ func openBench(b *testing.B, insecure bool) transport.Conn {
 		srv, cli = s, s
 	}
 	p := dial(b, cli, "server", serve(b, srv, sessions{serve: ack}))
-	c, err := p.Session(context.Background(), replication.VolumeID{})
+	c, err := p.Session(context.Background())
 	if err != nil {
 		b.Fatal(err)
 	}

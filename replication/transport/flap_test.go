@@ -55,8 +55,9 @@ func TestFlap(t *testing.T) {
 	}
 	c := &cutter{Listener: l}
 	sec := security(t, "server")
-	g := grpc.NewServer(sec.ServerOptions()...)
-	s := transport.NewServer(g, transport.ServerConfig{Handler: sessions{serve: ack}, Security: sec})
+	s := transport.NewServer(transport.ServerConfig{Handler: sessions{serve: ack}, Security: sec})
+	g := grpc.NewServer(s.ServerOptions()...)
+	s.Register(g)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(c) }()
 	t.Cleanup(func() {
@@ -69,7 +70,7 @@ func TestFlap(t *testing.T) {
 
 	open := func() transport.Conn {
 		for {
-			conn, err := p.Session(t.Context(), replication.VolumeID{})
+			conn, err := p.Session(t.Context())
 			if err == nil {
 				return conn
 			}

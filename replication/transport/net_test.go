@@ -57,11 +57,10 @@ func newHost(t testing.TB, sec *transport.Security, h transport.Handler) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(sec.ServerOptions()...)
-	s := &host{
-		addr: l.Addr().String(), g: g, served: make(chan error, 1),
-		server: transport.NewServer(g, transport.ServerConfig{Handler: h, Security: sec, Boot: boot}),
-	}
+	srv := transport.NewServer(transport.ServerConfig{Handler: h, Security: sec, Boot: boot})
+	g := grpc.NewServer(srv.ServerOptions()...)
+	srv.Register(g)
+	s := &host{addr: l.Addr().String(), g: g, served: make(chan error, 1), server: srv}
 	go func() { s.served <- g.Serve(l) }()
 	t.Cleanup(func() { s.stop(t) })
 	return s

@@ -8,39 +8,7 @@ import (
 
 	"github.com/tandem-storage/tandem/replication"
 	pb "github.com/tandem-storage/tandem/replication/replicationpb"
-	"github.com/tandem-storage/tandem/replication/wire"
 )
-
-// Session implements Peer. ctx bounds the opening only: the Conn lives until
-// Close or the end of the connection. It returns when the peer has accepted.
-func (n *node) Session(ctx context.Context, v replication.VolumeID) (Conn, error) {
-	cc, err := n.conn(&v)
-	if err != nil {
-		return nil, err
-	}
-	sctx, end := context.WithCancelCause(context.Background())
-	unbind := context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
-	s, err := pb.NewReplicationClient(cc).Session(sctx, grpc.ForceCodecV2(codec{}), grpc.MaxCallRecvMsgSize(wire.MaxBatchLen))
-	if err != nil {
-		end(err)
-		return nil, n.unreachable("session", err)
-	}
-	// Waiting for the headers tells that the peer accepts and keeps gRPC from
-	// holding frames for another attempt.
-	h, err := s.Header()
-	c := &streamConn{s: s, end: end}
-	if len(h.Get(nodeHeader)) == 0 {
-		if err == nil {
-			_, err = c.Recv() // the refusal
-		}
-		end(err)
-		return nil, n.unreachable("session", err)
-	}
-	if !unbind() {
-		return nil, n.unreachable("session", context.Cause(ctx))
-	}
-	return c, nil
-}
 
 // Seal implements Peer.
 func (n *node) Seal(ctx context.Context, r replication.SealRequest) (replication.SealResult, error) {
@@ -87,7 +55,7 @@ func (n *node) Dirty(ctx context.Context, r replication.DirtyRequest) (replicati
 
 // call makes one call of the control exchange with n.
 func call[Q, A any](ctx context.Context, n *node, name string, q *Q, f func(pb.ReplicationClient, context.Context, *Q, ...grpc.CallOption) (*A, error)) (*A, error) {
-	cc, err := n.conn(nil)
+	cc, err := n.control()
 	if err != nil {
 		return nil, err
 	}

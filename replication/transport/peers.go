@@ -20,10 +20,6 @@ type PeersConfig struct {
 	Security *Security
 	Boot     replication.BootID // of this node's kernel; told to peers in beats
 
-	// DataConns is the number of connections to each node for sessions, 1 to 16;
-	// 0 means 2. Volumes are spread over them.
-	DataConns int
-
 	// BeatInterval is the time between beats, 0 means 500 ms. SuspectAfter is how
 	// long a peer may leave beats unanswered before it is down, 0 means 3 s; at
 	// least four intervals.
@@ -38,9 +34,6 @@ type PeersConfig struct {
 }
 
 func (c *PeersConfig) ensureDefaults() error {
-	if c.DataConns == 0 {
-		c.DataConns = 2
-	}
 	if c.BeatInterval == 0 {
 		c.BeatInterval = 500 * time.Millisecond
 	}
@@ -53,8 +46,6 @@ func (c *PeersConfig) ensureDefaults() error {
 	switch {
 	case c.Security == nil:
 		return fmt.Errorf("%w: no certificate", ErrConfig)
-	case c.DataConns < 1 || c.DataConns > 16:
-		return fmt.Errorf("%w: %d data connections, 1 to 16 are possible", ErrConfig, c.DataConns)
 	case c.BeatInterval < 0 || c.SuspectAfter < 4*c.BeatInterval:
 		return fmt.Errorf("%w: suspect after %v is less than four beats of %v", ErrConfig, c.SuspectAfter, c.BeatInterval)
 	}
@@ -196,46 +187,46 @@ type node struct {
 	mu struct {
 		sync.Mutex
 		addr string
-		// conns[0] is for the control exchange and beats, the others are for sessions.
-		conns  []*grpc.ClientConn
-		closed bool
-		ended  chan struct{} // closed when the beats over conns have ended; nil if there are none
-		stop   context.CancelFunc
+		// cc is for the control exchange and beats; nil if addr cannot be used.
+		cc       *grpc.ClientConn
+		sessions map[*frameConn]struct{} // open ones, with addr
+		closed   bool
+		ended    chan struct{} // closed when the beats over cc have ended; nil if there are none
+		stop     context.CancelFunc
 	}
 }
 
 var _ Peer = (*node)(nil)
 
 func newNode(c *PeersConfig, id replication.NodeID) *node {
-	return &node{c: c, id: id, beats: newMonitor(c, id)}
+	n := &node{c: c, id: id, beats: newMonitor(c, id)}
+	n.mu.sessions = make(map[*frameConn]struct{})
+	return n
 }
 
 // setAddr makes n reached under addr. Nothing is dialled yet but for beats.
 func (n *node) setAddr(addr string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.mu.addr == addr && n.mu.conns != nil {
+	if n.mu.addr == addr && n.mu.cc != nil {
 		return nil
 	}
 	n.disconnectLocked()
 	n.mu.addr = addr
-	for len(n.mu.conns) < 1+n.c.DataConns {
-		cc, err := grpc.NewClient("passthrough:///"+addr, n.c.Security.DialOptions(n.id)...)
-		if err != nil {
-			n.disconnectLocked()
-			return fmt.Errorf("%w: node %q: address %q: %w", ErrConfig, n.id, addr, err)
-		}
-		n.mu.conns = append(n.mu.conns, cc)
+	cc, err := grpc.NewClient("passthrough:///"+addr, n.c.Security.DialOptions(n.id)...)
+	if err != nil {
+		return fmt.Errorf("%w: node %q: address %q: %w", ErrConfig, n.id, addr, err)
 	}
+	n.mu.cc = cc
 	if n.id == n.c.Security.Self().Node {
 		return nil
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	ended, control := make(chan struct{}), n.mu.conns[0]
+	ended := make(chan struct{})
 	n.mu.ended, n.mu.stop = ended, stop
 	go func() {
 		defer close(ended)
-		n.beats.run(ctx, openBeats(control))
+		n.beats.run(ctx, openBeats(cc))
 	}()
 	return nil
 }
@@ -246,10 +237,14 @@ func (n *node) disconnectLocked() {
 		<-n.mu.ended
 		n.mu.stop, n.mu.ended = nil, nil
 	}
-	for _, cc := range n.mu.conns {
-		_ = cc.Close() // errors only if closed already
+	if n.mu.cc != nil {
+		_ = n.mu.cc.Close() // errors only if closed already
+		n.mu.cc = nil
 	}
-	n.mu.conns = nil
+	for c := range n.mu.sessions {
+		_ = c.raw.Close() // its user finds it disconnected; errors only if closed already
+	}
+	clear(n.mu.sessions)
 }
 
 func (n *node) close() {
@@ -259,18 +254,22 @@ func (n *node) close() {
 	n.disconnectLocked()
 }
 
-// conn returns the connection for control (nil) or for sessions of v.
-func (n *node) conn(v *replication.VolumeID) (*grpc.ClientConn, error) {
+// control returns the connection for control and beats.
+func (n *node) control() (*grpc.ClientConn, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if err := n.usableLocked(); err != nil {
+		return nil, err
+	}
+	return n.mu.cc, nil
+}
+
+func (n *node) usableLocked() error {
 	switch {
 	case n.mu.closed:
-		return nil, fmt.Errorf("%w: node %q", ErrClosed, n.id)
-	case n.mu.conns == nil:
-		return nil, fmt.Errorf("%w: node %q has no usable address", ErrDisconnected, n.id)
-	case v == nil:
-		return n.mu.conns[0], nil
+		return fmt.Errorf("%w: node %q", ErrClosed, n.id)
+	case n.mu.cc == nil:
+		return fmt.Errorf("%w: node %q has no usable address", ErrDisconnected, n.id)
 	}
-	// Volume identifiers are random: one byte is as good as a hash.
-	return n.mu.conns[1+int(v[15])%n.c.DataConns], nil
+	return nil
 }

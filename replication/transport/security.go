@@ -119,13 +119,7 @@ func (s *Security) ServerCredentials() credentials.TransportCredentials {
 	if s.tls == nil {
 		return refusals{loopbackCredentials{self: s.self}, s.lg}
 	}
-	c := s.tls.Clone()
-	c.ClientAuth = tls.RequireAndVerifyClientCert
-	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		_, err := s.checkPeer(cs)
-		return err
-	}
-	return refusals{gatherTLS{credentials.NewTLS(c)}, s.lg}
+	return refusals{credentials.NewTLS(s.ServerTLS()), s.lg}
 }
 
 // refusals logs failed handshakes of a server.
@@ -137,7 +131,7 @@ type refusals struct {
 // ServerHandshake implements credentials.TransportCredentials.
 func (r refusals) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	secured, info, err := r.TransportCredentials.ServerHandshake(c)
-	if err != nil && !errors.Is(err, io.EOF) { // who only looks whether the port is open is no matter
+	if err != nil && !errors.Is(err, credentials.ErrConnDispatched) && !errors.Is(err, io.EOF) { // who only looks whether the port is open is no matter
 		r.lg.Warn("connection refused", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
 	}
 	return secured, info, err
@@ -153,6 +147,11 @@ func (s *Security) ClientCredentials(node replication.NodeID) credentials.Transp
 	if s.tls == nil {
 		return loopbackCredentials{self: s.self}
 	}
+	return credentials.NewTLS(s.clientTLS(node))
+}
+
+// clientTLS is for connections to node; not for the insecure mode.
+func (s *Security) clientTLS(node replication.NodeID) *tls.Config {
 	c := s.tls.Clone()
 	// Nodes have URIs, not host names; VerifyConnection checks the chain and the URI.
 	c.InsecureSkipVerify = true
@@ -169,7 +168,7 @@ func (s *Security) ClientCredentials(node replication.NodeID) credentials.Transp
 		}
 		return nil
 	}
-	return gatherTLS{credentials.NewTLS(c)}
+	return c
 }
 
 // checkPeer returns who the verified other end of cs is.
@@ -206,16 +205,21 @@ func PeerIdentity(ctx context.Context) (Identity, error) {
 	if !ok {
 		return Identity{}, fmt.Errorf("%w: not a request of a peer", ErrIdentity)
 	}
-	switch a := p.AuthInfo.(type) {
+	return infoIdentity(p.AuthInfo, p.Addr)
+}
+
+// infoIdentity tells who the handshake that gave info was with.
+func infoIdentity(info credentials.AuthInfo, addr net.Addr) (Identity, error) {
+	switch a := info.(type) {
 	case credentials.TLSInfo:
-		// ServerCredentials verified the chain and the cluster at the handshake.
+		// The server's credentials verified the chain and the cluster at the handshake.
 		if len(a.State.VerifiedChains) > 0 {
 			return certIdentity(a.State.PeerCertificates[0])
 		}
 	case loopbackInfo:
 		return a.self, nil
 	}
-	return Identity{}, fmt.Errorf("%w: %s has no verified certificate", ErrIdentity, p.Addr)
+	return Identity{}, fmt.Errorf("%w: %s has no verified certificate", ErrIdentity, addr)
 }
 
 // loopbackCredentials is the insecure mode: no encryption, loopback only.

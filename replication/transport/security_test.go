@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
-	"github.com/tandem-storage/tandem/replication"
 	pb "github.com/tandem-storage/tandem/replication/replicationpb"
 	"github.com/tandem-storage/tandem/replication/transport"
 	"github.com/tandem-storage/tandem/replication/transport/pki"
@@ -160,7 +159,7 @@ func TestRefused(t *testing.T) {
 	for _, tt := range servers {
 		t.Run("server/"+tt.name, func(t *testing.T) {
 			p := dial(t, security(t, "client"), "wanted", tt.addr)
-			_, err := p.Session(t.Context(), replication.VolumeID{})
+			_, err := p.Session(t.Context())
 			if !errors.Is(err, transport.ErrDisconnected) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v", err)
 			}
@@ -177,7 +176,7 @@ func fakeServer(t *testing.T, cert tls.Certificate) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}})))
+	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"tandem/1"}})))
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	t.Cleanup(func() {
@@ -259,7 +258,7 @@ func TestInsecure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := dial(t, s, "self", serve(t, s, sessions{serve: ack})).Session(t.Context(), replication.VolumeID{})
+	c, err := dial(t, s, "self", serve(t, s, sessions{serve: ack})).Session(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,11 +281,11 @@ func TestInsecure(t *testing.T) {
 	}
 	// A node with certificates does not talk to one without.
 	addr := serve(t, s, sessions{serve: ack})
-	if _, err := dial(t, security(t, "client"), "self", addr).Session(t.Context(), replication.VolumeID{}); !errors.Is(err, transport.ErrDisconnected) {
+	if _, err := dial(t, security(t, "client"), "self", addr).Session(t.Context()); !errors.Is(err, transport.ErrDisconnected) {
 		t.Errorf("certificates with none: %v", err)
 	}
 	addr = serve(t, security(t, "server"), sessions{serve: ack})
-	if _, err := dial(t, s, "server", addr).Session(t.Context(), replication.VolumeID{}); !errors.Is(err, transport.ErrDisconnected) {
+	if _, err := dial(t, s, "server", addr).Session(t.Context()); !errors.Is(err, transport.ErrDisconnected) {
 		t.Errorf("none with certificates: %v", err)
 	}
 }

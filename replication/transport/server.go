@@ -2,27 +2,23 @@ package transport
 
 import (
 	"context"
-	"errors"
 	"sync"
 
+	"go.uber.org/zap"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 
 	"github.com/tandem-storage/tandem/replication"
 	pb "github.com/tandem-storage/tandem/replication/replicationpb"
 )
 
-// nodeHeader is the response header by which a session is accepted.
-const nodeHeader = "tandem-node"
-
 // Server serves the replication and beat services of this node on a gRPC server
-// that may serve other things, too.
+// that may serve other things, too, and sessions on the same port.
 type Server struct {
 	pb.UnimplementedReplicationServer
 	pb.UnimplementedBeatServer
+	c    ServerConfig
 	h    Handler
 	self Identity
-	boot replication.BootID
 
 	ctx  context.Context // ends on Close
 	stop context.CancelFunc
@@ -38,16 +34,24 @@ type ServerConfig struct {
 	Handler  Handler
 	Security *Security
 	Boot     replication.BootID // of this node's kernel; told to peers in beats
+	Logger   *zap.Logger        // of sessions that end with an error; nil: no logs
 }
 
-// NewServer registers the services with g, which must have been made with
-// Security.ServerOptions and must not serve yet. Close ends the sessions.
-func NewServer(g grpc.ServiceRegistrar, c ServerConfig) *Server {
-	s := &Server{h: c.Handler, self: c.Security.Self(), boot: c.Boot}
+// NewServer returns a Server for a gRPC server that is made with its
+// ServerOptions and given to Register. Close ends the sessions.
+func NewServer(c ServerConfig) *Server {
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	s := &Server{c: c, h: c.Handler, self: c.Security.Self()}
 	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s
+}
+
+// Register registers the services with g, which must not serve yet.
+func (s *Server) Register(g grpc.ServiceRegistrar) {
 	pb.RegisterReplicationServer(g, s)
 	pb.RegisterBeatServer(g, s)
-	return s
 }
 
 // Close ends every session and beat and returns when the Handler has returned
@@ -69,46 +73,6 @@ func (s *Server) begin() error {
 	}
 	s.sessions.Add(1)
 	return nil
-}
-
-// Session implements pb.ReplicationServer.
-func (s *Server) Session(stream grpc.BidiStreamingServer[pb.RawFrames, pb.RawFrames]) error {
-	from, err := PeerIdentity(stream.Context())
-	if err != nil {
-		return err
-	}
-	if err := s.begin(); err != nil {
-		return err
-	}
-	if err := stream.SendHeader(metadata.Pairs(nodeHeader, string(s.self.Node))); err != nil {
-		s.sessions.Done()
-		return err
-	}
-	ctx, end := context.WithCancelCause(stream.Context())
-	c := &streamConn{s: stream, end: end}
-	served := make(chan error, 1)
-	go func() {
-		defer s.sessions.Done()
-		served <- s.h.ServeSession(ctx, from, c)
-	}()
-	// gRPC ends the stream when this method returns, which is how Close reaches a
-	// Send or Recv that blocks.
-	defer end(ErrClosed)
-	select {
-	case err = <-served:
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-		if !errors.Is(err, ErrClosed) {
-			return err // by the other end: Send and Recv find it disconnected
-		}
-	case <-s.ctx.Done():
-		err = ErrClosed
-	}
-	c.closed.Store(true)
-	if errors.Is(err, ErrClosed) && s.ctx.Err() == nil {
-		return nil // the handler's own Close
-	}
-	return err
 }
 
 // Seal implements pb.ReplicationServer.
@@ -190,7 +154,7 @@ func (s *Server) Beat(stream grpc.BidiStreamingServer[pb.BeatRequest, pb.BeatRes
 		for {
 			r, err := stream.Recv()
 			if err == nil {
-				err = stream.Send(&pb.BeatResponse{Seq: r.GetSeq(), Node: string(s.self.Node), Boot: s.boot[:], Boottime: boottime()})
+				err = stream.Send(&pb.BeatResponse{Seq: r.GetSeq(), Node: string(s.self.Node), Boot: s.c.Boot[:], Boottime: boottime()})
 			}
 			if err != nil {
 				failed <- err

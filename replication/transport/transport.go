@@ -1,6 +1,7 @@
-// Package transport carries the replication protocol between nodes: sessions of
-// raw frames for the data, unary calls for the control exchange, and beats for
-// liveness and round-trip times, all over gRPC with mutual TLS.
+// Package transport carries the replication protocol between nodes, over one port
+// with mutual TLS: unary gRPC calls for the control exchange, a gRPC stream of
+// beats for liveness and round-trip times, and for the data sessions of raw frames,
+// each on a connection of its own (docs/design/0011).
 //
 // The other packages see only the types of this file. Package transporttest has
 // an in-memory pair with faults.
@@ -23,6 +24,11 @@ type Conn interface {
 	// the caller's again on return.
 	Send(batch []replication.Message) error
 
+	// Idle says that what was sent has arrived at the other end, though it may not
+	// have been received there: a Send of IdleLen bytes, frames and all, does not
+	// block. For the goroutine that sends.
+	Idle() bool
+
 	// Recv returns the next messages, at least one, in order. The caller gets one
 	// reference of each message's Buf; payloads lie page-aligned in it. Payload
 	// checksums were verified after the last copy: a message whose payload was
@@ -34,6 +40,9 @@ type Conn interface {
 	Close() error
 }
 
+// IdleLen is how many bytes an idle Conn takes without blocking.
+const IdleLen = 16 << 10
+
 // Identity is who a certificate says the other end is.
 type Identity struct {
 	Cluster string
@@ -43,8 +52,8 @@ type Identity struct {
 
 // Peer is another node as seen from here.
 type Peer interface {
-	// Session opens a stream for one volume. The first message on it must be MsgHello.
-	Session(ctx context.Context, v replication.VolumeID) (Conn, error)
+	// Session opens a Conn. The first message on it must be MsgHello.
+	Session(ctx context.Context) (Conn, error)
 
 	Seal(ctx context.Context, r replication.SealRequest) (replication.SealResult, error)
 	Prepare(ctx context.Context, r replication.PrepareRequest) (replication.PrepareResult, error)
@@ -54,7 +63,8 @@ type Peer interface {
 
 // Handler serves what other nodes ask of this one. Its methods run concurrently.
 type Handler interface {
-	// ServeSession owns c until it returns.
+	// ServeSession owns c until it returns. ctx ends with the node's serving, and
+	// when Send or Recv has found that c is at its end.
 	ServeSession(ctx context.Context, from Identity, c Conn) error
 
 	Seal(ctx context.Context, from Identity, r replication.SealRequest) (replication.SealResult, error)

@@ -3,6 +3,8 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"math/bits"
+	"slices"
 
 	"github.com/tandem-storage/tandem/datapath/backing"
 	"github.com/tandem-storage/tandem/datapath/meta"
@@ -10,8 +12,7 @@ import (
 	"github.com/tandem-storage/tandem/replication/core"
 )
 
-// backed is a replica of a pool as Storage. The regions that are unsettled at a
-// clean stop are kept in the dirty map that the replica keeps for itself.
+// backed is a replica of a pool as Storage.
 type backed struct {
 	*backing.Replica
 	pool string
@@ -50,7 +51,8 @@ func (b backed) Stored() (Stored, error) {
 			Epoch: replication.Epoch(sb.Epoch), Gen: sb.Gen, Term: replication.Term(sb.Term), State: state,
 			Incarnation: replication.UUID(sb.KVIncarnation), Lossy: b.Lossy(), Clean: !b.Unclean(),
 		},
-		LogLost: b.Unclean(),
+		Slots: b.Log().Slots(), Active: b.Log().Active(), LogLost: b.Log().Lost(), Damage: b.Log().Damage(),
+		Dirty: make(map[replication.ReplicaID]*core.Bitmap),
 	}
 	for _, id := range sb.ISR {
 		s.Meta.ISR = append(s.Meta.ISR, replication.ReplicaID(id))
@@ -58,10 +60,6 @@ func (b backed) Stored() (Stored, error) {
 	for _, id := range sb.Missing {
 		s.Meta.Missing = append(s.Meta.Missing, replication.ReplicaID(id))
 	}
-	if s.LogLost {
-		return s, nil
-	}
-	s.Dirty = make(map[replication.ReplicaID]*core.Bitmap)
 	for _, id := range s.Meta.Missing {
 		// A map that cannot be read counts as all ones.
 		if m, _, err := b.DirtyMap(meta.UUID(id)); err == nil {
@@ -69,23 +67,64 @@ func (b backed) Stored() (Stored, error) {
 			s.Dirty[id].OrBytes(m.Bytes())
 		}
 	}
-	own, _, err := b.DirtyMap(b.ID())
-	switch {
-	case errors.Is(err, backing.ErrNotFound):
-	case err != nil:
-		s.LogLost = true
-	default:
-		for off := int64(0); off < b.Info().Size; off += replication.RegionSize {
-			if own.Test(off) {
-				s.Active = append(s.Active, uint32(off/replication.RegionSize))
-			}
-		}
-	}
 	return s, nil
 }
 
 // Persist implements Storage.
-func (b backed) Persist(m core.ReplicaMeta) error {
+func (b backed) Persist(p core.Persist) error {
+	if p.Meta != nil {
+		for _, id := range p.Meta.Missing {
+			if _, err := b.CreateDirtyMap(meta.UUID(id)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := b.saveMaps(p.Maps); err != nil || p.Meta == nil {
+		return err
+	}
+	if err := b.writeMeta(p.Meta); err != nil {
+		return err
+	}
+	peers, err := b.DirtyPeers()
+	if err != nil {
+		return err
+	}
+	for _, q := range peers {
+		if slices.Contains(p.Meta.Missing, replication.ReplicaID(q)) {
+			continue
+		}
+		if err := b.RemoveDirtyMap(q); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// saveMaps makes parts of dirty maps durable.
+func (b backed) saveMaps(parts []core.MapPart) error {
+	for len(parts) > 0 {
+		peer := parts[0].Peer
+		m, err := b.CreateDirtyMap(meta.UUID(peer))
+		if err != nil {
+			return err
+		}
+		for ; len(parts) > 0 && parts[0].Peer == peer; parts = parts[1:] {
+			off := int64(parts[0].Region) * replication.RegionSize
+			for w := parts[0].Bits; w != 0; {
+				first := bits.TrailingZeros64(w)
+				n := bits.TrailingZeros64(^(w >> first))
+				m.Set(off+int64(first)*replication.ResyncBlock, int64(n)*replication.ResyncBlock)
+				w &^= (1<<n - 1) << first
+			}
+		}
+		if err := b.SaveDirtyMap(meta.UUID(peer)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b backed) writeMeta(m *core.ReplicaMeta) error {
 	return b.UpdateSuperblock(func(sb *meta.Superblock) {
 		sb.KVIncarnation = meta.UUID(m.Incarnation)
 		sb.Epoch, sb.Gen, sb.Term = uint64(m.Epoch), m.Gen, uint64(m.Term)
@@ -104,44 +143,38 @@ func (b backed) Persist(m core.ReplicaMeta) error {
 	})
 }
 
-// CloseClean implements Storage.
-func (b backed) CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error {
-	if err := b.keep(active, dirty); err != nil {
-		return errors.Join(err, b.Close()) // slower next time, not wrong
+// ChangeLog implements Storage.
+func (b backed) ChangeLog(c core.LogChange, done func(error)) {
+	l := b.Log()
+	l.Retire(c.Retire, uint64(c.Stable))
+	if c.Lost != l.Lost() {
+		l.SetLost(c.Lost)
+		if done == nil {
+			return
+		}
+		l.Activate(c.Activate, func(err error) {
+			if err != nil {
+				done(err)
+				return
+			}
+			l.Flush(done)
+		})
+		return
 	}
-	return b.Replica.CloseClean()
+	switch {
+	case done == nil:
+	case len(c.Activate) > 0:
+		l.Activate(c.Activate, done)
+	default:
+		l.Flush(done)
+	}
 }
 
-func (b backed) keep(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error {
-	save := func(id meta.UUID, mark func(*meta.DirtyMap)) error {
-		m, err := b.CreateDirtyMap(id)
-		if err != nil {
-			return err
-		}
-		m.ClearAll()
-		mark(m)
-		return b.SaveDirtyMap(id)
+// CloseClean implements Storage.
+func (b backed) CloseClean(rest core.Rest) error {
+	if err := b.saveMaps(rest.Maps); err != nil {
+		return errors.Join(err, b.Close()) // what the log has does for what is not stored
 	}
-	size := b.Info().Size
-	for id, bits := range dirty {
-		err := save(meta.UUID(id), func(m *meta.DirtyMap) {
-			for k := bits.Next(0); k >= 0; k = bits.Next(k + 1) {
-				off := int64(k) * replication.ResyncBlock
-				m.Set(off, min(replication.ResyncBlock, size-off))
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	err := save(b.ID(), func(m *meta.DirtyMap) {
-		for _, g := range active {
-			off := int64(g) * replication.RegionSize
-			m.Set(off, min(replication.RegionSize, size-off))
-		}
-	})
-	if err != nil {
-		return err
-	}
-	return b.UpdateSuperblock(func(sb *meta.Superblock) { sb.Unclean = false })
+	b.Log().Retire(rest.Retire, 0)
+	return b.Replica.CloseClean()
 }

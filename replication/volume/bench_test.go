@@ -29,14 +29,19 @@ func (n nullStorage) Submit(batch []*block.Request) {
 func (n nullStorage) Info() block.Info {
 	return block.Info{Size: n.size, BlockSize: block.SectorSize, Caps: block.CapFlush | block.CapFUA | block.CapDiscard | block.CapWriteZeroes}
 }
-func (nullStorage) Close() error                   { return nil }
-func (nullStorage) Pool() string                   { return "nowhere" }
-func (nullStorage) Persist(core.ReplicaMeta) error { return nil }
-func (nullStorage) Crowded() (bool, error)         { return false, nil }
+func (nullStorage) Close() error               { return nil }
+func (nullStorage) Pool() string               { return "nowhere" }
+func (nullStorage) Persist(core.Persist) error { return nil }
+func (nullStorage) Crowded() (bool, error)     { return false, nil }
 
-func (nullStorage) CloseClean([]uint32, map[replication.ReplicaID]*core.Bitmap) error {
-	return nil
+func (nullStorage) CloseClean(core.Rest) error { return nil }
+
+func (nullStorage) ChangeLog(_ core.LogChange, done func(error)) {
+	if done != nil {
+		go done(nil)
+	}
 }
+
 func (nullStorage) Stored() (Stored, error) {
 	return Stored{Meta: core.ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync, Clean: true}}, nil
 }
@@ -91,8 +96,9 @@ func newBenchVolume(b *testing.B) *Volume {
 		if err != nil {
 			b.Fatal(err)
 		}
-		g := grpc.NewServer(sec.ServerOptions()...)
-		srv := transport.NewServer(g, transport.ServerConfig{Handler: m, Security: sec, Boot: boot})
+		srv := transport.NewServer(transport.ServerConfig{Handler: m, Security: sec, Boot: boot})
+		g := grpc.NewServer(srv.ServerOptions()...)
+		srv.Register(g)
 		served := make(chan error, 1)
 		go func() { served <- g.Serve(l) }()
 		b.Cleanup(func() {

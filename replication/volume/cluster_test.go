@@ -3,6 +3,9 @@ package volume
 import (
 	"context"
 	"fmt"
+	"maps"
+	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -100,7 +103,10 @@ type testStorage struct {
 
 func newTestStorage(size int64) *testStorage {
 	mem := blocktest.NewMem(blocktest.MemOptions{Size: size, Async: true})
-	return &testStorage{Device: mem, mem: mem, stored: Stored{Meta: core.ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync, Clean: true}}}
+	return &testStorage{Device: mem, mem: mem, stored: Stored{
+		Meta:  core.ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync, Clean: true},
+		Dirty: make(map[replication.ReplicaID]*core.Bitmap),
+	}}
 }
 
 func (s *testStorage) Stored() (Stored, error) {
@@ -114,20 +120,52 @@ func (s *testStorage) Crowded() (bool, error) {
 	return s.crowded.Load(), nil
 }
 
-func (s *testStorage) Persist(m core.ReplicaMeta) error {
+func (s *testStorage) Persist(p core.Persist) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail != nil {
 		return s.fail
 	}
-	s.stored = Stored{Meta: m, LogLost: !m.Clean}
+	s.keepLocked(p.Maps)
+	if p.Meta != nil {
+		s.stored.Meta = *p.Meta
+		maps.DeleteFunc(s.stored.Dirty, func(q replication.ReplicaID, _ *core.Bitmap) bool { return !slices.Contains(p.Meta.Missing, q) })
+	}
 	return nil
 }
 
-func (s *testStorage) CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error {
+// keepLocked adds to the dirty maps. They are of one process at a time.
+func (s *testStorage) keepLocked(parts []core.MapPart) {
+	dirty := maps.Clone(s.stored.Dirty)
+	for _, p := range parts {
+		m := core.NewBitmap(int(s.Info().Size / replication.ResyncBlock))
+		if dirty[p.Peer] != nil {
+			m.Or(dirty[p.Peer])
+		}
+		for b := p.Bits; b != 0; b &= b - 1 {
+			m.Set(int(p.Region)*replication.RegionSize/replication.ResyncBlock + bits.TrailingZeros64(b))
+		}
+		dirty[p.Peer] = m
+	}
+	s.stored.Dirty = dirty
+}
+
+// ChangeLog stores everything at once.
+func (s *testStorage) ChangeLog(c core.LogChange, done func(error)) {
+	s.mu.Lock()
+	s.stored.Active = slices.DeleteFunc(append(slices.Clone(s.stored.Active), c.Activate...), func(g uint32) bool { return slices.Contains(c.Retire, g) && !slices.Contains(c.Activate, g) })
+	s.stored.LogLost = c.Lost
+	s.mu.Unlock()
+	if done != nil {
+		go done(nil)
+	}
+}
+
+func (s *testStorage) CloseClean(rest core.Rest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stored.LogLost, s.stored.Active, s.stored.Dirty = false, active, dirty
+	s.keepLocked(rest.Maps)
+	s.stored.Active = slices.DeleteFunc(slices.Clone(s.stored.Active), func(g uint32) bool { return slices.Contains(rest.Retire, g) })
 	return nil
 }
 
@@ -151,10 +189,10 @@ type countingPeer struct {
 	c *testCluster
 }
 
-func (p countingPeer) Session(ctx context.Context, v replication.VolumeID) (transport.Conn, error) {
+func (p countingPeer) Session(ctx context.Context) (transport.Conn, error) {
 	p.c.sessions.Add(1)
 	p.c.open.Add(1)
-	conn, err := p.Peer.Session(ctx, v)
+	conn, err := p.Peer.Session(ctx)
 	if err != nil {
 		p.c.open.Add(-1)
 		return nil, err

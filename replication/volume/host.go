@@ -47,10 +47,12 @@ type host struct {
 		conn core.ConnID
 	}
 
-	looked  int64          // when look did; by the worker only
-	crowded bool           // what it found; by the worker only
-	closing bool           // nothing is taken in any more; by the worker only
-	stop    chan unsettled // somebody waits for the replica to come to rest
+	looked  int64       // when look did; by the worker only
+	sweeper *time.Timer // of the next sweep; by the worker only
+	sweeps  bool        // it runs
+	crowded bool        // what it found; by the worker only
+	closing bool        // nothing is taken in any more; by the worker only
+	stop    chan rest   // somebody waits for the replica to come to rest
 
 	// scratch of the worker
 	reqs  []*block.Request
@@ -77,6 +79,8 @@ const (
 	hostConnClosed
 	hostIODone
 	hostPersisted
+	hostLogged
+	hostSweep
 	hostControl
 	hostDirty
 	hostStop
@@ -93,14 +97,13 @@ type hostInput struct {
 	err   error
 	ctl   any // *SealRequest, *PrepareRequest, *CommitRequest, *DirtyRequest
 	done  chan core.ControlResult
-	stop  chan unsettled
+	stop  chan rest
 }
 
-// unsettled is the answer to hostStop.
-type unsettled struct {
-	active []uint32
-	dirty  map[replication.ReplicaID]*core.Bitmap
-	ok     bool
+// rest is the answer to hostStop.
+type rest struct {
+	core.Rest
+	ok bool // they are known
 }
 
 func newHost(vol replication.VolumeID, id replication.ReplicaID, size int64, st Storage, node *nodeIdentity, lg *zap.Logger) (*host, error) {
@@ -108,16 +111,22 @@ func newHost(vol replication.VolumeID, id replication.ReplicaID, size int64, st 
 	if err != nil {
 		return nil, err
 	}
-	return &host{
+	h := &host{
 		id: id, vol: vol, node: node, st: st, lg: lg,
 		core: core.NewReplica(core.ReplicaOptions{
 			Volume: vol, Replica: id, Size: size, Boot: node.boot, Instance: node.instance, Credit: replicaCredit,
-			Meta: s.Meta, LogLost: s.LogLost, Active: s.Active, Dirty: s.Dirty,
+			Meta: s.Meta, Slots: s.Slots, Active: s.Active, LogLost: s.LogLost, Dirty: s.Dirty,
 		}),
 		conns:   make(map[core.ConnID]replyTo),
 		replies: make(map[uint64]chan core.ControlResult),
 		stopped: make(chan struct{}),
-	}, nil
+	}
+	h.sweeper = time.AfterFunc(sweepInterval, func() { h.post(hostInput{kind: hostSweep}) })
+	h.sweeper.Stop()
+	if s.LogLost {
+		lg.Warn("activity log lost, replica will be compared in full", zap.NamedError("reason", s.Damage))
+	}
+	return h, nil
 }
 
 // newConn returns a fresh connection number.
@@ -202,10 +211,8 @@ func (h *host) apply(in *hostInput) {
 			releaseBuf(&in.msg)
 			return
 		}
-		n := len(h.core.Ready().IO)
-		h.core.Step(in.conn, &in.msg)
-		if len(h.core.Ready().IO) == n {
-			releaseBuf(&in.msg) // nothing refers to the payload
+		if !h.core.Step(in.conn, &in.msg) {
+			releaseBuf(&in.msg)
 		}
 	case hostHello:
 		if h.closing {
@@ -226,6 +233,12 @@ func (h *host) apply(in *hostInput) {
 		io.recycle()
 	case hostPersisted:
 		h.core.PersistDone(in.err)
+	case hostLogged:
+		h.core.LogDone(in.err)
+	case hostSweep:
+		if h.sweeps = false; !h.closing {
+			h.core.Sweep()
+		}
 	case hostControl:
 		if h.closing {
 			in.done <- core.ControlResult{Failed: true}
@@ -261,6 +274,18 @@ func (h *host) apply(in *hostInput) {
 // carryOut does what the state machine asks for. It does not block.
 func (h *host) carryOut() {
 	r := h.core.Ready()
+	if c := r.Log; c != nil {
+		var done func(error)
+		if c.Wait {
+			done = func(err error) { h.post(hostInput{kind: hostLogged, err: err}) }
+		}
+		h.st.ChangeLog(*c, done)
+	}
+	for _, io := range r.Dropped {
+		if io.Buf != nil {
+			io.Buf.Release()
+		}
+	}
 	if len(r.IO) > 0 {
 		h.reqs = h.reqs[:0]
 		for _, io := range r.IO {
@@ -280,20 +305,27 @@ func (h *host) carryOut() {
 		}
 	}
 	if r.Persist != nil {
-		m := *r.Persist
-		go func() { h.post(hostInput{kind: hostPersisted, err: h.st.Persist(m)}) }()
+		p := *r.Persist
+		go func() { h.post(hostInput{kind: hostPersisted, err: h.st.Persist(p)}) }()
 	}
 	if r.Faulted {
 		h.lg.Error("replica faulted")
 	}
 	h.core.Advance()
-	if h.stop != nil && h.core.Idle() {
-		var u unsettled
-		u.active, u.dirty, u.ok = h.core.Unsettled()
+	switch {
+	case h.stop != nil && h.core.Idle():
+		var u rest
+		u.Rest, u.ok = h.core.Rest()
 		h.stop <- u
 		h.stop = nil
+	case !h.sweeps && !h.closing && h.core.Restless():
+		h.sweeps = true
+		h.sweeper.Reset(sweepInterval)
 	}
 }
+
+// sweepInterval is how often regions that are settled leave the activity log.
+const sweepInterval = time.Second
 
 // sendReplies hands runs of messages to the same connection over as a batch.
 func (h *host) sendReplies(s []core.ReplicaSend) {
@@ -440,12 +472,12 @@ func (h *host) close(ctx context.Context) error {
 // the question would be missing in what is kept.
 func (h *host) shutDown() {
 	defer close(h.stopped)
-	stop := make(chan unsettled, 1)
+	stop := make(chan rest, 1)
 	h.post(hostInput{kind: hostStop, stop: stop})
 	u := <-stop
 	if !u.ok {
 		h.closeErr = h.st.Close()
 		return
 	}
-	h.closeErr = h.st.CloseClean(u.active, u.dirty)
+	h.closeErr = h.st.CloseClean(u.Rest)
 }

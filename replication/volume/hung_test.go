@@ -12,7 +12,6 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/tandem-storage/tandem/datapath/block"
-	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
 )
 
@@ -56,9 +55,9 @@ func (d *hungDisk) asked() bool {
 	return len(d.kept) > 0
 }
 
-func (d *hungDisk) CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error {
+func (d *hungDisk) CloseClean(rest core.Rest) error {
 	d.clean.Add(1)
-	return d.testStorage.CloseClean(active, dirty)
+	return d.testStorage.CloseClean(rest)
 }
 
 // newHungCluster is a cluster with a volume attached on a, whose disk has taken a write and does not answer it.

@@ -236,10 +236,10 @@ func (s *slowClose) Submit(batch []*block.Request) {
 	s.testStorage.Submit(batch)
 }
 
-func (s *slowClose) CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error {
+func (s *slowClose) CloseClean(rest core.Rest) error {
 	close(s.closing)
 	<-s.proceed
-	return s.testStorage.CloseClean(active, dirty)
+	return s.testStorage.CloseClean(rest)
 }
 
 // sink takes a replica's answers.
@@ -369,7 +369,7 @@ func TestGarbageSessions(t *testing.T) {
 		"another volume":        {hello(replication.Hello{Volume: replication.VolumeID(replication.NewUUID()), Replica: b.rep})},
 		"garbage after a hello": {good, with(replication.Message{Type: replication.MsgWrite, Session: 9, Seq: 1, Length: 512}, 512), with(replication.Message{Type: replication.MsgHello, Session: 9}, 3)},
 	} {
-		conn, err := c.net.Peer(a.id, b.id).Session(t.Context(), c.vol)
+		conn, err := c.net.Peer(a.id, b.id).Session(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/datapath/meta"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
 	"github.com/tandem-storage/tandem/replication/transport"
@@ -54,6 +55,7 @@ func (t *Timing) ensureDefaults() {
 // Limits of one volume.
 const (
 	flushBytes   = 64 << 20
+	flushRegions = meta.DefaultLogSlots / 2 // a flush makes room in activity logs before they are full
 	resyncWindow = 8
 	joinerLag    = 16 << 20
 )
@@ -222,7 +224,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			Incarnation: m.o.Incarnation, Local: local,
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
 			LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
-			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, ResyncRate: t.ResyncRate,
+			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,
 			ResyncWindow: resyncWindow, JoinerLag: joinerLag, Rand: rand.Uint64,
 		}, cfg, rev),
 	}

@@ -16,19 +16,21 @@ import (
 // maxBatchBytes bounds the payload that is handed to the transport at once.
 const maxBatchBytes = 1 << 20
 
-// sender sends messages on a connection from a goroutine of its own, so that
-// whoever has messages never blocks. Payload goes out as far as the credit that
-// the receiver gave allows.
+// sender sends messages on a connection without blocking whoever has them: at
+// once if the connection is idle, because waking a goroutine takes longer than
+// sending, and from a goroutine of its own otherwise, in batches. Payload goes out
+// as far as the credit that the receiver gave allows.
 type sender struct {
 	conn transport.Conn
 
-	mu     sync.Mutex
-	wake   sync.Cond
-	queue  []replication.Message
-	credit int64
-	limit  int64 // the most that credit can be
-	closed bool
-	err    error // why it was closed
+	mu      sync.Mutex
+	wake    sync.Cond
+	queue   []replication.Message
+	credit  int64
+	limit   int64 // the most that credit can be
+	sending bool  // somebody is in conn.Send
+	closed  bool
+	err     error // why it was closed
 }
 
 // unlimited credit: answers are bounded by the requests that they answer.
@@ -40,7 +42,8 @@ func newSender(c transport.Conn, credit int64) *sender {
 	return s
 }
 
-// put queues a batch and takes over a reference of each message's Buf.
+// put sends a batch or queues it, and takes over a reference of each message's
+// Buf. It does not block.
 func (s *sender) put(batch []replication.Message) {
 	s.mu.Lock()
 	if s.closed {
@@ -48,6 +51,11 @@ func (s *sender) put(batch []replication.Message) {
 		for i := range batch {
 			releaseBuf(&batch[i])
 		}
+		return
+	}
+	if s.nowLocked(batch) {
+		s.mu.Unlock()
+		s.sent(s.conn.Send(batch))
 		return
 	}
 	for i := range batch {
@@ -59,8 +67,42 @@ func (s *sender) put(batch []replication.Message) {
 		}
 		s.queue = append(s.queue, m)
 	}
+	busy := s.sending // whoever it is looks at the queue next
 	s.mu.Unlock()
-	s.wake.Signal()
+	if !busy {
+		s.wake.Signal()
+	}
+}
+
+// nowLocked reports whether the caller is to send batch at once.
+func (s *sender) nowLocked(batch []replication.Message) bool {
+	if s.sending || len(s.queue) > 0 {
+		return false
+	}
+	size, data := 0, 0
+	for i := range batch {
+		size += wire.HeadLen(&batch[i]) + len(batch[i].Data)
+		data += len(batch[i].Data)
+	}
+	if size > transport.IdleLen || data > 0 && s.credit < int64(data) || !s.conn.Idle() {
+		return false
+	}
+	s.credit -= int64(data)
+	s.sending = true
+	return true
+}
+
+// sent ends a Send.
+func (s *sender) sent(err error) {
+	s.mu.Lock()
+	s.sending = false
+	more := len(s.queue) > 0
+	s.mu.Unlock()
+	if err != nil {
+		s.close(err)
+	} else if more {
+		s.wake.Signal()
+	}
 }
 
 // addCredit lets n more payload bytes go out, as many as the receiver has room for
@@ -83,10 +125,7 @@ func (s *sender) run() {
 		if len(batch) == 0 {
 			return
 		}
-		if err := s.conn.Send(batch); err != nil {
-			s.close(err)
-			return
-		}
+		s.sent(s.conn.Send(batch))
 	}
 }
 
@@ -94,12 +133,13 @@ func (s *sender) run() {
 func (s *sender) take(batch []replication.Message) []replication.Message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for !s.closed && (len(s.queue) == 0 || s.credit <= 0 && len(s.queue[0].Data) > 0) {
+	for !s.closed && (s.sending || len(s.queue) == 0 || s.credit <= 0 && len(s.queue[0].Data) > 0) {
 		s.wake.Wait()
 	}
 	if s.closed {
 		return batch
 	}
+	s.sending = true
 	n, size := 0, 0
 	for n < len(s.queue) && size < maxBatchBytes {
 		d := len(s.queue[n].Data)
@@ -166,7 +206,7 @@ func (v *Volume) connectRemote(ctx context.Context, node replication.NodeID, s c
 	if err != nil {
 		return
 	}
-	conn, err := p.Session(ctx, v.id)
+	conn, err := p.Session(ctx)
 	if err != nil {
 		return
 	}

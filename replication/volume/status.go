@@ -90,6 +90,8 @@ func (v *Volume) log(e *core.Event) {
 		v.lg.Info("volume serving", epoch, zap.Int("unreconciled-blocks", e.Dirty))
 	case core.EventEvicted:
 		v.lg.Error("replica evicted", epoch, replica, zap.String("reason", e.Reason))
+	case core.EventLogLost:
+		v.lg.Warn("activity log lost, replica is compared in full", epoch, replica)
 	case core.EventResyncStarted:
 		v.lg.Info("resync started", epoch, replica, zap.Int("blocks", e.Dirty))
 	case core.EventResyncStopped:

@@ -16,22 +16,28 @@ type Storage interface {
 	// Stored tells what was found when the replica was opened.
 	Stored() (Stored, error)
 
-	// Persist makes m durable before it returns. One call at a time.
-	Persist(m core.ReplicaMeta) error
+	// Persist makes p durable before it returns. One call at a time.
+	Persist(p core.Persist) error
+
+	// ChangeLog changes the activity log and calls done when that is durable; if nobody waits (done is nil) it is
+	// stored with a later change. It does not block, and done must not; it may be called before ChangeLog returns.
+	ChangeLog(c core.LogChange, done func(error))
 
 	// Crowded reports whether there is so little room left that the replica should
 	// leave the in-sync set. It does not wait for I/O.
 	Crowded() (bool, error)
 
-	// CloseClean keeps what is unsettled, makes everything durable and closes: the
+	// CloseClean stores what is left, makes everything durable and closes: the
 	// next open counts as after a clean stop. No I/O is in flight.
-	CloseClean(active []uint32, dirty map[replication.ReplicaID]*core.Bitmap) error
+	CloseClean(rest core.Rest) error
 }
 
 // Stored is the durable state of a replica at its opening.
 type Stored struct {
 	Meta    core.ReplicaMeta
-	LogLost bool // it stopped uncleanly
-	Active  []uint32
+	Slots   int      // regions that the activity log has room for
+	Active  []uint32 // those that it has
+	LogLost bool     // it does not tell which are active: all may be
+	Damage  error    // why, if that was found at this opening
 	Dirty   map[replication.ReplicaID]*core.Bitmap
 }

@@ -15,7 +15,7 @@ func TestVersionSkew(t *testing.T) {
 	a, b := c.nodes[0], c.nodes[1]
 	ask := func(p wire.Proposal) replication.Message {
 		t.Helper()
-		conn, err := c.net.Peer(a.id, b.id).Session(t.Context(), c.vol)
+		conn, err := c.net.Peer(a.id, b.id).Session(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

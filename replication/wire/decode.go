@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,121 +11,150 @@ import (
 	"github.com/tandem-storage/tandem/replication"
 )
 
-// sumsSlab is how many checksums a Decoder allocates at a time.
-const sumsSlab = 256
+const (
+	// sumsSlab is how many checksums a Decoder allocates at a time.
+	sumsSlab = 256
 
-// Decoder takes batches apart. Its zero value is ready. Not safe for concurrent use.
+	// readLen is how much a Decoder reads ahead, in bytes: a TLS record. Payloads
+	// beyond it are read straight into their buffers.
+	readLen = 16 << 10
+
+	// sumLen is how much of a payload is read before it is summed, in bytes: it is
+	// still in the processor's cache then.
+	sumLen = 64 << 10
+)
+
+// Decoder takes a stream of frames apart. Not safe for concurrent use.
 type Decoder struct {
-	pieces [][]byte // what is left of the batch; the first may be partly consumed
-	left   int      // bytes in pieces
-	frames int      // of this batch, so far
-	head   [HeaderLen]byte
-	slab   []uint32
+	r    *bufio.Reader
+	slab []uint32
+	err  error // the first; the stream is of no further use
 }
 
-// Decode appends the messages of one batch to dst. The batch is given in pieces
-// cut anywhere; they are not referred to afterwards, and the slice pieces is
-// used up.
-//
-// Each payload is copied once, into a new block.Buffer of which the message has
-// the only reference, and its checksums are verified on the copy. A message
-// whose payload was damaged on the way has Status StatusCRC and no Data; the
-// frames behind it are not affected. Messages of unknown types that may be
-// ignored are left out, so that dst may come back as it was.
-//
-// On any other error everything that was decoded from this batch is released,
-// and dst comes back as it was.
-func (d *Decoder) Decode(dst []replication.Message, pieces [][]byte) ([]replication.Message, error) {
-	d.pieces, d.left, d.frames = pieces, 0, 0
-	for _, p := range pieces {
-		d.left += len(p)
-	}
-	had := len(dst)
-	err := d.checkLen()
-	for err == nil {
-		var m replication.Message
-		switch m, err = d.next(); {
-		case err == nil:
-			dst = append(dst, m)
-		case errors.Is(err, errIgnored):
-			err = nil
-		}
-	}
-	clear(d.pieces)
-	d.pieces = nil
-	if errors.Is(err, io.EOF) {
-		return dst, nil
-	}
-	for i := range dst[had:] {
-		if b := dst[had+i].Buf; b != nil {
-			b.Release()
-		}
-	}
-	clear(dst[had:])
-	return dst[:had], err
+// NewDecoder returns a Decoder of the frames that r delivers.
+func NewDecoder(r io.Reader) *Decoder {
+	return &Decoder{r: bufio.NewReaderSize(r, readLen)}
 }
 
-func (d *Decoder) checkLen() error {
-	if d.left > MaxBatchLen {
-		return fmt.Errorf("%w: batch of %d bytes, at most %d are allowed", ErrFrame, d.left, MaxBatchLen)
+// Next returns the next message, and waits for it as long as r does. Messages of
+// unknown types that may be ignored are skipped.
+//
+// A payload is in a new block.Buffer of which the message has the only reference.
+// Its checksums are verified there, after the last copy: a message whose payload
+// was damaged on the way has Status StatusCRC and no Data, and the frames behind
+// it are not affected.
+//
+// The error is one that Malformed knows if what arrived is not a frame, io.EOF if
+// r ended between two frames, io.ErrUnexpectedEOF within one, and otherwise what r
+// returned. It is returned for ever after.
+func (d *Decoder) Next() (replication.Message, error) {
+	if d.err != nil {
+		return replication.Message{}, d.err
 	}
-	return nil
+	for {
+		m, err := d.next()
+		if errors.Is(err, errIgnored) {
+			continue
+		}
+		d.err = err
+		return m, err
+	}
+}
+
+// Ready says that Next will return without reading.
+func (d *Decoder) Ready() bool {
+	if d.err != nil {
+		return true
+	}
+	have := d.r.Buffered()
+	if have < HeaderLen {
+		return false
+	}
+	b, err := d.r.Peek(HeaderLen)
+	if err != nil {
+		return true // cannot be: it is buffered
+	}
+	h, err := parseHeader(b)
+	return err != nil || have >= HeaderLen+4*h.sums+h.payload
 }
 
 // errIgnored says that a frame was skipped.
 var errIgnored = errors.New("wire: ignored")
 
-// next decodes one frame; io.EOF at the end of the batch.
 func (d *Decoder) next() (replication.Message, error) {
-	if d.left == 0 {
-		return replication.Message{}, io.EOF
+	b, err := d.r.Peek(HeaderLen)
+	if err != nil {
+		if len(b) > 0 {
+			err = within(err)
+		}
+		return replication.Message{}, err
 	}
-	if d.frames++; d.frames > MaxBatchFrames {
-		return replication.Message{}, fmt.Errorf("%w: more than %d frames in a batch", ErrFrame, MaxBatchFrames)
-	}
-	if d.left < HeaderLen {
-		return replication.Message{}, fmt.Errorf("%w: %d bytes are too few for a header", ErrFrame, d.left)
-	}
-	d.copy(d.head[:])
-	h, err := parseHeader(d.head[:])
+	h, err := parseHeader(b)
 	if err != nil {
 		return replication.Message{}, err
 	}
-	// Bounded by what has arrived before anything is allocated.
-	if d.left < 4*h.sums+h.payload {
-		return replication.Message{}, fmt.Errorf("%w: %v of %d bytes in a batch with %d left", ErrFrame, h.msg.Type, 4*h.sums+h.payload, d.left)
-	}
 	if !h.known {
-		d.skip(4*h.sums + h.payload)
+		if _, err := d.r.Discard(HeaderLen + 4*h.sums + h.payload); err != nil {
+			return replication.Message{}, within(err)
+		}
 		return replication.Message{}, errIgnored
+	}
+	if _, err := d.r.Discard(HeaderLen); err != nil {
+		return replication.Message{}, within(err) // cannot be: it is buffered
 	}
 	m := h.msg
 	if h.payload == 0 {
 		return m, nil
 	}
+	return m, d.payload(&m, h)
+}
+
+// payload reads what stands behind the header of m.
+func (d *Decoder) payload(m *replication.Message, h header) error {
+	b, err := d.r.Peek(4 * h.sums)
+	if err != nil {
+		return within(err)
+	}
 	m.Sums = d.takeSums(h.sums)
 	for i := range m.Sums {
-		var s [4]byte
-		d.copy(s[:])
-		m.Sums[i] = binary.LittleEndian.Uint32(s[:])
+		m.Sums[i] = binary.LittleEndian.Uint32(b[4*i:])
+	}
+	if _, err := d.r.Discard(4 * h.sums); err != nil {
+		return within(err) // cannot be: it is buffered
 	}
 	m.Buf = block.NewBuffer(h.payload)
 	m.Data = m.Buf.Bytes()
 	intact := true
-	for i := range m.Sums {
-		// Copied and summed sector by sector: the second pass finds it in the cache.
-		p := m.Data[i*block.SectorSize : min((i+1)*block.SectorSize, h.payload)]
-		d.copy(p)
-		intact = Checksum(p) == m.Sums[i] && intact
+	for data, sums := m.Data, m.Sums; len(data) > 0; {
+		part := data[:min(sumLen, len(data))]
+		if _, err := io.ReadFull(d.r, part); err != nil {
+			m.Buf.Release()
+			*m = replication.Message{}
+			return within(err)
+		}
+		data = data[len(part):]
+		for ; len(part) > 0; sums = sums[1:] {
+			sector := part[:min(block.SectorSize, len(part))]
+			intact = Checksum(sector) == sums[0] && intact
+			part = part[len(sector):]
+		}
 	}
 	if !intact {
 		m.Buf.Release()
 		m.Buf, m.Data, m.Sums, m.Status = nil, nil, nil, replication.StatusCRC
 	}
-	return m, nil
+	return nil
 }
 
-// takeSums returns n checksums that nobody else has. They outlive the batch.
+// within makes the end of the stream one in the middle of a frame.
+func within(err error) error {
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("wire: the stream ends within a frame: %w", io.ErrUnexpectedEOF)
+	}
+	return err
+}
+
+// takeSums returns n checksums that nobody else has. They outlive the frame.
 func (d *Decoder) takeSums(n int) []uint32 {
 	if len(d.slab) < n {
 		d.slab = make([]uint32, max(n, sumsSlab))
@@ -132,30 +162,4 @@ func (d *Decoder) takeSums(n int) []uint32 {
 	s := d.slab[:n:n]
 	d.slab = d.slab[n:]
 	return s
-}
-
-// copy fills p from the batch, which has that much.
-func (d *Decoder) copy(p []byte) {
-	d.left -= len(p)
-	for len(p) > 0 {
-		n := copy(p, d.pieces[0])
-		p = p[n:]
-		d.consume(n)
-	}
-}
-
-func (d *Decoder) skip(n int) {
-	d.left -= n
-	for n > 0 {
-		k := min(n, len(d.pieces[0]))
-		n -= k
-		d.consume(k)
-	}
-}
-
-// consume drops n bytes of the first piece.
-func (d *Decoder) consume(n int) {
-	if d.pieces[0] = d.pieces[0][n:]; len(d.pieces[0]) == 0 {
-		d.pieces = d.pieces[1:]
-	}
 }

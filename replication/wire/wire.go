@@ -4,11 +4,10 @@
 //
 // A frame is a 64-byte header with its own CRC32C, one CRC32C for each
 // block.SectorSize piece of the payload, and the payload. Frames stand one after
-// the other in batches; how a batch travels is the transport's affair.
+// the other in a stream; how that travels is the transport's affair.
 //
-// The payload is never copied when a frame is encoded, and copied exactly once,
-// into page-aligned memory, when it is decoded. Its checksums are verified on
-// that copy.
+// The payload is never copied when a frame is encoded. When it is decoded it ends
+// in page-aligned memory, and its checksums are verified there.
 package wire
 
 import (
@@ -39,12 +38,6 @@ const (
 	// zeroes), in bytes. Senders split longer ones: the receiver must be able to
 	// finish one message in a bounded time.
 	MaxSpan = 1 << 30
-
-	// MaxBatchFrames and MaxBatchLen bound a batch: its frames, and its length in
-	// bytes. The first bounds the memory that a hostile batch of tiny payloads, each
-	// of which takes a page, can claim.
-	MaxBatchFrames = 1024
-	MaxBatchLen    = 4 << 20
 )
 
 // What can be wrong with frames. A stream on which any of these occurred is of
@@ -61,3 +54,8 @@ var (
 	// ErrMessage: the message to encode contradicts itself or breaks a limit.
 	ErrMessage = errors.New("wire: message cannot be sent")
 )
+
+// Malformed says that a Decoder's err is about what arrived, and not about how.
+func Malformed(err error) bool {
+	return errors.Is(err, ErrFrame) || errors.Is(err, ErrHeaderCRC) || errors.Is(err, ErrVersion) || errors.Is(err, ErrUnknownType)
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"reflect"
@@ -38,18 +39,41 @@ func pieces(rng *rand.Rand, b []byte) [][]byte {
 	return out
 }
 
-// decode gives the messages of b as plain memory, without Buf.
-func decode(b ...[]byte) ([]replication.Message, error) {
-	var d Decoder
-	ms, err := d.Decode(nil, b)
-	for i := range ms {
-		if ms[i].Buf != nil {
-			ms[i].Data = bytes.Clone(ms[i].Data)
-			ms[i].Buf.Release()
-			ms[i].Buf = nil
-		}
+// piecewise delivers one piece a Read.
+type piecewise [][]byte
+
+func (p *piecewise) Read(b []byte) (int, error) {
+	if len(*p) == 0 {
+		return 0, io.EOF
 	}
-	return ms, err
+	n := copy(b, (*p)[0])
+	if (*p)[0] = (*p)[0][n:]; len((*p)[0]) == 0 {
+		*p = (*p)[1:]
+	}
+	return n, nil
+}
+
+// decode gives the messages of b as plain memory, without Buf, up to the first
+// error, which is nil if b ends with a frame.
+func decode(b ...[]byte) ([]replication.Message, error) {
+	in := piecewise(b)
+	d := NewDecoder(&in)
+	var ms []replication.Message
+	for {
+		m, err := d.Next()
+		if errors.Is(err, io.EOF) {
+			return ms, nil
+		}
+		if err != nil {
+			return ms, err
+		}
+		if m.Buf != nil {
+			m.Data = bytes.Clone(m.Data)
+			m.Buf.Release()
+			m.Buf = nil
+		}
+		ms = append(ms, m)
+	}
 }
 
 func pattern(n int) []byte {
@@ -92,7 +116,7 @@ func every() []replication.Message {
 	return ms
 }
 
-// TestRoundTrip sends every message in one batch, cut anywhere.
+// TestRoundTrip sends every message in one stream, cut anywhere.
 func TestRoundTrip(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -122,25 +146,24 @@ func TestRoundTrip(t *testing.T) {
 // TestPayload says that payloads come aligned, with one reference, in own memory.
 func TestPayload(t *testing.T) {
 	b := frame(t, replication.Message{Type: replication.MsgWrite, Length: 4096, Data: pattern(4096)})
-	var d Decoder
-	ms, err := d.Decode(nil, [][]byte{b})
+	m, err := NewDecoder(bytes.NewReader(b)).Next()
 	if err != nil {
 		t.Fatal(err)
 	}
 	clear(b)
-	if !bytes.Equal(ms[0].Data, pattern(4096)) {
-		t.Error("payload refers to the batch")
+	if !bytes.Equal(m.Data, pattern(4096)) {
+		t.Error("payload refers to what was read")
 	}
-	if &ms[0].Data[0] != &ms[0].Buf.Bytes()[0] {
+	if &m.Data[0] != &m.Buf.Bytes()[0] {
 		t.Error("payload does not begin at its buffer")
 	}
-	ms[0].Buf.Release()
+	m.Buf.Release()
 	defer func() {
 		if recover() == nil {
 			t.Error("there was a second reference")
 		}
 	}()
-	ms[0].Buf.Release()
+	m.Buf.Release()
 }
 
 // TestGivenSums says that checksums of the sender's caller travel as they are, so
@@ -182,16 +205,16 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestTruncated cuts a batch everywhere but between frames.
+// TestTruncated ends a stream everywhere but between frames.
 func TestTruncated(t *testing.T) {
 	b := frame(t, replication.Message{Type: replication.MsgHash, Length: replication.ResyncBlock, Data: pattern(replication.HashLen)})
 	for n := 1; n < len(b); n++ {
-		if got, err := decode(b[:n]); !errors.Is(err, ErrFrame) || got != nil {
+		if got, err := decode(b[:n]); !errors.Is(err, io.ErrUnexpectedEOF) || got != nil {
 			t.Errorf("cut at %d: %v, %v", n, got, err)
 		}
 	}
 	if got, err := decode(); got != nil || err != nil {
-		t.Errorf("empty batch: %v, %v", got, err)
+		t.Errorf("empty stream: %v, %v", got, err)
 	}
 }
 
@@ -226,7 +249,7 @@ func TestHostile(t *testing.T) {
 		{"reserved type", set(offType, 15), ErrUnknownType},
 		{"unknown flag", put16(offFlags, 1<<7), ErrFrame},
 		{"unknown flag that may be ignored", put16(offFlags, 1<<15), nil},
-		{"payload that is not there", put16(offSums, 1), ErrFrame},
+		{"payload of what has none", put16(offSums, 1), ErrFrame},
 		{"payload beyond the limit", put16(offSums, MaxSums+1), ErrFrame},
 		{"payload of the largest number", put16(offSums, 0xffff), ErrFrame},
 		{"short by a sector", func(h []byte) { put16(offSums, 1)(h); put16(offShort, block.SectorSize)(h) }, ErrFrame},
@@ -262,31 +285,58 @@ func TestIgnorable(t *testing.T) {
 	}
 }
 
-func TestBatchLimits(t *testing.T) {
-	one := frame(t, replication.Message{Type: replication.MsgFlush})
-	if got, err := decode(bytes.Repeat(one, MaxBatchFrames)); err != nil || len(got) != MaxBatchFrames {
-		t.Errorf("a full batch: %d, %v", len(got), err)
-	}
-	if _, err := decode(bytes.Repeat(one, MaxBatchFrames+1)); !errors.Is(err, ErrFrame) {
-		t.Errorf("a frame too many: %v", err)
-	}
-	if _, err := decode(make([]byte, MaxBatchLen+1)); !errors.Is(err, ErrFrame) {
-		t.Errorf("a byte too many: %v", err)
+// TestReady: it is said of whole frames only, whatever is behind them, and of what
+// will be an error.
+func TestReady(t *testing.T) {
+	whole := frame(t, replication.Message{Type: replication.MsgWrite, Length: 4096, Data: pattern(4096)})
+	flush := frame(t, replication.Message{Type: replication.MsgFlush})
+	long := frame(t, replication.Message{Type: replication.MsgWrite, Length: 2 * readLen, Data: pattern(2 * readLen)})
+	for name, tt := range map[string]struct {
+		behind []byte
+		ready  bool
+	}{
+		"nothing":           {nil, false},
+		"part of a header":  {flush[:HeaderLen-1], false},
+		"part of a payload": {whole[:len(whole)-1], false},
+		"a payload":         {whole, true},
+		"no payload":        {flush, true},
+		"a long payload":    {long[:8<<10], false},
+		"garbage":           {make([]byte, HeaderLen), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := piecewise{append(bytes.Clone(flush), tt.behind...)}
+			d := NewDecoder(&in)
+			if d.Ready() {
+				t.Error("ready before anything was read")
+			}
+			if _, err := d.Next(); err != nil {
+				t.Fatal(err)
+			}
+			if d.Ready() != tt.ready {
+				t.Errorf("ready is %v", d.Ready())
+			}
+		})
 	}
 }
 
-// TestErrorReleases: a batch with a bad end leaves nothing behind, and what the
-// caller had in dst is untouched.
-func TestErrorReleases(t *testing.T) {
-	b := frame(t, replication.Message{Type: replication.MsgWrite, Length: 4096, Data: pattern(4096)})
-	had := replication.Message{Type: replication.MsgFlush, Seq: 8}
-	var d Decoder
-	dst, err := d.Decode([]replication.Message{had}, [][]byte{b, []byte("garbage")})
-	if !errors.Is(err, ErrFrame) || len(dst) != 1 || dst[0].Seq != 8 {
-		t.Fatalf("got %v, %v", dst, err)
+// TestErrorStays: behind an error nothing is believed any more, and a message
+// whose payload did not come leaves no buffer behind.
+func TestErrorStays(t *testing.T) {
+	good := frame(t, replication.Message{Type: replication.MsgFlush})
+	bad := bytes.Clone(good)
+	bad[offSeq] ^= 1
+	d := NewDecoder(bytes.NewReader(append(bad, good...)))
+	for range 2 {
+		if m, err := d.Next(); !errors.Is(err, ErrHeaderCRC) {
+			t.Errorf("got %v, %v", m, err)
+		}
+		if !d.Ready() {
+			t.Error("the error is not ready")
+		}
 	}
-	if tail := dst[:2][1]; tail.Buf != nil {
-		t.Error("the message before the bad one was left with its buffer")
+	b := frame(t, replication.Message{Type: replication.MsgWrite, Length: 4096, Data: pattern(4096)})
+	if m, err := NewDecoder(bytes.NewReader(b[:len(b)-1])).Next(); !errors.Is(err, io.ErrUnexpectedEOF) || m.Buf != nil {
+		t.Errorf("got %+v, %v", m, err)
 	}
 }
 
@@ -348,20 +398,29 @@ func TestGolden(t *testing.T) {
 
 func TestDecodeAllocs(t *testing.T) {
 	b := frame(t, replication.Message{Type: replication.MsgWrite, Length: 4096, Data: pattern(4096)})
-	var d Decoder
-	in := make([][]byte, 1)
-	dst := make([]replication.Message, 0, 1)
+	d := NewDecoder(endless{b, new(int)})
 	run := func() {
-		in[0] = b
-		ms, err := d.Decode(dst, in)
+		m, err := d.Next()
 		if err != nil {
 			t.Fatal(err)
 		}
-		ms[0].Buf.Release()
+		m.Buf.Release()
 	}
 	run()
 	// The checksums: one slab for sumsSlab frames.
 	if n := testing.AllocsPerRun(10*sumsSlab, run); n > 0.1 {
 		t.Errorf("%v allocations a frame", n)
 	}
+}
+
+// endless delivers the same bytes again and again.
+type endless struct {
+	b  []byte
+	at *int
+}
+
+func (e endless) Read(p []byte) (int, error) {
+	n := copy(p, e.b[*e.at:])
+	*e.at = (*e.at + n) % len(e.b)
+	return n, nil
 }

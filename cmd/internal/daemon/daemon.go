@@ -171,11 +171,12 @@ func (d *daemon) startTransport(stops *stopper) error {
 		return fmt.Errorf("certificate %s is of %s, but the configuration says %s; issue one with tandemctl pki issue", d.c.TLS.Cert, got, self)
 	}
 	d.late = &lateHandler{}
-	opts := append(d.security.WithLogger(d.lg).ServerOptions(),
+	srv := transport.NewServer(transport.ServerConfig{Handler: d.late, Security: d.security.WithLogger(d.lg), Boot: d.boot, Logger: d.lg})
+	opts := append(srv.ServerOptions(),
 		grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg)),
 		grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 	d.peerSrv = grpc.NewServer(opts...)
-	srv := transport.NewServer(d.peerSrv, transport.ServerConfig{Handler: d.late, Security: d.security, Boot: d.boot})
+	srv.Register(d.peerSrv)
 	d.peers, err = transport.NewPeers(transport.PeersConfig{
 		Security: d.security, Boot: d.boot, BeatInterval: d.c.Replication.BeatInterval,
 		SuspectAfter: d.c.Replication.SuspectTimeout, OnLiveness: d.late.liveness, Logger: d.lg,

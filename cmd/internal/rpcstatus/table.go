@@ -159,6 +159,7 @@ var table = []row{
 	{"datapath/meta.ErrCorrupt", meta.ErrCorrupt, codes.DataLoss, hintMetadata},
 	{"datapath/meta.ErrIncompatible", meta.ErrIncompatible, codes.FailedPrecondition, "start the version of tandemd that wrote it, or a later one"},
 	{"datapath/meta.ErrInvalid", meta.ErrInvalid, codes.Internal, hintBug},
+	{"datapath/meta.ErrLogFull", meta.ErrLogFull, codes.Internal, hintBug},
 	{"datapath/block.ErrMisaligned", block.ErrMisaligned, codes.InvalidArgument, hintAlign},
 	{"datapath/block.ErrOutOfRange", block.ErrOutOfRange, codes.OutOfRange, ""},
 	{"datapath/block.ErrTooLarge", block.ErrTooLarge, codes.InvalidArgument, ""},

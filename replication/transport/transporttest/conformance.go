@@ -28,6 +28,7 @@ func Run(t *testing.T, open Open) {
 	t.Run("BadMessage", func(t *testing.T) { testBadMessage(t, open) })
 	t.Run("BufferReuse", func(t *testing.T) { testBufferReuse(t, open) })
 	t.Run("BothWays", func(t *testing.T) { testBothWays(t, open) })
+	t.Run("Idle", func(t *testing.T) { testIdle(t, open) })
 	t.Run("Independent", func(t *testing.T) { testIndependent(t, open) })
 	t.Run("Close", func(t *testing.T) { testClose(t, open) })
 	t.Run("ServerCloses", func(t *testing.T) { testServerCloses(t, open) })
@@ -64,7 +65,7 @@ func connect(t *testing.T, open Open) (client, server transport.Conn) {
 		return nil
 	}})
 	t.Cleanup(func() { close(end) })
-	client, err := p.Session(t.Context(), replication.VolumeID{1})
+	client, err := p.Session(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +155,7 @@ func testTypes(t *testing.T, open Open) {
 	}
 }
 
-// testOrder sends batches of every size, above all the limits of one gRPC message too.
+// testOrder sends batches of every size.
 func testOrder(t *testing.T, open Open) {
 	client, server := connect(t, open)
 	sizes := []int{1, 3, 1, 64, 1500, 2}

@@ -27,7 +27,6 @@ type conn struct {
 	err    error // the connection broke
 
 	// Of Recv.
-	dec  wire.Decoder
 	msgs []replication.Message
 
 	cancel context.CancelCauseFunc // of the serving end
@@ -109,6 +108,13 @@ func (c *conn) errLocked() error {
 	return c.err
 }
 
+// Idle implements transport.Conn.
+func (c *conn) Idle() bool {
+	c.n.mu.Lock()
+	defer c.n.mu.Unlock()
+	return c.other.bytes == 0
+}
+
 // Recv implements transport.Conn. Messages go through the wire's form, so that
 // what cannot be sent in earnest cannot be sent here.
 func (c *conn) Recv() ([]replication.Message, error) {
@@ -127,7 +133,10 @@ func (c *conn) Recv() ([]replication.Message, error) {
 			if it.damage[i] {
 				b[len(b)-1] ^= 0x10
 			}
-			c.msgs, err = c.dec.Decode(c.msgs, [][]byte{b})
+			var m replication.Message
+			if m, err = wire.NewDecoder(bytes.NewReader(b)).Next(); err == nil {
+				c.msgs = append(c.msgs, m)
+			}
 		}
 		if err != nil {
 			release(c.msgs)

@@ -34,7 +34,7 @@ func testIndependent(t *testing.T, open Open) {
 			}
 		}
 	}})
-	full, err := p.Session(t.Context(), replication.VolumeID{1})
+	full, err := p.Session(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func testIndependent(t *testing.T, open Open) {
 			}
 		}
 	}()
-	c, err := p.Session(t.Context(), replication.VolumeID{1}) // shares what the first has
+	c, err := p.Session(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,6 +70,30 @@ func testIndependent(t *testing.T, open Open) {
 	close(end)
 	if err := c.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// testIdle sends to an end that does not receive as long as it is said not to block.
+func testIdle(t *testing.T, open Open) {
+	client, server := connect(t, open)
+	const n = transport.IdleLen - 1<<10
+	sent := 0
+	for range 1000 { // more than a window
+		if client.Idle() {
+			if err := client.Send([]replication.Message{writeOf(sent, n)}); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+	}
+	if sent == 0 {
+		t.Error("a new Conn is not idle")
+	}
+	for seq, m := range collect(t, server, sent) {
+		if !isWrite(&m, seq, n) {
+			t.Errorf("message %d arrived as %v %d", seq, m.Type, m.Seq)
+		}
+		m.Buf.Release()
 	}
 }
 
@@ -152,7 +176,7 @@ func testHandlerReturns(t *testing.T, open Open) {
 	p := open(t, handler{session: func(_ context.Context, c transport.Conn) error {
 		return c.Send([]replication.Message{{Type: replication.MsgNack, Status: replication.StatusVersion}})
 	}})
-	c, err := p.Session(t.Context(), replication.VolumeID{1})
+	c, err := p.Session(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,12 +193,16 @@ func testHandlerReturns(t *testing.T, open Open) {
 
 // testContext: the context of Session is for the opening.
 func testContext(t *testing.T, open Open) {
-	p := open(t, handler{session: func(ctx context.Context, _ transport.Conn) error {
-		<-ctx.Done() // ends with the connection
+	p := open(t, handler{session: func(ctx context.Context, c transport.Conn) error {
+		for ctx.Err() == nil { // ends with the Conn
+			if ms, err := c.Recv(); err == nil {
+				release(ms)
+			}
+		}
 		return nil
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
-	c, err := p.Session(ctx, replication.VolumeID{1})
+	c, err := p.Session(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +210,7 @@ func testContext(t *testing.T, open Open) {
 	if err := c.Send([]replication.Message{{Type: replication.MsgFlush}}); err != nil {
 		t.Errorf("the session ended with the context of its opening: %v", err)
 	}
-	if c, err := p.Session(ctx, replication.VolumeID{1}); !errors.Is(err, transport.ErrDisconnected) {
+	if c, err := p.Session(ctx); !errors.Is(err, transport.ErrDisconnected) {
 		t.Errorf("opened with an ended context: %v, %v", c, err)
 	}
 	if err := c.Close(); err != nil {

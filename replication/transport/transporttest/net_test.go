@@ -221,7 +221,7 @@ func TestCalls(t *testing.T) {
 func TestUnknown(t *testing.T) {
 	n := transporttest.NewNet()
 	n.Join(transporttest.Client, nil)
-	if _, err := n.Peer(client, "nobody").Session(t.Context(), replication.VolumeID{}); !errors.Is(err, transport.ErrUnknownPeer) {
+	if _, err := n.Peer(client, "nobody").Session(t.Context()); !errors.Is(err, transport.ErrUnknownPeer) {
 		t.Errorf("got %v", err)
 	}
 }

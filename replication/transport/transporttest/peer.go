@@ -18,7 +18,7 @@ type peer struct {
 var _ transport.Peer = (*peer)(nil)
 
 // Session implements transport.Peer.
-func (p *peer) Session(ctx context.Context, _ replication.VolumeID) (transport.Conn, error) {
+func (p *peer) Session(ctx context.Context) (transport.Conn, error) {
 	from, to, err := p.n.travel(ctx, p.way)
 	if err != nil {
 		return nil, err

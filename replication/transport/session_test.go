@@ -77,7 +77,7 @@ func TestBothWays(t *testing.T) {
 		_, err := c.Recv() // until the other end is done, too
 		return err
 	}})
-	c, err := dial(t, security(t, "client"), "server", addr).Session(t.Context(), replication.VolumeID{})
+	c, err := dial(t, security(t, "client"), "server", addr).Session(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestPeerGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := p.Session(t.Context(), replication.VolumeID{})
+	c, err := p.Session(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,13 +131,13 @@ func TestPeerGone(t *testing.T) {
 	if _, err := c.Recv(); !errors.Is(err, transport.ErrDisconnected) {
 		t.Errorf("Recv from a dead server: %v", err)
 	}
-	if _, err := p.Session(t.Context(), replication.VolumeID{}); !errors.Is(err, transport.ErrDisconnected) {
+	if _, err := p.Session(t.Context()); !errors.Is(err, transport.ErrDisconnected) {
 		t.Errorf("session with a dead server: %v", err)
 	}
 	if err := peers.SetNodes(map[replication.NodeID]string{"server": two.addr}); err != nil {
 		t.Fatal(err)
 	}
-	if c, err = p.Session(t.Context(), replication.VolumeID{}); err != nil {
+	if c, err = p.Session(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	roundTrip(t, c)
@@ -147,7 +147,7 @@ func TestPeerGone(t *testing.T) {
 	if _, err := c.Recv(); !errors.Is(err, transport.ErrDisconnected) {
 		t.Errorf("Recv from a removed server: %v", err)
 	}
-	if _, err := p.Session(t.Context(), replication.VolumeID{}); !errors.Is(err, transport.ErrClosed) {
+	if _, err := p.Session(t.Context()); !errors.Is(err, transport.ErrClosed) {
 		t.Errorf("session with a removed server: %v", err)
 	}
 	if _, err := peers.Peer("server"); !errors.Is(err, transport.ErrUnknownPeer) {
@@ -179,7 +179,7 @@ func TestServerClose(t *testing.T) {
 		return err
 	}})
 	p := dial(t, security(t, "client"), "server", h.addr)
-	if _, err := p.Session(t.Context(), replication.VolumeID{}); err != nil {
+	if _, err := p.Session(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	<-began
@@ -191,7 +191,7 @@ func TestServerClose(t *testing.T) {
 	default:
 		t.Error("Close did not wait for the handler")
 	}
-	if _, err := p.Session(t.Context(), replication.VolumeID{}); !errors.Is(err, transport.ErrDisconnected) || !strings.Contains(err.Error(), transport.ErrClosed.Error()) {
+	if _, err := p.Session(t.Context()); !errors.Is(err, transport.ErrDisconnected) || !strings.Contains(err.Error(), transport.ErrClosed.Error()) {
 		t.Errorf("a session with a closed server: %v", err)
 	}
 }
@@ -200,8 +200,6 @@ func TestPeersConfig(t *testing.T) {
 	sec := security(t, "client")
 	for _, c := range []transport.PeersConfig{
 		{},
-		{Security: sec, DataConns: 17},
-		{Security: sec, DataConns: -1},
 		{Security: sec, SuspectAfter: 1},
 		{Security: sec, BeatInterval: -1},
 	} {
