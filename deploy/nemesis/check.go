@@ -52,7 +52,8 @@ func register(version int64) porcupine.Model {
 // replicas take nothing from an attachment that another one has replaced.
 //
 // A read of an attachment that was replaced may be late, as docs/limitations.md says (no read leases): if it was asked for before the
-// next attachment was there, or at most stale later, it may have the state of any moment since that attachment was asked for.
+// next attachment was there, or at most stale later, or at most stale after the fault ended, it may have the state of any moment
+// since that attachment was asked for.
 func Check(h History, stale time.Duration) error {
 	var bad []string
 	for block, version := range h.Start {
@@ -84,7 +85,7 @@ func (h *History) operations(block int, stale time.Duration) []porcupine.Operati
 			if replaced {
 				o.Return = max(r.Call, next.Active)
 			}
-		case r.Kind == Read && replaced && r.Call <= next.Active+int64(stale):
+		case r.Kind == Read && replaced && (r.Call <= next.Active+int64(stale) || next.Healed != 0 && next.Healed <= r.Call && r.Call <= next.Healed+int64(stale)):
 			o.Call = min(r.Call, next.Asked)
 		}
 		ops = append(ops, o)

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// Of two attachments, the second was asked for at 100 and there at 200.
-var twoAttachments = []Attachment{{Asked: 0, Active: 1}, {Asked: 100, Active: 200}}
+// Of two attachments, the second was asked for at 100 and there at 200; the fault lasted until 400.
+var twoAttachments = []Attachment{{Asked: 0, Active: 1}, {Asked: 100, Active: 200, Healed: 400}}
 
 func wrote(attachment int, version, call, ret int64) *Request {
 	return &Request{Attachment: attachment, Kind: Write, Versions: []int64{version}, Call: call, Return: ret, OK: ret != 0}
@@ -44,6 +44,9 @@ func TestCheck(t *testing.T) {
 		"late by it":                            {true, []*Request{wrote(1, 1, 210, 220), read(0, 0, 230, 240)}},
 		"late by it, from before":               {false, []*Request{wrote(0, 1, 10, 20), wrote(1, 2, 210, 220), read(0, 0, 230, 240)}},
 		"too late by it":                        {false, []*Request{wrote(1, 1, 210, 220), read(0, 0, 260, 270)}},
+		"late when the fault ends":              {true, []*Request{wrote(1, 1, 210, 220), read(0, 0, 410, 420)}},
+		"late before it ends":                   {false, []*Request{wrote(1, 1, 210, 220), read(0, 0, 390, 420)}},
+		"too late when it has ended":            {false, []*Request{wrote(1, 1, 210, 220), read(0, 0, 460, 470)}},
 		"late, of the attachment that is":       {false, []*Request{wrote(1, 1, 210, 220), read(1, 0, 230, 240)}},
 		"late, then new, then old":              {true, []*Request{wrote(1, 1, 210, 220), read(0, 0, 230, 235), read(0, 1, 236, 237), read(0, 0, 238, 240)}},
 		"acknowledged to the old, not there":    {false, []*Request{wrote(0, 1, 210, 220), read(1, 0, 230, 240)}},

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,6 +21,15 @@ const python = "/usr/bin/python3"
 // places is how many blocks are written and read; half of the requests are for 16 of them.
 const places = 2048
 
+// depth is how many requests a consumer has in flight, beside reads for which others are not in the way.
+const depth = 6
+
+// What a consumer understands.
+const (
+	quiet  = syscall.SIGUSR1 // read only
+	resume = syscall.SIGUSR2 // write again
+)
+
 // consumer is a process of testdata/consumer.py.
 type consumer struct {
 	proc   *lab.Process
@@ -27,7 +37,7 @@ type consumer struct {
 	parser parser
 	told   *os.File
 	rest   []byte // of told, an incomplete line
-	acks   int    // requests that were answered with success
+	acks   int    // writes that were answered with success
 }
 
 // consume starts a consumer of an attachment. Each writes versions of its own.
@@ -49,12 +59,31 @@ func (r *runner) consume(what string) (*consumer, error) {
 	c := &consumer{told: told, log: filepath.Join(r.dir, "log", name+".log"), parser: parser{attachment: len(r.history.Attachments) - 1, open: map[string]*Request{}}}
 	seed, version := r.seed^uint64(r.consumers), int64(r.consumers)<<24
 	c.proc, err = lab.StartProcess(name, c.log, nil, python, script, what, r.uri, file,
-		strconv.FormatUint(seed, 10), strconv.FormatInt(version, 10), strconv.Itoa(places))
+		strconv.FormatUint(seed, 10), strconv.FormatInt(version, 10), strconv.Itoa(places), list(r.history.Left()))
 	if err != nil {
 		return nil, err
 	}
 	undo.Add(name, c.proc.Kill)
 	return c, nil
+}
+
+// list is how a consumer takes numbers.
+func list(numbers []int) string {
+	words := make([]string, len(numbers))
+	for i, n := range numbers {
+		words[i] = strconv.Itoa(n)
+	}
+	return strings.Join(words, ",")
+}
+
+// writing is how many of its writes were not answered yet.
+func (c *consumer) writing() (n int) {
+	for _, r := range c.parser.open {
+		if r.Writes() {
+			n++
+		}
+	}
+	return n
 }
 
 // poll takes what the consumer told since the last time.
@@ -79,7 +108,7 @@ func (c *consumer) poll(h *History) error {
 		if begun != nil {
 			h.Requests = append(h.Requests, begun)
 		}
-		if answered != nil && answered.OK {
+		if answered != nil && answered.OK && answered.Writes() {
 			c.acks++
 		}
 		c.rest = rest

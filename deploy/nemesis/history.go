@@ -2,6 +2,7 @@ package nemesis
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -28,10 +29,14 @@ type Request struct {
 	OK         bool    // answered, and with success
 }
 
+// Writes reports whether the request writes.
+func (r *Request) Writes() bool { return r.Kind == Write || r.Kind == Zero }
+
 // Attachment is one attachment of the volume.
 type Attachment struct {
 	Asked  int64 // when the operator first asked for it, ns of CLOCK_MONOTONIC
 	Active int64 // when the answer came that it is there
+	Healed int64 // when the fault ended that it came about in; 0: it goes on, or there was none
 }
 
 // History is what happened to a volume from a moment at which nothing was in flight.
@@ -39,6 +44,28 @@ type History struct {
 	Start       []int64 // version of each block at first
 	Attachments []Attachment
 	Requests    []*Request
+}
+
+// Left returns the blocks that a write without acknowledgement may have left different on the replicas, in order.
+func (h *History) Left() []int {
+	var blocks []int
+	for _, r := range h.Requests {
+		if r.OK || !r.Writes() {
+			continue
+		}
+		for i := range r.Versions {
+			blocks = append(blocks, r.First+i)
+		}
+	}
+	slices.Sort(blocks)
+	return slices.Compact(blocks)
+}
+
+// heal notes that no fault lasts any more.
+func (h *History) heal(now int64) {
+	if n := len(h.Attachments); n > 0 && h.Attachments[n-1].Healed == 0 {
+		h.Attachments[n-1].Healed = now
+	}
 }
 
 // Damaged is the version of a block that holds nothing that was ever written to it.

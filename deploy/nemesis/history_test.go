@@ -2,6 +2,7 @@ package nemesis
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 )
 
@@ -44,5 +45,19 @@ func TestParserRefuses(t *testing.T) {
 		if _, _, err := p.line(s); err == nil {
 			t.Errorf("%q was taken", s)
 		}
+	}
+}
+
+// TestLeft wants the blocks of writes without acknowledgement, each once.
+func TestLeft(t *testing.T) {
+	h := History{Requests: []*Request{
+		{Kind: Write, First: 7, Versions: []int64{1, 1}},
+		{Kind: Zero, First: 6, Versions: []int64{0, 0}, Return: 5},
+		{Kind: Write, First: 1, Versions: []int64{2}, OK: true},
+		{Kind: Read, First: 2, Versions: []int64{0}},
+		{Kind: Flush},
+	}}
+	if left := h.Left(); !slices.Equal(left, []int{6, 7, 8}) {
+		t.Errorf("left are %v", left)
 	}
 }

@@ -62,6 +62,9 @@ func (r *runner) cycle(c Cycle) {
 	at, said := time.Now(), ""
 	defer func() { say("cycle %3d: %v; served again after %v%s", r.cycles, c, since(at), said) }()
 	settled, _ := r.inSync(r.t, r.home)
+	if c.Quiet {
+		r.quiet()
+	}
 	stop := r.begin(c)
 	from := at
 	if c.Takeover {
@@ -75,9 +78,14 @@ func (r *runner) cycle(c Cycle) {
 	}
 	<-time.After(time.Until(from.Add(c.Hold))) // the fault itself: it lasts that long
 	stop()
+	healing := now()
 	r.restore(r.t)
+	r.history.heal(healing)
 	if c.Fault == Move {
 		r.move()
+	}
+	if c.Quiet {
+		r.tell(resume) // of no use to one that was replaced
 	}
 	for _, site := range []string{alpha, beta} {
 		r.operator(r.t, r.home, "cluster", "domains", "activate", "--name", site)
@@ -142,6 +150,14 @@ func (r *runner) begin(c Cycle) (stop func()) {
 		if err = r.Node(r.home).Kill(); err == nil {
 			err = r.Node(r.away).Kill()
 		}
+	case TornHome:
+		r.tear()
+		err = r.Node(r.home).Kill()
+	case TornBoth:
+		r.tear()
+		if err = r.Node(r.home).Kill(); err == nil {
+			err = r.Node(r.away).Kill()
+		}
 	case StopKVDB:
 		err = r.member(sites[c.Site], func(p *lab.Process) error { return p.Signal(syscall.SIGSTOP) })
 	case KillKVDB:
@@ -189,6 +205,41 @@ func (r *runner) member(site string, do func(*lab.Process) error) error {
 		return err
 	}
 	return do(p)
+}
+
+// quiet has the consumer read only.
+func (r *runner) quiet() {
+	r.t.Helper()
+	r.tell(quiet)
+	until(r.t, "the consumer writes nothing", func() (bool, error) {
+		r.poll()
+		n := r.current.writing()
+		return n == 0, fmt.Errorf("%d writes are not answered", n)
+	})
+}
+
+// tell sends the consumer a signal, if it still runs.
+func (r *runner) tell(s syscall.Signal) {
+	r.t.Helper()
+	if !r.current.proc.Running() {
+		return
+	}
+	if err := r.current.proc.Signal(s); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// tear cuts home off from away until the consumer waits for nothing but writes, which are at home only, or until it is about
+// time that away is evicted.
+func (r *runner) tear() {
+	r.t.Helper()
+	r.both(siteOf[r.home], siteOf[r.away], lab.Link{Lost: true})
+	limit := time.Now().Add(suspect / 2)
+	until(r.t, "writes wait", func() (bool, error) {
+		r.poll()
+		n := r.current.writing()
+		return n >= depth || time.Now().After(limit), fmt.Errorf("%d do", n)
+	})
 }
 
 // flap cuts the cable between two sites every other 50 ms.
@@ -290,7 +341,7 @@ func (r *runner) progress(when string) (served bool) {
 	until(r.t, "requests are answered "+when, func() (bool, error) {
 		running := r.current.proc.Running()
 		r.poll()
-		served = r.current.acks >= before+50
+		served = r.current.acks >= before+25
 		return served || !running, fmt.Errorf("%d were", r.current.acks-before)
 	})
 	if took := since(began); took > slow {

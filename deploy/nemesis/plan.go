@@ -29,6 +29,8 @@ const (
 	KillHome   Fault = "kill-home"     // SIGKILL of the daemon
 	KillAway   Fault = "kill-away"     // the same
 	KillBoth   Fault = "kill-both"     // of both
+	TornHome   Fault = "torn-home"     // of the daemon at home, while writes are there that cannot get away
+	TornBoth   Fault = "torn-both"     // of both, in that state
 	StopKVDB   Fault = "stop-kvdb"     // SIGSTOP of one member of the kvdb
 	KillKVDB   Fault = "kill-kvdb"     // SIGKILL of one
 	KillQuorum Fault = "kill-quorum"   // SIGKILL of two
@@ -64,7 +66,7 @@ type kind struct {
 var faults = []kind{
 	{CutHome, mostly}, {CutAway, never}, {CutPair, half}, {CutWitness, never}, {LoseOut, half}, {LoseIn, half},
 	{MuteHome, mostly}, {DeafHome, mostly}, {BlindHome, mostly}, {Flap, never}, {Slow, never}, {StopHome, mostly}, {StopAway, never},
-	{KillHome, half}, {KillAway, never}, {KillBoth, never}, {StopKVDB, never}, {KillKVDB, never}, {KillQuorum, never},
+	{KillHome, half}, {KillAway, never}, {KillBoth, never}, {TornHome, half}, {TornBoth, never}, {StopKVDB, never}, {KillKVDB, never}, {KillQuorum, never},
 	{FullHome, never}, {FullAway, never}, {KillClient, never}, {Usurp, always}, {Deactivate, never}, {Move, never},
 }
 
@@ -73,6 +75,7 @@ type Cycle struct {
 	Fault    Fault
 	Hold     time.Duration // how long it lasts, at least; from the takeover on, if there is one
 	Takeover bool          // the operator deactivates home and attaches the volume away, while it lasts
+	Quiet    bool          // with a takeover: the consumer writes nothing while the fault lasts, so that only its reads could tell
 	Settle   bool          // afterwards: wait until both replicas are in sync
 	Site     int           // which kvdb member
 }
@@ -81,6 +84,9 @@ func (c Cycle) String() string {
 	s := fmt.Sprintf("%-13s for %5v", c.Fault, c.Hold)
 	if c.Takeover {
 		s += ", a takeover"
+	}
+	if c.Quiet {
+		s += " from readers"
 	}
 	return s
 }
@@ -105,7 +111,9 @@ func Plan(seed uint64, cycles int, only Fault) ([]Cycle, error) {
 				Takeover: rng.IntN(100) < of[i].takeover,
 				Settle:   rng.IntN(100) < mostly,
 				Site:     rng.IntN(3),
+				Quiet:    rng.IntN(100) < half,
 			}
+			c.Quiet = c.Quiet && c.Takeover && c.Fault != TornHome
 			if c.Takeover {
 				c.Hold *= 2
 			}
