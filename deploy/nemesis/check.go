@@ -90,7 +90,28 @@ func (h *History) operations(block int, stale time.Duration) []porcupine.Operati
 		}
 		ops = append(ops, o)
 	}
-	return ops
+	return telling(ops)
+}
+
+// telling leaves out the reads that say nothing: what was read within a shorter time, by another read, can be put into the order beside
+// that one. Of late reads hardly any is left, so that a search which finds no order has an end.
+func telling(ops []porcupine.Operation) []porcupine.Operation {
+	slices.SortStableFunc(ops, func(a, b porcupine.Operation) int {
+		return cmp.Or(cmp.Compare(b.Call, a.Call), cmp.Compare(a.Return, b.Return))
+	})
+	ended := map[int64]int64{} // the first end of the reads of a version that were called at that time or later
+	return slices.DeleteFunc(ops, func(o porcupine.Operation) bool {
+		s := o.Input.(step)
+		if s.write {
+			return false
+		}
+		first, found := ended[s.version]
+		if found && first <= o.Return {
+			return true
+		}
+		ended[s.version] = o.Return
+		return false
+	})
 }
 
 // next is the attachment that replaced one.

@@ -61,6 +61,22 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestCheckManyLate wants an answer where very many late reads are explained, and one is not.
+func TestCheckManyLate(t *testing.T) {
+	h := History{Start: []int64{0}, Attachments: twoAttachments}
+	for i := range int64(300) {
+		h.Requests = append(h.Requests, read(0, i%3, 110+i/3, 260+i))
+	}
+	h.Requests = append(h.Requests, wrote(1, 1, 210, 220), wrote(1, 2, 230, 240))
+	if err := Check(h, 100); err != nil {
+		t.Error(err)
+	}
+	h.Requests = append(h.Requests, read(1, 1, 250, 251))
+	if Check(h, 100) == nil {
+		t.Error("version 1 was there after version 2")
+	}
+}
+
 // TestCheckWide wants each block of a request held against its own versions.
 func TestCheckWide(t *testing.T) {
 	h := History{Start: []int64{0, 0, 0}, Attachments: twoAttachments, Requests: []*Request{
