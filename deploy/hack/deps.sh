@@ -29,6 +29,8 @@ vm=(
 	/usr/sbin/mkfs.xfs                       xfsprogs
 	/usr/sbin/mkfs.ext4                      e2fsprogs
 	/usr/sbin/ip                             iproute2
+	/usr/sbin/dmsetup                        dmsetup
+	/usr/bin/xz                              xz-utils
 )
 case $for_what in
 vm)    want=("${vm[@]}") ;;

@@ -16,11 +16,11 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// modules are what the guest's kernel needs; what they depend on comes by itself. ext4 is built in.
-var modules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "xfs", "fuse", "loop"}
+// modules are what the guest's kernel needs, unless it has it built in; what they depend on comes by itself. ext4 is built in everywhere.
+var modules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "xfs", "fuse", "loop", "dm_mod", "dm_delay", "dm_flakey"}
 
 // tools are programs of Debian's that the guest needs, with their libraries.
-var tools = []string{"/usr/sbin/ip", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_repair", "/usr/sbin/mkfs.ext4", "/usr/sbin/e2fsck"}
+var tools = []string{"/usr/sbin/ip", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_repair", "/usr/sbin/mkfs.ext4", "/usr/sbin/e2fsck", "/usr/sbin/dmsetup"}
 
 // WriteImage writes an initramfs: the programs, by the name in the guest and the file here, of which /init is the first to
 // run; the tools; and the modules of the kernel whose package was unpacked in the directory kernel, with /modules, the order to load them in.
@@ -73,23 +73,21 @@ func addTool(ctx context.Context, files map[string]string, tool string) error {
 	return nil
 }
 
-// moduleOrder returns the files of the modules and of all that they depend on, each after what it depends on.
+// moduleOrder returns the files of the modules and of all that they depend on, each after what it depends on, without what is built in.
 func moduleOrder(kernel string) ([]string, error) {
-	files := map[string]string{}
-	err := filepath.WalkDir(filepath.Join(kernel, "lib", "modules"), func(p string, _ os.DirEntry, err error) error {
-		if name, ok := strings.CutSuffix(filepath.Base(p), ".ko"); ok {
-			files[strings.ReplaceAll(name, "-", "_")] = p
-		}
-		return err
-	})
+	files, builtin, err := findModules(kernel)
 	if err != nil {
 		return nil, err
 	}
 	var order []string
 	var add func(name string) error
 	add = func(name string) error {
-		file, ok := files[strings.ReplaceAll(name, "-", "_")]
-		if !ok {
+		file, ok := files[moduleName(name)]
+		switch {
+		case ok:
+		case builtin[moduleName(name)]:
+			return nil
+		default:
 			return fmt.Errorf("vm: no module %s in %s", name, kernel)
 		}
 		if slices.Contains(order, file) {
@@ -113,6 +111,32 @@ func moduleOrder(kernel string) ([]string, error) {
 		}
 	}
 	return order, nil
+}
+
+// moduleName is the name of the module in a file, the same for both ways to write it.
+func moduleName(file string) string {
+	return strings.ReplaceAll(strings.TrimSuffix(filepath.Base(file), ".ko"), "-", "_")
+}
+
+// findModules returns the files of a kernel's modules by their names, and the names of those that are built in.
+func findModules(kernel string) (files map[string]string, builtin map[string]bool, err error) {
+	files, builtin = map[string]string{}, map[string]bool{}
+	err = filepath.WalkDir(filepath.Join(kernel, "lib", "modules"), func(p string, _ os.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case filepath.Ext(p) == ".ko":
+			files[moduleName(p)] = p
+		case filepath.Base(p) == "modules.builtin":
+			list, err := os.ReadFile(p)
+			for line := range strings.FieldsSeq(string(list)) {
+				builtin[moduleName(line)] = true
+			}
+			return err
+		}
+		return nil
+	})
+	return files, builtin, err
 }
 
 // dependsOn reads the names of the modules whose symbols a module needs.

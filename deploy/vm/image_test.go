@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"testing"
@@ -53,5 +55,29 @@ func TestArchive(t *testing.T) {
 	// A directory comes before what is in it, once.
 	if got, want := fmt.Sprint(names), "[bin bin/a bin/b init lib lib/x lib/x/y.so modules]"; got != want {
 		t.Errorf("the archive has %s, want %s", got, want)
+	}
+}
+
+// TestFindModules wants modules by name, however their files are written, and those that the kernel has built in.
+func TestFindModules(t *testing.T) {
+	dir := t.TempDir()
+	lib := filepath.Join(dir, "lib", "modules", "6.12")
+	if err := os.MkdirAll(lib, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string]string{"dm-mod.ko": "", "modules.builtin": "kernel/drivers/virtio/virtio_pci.ko\nkernel/fs/fuse/fuse.ko\n", "notes": ""} {
+		if err := os.WriteFile(filepath.Join(lib, name), []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, builtin, err := findModules(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) != 1 || files["dm_mod"] != filepath.Join(lib, "dm-mod.ko") {
+		t.Errorf("files: %v", files)
+	}
+	if len(builtin) != 2 || !builtin["virtio_pci"] || !builtin["fuse"] {
+		t.Errorf("built in: %v", builtin)
 	}
 }

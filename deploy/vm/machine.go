@@ -103,7 +103,8 @@ func (m *Machine) Boot(ctx context.Context, u *lab.Undo) error {
 
 func (m *Machine) command(socket string) []string {
 	argv := []string{
-		"qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "768",
+		// Without CMPXCHG16B, after which qemu 7.2 leaves other flags than a processor does: Linux 6.12 uses it everywhere.
+		"qemu-system-x86_64", "-accel", "tcg", "-cpu", "max,-cx16", "-smp", "1", "-m", "768",
 		"-nodefaults", "-display", "none", "-no-reboot",
 		"-kernel", m.Kernel, "-initrd", m.Image, "-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on",
 		"-chardev", "file,id=console,append=on,path=" + m.console(), "-serial", "chardev:console",
