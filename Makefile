@@ -17,6 +17,8 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -X main.version=$(VERSION)
 
 KVDB     ?= raft
+ROUNDS   ?= 4
+CYCLES   ?= 200
 FUZZTIME ?= 20s
 PKG      ?= ./...
 
@@ -69,6 +71,19 @@ test-race: deps build ## the same under the race detector
 .PHONY: sim
 sim: ## the replication core in a simulated world, 20,000 seeds (SEED=s one seed, with all that happens; SEED=s SEEDS=n so many)
 	@deploy/hack/sim.sh "$(SEED)" "$(SEEDS)" "$(KEEP)"
+
+# Nothing is asked of the machine but root, for network devices: qemu does without virtualisation.
+.PHONY: test-vm
+test-vm: ## cut the power of two sites on a real kernel, in qemu (ROUNDS=4 SEED=another each time KERNEL=trixie; a quarter of an hour)
+	@deploy/hack/deps.sh vm
+	@[[ -w /dev/net/tun ]] || { echo "missing: /dev/net/tun, writable (root), for the network of the machines"; exit 1; }
+	@kernel=$$(deploy/hack/kernel.sh $(CURDIR)/.cache/vm $(KERNEL)); \
+	$(GO) test -count=1 -tags vm -v -timeout 4h -run 'TestPower|TestDisk$$|TestMapper' ./deploy/vm -kernel "$$kernel" -rounds $(ROUNDS) $(if $(SEED),-seed $(SEED)) $(VMFLAGS)
+
+.PHONY: test-nemesis
+test-nemesis: KVDB = etcd
+test-nemesis: deps ## break a living cluster again and again and check all answers (CYCLES=200 SEED=another each time KVDB=etcd|raft; a quarter of an hour)
+	$(GO) test -count=1 -v -timeout 24h -run TestNemesis ./deploy/nemesis -cycles $(CYCLES) -kvdb $(KVDB) $(if $(SEED),-seed $(SEED)) $(NEMESISFLAGS)
 
 .PHONY: mutants
 mutants: ## break one rule of the replication core at a time and see what catches it (up to an hour; MUTANT=regexp for some)

@@ -98,7 +98,11 @@ func TestEtcd(t *testing.T) {
 	w.start(t, uri)
 	chapters(t, chapter{"etcd is killed", func(t *testing.T) {
 		for _, site := range []string{alpha, beta, gamma} {
-			if err := c.KillKVDB(site); err != nil {
+			member, err := c.KVDB(site)
+			if err == nil {
+				err = member.Kill()
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages whose programs the tests, the demo and the benchmark drive, those that are missing only.
 #
-#   deps.sh [--optional] [test|demo|bench|model]     (default: test)
+#   deps.sh [--optional] [test|demo|bench|model|vm]     (default: test)
 #
 # Without root, or where apt-get is not to be had, one line says what is missing; that is an error unless --optional.
 set -euo pipefail
@@ -27,14 +27,24 @@ model=(
 	/usr/bin/spin                            spin
 	/usr/bin/gcc                             gcc
 )
+vm=(
+	/usr/bin/qemu-system-x86_64              qemu-system-x86
+	/usr/share/seabios/bios-256k.bin         seabios
+	/usr/sbin/mkfs.xfs                       xfsprogs
+	/usr/sbin/mkfs.ext4                      e2fsprogs
+	/usr/sbin/ip                             iproute2
+	/usr/sbin/dmsetup                        dmsetup
+	/usr/bin/xz                              xz-utils
+)
 case $for_what in
+vm)    want=("${vm[@]}") ;;
 demo)  want=("${demo[@]}") ;;
 bench) want=("${demo[@]}" "${bench[@]}") ;;
 model) want=("${model[@]}") ;;
 test)  want=("${demo[@]}" "${bench[@]}"
 	/usr/bin/qemu-img                        qemu-utils
 	/usr/sbin/mkfs.ext4                      e2fsprogs) ;;
-*)     echo "deps.sh: unknown set '$for_what' (test, demo, bench or model)" >&2; exit 2 ;;
+*)     echo "deps.sh: unknown set '$for_what' (test, demo, bench, model or vm)" >&2; exit 2 ;;
 esac
 
 missing=()

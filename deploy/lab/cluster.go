@@ -23,8 +23,10 @@ type Spec struct {
 
 	// Adjust, if not nil, changes the configuration of a node before it is written.
 	Adjust func(node string, config map[string]any)
-	// Networks gives every site a network of its own, which Cut separates from the others. Needs root and ip(8).
+	// Networks gives every site a network of its own, which Cut separates from the others. Needs root, ip(8) and /dev/net/tun.
 	Networks bool
+	// Namespace, if not nil, is where all servers run. It does not go with Networks.
+	Namespace *Namespace
 }
 
 // NodeSpec is one node.
@@ -82,6 +84,9 @@ func NewCluster(s Spec, u *Undo) (*Cluster, error) {
 			urls, err := freePorts(2)
 			if err != nil {
 				return nil, err
+			}
+			if c.nets != nil {
+				urls = []string{c.nets.kvdbAt(ns.Site, 2379), c.nets.kvdbAt(ns.Site, 2380)}
 			}
 			e.clientURL, e.peerURL = "http://"+urls[0], "http://"+urls[1]
 			c.etcd = append(c.etcd, e)

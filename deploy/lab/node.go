@@ -30,7 +30,7 @@ func (n *Node) Running() bool { return n.proc != nil && n.proc.Running() }
 func (n *Node) Kill() error { return n.proc.Kill() }
 
 // Signal sends a signal that does not end the daemon: SIGSTOP, SIGCONT.
-func (n *Node) Signal(sig syscall.Signal) error { return syscall.Kill(n.proc.PID(), sig) }
+func (n *Node) Signal(sig syscall.Signal) error { return n.proc.Signal(sig) }
 
 // Stop ends the daemon with SIGTERM, which must succeed.
 func (n *Node) Stop() error {
@@ -58,12 +58,17 @@ func (n *Node) PeerAddr() string { return n.peerAddr }
 // RaftAddr is where a kvdb member listens for the others.
 func (n *Node) RaftAddr() string { return n.raftAddr }
 
-// KillKVDB sends SIGKILL to the etcd member of a site.
-func (c *Cluster) KillKVDB(site string) error {
+// KVDB is the process of the kvdb member of a site: the etcd server, or the daemon that has it embedded.
+func (c *Cluster) KVDB(site string) (*Process, error) {
 	for _, e := range c.etcd {
 		if e.site == site && e.proc != nil {
-			return e.proc.Kill()
+			return e.proc, nil
 		}
 	}
-	return fmt.Errorf("no etcd member in site %s", site)
+	for _, n := range c.nodes {
+		if c.spec.KVDB != "etcd" && n.Site == site && n.Member && n.proc != nil {
+			return n.proc, nil
+		}
+	}
+	return nil, fmt.Errorf("no kvdb member runs in site %s", site)
 }

@@ -55,6 +55,11 @@ func childAttr(cred *syscall.Credential) *syscall.SysProcAttr {
 // PID returns its process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
+// Signal sends a signal that does not end it: SIGSTOP, SIGCONT.
+func (p *Process) Signal(sig syscall.Signal) error {
+	return os.NewSyscallError("kill", syscall.Kill(p.PID(), sig))
+}
+
 // Done is closed when it has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
@@ -173,10 +178,10 @@ func (e finalError) Unwrap() error { return e.error }
 func Final(err error) error { return finalError{err} }
 
 // Until polls cond, for what has no event to wait for, until it is true. When it does not become so the error has the last
-// one of cond.
+// one of cond. One try counts for half of the time at most: after a pause of the whole machine there is another one.
 func Until(ctx context.Context, what string, within, every time.Duration, cond func() (bool, error)) error {
-	timeout := time.After(within)
-	for {
+	for waited := time.Duration(0); ; {
+		began := time.Now()
 		ok, err := cond()
 		var final finalError
 		switch {
@@ -184,13 +189,14 @@ func Until(ctx context.Context, what string, within, every time.Duration, cond f
 			return nil
 		case errors.As(err, &final):
 			return fmt.Errorf("%s: %w", what, final.error)
+		case waited >= within:
+			return fmt.Errorf("%s: not within %v: %w", what, within, errors.Join(err, context.DeadlineExceeded))
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-timeout:
-			return fmt.Errorf("%s: not within %v: %w", what, within, errors.Join(err, context.DeadlineExceeded))
 		case <-time.After(every):
 		}
+		waited += min(time.Since(began), (within+1)/2)
 	}
 }

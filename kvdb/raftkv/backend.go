@@ -33,8 +33,20 @@ type router interface {
 
 var errStarting = errors.New("raftkv: this node is not yet a member of a cluster")
 
-// route implements router: this member if it leads, else the leader.
+// route implements router: this member if it leads, else the leader, else another member. Where the network is cut
+// between two members only, a majority is there, but one of the two does not hear the leader.
 func (m *LocalMember) route(ctx context.Context) (backend, error) {
+	b, err := m.direct(ctx)
+	if errors.Is(err, kvdb.ErrNoLeader) && !errors.Is(err, kvdb.ErrClosed) {
+		if r := m.relay(ctx); r != nil {
+			return r, nil
+		}
+	}
+	return b, err
+}
+
+// direct returns this member if it leads, else the leader.
+func (m *LocalMember) direct(ctx context.Context) (backend, error) {
 	m.mu.Lock()
 	t, node, err, closed := m.mu.tenure, m.mu.raft, m.mu.err, m.mu.closed
 	m.mu.Unlock()
@@ -56,6 +68,8 @@ func (m *LocalMember) route(ctx context.Context) (backend, error) {
 	if err != nil {
 		return nil, notServed(err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
 	conn, err := m.peers.ready(ctx, leader.ClientAddress)
 	if err != nil {
 		m.lg.Debug("leader out of reach", zap.String("peer", leader.ID), zap.Error(err))
@@ -64,7 +78,31 @@ func (m *LocalMember) route(ctx context.Context) (backend, error) {
 	return newRemote(conn, leader.ClientAddress, true, m.clusterID()), nil
 }
 
-func (m *LocalMember) failed(backend) {}
+// relay returns another member that can be connected to, which serves a request or passes it on to the leader, once; nil if there is none.
+func (m *LocalMember) relay(ctx context.Context) backend {
+	st := m.Status()
+	n, first := len(st.Members), int(m.relayed.Load())
+	for i := range n {
+		other := st.Members[(first+i)%n]
+		if other.ID == st.MemberID || other.ID == st.LeaderID {
+			continue
+		}
+		bounded, cancel := context.WithTimeout(ctx, dialTimeout)
+		conn, err := m.peers.ready(bounded, other.ClientAddress)
+		cancel()
+		if err == nil {
+			return newRemote(conn, other.ClientAddress, false, st.ClusterID)
+		}
+	}
+	return nil
+}
+
+// failed implements router: another member may relay better.
+func (m *LocalMember) failed(b backend) {
+	if r, elsewhere := b.(*remote); elsewhere && !r.origin.GetForwarded() {
+		m.relayed.Add(1)
+	}
+}
 
 func (m *LocalMember) watch(ctx context.Context, closed <-chan struct{}, prefix string, after kvdb.Revision) <-chan kvdb.Event {
 	return m.fsm.state.Watch(ctx, closed, prefix, after)

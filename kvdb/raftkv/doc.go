@@ -5,7 +5,9 @@
 //
 // OpenMember runs one voter. A witness is a voter too, on a node without
 // replicas. Every member takes every request and passes it on to the leader;
-// OpenClient is the store of a node that is no member.
+// OpenClient is the store of a node that is no member. The node of a member that
+// does not hear the leader, though a majority does, asks another member. What it
+// watches stands still until it hears the leader again.
 //
 // # When is a change stable
 //

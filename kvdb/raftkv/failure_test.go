@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/kvdb/kvdbpb"
 	"github.com/tandem-storage/tandem/kvdb/kvdbtest"
 )
 
@@ -91,6 +92,58 @@ func TestLeaderCutOff(t *testing.T) {
 	c.start(old)
 	c.ready(old)
 	c.wantValue(old, "later")
+}
+
+// A member that does not hear the leader, while the majority does, is served by way of the others, whichever of them is there.
+func TestMemberCutOff(t *testing.T) {
+	c := newTestCluster(t, 3, nil)
+	c.put(c.nodes[0], "k", "before")
+	leader := c.leader()
+	cut := c.follower()
+	cut.cutOff(t)
+	for cut.Status().LeaderID != "" {
+		c.tick()
+	}
+	c.wantValue(cut, "before")
+	c.put(cut, "k", "after")
+	c.wantValue(leader, "after")
+	lease, err := cut.Grant(t.Context(), kvdb.MinTTL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lease.Revoke(t.Context()); err != nil {
+		t.Error(err)
+	}
+
+	for _, node := range c.nodes {
+		if node != leader && node != cut {
+			node.server.Stop() // what is passed on by the leader alone
+		}
+	}
+	c.put(cut, "k", "later")
+	c.wantValue(cut, "later")
+}
+
+// What was relayed to a member without a leader goes no further: two of them would pass it back and forth.
+func TestRelayOnce(t *testing.T) {
+	c := newTestCluster(t, 3, nil)
+	leader := c.leader()
+	c.stop(leader)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	for _, node := range c.nodes {
+		if node == leader {
+			continue
+		}
+		node.cutOff(t)
+		for node.Status().LeaderID != "" {
+			c.tick()
+		}
+		r, err := kvServer{m: node.LocalMember}.Txn(ctx, &kvdbpb.TxnRequest{Origin: &kvdbpb.Origin{ClusterId: node.clusterID()}})
+		if err != nil || !errors.Is(fromFailure(r.GetFailure()), kvdb.ErrNoLeader) {
+			t.Errorf("%s answers %v, %v", node.name, r, err)
+		}
+	}
 }
 
 // Without a majority nothing is changed, and it is said so.

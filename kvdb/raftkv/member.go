@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -30,6 +31,7 @@ type LocalMember struct {
 	wg       sync.WaitGroup
 	formed   chan struct{} // closed when mu.raft or mu.err is set
 	rejoins  bool          // it was a member with data that are lost: it never founds a cluster
+	relayed  atomic.Uint32 // which member is asked first where the leader is out of reach
 
 	mu struct {
 		sync.Mutex

@@ -31,7 +31,7 @@ func (s kvServer) route(ctx context.Context, o *kvdbpb.Origin) (backend, error) 
 	if err := s.m.checkOrigin(o); err != nil {
 		return nil, err
 	}
-	b, err := s.m.route(ctx)
+	b, err := s.m.direct(ctx) // what was relayed must not be relayed on
 	if err != nil {
 		return nil, err
 	}
