@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"sync"
@@ -48,6 +49,7 @@ type host struct {
 	}
 
 	looked  int64       // when look did; by the worker only
+	damage  int64       // when tellDamage did; by the worker only
 	sweeper *time.Timer // of the next sweep; by the worker only
 	sweeps  bool        // it runs
 	crowded bool        // what it found; by the worker only
@@ -204,6 +206,15 @@ func (h *host) look() {
 	}
 }
 
+// tellDamage says that the disk returned something else than was written, once a lookInterval
+// at most: a client may read the same block all the time.
+func (h *host) tellDamage(err error) {
+	if t := now(); h.damage == 0 || t-h.damage >= lookInterval {
+		h.damage = t
+		h.lg.Error("stored data damaged, read from this replica refused", zap.Error(err))
+	}
+}
+
 func (h *host) apply(in *hostInput) {
 	switch in.kind {
 	case hostMessage:
@@ -228,6 +239,9 @@ func (h *host) apply(in *hostInput) {
 		io := in.io
 		if io.io.Buf != nil {
 			io.io.Buf.Release()
+		}
+		if errors.Is(in.err, block.ErrChecksum) {
+			h.tellDamage(in.err)
 		}
 		h.core.IODone(io.io, io.data, io.buf, in.err)
 		io.recycle()
@@ -403,6 +417,9 @@ func (h *host) request(io *core.LocalIO) *block.Request {
 		o.buf = block.NewBuffer(int(io.Len))
 		o.data = o.buf.Bytes()
 		r.Op, r.Data, r.Buf = block.OpRead, o.data, o.buf
+		if io.Kind == replication.MsgHashReq && h.core.Meta().State == replication.MemberSyncing {
+			r.Flags |= block.AsIs // what is damaged differs, and is copied then
+		}
 	default: // the core makes no other
 	}
 	return r
