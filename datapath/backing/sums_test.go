@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"hash/crc32"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -133,6 +135,10 @@ func TestSumsBelieved(t *testing.T) {
 			return reopen(t, p, r, false, func() {})
 		}, true},
 		{"crash with a write outside the log", func(t *testing.T, p *Pool, r *Replica) *Replica {
+			r = reopen(t, p, r, true, func() {})
+			if err := block.WriteAt(r, randomBytes(9, 4096), off, 0); err != nil {
+				t.Fatal(err)
+			}
 			return reopen(t, p, r, false, func() {})
 		}, false},
 		{"crash after the resync was over", func(t *testing.T, p *Pool, r *Replica) *Replica {
@@ -321,6 +327,57 @@ func TestSumsOverlap(t *testing.T) {
 	}
 }
 
+// TestSumsTwoAtOnce: of two writes to a block that are in flight at once either may be the last
+// one on the disk, and neither is taken for damage. A write alone is checked again
+// when the region was read anew.
+func TestSumsTwoAtOnce(t *testing.T) {
+	p, r := newTestReplica(t, sumsSize, EngineThreads)
+	if err := activate(r.Log(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := block.WriteAt(r, randomBytes(1, 4096), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	e := &crashEngine{engine: p.engine, rng: rand.New(rand.NewPCG(1, 0)), cached: make(map[cachedBlock][][]byte)}
+	var writes []*result
+	p.engine = e
+	for seed := range uint64(3) {
+		data := block.NewBuffer(4096)
+		defer data.Release()
+		copy(data.Bytes(), randomBytes(seed+2, 4096))
+		writes = append(writes, start(r, block.Request{Op: block.OpWrite, Len: 4096, Data: data.Bytes()}))
+	}
+	for range writes { // the last one first
+		slices.Reverse(e.flight)
+		o := e.flight[0]
+		e.flight = e.flight[1:]
+		slices.Reverse(e.flight)
+		o.owner.opDone(o, runOp(o))
+		p.engine = e.engine
+		if err := readErr(r, 0, 4096); err != nil {
+			t.Error(err)
+		}
+		p.engine = e
+	}
+	p.engine = e.engine
+	for _, w := range writes {
+		if err := <-w.err; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := readErr(r, 0, 4096); err != nil {
+		t.Error(err)
+	}
+	r = reopen(t, p, r, true, func() {})
+	if err := block.WriteAt(r, randomBytes(9, 4096), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	damage(r, 0)
+	if err := readErr(r, 0, 4096); !errors.Is(err, block.ErrChecksum) {
+		t.Errorf("a damaged block: %v", err)
+	}
+}
+
 // TestSumsFileFails: a checksum file that cannot be written costs the checksums, and no
 // request fails. What is there is not believed by the next process.
 func TestSumsFileFails(t *testing.T) {
@@ -342,6 +399,10 @@ func TestSumsFileFails(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := openTestReplica(t, p)
+			if err := block.WriteAt(r, randomBytes(3, 4096), meta.SumRegion, 0); err != nil {
+				t.Fatal(err)
+			}
+			r = reopen(t, p, r, true, func() {})
 			if err := activate(r.Log(), 1); err != nil {
 				t.Fatal(err)
 			}

@@ -107,7 +107,7 @@ func TestMakeSum(t *testing.T) {
 
 func TestGoldenSums(t *testing.T) {
 	var again [PageSize]byte
-	page := golden(t, "checksum file header", PageSize)
+	page := golden(t, "checksum file header")
 	h := SumHeader{SumOwner: sumOwner, Instance: seq(0x70), Previous: seq(0x80), Loose: true}
 	if got, err := DecodeSumHeader(page); err != nil || *got != h {
 		t.Errorf("the documented header decodes as %+v (%v)", got, err)
@@ -115,7 +115,7 @@ func TestGoldenSums(t *testing.T) {
 	if h.Encode(again[:]); string(again[:]) != string(page) {
 		t.Errorf("the header is encoded as\n%s", hex.Dump(again[:128]))
 	}
-	page = golden(t, "checksum page", PageSize)
+	page = golden(t, "checksum page")
 	var want, got [SumBlocks]Sum
 	want[0], want[1], want[31], want[33] = MakeSum(0x98f94189, 7*SumBlocks), 1, 0x40000005, SumBits
 	if err := DecodeSums(page, sumOwner, 7, &got); err != nil || got != want {
