@@ -5,6 +5,9 @@ import (
 	"sync"
 	"testing"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/tandem-storage/tandem/datapath/block"
 )
 
@@ -112,4 +115,22 @@ func TestDamagedBlock(t *testing.T) {
 	}
 	detach(t, a)
 	c.compare()
+}
+
+// TestNoChecksumsAreTold: a replica whose blocks have no checksums says so, once.
+func TestNoChecksumsAreTold(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a := c.nodes[0]
+	a.st.noSums = block.ErrNoSpace // nobody has looked yet
+	seen, logs := observer.New(zap.WarnLevel)
+	h := a.m.host(c.vol, a.rep)
+	h.lg = zap.New(seen)
+	for range 2 {
+		h.look()
+		h.looked = 0
+	}
+	es := logs.FilterMessage("no checksums kept, damage on the disk is not noticed").All()
+	if len(es) != 1 || es[0].ContextMap()["reason"] != block.ErrNoSpace.Error() {
+		t.Errorf("logged: %v", logs.All())
+	}
 }

@@ -50,6 +50,7 @@ type host struct {
 
 	looked  int64       // when look did; by the worker only
 	damage  int64       // when tellDamage did; by the worker only
+	noSums  bool        // look has told; by the worker only
 	sweeper *time.Timer // of the next sweep; by the worker only
 	sweeps  bool        // it runs
 	crowded bool        // what it found; by the worker only
@@ -179,40 +180,6 @@ func (h *host) work() {
 		h.carryOut()
 	}
 	go h.work() // whoever brought an input has work of its own
-}
-
-// lookInterval is how often, at most, a replica that has something to do looks
-// whether its pool has room.
-const lookInterval = int64(time.Second)
-
-// look finds out whether the pool has room. The replica tells it in its answers: one
-// that nobody asks anything needs no room.
-func (h *host) look() {
-	t := now()
-	if h.looked != 0 && t-h.looked < lookInterval {
-		return
-	}
-	h.looked = t
-	crowded, err := h.st.Crowded()
-	if err != nil || crowded == h.crowded {
-		return // whoever owns the pool says that it cannot be read
-	}
-	h.crowded = crowded
-	h.core.SetCrowded(crowded)
-	if crowded {
-		h.lg.Warn("pool nearly full, replica asks to leave the in-sync set")
-	} else {
-		h.lg.Info("pool has room again, replica may join the in-sync set")
-	}
-}
-
-// tellDamage says that the disk returned something else than was written, once a lookInterval
-// at most: a client may read the same block all the time.
-func (h *host) tellDamage(err error) {
-	if t := now(); h.damage == 0 || t-h.damage >= lookInterval {
-		h.damage = t
-		h.lg.Error("stored data damaged, read from this replica refused", zap.Error(err))
-	}
 }
 
 func (h *host) apply(in *hostInput) {
