@@ -66,6 +66,10 @@ test: deps build ## everything but fuzzing and benchmarks (installs what it need
 test-race: deps build ## the same under the race detector
 	$(GO) test -count=1 -race -timeout 40m $(PKG)
 
+.PHONY: sim
+sim: ## the replication core in a simulated world, 20,000 seeds (SEED=s one seed, with all that happens; SEED=s SEEDS=n so many)
+	@deploy/hack/sim.sh "$(SEED)" "$(SEEDS)" "$(KEEP)"
+
 .PHONY: mutants
 mutants: ## break one rule of the replication core at a time and see what catches it (up to an hour; MUTANT=regexp for some)
 	$(GO) test -tags mutants -run TestMutants -v -timeout 120m ./replication/core $(if $(MUTANT),-mutant.only='$(MUTANT)')

@@ -50,8 +50,8 @@ type ask uint8
 
 const (
 	askHash  ask = iota + 1
-	askRead      // a block from the source
-	askWrite     // a block to a destination
+	askRead      // a piece from the source
+	askWrite     // a piece to a destination
 	askFlush     // the joiner's flush before it joins
 )
 
@@ -74,7 +74,7 @@ type copyRequest struct {
 	kind ask
 	off  int64
 	n    int64
-	dst  mask // askRead: who needs the block
+	dst  mask // askRead: who needs the piece
 	sent int64
 }
 
@@ -313,32 +313,52 @@ func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
 	}
 }
 
-// compare reads what differs.
+// compare copies what differs, in pieces of blocks that follow each other.
 func (c *Coordinator) compare(j *copyJob) {
+	var p copyPiece
 	for off := int64(0); off < j.io.Len; off += replication.ResyncBlock {
 		k := int(off/replication.ResyncBlock) * replication.HashLen
 		h := j.hashes[j.src][k : k+replication.HashLen]
-		var dst mask
+		b := copyPiece{off: j.io.Off + off, n: min(replication.ResyncBlock, j.io.Len-off), zero: bytes.Equal(h, zeroHash)}
 		for i := range c.m {
 			if j.dst.has(i) && !bytes.Equal(h, j.hashes[i][k:k+replication.HashLen]) {
-				dst |= bit(i)
+				b.dst |= bit(i)
 			}
 		}
-		if dst == 0 {
+		if p.dst == b.dst && p.zero == b.zero && p.n < copyMost {
+			p.n += b.n
 			continue
 		}
-		n := min(replication.ResyncBlock, j.io.Len-off)
-		if n == replication.ResyncBlock && bytes.Equal(h, zeroHash) {
-			for i := range c.m {
-				if dst.has(i) {
-					c.request(copyRequest{job: j, to: i, kind: askWrite, off: j.io.Off + off, n: n},
-						replication.Message{Type: replication.MsgResyncWrite, Flags: j.flags(), Offset: j.io.Off + off, Length: n})
-				}
+		c.copyPiece(j, p)
+		p = b
+	}
+	c.copyPiece(j, p)
+}
+
+// copyPiece is a part of a span in which the same members differ from the source.
+type copyPiece struct {
+	off, n int64
+	dst    mask
+	zero   bool // the source has zeroes
+}
+
+// copyMost is the most that is read and sent at once, in bytes: the next piece is read while one is on its way.
+const copyMost = 4 * replication.ResyncBlock
+
+// copyPiece brings p to those that differ: zeroes at once, data when they have been read.
+func (c *Coordinator) copyPiece(j *copyJob, p copyPiece) {
+	switch {
+	case p.dst == 0:
+	case p.zero:
+		for i := range c.m {
+			if p.dst.has(i) {
+				c.request(copyRequest{job: j, to: i, kind: askWrite, off: p.off, n: p.n},
+					replication.Message{Type: replication.MsgResyncWrite, Flags: j.flags(), Offset: p.off, Length: p.n})
 			}
-			continue
 		}
-		c.request(copyRequest{job: j, to: j.src, kind: askRead, off: j.io.Off + off, n: n, dst: dst},
-			replication.Message{Type: replication.MsgRead, Offset: j.io.Off + off, Length: n})
+	default:
+		c.request(copyRequest{job: j, to: j.src, kind: askRead, off: p.off, n: p.n, dst: p.dst},
+			replication.Message{Type: replication.MsgRead, Offset: p.off, Length: p.n})
 	}
 }
 

@@ -58,6 +58,7 @@ var mutants = []mutant{
 	{"ack_any", "I3: a write on every member", "dispatch.go", "if c.holdAcks || !io.acked.covers(c.need()) {", "if c.holdAcks || io.acked&c.isr == 0 {"},
 	{"keep_lossy_in_isr", "I19: takeover drops the lossy", "takeover.go", "if solid := s &^ lossy; solid != 0 {", "if solid := s &^ lossy; false {"},
 	{"read_stale_source", "I20: who is not in sync is not read", "dispatch.go", "io.from = c.prefer(c.isr & c.openSet() &^ io.failed)", "io.from = c.prefer(c.openSet() &^ io.failed)"},
+	{"refusal_of_before", "I15: what was sent again is under way", "session.go", "\t\tio.full &^= bit(i)\n\t\tio.failed &^= bit(i)\n", ""},
 	{"overlap", "I15: overlapping writes", "io.go", "if s < b && a < t.end[i] && (io.exclusive() || t.ios[i].exclusive()) {", "if s < b && a < t.end[i] && (io.copy != nil || t.ios[i].copy != nil) {"},
 	{"mark_at_dispatch", "I14: marked when applied", "activity.go", "\tfor _, m := range r.maps {\n\t\tm.SetRange", "\tfor _, m := range r.maps[:0] {\n\t\tm.SetRange"},
 	{"no_log", "I11: the log before the write", "activity.go", "if x.state == regionOut && fits {", "if false {"},
@@ -146,7 +147,7 @@ func TestMutants(t *testing.T) {
 			continue
 		}
 		directed := m.run(bin, "-test.skip", "^TestSim$")
-		sim := m.run(bin, "-test.run", "^TestSim$", "-sim.seeds", *mutantSeeds)
+		sim := m.run(bin, "-test.run", "^TestSim$", "-sim.shrink=false", "-sim.seeds", *mutantSeeds)
 		switch {
 		case directed == "" && sim == "":
 			t.Errorf("%-26s SURVIVED (%s)", m.name, m.rule)
@@ -193,7 +194,7 @@ func (m *mutant) build(dir string) (bin string, err error) {
 }
 
 var (
-	seedHit  = regexp.MustCompile(`\(the (\d+)th\): (.*)`)
+	seedHit  = regexp.MustCompile(`the (\d+)th seed: seed \d+: (.*)`)
 	panicked = regexp.MustCompile(`panic: (.*)`)
 	failed   = regexp.MustCompile(`--- FAIL: (\S+)`)
 )

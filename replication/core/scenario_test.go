@@ -125,6 +125,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).cutTo[node(2)], node(2).cutTo[node(1)] = true, true
 	case "damage-log":
 		node(1).disk.log = newSimActivity(true)
+	case "reset":
+		node(1).resetConns()
 	case "heal":
 		w.healLinks()
 	case "damage":

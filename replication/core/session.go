@@ -161,7 +161,8 @@ func (c *Coordinator) SessionUp(now int64, i int, id replication.SessionID, ack 
 }
 
 // resend sends member i every request that it has not acknowledged. Applying
-// twice does no harm: nothing overlapping is in flight (I15).
+// twice does no harm: nothing overlapping is in flight (I15). What it refused is under
+// way again too, and may still be after the others have answered.
 func (c *Coordinator) resend(i int) {
 	var ios []*IO
 	for _, io := range c.flight.ios {
@@ -171,6 +172,8 @@ func (c *Coordinator) resend(i int) {
 	}
 	slices.SortFunc(ios, func(a, b *IO) int { return cmp.Compare(a.seq, b.seq) })
 	for _, io := range ios {
+		io.full &^= bit(i)
+		io.failed &^= bit(i)
 		c.sendIO(i, io)
 	}
 }
@@ -281,8 +284,6 @@ func (c *Coordinator) answer(i int, msg *replication.Message) {
 		return
 	}
 	io.acked |= bit(i)
-	io.full &^= bit(i) // if it was sent again
-	io.failed &^= bit(i)
 	c.settle(io)
 }
 

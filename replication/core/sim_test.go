@@ -6,8 +6,13 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,12 +25,13 @@ import (
 // come, and the limits of the coordinator; everything follows from the seed.
 
 var (
-	simSeed  = flag.Uint64("sim.seed", 0, "run only this seed")
-	simFirst = flag.Uint64("sim.first", 1, "first seed")
-	simSeeds = flag.Uint64("sim.seeds", 1500, "number of seeds")
-	simSteps = flag.Int("sim.steps", 3000, "steps with faults of each seed")
-	simAll   = flag.Bool("sim.all", false, "go on after a failure and print them all")
-	simLog   = flag.Bool("sim.log", false, "print what happens")
+	simFirst  = flag.Uint64("sim.first", 1, "first seed")
+	simSeeds  = flag.Uint64("sim.seeds", 1500, "number of seeds")
+	simSteps  = flag.Int("sim.steps", 3000, "steps with faults of each seed")
+	simAll    = flag.Bool("sim.all", false, "go on after a failure and print them all")
+	simShrink = flag.Bool("sim.shrink", true, "find out which of a failing seed's faults are needed")
+	simKeep   = flag.String("sim.keep", "", "of the seed's faults only these, by number, with commas, or none")
+	simLog    = flag.Bool("sim.log", false, "print what happens")
 )
 
 // fault is something that goes wrong, and how it is mended.
@@ -58,12 +64,7 @@ var faults = []fault{
 	}, nil},
 	{"link cut", func(w *simWorld, n *simNode) bool { return w.cut(n, true) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
 	{"link cut one way", func(w *simWorld, n *simNode) bool { return w.cut(n, false) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
-	{"connection reset", func(_ *simWorld, n *simNode) bool {
-		for _, id := range slices.Sorted(maps.Keys(n.conns)) {
-			n.conns[id].breakOff()
-		}
-		return len(n.conns) > 0
-	}, nil},
+	{"connection reset", func(_ *simWorld, n *simNode) bool { return n.resetConns() }, nil},
 	{"paused", func(_ *simWorld, n *simNode) bool { n.paused = true; return true }, func(_ *simWorld, n *simNode) { n.paused = false }},
 	{"kvdb down", func(w *simWorld, _ *simNode) bool { w.kvDown = true; return true }, func(w *simWorld, _ *simNode) { w.kvDown = false }},
 	{"kvdb out of reach of a node", func(_ *simWorld, n *simNode) bool { n.kvCut = true; return true }, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
@@ -167,8 +168,19 @@ type simFailure string
 
 // runSim runs one seed and returns what went wrong, "" if nothing did.
 func runSim(seed uint64, steps int) (w *simWorld, failed string) {
-	rng := rand.New(rand.NewPCG(seed, 17))
-	w = newSimWorld(2+rng.IntN(2), rng)
+	return runPlan(seed, steps, planOf(seed, steps))
+}
+
+// planOf is the plan of a seed, which says also how many nodes there are.
+func planOf(seed uint64, steps int) []simEvent {
+	return drawPlan(rand.New(rand.NewPCG(seed, 18)), simNodes(seed), steps)
+}
+
+func simNodes(seed uint64) int { return 2 + int(seed%2) }
+
+// runPlan runs one seed with another plan than its own.
+func runPlan(seed uint64, steps int, plan []simEvent) (w *simWorld, failed string) {
+	w = newSimWorld(simNodes(seed), rand.New(rand.NewPCG(seed, 17)))
 	w.fail = func(f string, a ...any) { panic(simFailure(fmt.Sprintf(f, a...))) }
 	if *simLog {
 		w.trace = func(f string, a ...any) {
@@ -181,40 +193,18 @@ func runSim(seed uint64, steps int) (w *simWorld, failed string) {
 		case simFailure:
 			failed = string(r)
 		default:
-			panic(r)
+			failed = fmt.Sprintf("panic: %v\n%s", r, debug.Stack())
 		}
 	}()
 	w.buggify()
-	var used []fault
-	for _, f := range faults {
-		if rng.IntN(3) == 0 {
-			used = append(used, f)
-		}
-	}
-	if rng.IntN(3) == 0 {
+	if w.rng.IntN(3) == 0 {
 		w.unknown = 20
 	}
-	often := 20 + rng.IntN(400)
-	mend := 20 + rng.IntN(400)
-	for range steps {
+	for step := range steps {
 		w.client.act()
 		w.step()
-		n := w.nodes[rng.IntN(len(w.nodes))]
-		if len(used) > 0 && rng.IntN(often) == 0 && n.up {
-			if f := used[rng.IntN(len(used))]; f.strike(w, n) {
-				w.trace("fault: %s at %s", f.name, n.id)
-				w.seen["fault: "+f.name]++
-			}
-		}
-		if rng.IntN(mend) == 0 {
-			for _, f := range used {
-				if f.mend != nil && rng.IntN(3) == 0 {
-					f.mend(w, n)
-				}
-			}
-			if !n.up {
-				n.start()
-			}
+		for ; len(plan) > 0 && plan[0].step == step; plan = plan[1:] {
+			w.happen(&plan[0])
 		}
 		w.manage()
 		if w.hopeless() {
@@ -308,34 +298,91 @@ func (w *simWorld) checkRest(c *Coordinator) {
 
 func TestSim(t *testing.T) {
 	first, n := *simFirst, *simSeeds
-	if *simSeed != 0 {
-		first, n = *simSeed, 1
-	}
 	if testing.Short() {
 		n = min(n, 100)
 	}
-	seen := map[string]int{}
-	var virtual int64
+	var all simTally
 	begin := time.Now()
-	for seed := first; seed < first+n; seed++ {
-		w, failed := runSim(seed, *simSteps)
-		if failed != "" && *simAll {
-			t.Errorf("seed %d: %.200s", seed, failed)
-			continue
-		}
-		if failed != "" {
-			t.Fatalf("seed %d (the %dth): %s\nreplay: go test ./replication/core -run TestSim -sim.steps=%d -sim.seed=%d -sim.log", seed, seed-first+1, failed, *simSteps, seed)
-		}
-		virtual += w.now
-		for k, v := range w.seen {
-			seen[k] += v
+	if *simKeep != "" {
+		all.add(runKept(t, first))
+	} else {
+		simAllSeeds(t, first, n, &all)
+	}
+	t.Logf("%d seeds from %d, %.2f simulated hours in %v", n, first, float64(all.virtual)/3600e9, time.Since(begin).Round(time.Second))
+	if testing.Verbose() {
+		for _, k := range slices.Sorted(maps.Keys(all.seen)) {
+			fmt.Fprintf(os.Stdout, "    %7d %s\n", all.seen[k], strings.TrimSpace(k))
 		}
 	}
-	t.Logf("%d seeds, %.2f simulated hours in %v", n, float64(virtual)/3600e9, time.Since(begin).Round(time.Second))
-	if testing.Verbose() {
-		for _, k := range slices.Sorted(maps.Keys(seen)) {
-			fmt.Fprintf(os.Stdout, "    %7d %s\n", seen[k], strings.TrimSpace(k))
+}
+
+// simAllSeeds runs n seeds from first on, as many at once as there are processors.
+func simAllSeeds(t *testing.T, first, n uint64, all *simTally) {
+	workers := runtime.GOMAXPROCS(0)
+	if *simLog {
+		workers = 1
+	}
+	var next atomic.Uint64
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for {
+				i := next.Add(1) - 1
+				if i >= n || t.Failed() && !*simAll {
+					return
+				}
+				w, failed := runSim(first+i, *simSteps)
+				switch {
+				case failed == "":
+					all.add(w)
+				case *simLog || !*simShrink:
+					t.Errorf("the %dth seed: seed %d: %s", i+1, first+i, failed)
+				default:
+					t.Errorf("the %dth seed: %s", i+1, simReport(first+i, *simSteps, failed))
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// runKept runs a seed with the events of its plan that -sim.keep names.
+func runKept(t *testing.T, seed uint64) *simWorld {
+	plan := planOf(seed, *simSteps)
+	var kept []simEvent
+	for _, f := range strings.Split(strings.TrimPrefix(*simKeep, "none"), ",") {
+		if f == "" {
+			continue
 		}
+		i, err := strconv.Atoi(f)
+		if err != nil || i < 0 || i >= len(plan) {
+			t.Fatalf("-sim.keep: %q is no event of the %d of seed %d", f, len(plan), seed)
+		}
+		kept = append(kept, plan[i])
+	}
+	w, failed := runPlan(seed, *simSteps, kept)
+	if failed != "" {
+		t.Error(failed)
+	}
+	return w
+}
+
+// simTally is what happened in many runs.
+type simTally struct {
+	mu      sync.Mutex
+	seen    map[string]int
+	virtual int64
+}
+
+func (a *simTally) add(w *simWorld) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.seen == nil {
+		a.seen = map[string]int{}
+	}
+	a.virtual += w.now
+	for k, v := range w.seen {
+		a.seen[k] += v
 	}
 }
 

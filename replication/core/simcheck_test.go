@@ -67,7 +67,7 @@ type simOp struct {
 	tag    uint64
 	covers [simBlocks]uint64          // flush: values known at its start
 	acks   [simBlocks]int             // flush: writes acknowledged at its start
-	unsure [simBlocks]bool            // flush: it covers something else than is known
+	unsure [simBlocks]bool            // flush: it may cover something else than is known
 	old    [simBlocks]map[uint64]bool // flush: values that cannot come back once it is done
 }
 
@@ -202,7 +202,10 @@ func (c *simClient) done(n *simNode, d Completion) {
 	switch {
 	case o.io.Kind == replication.MsgFlush:
 		for s := range simBlocks {
-			if o.acks[s] >= h.floor[s] && !o.unsure[s] {
+			if o.unsure[s] {
+				continue // it made stable what there was, and nobody knows what
+			}
+			if o.acks[s] >= h.floor[s] {
 				h.flushed[s], h.floor[s] = o.covers[s], o.acks[s]
 			}
 			for v := range o.old[s] {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
@@ -75,28 +76,30 @@ func (d *simDisk) do(w *simWorld, io *LocalIO) ([]byte, error) {
 	return nil, nil
 }
 
-var simHashes = map[string][]byte{}
+// simHashes are the hashes of ResyncBlocks by what is in them, for all worlds.
+var simHashes sync.Map
 
-// hash returns the hashes of ResyncBlocks; most are zeroes, the others are remembered.
+// hash returns the hashes of ResyncBlocks.
 func (d *simDisk) hash(off, n int64) []byte {
-	var h []byte
+	var h, what []byte
 	for end := off + n; off < end; off += replication.ResyncBlock {
 		k := min(replication.ResyncBlock, end-off)
-		key := binary.LittleEndian.AppendUint64(nil, uint64(k))
+		what = binary.LittleEndian.AppendUint64(what[:0], uint64(k))
 		for _, s := range simSectors {
 			if at := s*sector - off; at >= 0 && at < k && d.data[s] != 0 {
-				key = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(key, uint64(at)), d.data[s])
+				what = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(what, uint64(at)), d.data[s])
 			}
 		}
-		if simHashes[string(key)] == nil {
+		known, ok := simHashes.Load(string(what))
+		if !ok {
 			p := make([]byte, k)
-			for e := key[8:]; len(e) > 0; e = e[16:] {
+			for e := what[8:]; len(e) > 0; e = e[16:] {
 				copy(p[binary.LittleEndian.Uint64(e):], e[8:16])
 			}
 			s := sha256.Sum256(p)
-			simHashes[string(key)] = s[:replication.HashLen]
+			known, _ = simHashes.LoadOrStore(string(what), s[:replication.HashLen])
 		}
-		h = append(h, simHashes[string(key)]...)
+		h = append(h, known.([]byte)...)
 	}
 	return h
 }

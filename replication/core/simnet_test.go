@@ -1,6 +1,11 @@
 package core
 
-import "github.com/tandem-storage/tandem/replication"
+import (
+	"maps"
+	"slices"
+
+	"github.com/tandem-storage/tandem/replication"
+)
 
 // What is between the simulated nodes: sessions, the control exchange, the kvdb.
 
@@ -158,4 +163,13 @@ func (w *simWorld) inSync() (s []replication.NodeID) {
 		}
 	}
 	return s
+}
+
+// resetConns ends every connection to n's replica. It reports whether there was one.
+func (n *simNode) resetConns() bool {
+	ids := slices.Sorted(maps.Keys(n.conns))
+	for _, id := range ids {
+		n.conns[id].breakOff()
+	}
+	return len(ids) > 0
 }

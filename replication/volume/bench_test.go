@@ -3,13 +3,17 @@ package volume
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"os"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/tandem-storage/tandem/datapath/backing"
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/datapath/meta"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
 	"github.com/tandem-storage/tandem/replication/transport"
@@ -50,14 +54,14 @@ func (nullStorage) Stored() (Stored, error) {
 // netPeers are real connections with mutual TLS over loopback.
 type netPeers struct{ *transport.Peers }
 
-// newBenchVolume attaches a volume with two replicas on two nodes of this process.
-func newBenchVolume(b *testing.B) *Volume {
+// newBenchVolume attaches a volume with two replicas on two nodes of this process,
+// which are kept in what storage returns.
+func newBenchVolume(b *testing.B, size int64, storage func(replication.VolumeID, replication.ReplicaID) Storage) *Volume {
 	ca, err := pki.NewCA("bench", time.Hour)
 	if err != nil {
 		b.Fatal(err)
 	}
 	vol := replication.VolumeID(replication.NewUUID())
-	const size = 1 << 30
 	cfg := &replication.Config{
 		Version: 1, Volume: vol, Epoch: 1, Gen: 1, Phase: replication.PhaseDetached, Size: size,
 		Members: map[replication.ReplicaID]replication.Member{}, Protection: replication.MaxAvailability,
@@ -90,7 +94,7 @@ func newBenchVolume(b *testing.B) *Volume {
 			Node: node, Domain: replication.DomainID(name), Boot: boot, Instance: replication.NewUUID(),
 			Configs: kv, Peers: netPeers{p}, Usable: all, MayKeep: all, MayAttach: all,
 		})
-		if err := m.AddReplica(vol, rep, nullStorage{size}); err != nil {
+		if err := m.AddReplica(vol, rep, storage(vol, rep)); err != nil {
 			b.Fatal(err)
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -163,41 +167,133 @@ func BenchmarkVolume(b *testing.B) {
 		depth int
 	}{{block.OpWrite, 4 << 10, 1}, {block.OpWrite, 4 << 10, 32}, {block.OpWrite, 128 << 10, 8}, {block.OpRead, 4 << 10, 1}, {block.OpRead, 4 << 10, 32}} {
 		b.Run(fmt.Sprintf("%v/%dk/depth=%d", c.op, c.size>>10, c.depth), func(b *testing.B) {
-			v := newBenchVolume(b)
-			done := make(chan *benchIO, c.depth)
-			for range c.depth {
-				o := &benchIO{done: done}
-				buf := block.NewBuffer(int(c.size))
-				o.Op, o.Len, o.Buf, o.Data, o.By = c.op, c.size, buf, buf.Bytes(), o
-				done <- o
-			}
+			const size = 1 << 30
+			v := newBenchVolume(b, size, func(replication.VolumeID, replication.ReplicaID) Storage { return nullStorage{size} })
+			var off int64
 			b.SetBytes(c.size)
 			b.ReportAllocs()
-			b.ResetTimer()
-			batch := make([]*block.Request, 0, c.depth)
-			off := int64(0)
-			for n := 0; n < b.N; {
-				batch = batch[:0]
-				o := <-done
-				for {
-					o.Off = off
-					if off += c.size; off >= v.Info().Size {
-						off = 0
-					}
-					batch = append(batch, &o.Request)
-					n++
-					select {
-					case o = <-done:
-						continue
-					default:
-					}
-					break
+			benchVolume(b, v, c.op, c.size, c.depth, func() int64 {
+				at := off
+				if off += c.size; off >= size {
+					off = 0
 				}
-				v.Submit(batch)
+				return at
+			})
+		})
+	}
+}
+
+// benchVolume keeps depth requests in flight, at offsets that next gives.
+func benchVolume(b *testing.B, v *Volume, op block.Op, size int64, depth int, next func() int64) {
+	done := make(chan *benchIO, depth)
+	for range depth {
+		o := &benchIO{done: done}
+		buf := block.NewBuffer(int(size))
+		o.Op, o.Len, o.Buf, o.Data, o.By = op, size, buf, buf.Bytes(), o
+		done <- o
+	}
+	b.ResetTimer()
+	batch := make([]*block.Request, 0, depth)
+	for n := 0; n < b.N; {
+		batch = batch[:0]
+		o := <-done
+		for {
+			o.Off = next()
+			batch = append(batch, &o.Request)
+			n++
+			select {
+			case o = <-done:
+				continue
+			default:
 			}
-			for range c.depth {
-				<-done
+			break
+		}
+		v.Submit(batch)
+	}
+	for range depth {
+		<-done
+	}
+	b.StopTimer()
+}
+
+// logless is a replica that keeps no activity log.
+type logless struct{ Storage }
+
+func (l logless) ChangeLog(_ core.LogChange, done func(error)) {
+	if done != nil {
+		go done(nil)
+	}
+}
+
+func (l logless) Stored() (Stored, error) {
+	s, err := l.Storage.Stored()
+	s.Slots = 0
+	return s, err
+}
+
+// BenchmarkActivityLog measures writes by how many regions they go to, with the activity log and without: up to
+// meta.DefaultLogSlots regions are all in it, of ten times as many nearly none. The pools are in TANDEM_BENCH_DIR.
+func BenchmarkActivityLog(b *testing.B) {
+	const most = 10 * meta.DefaultLogSlots
+	const blocks = 4 // of each region, written before
+	for _, logged := range []bool{true, false} {
+		b.Run(fmt.Sprintf("log=%v", logged), func(b *testing.B) {
+			v := newBenchVolume(b, most*replication.RegionSize, func(vol replication.VolumeID, rep replication.ReplicaID) Storage {
+				st := newBenchStorage(b, vol, rep, most*replication.RegionSize)
+				if logged {
+					return st
+				}
+				return logless{st}
+			})
+			buf := block.NewBuffer(block.SectorSize)
+			b.Cleanup(buf.Release)
+			for i := range int64(most) {
+				for k := range int64(blocks) {
+					if err := block.WriteAt(v, buf.Bytes(), i*replication.RegionSize+k*block.SectorSize, 0); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			for _, regions := range []int64{16, meta.DefaultLogSlots / 2, most} {
+				for _, depth := range []int{1, 32} {
+					b.Run(fmt.Sprintf("regions=%d/depth=%d", regions, depth), func(b *testing.B) {
+						rng := rand.New(rand.NewPCG(1, uint64(regions)))
+						benchVolume(b, v, block.OpWrite, block.SectorSize, depth, func() int64 {
+							return rng.Int64N(regions)*replication.RegionSize + rng.Int64N(blocks)*block.SectorSize
+						})
+					})
+				}
 			}
 		})
 	}
+}
+
+func newBenchStorage(b *testing.B, vol replication.VolumeID, rep replication.ReplicaID, size int64) Storage {
+	dir := os.Getenv("TANDEM_BENCH_DIR")
+	if dir == "" {
+		dir = b.TempDir()
+	}
+	dir, err := os.MkdirTemp(dir, "pool")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { os.RemoveAll(dir) })
+	cluster := meta.UUID(replication.NewUUID())
+	pool, err := backing.OpenPool(backing.Options{Path: dir, Cluster: cluster, Node: "bench", AllowAnyFS: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { pool.Close() })
+	if err := pool.Create(backing.ReplicaSpec{Cluster: cluster, Volume: meta.UUID(vol), Replica: meta.UUID(rep), Size: size}); err != nil {
+		b.Fatal(err)
+	}
+	r, err := pool.Open(meta.UUID(vol), meta.UUID(rep))
+	if err != nil {
+		b.Fatal(err)
+	}
+	err = r.UpdateSuperblock(func(sb *meta.Superblock) { sb.Epoch, sb.Gen, sb.State = 1, 1, meta.StateInSync })
+	if err != nil {
+		b.Fatal(err)
+	}
+	return Backed(r, dir)
 }
