@@ -175,6 +175,15 @@ func (l *ActivityLog) SetLost(lost bool) {
 // are already cost nothing. meta.ErrLogFull: there are not Slots enough for all
 // of them, and none is changed.
 func (l *ActivityLog) Activate(regions []uint32, done func(error)) {
+	if fresh := l.r.sums.uncovered(regions); len(fresh) > 0 {
+		told := done
+		done = func(err error) {
+			if err == nil {
+				l.r.sums.cover(fresh)
+			}
+			told(err)
+		}
+	}
 	l.change(done, func() (uint64, error) {
 		for _, g := range regions {
 			if int64(g) >= l.r.regions {
@@ -188,14 +197,20 @@ func (l *ActivityLog) Activate(regions []uint32, done func(error)) {
 
 // Retire makes regions inactive: every write to them up to number stable is
 // settled on every replica, and every dirty map that has to tell of them is saved
-// (SaveDirtyMap). It is stored with the record of a later Activate, or by Flush or
+// (SaveDirtyMap); none is in flight. It is stored with the record of a later Activate, or by Flush or
 // CloseClean; nobody waits for it. Regions that are not active are ignored.
 func (l *ActivityLog) Retire(regions []uint32, stable uint64) {
+	if !l.r.gate.enter() {
+		return // what is active stays that
+	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	ops := l.r.sums.retire(regions)
 	l.table.SetTerm(l.r.term.Load())
 	l.table.SetStable(stable)
 	l.table.Retire(regions)
+	l.mu.Unlock()
+	l.r.sums.submit(ops)
+	l.r.gate.exit()
 }
 
 // Flush calls done when everything is durable that was changed before.
@@ -233,8 +248,12 @@ func (l *ActivityLog) change(done func(error), f func() (number uint64, err erro
 	}
 }
 
-// beginLocked makes the next record. It reports whether l.batch is to be submitted.
+// beginLocked makes the next record. It reports whether l.batch is to be submitted. As long as
+// the checksums of a retired region are on their way there is none, see resume.
 func (l *ActivityLog) beginLocked() bool {
+	if l.r.sums.unsaved.Load() > 0 {
+		return false
+	}
 	places, ok := l.table.Next(l.buf.Bytes())
 	if !ok {
 		return false
@@ -263,6 +282,23 @@ func (l *ActivityLog) opDone(_ *op, err error) {
 		l.table.Stored()
 		begun = l.beginLocked()
 	}
+	l.wakeLocked(begun, err)
+}
+
+// resume makes the record that waited for the checksums of retired regions.
+func (l *ActivityLog) resume() {
+	err := l.r.Err()
+	l.mu.Lock()
+	if l.busy {
+		l.mu.Unlock()
+		return // the next record begins when this one is stored
+	}
+	l.wakeLocked(err == nil && l.beginLocked(), err)
+}
+
+// wakeLocked submits what has begun and calls those whose change is stored, or everybody
+// because of err. It unlocks l.mu.
+func (l *ActivityLog) wakeLocked(begun bool, err error) {
 	var done []logWaiter
 	rest := l.waiting[:0]
 	for _, w := range l.waiting {

@@ -2,6 +2,7 @@ package backing
 
 import (
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -231,4 +232,78 @@ type countingEngine struct {
 func (c *countingEngine) submit(ops []*op) {
 	c.writes.Add(int64(len(ops)))
 	c.engine.submit(ops)
+}
+
+// nullEngine does nothing, at once.
+type nullEngine struct{ engine }
+
+func (nullEngine) submit(ops []*op) {
+	for _, o := range ops {
+		o.owner.opDone(o, nil)
+	}
+}
+
+// BenchmarkChecksums is what a request costs without the disk: with no checksums, with those that
+// came with it, and with those that are computed here.
+func BenchmarkChecksums(b *testing.B) {
+	for _, size := range []int{4 << 10, 128 << 10} {
+		for _, c := range []struct {
+			name     string
+			op       block.Op
+			off, sum bool
+		}{
+			{"write/off", block.OpWrite, true, false},
+			{"write/given", block.OpWrite, false, true},
+			{"write/computed", block.OpWrite, false, false},
+			{"read/off", block.OpRead, true, false},
+			{"read/checked", block.OpRead, false, false},
+		} {
+			b.Run(fmt.Sprintf("%s/%dk", c.name, size>>10), func(b *testing.B) {
+				p, err := OpenPool(Options{Path: b.TempDir(), Cluster: testCluster, Node: "n1", NoChecksums: c.off})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer p.Close()
+				createTestReplica(b, p, 8<<20)
+				r := openTestReplica(b, p)
+				defer r.Close()
+				if err := activate(r.Log(), 0, 1); err != nil {
+					b.Fatal(err)
+				}
+				data := block.NewBuffer(size)
+				defer data.Release()
+				copy(data.Bytes(), randomBytes(1, size))
+				pp := &pipe{done: make(chan *block.Request, 1)}
+				req := &block.Request{Op: block.OpWrite, Data: data.Bytes(), Len: int64(size), By: pp}
+				batch := []*block.Request{req}
+				do := func() {
+					r.Submit(batch)
+					<-pp.done
+				}
+				const places = 16
+				for i := range int64(places) {
+					req.Off = i * int64(size)
+					do()
+				}
+				engine := p.engine
+				p.engine = nullEngine{engine}
+				defer func() { p.engine = engine }()
+				if req.Op = c.op; c.sum {
+					for off := 0; off < size; off += block.SectorSize {
+						req.Sums = append(req.Sums, crc32.Checksum(data.Bytes()[off:off+block.SectorSize], castagnoli))
+					}
+				}
+				b.ReportAllocs()
+				before := usage(b)
+				b.ResetTimer()
+				for i := range b.N {
+					req.Off = int64(i%places) * int64(size)
+					do()
+				}
+				b.StopTimer()
+				after := usage(b)
+				b.ReportMetric(float64(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano())/float64(b.N), "cpu-ns/op")
+			})
+		}
+	}
 }

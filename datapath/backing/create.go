@@ -139,6 +139,15 @@ func (p *Pool) build(dir string, k key, s ReplicaSpec) error {
 		return err
 	}
 	pages.Close()
+	if !p.o.NoChecksums {
+		sums, err := createSums(dir, s.Size, &meta.SumHeader{
+			SumOwner: meta.SumOwner{Replica: s.Replica, Generation: newUUID()}, Instance: p.self, Previous: p.self,
+		})
+		if err != nil {
+			return err
+		}
+		sums.Close()
+	}
 	for i := range spareMaps {
 		f, err := meta.CreatePages(filepath.Join(dir, spareName(i)), meta.DirtyPages(s.Size))
 		if err != nil {

@@ -10,6 +10,7 @@
 //	    sb                              superblock, two slots; mirrored in xattr user.tandem.sb of the directory
 //	    lock                            flock of the process that has it open
 //	    al                              activity log
+//	    cs                              checksums of the blocks
 //	    dm.<peer>, dm.free.<n>          dirty maps, and allocated files for the next ones
 //	    chunks                          which chunks have been made
 //	    head/<n>                        chunk n: bytes [n*ChunkSize, (n+1)*ChunkSize)
@@ -26,6 +27,13 @@
 // written through O_DSYNC: the file has been written in full when it was made, so
 // that there are no unwritten extents, and one record is two writes at once that a
 // disk with FUA makes stable without emptying its cache.
+//
+// # Checksums
+//
+// A read returns what was written or fails with block.ErrChecksum, for blocks whose
+// checksum is known. They are kept in memory for the regions in the log, taken over from
+// block.Request.Sums where there are such, and stored before the log forgets a region.
+// Nothing that goes wrong with them fails a request.
 //
 // # Engines
 //
@@ -58,7 +66,8 @@
 // A failed fdatasync leaves the data unknown and a second one would lie, so it is
 // never retried: any error of a write or a sync other than lack of space faults
 // the replica for good, and a failed sync faults every open replica of the pool,
-// which share the file system (I25). A read error fails that read alone.
+// which share the file system (I25). A read error fails that read alone, and so does
+// a checksum that does not match.
 //
 // # Locks
 //

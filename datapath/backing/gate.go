@@ -24,6 +24,9 @@ func (g *gate) enter() bool {
 	return false
 }
 
+// more counts one more for a caller that is counted already.
+func (g *gate) more() { g.n.Add(1) }
+
 func (g *gate) exit() {
 	if g.n.Add(-1) == gateShut {
 		g.once.Do(func() { close(g.idle) })

@@ -197,6 +197,9 @@ func (r *Replica) UpdateSuperblock(f func(*meta.Superblock)) error {
 	if err := sb.Validate(); err != nil {
 		return err
 	}
+	if sb.State == meta.StateInSync && old.State != meta.StateInSync {
+		r.sums.tighten() // it was resynced, which the log does not tell of
+	}
 	if err := r.storeLocked(sb); err != nil {
 		r.fault(err)
 		return r.Err()

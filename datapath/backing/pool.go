@@ -46,6 +46,8 @@ type Options struct {
 	// LogSlots is how many regions of a replica may be active at once, up to
 	// meta.MaxLogSlots. 0 is meta.DefaultLogSlots.
 	LogSlots int
+	// NoChecksums keeps no checksums of the blocks.
+	NoChecksums bool
 	// Engine chooses how I/O is done; zero is the best that the kernel offers.
 	Engine Engine
 }

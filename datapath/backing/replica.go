@@ -40,6 +40,7 @@ type Replica struct {
 	maker    maker
 	gate     gate
 	log      *ActivityLog
+	sums     sums
 
 	failure atomic.Pointer[error]
 	faulted chan struct{}
@@ -120,7 +121,14 @@ func (r *Replica) open() (err error) {
 	if err := r.openLog(sb.Instance); err != nil {
 		return err
 	}
-	return r.markOpen(sb)
+	r.openSums(sb)
+	if err := r.markOpen(sb); err != nil {
+		return err
+	}
+	r.gate.enter()
+	defer r.gate.exit()
+	r.sums.cover(r.log.Active())
+	return nil
 }
 
 // Info implements block.Device.
@@ -205,6 +213,10 @@ func (r *Replica) settle() error {
 	if err != nil {
 		return r.Err()
 	}
+	r.sums.settle()
+	if err := r.Err(); err != nil {
+		return err
+	}
 	if err := r.log.settle(); err != nil {
 		return err
 	}
@@ -218,6 +230,7 @@ func (r *Replica) shut() {
 	if r.log != nil {
 		r.log.close()
 	}
+	r.sums.close()
 	for i := range r.chunks {
 		if c := r.chunks[i].Load(); c != nil {
 			c.f.Close()

@@ -21,6 +21,9 @@ type task struct {
 	pending atomic.Int32
 	failed  atomic.Pointer[error] // the first error
 	parts   [2]op                 // a read or write touches two chunks at most
+
+	sums    sumsMode
+	regions [2]*sumRegion // of a read
 }
 
 var tasks = sync.Pool{New: func() any { return new(task) }}
@@ -49,6 +52,10 @@ func (r *Replica) Submit(batch []*block.Request) {
 		}
 		r.start(l, req)
 	}
+	r.submit(l)
+}
+
+func (r *Replica) submit(l *opList) {
 	if len(l.ops) > 0 {
 		r.pool.engine.submit(l.ops)
 	}
@@ -57,11 +64,24 @@ func (r *Replica) Submit(batch []*block.Request) {
 	opLists.Put(l)
 }
 
+// startAll starts requests that the gate has let in.
+func (r *Replica) startAll(reqs []*block.Request) {
+	l := opLists.Get().(*opList)
+	for _, req := range reqs {
+		r.start(l, req)
+	}
+	r.submit(l)
+}
+
 // start adds the ops of a well-formed request to l.
 func (r *Replica) start(l *opList, req *block.Request) {
 	t := tasks.Get().(*task)
 	t.r, t.req = r, req
 	t.pending.Store(1) // for start itself
+	if !r.sums.off.Load() && !r.sums.start(t) {
+		t.recycle()
+		return
+	}
 	data := req.Data
 	switch req.Op {
 	case block.OpFlush:
@@ -154,11 +174,28 @@ func (t *task) done(err error) {
 
 func (t *task) fail(err error) { t.failed.CompareAndSwap(nil, &err) }
 
-// drop uncounts one thing that was pending and completes the request after the last.
+// drop uncounts one thing that was pending and ends the request after the last.
 func (t *task) drop() {
 	if t.pending.Add(-1) > 0 {
 		return
 	}
+	if t.sums == sumsVerify && t.failed.Load() == nil && !t.r.sums.match(t) {
+		go t.r.sums.recheck(t) // it waits for the disk
+		return
+	}
+	t.finish()
+}
+
+// data is where what was read is.
+func (t *task) data() []byte {
+	if t.bounce != nil {
+		return t.bounce.Bytes()
+	}
+	return t.req.Data
+}
+
+// finish completes the request.
+func (t *task) finish() {
 	r, req := t.r, t.req
 	failed := t.failed.Swap(nil)
 	if failed == nil && req.Op != block.OpRead {
@@ -170,17 +207,24 @@ func (t *task) drop() {
 	if failed != nil {
 		err = &block.RequestError{Op: req.Op, Off: req.Off, Len: req.Len, Err: *failed}
 	}
+	if t.sums == sumsCovered || t.sums == sumsLoose {
+		r.sums.end(t, err)
+	}
 	if t.bounce != nil {
 		if req.Op == block.OpRead && err == nil {
 			copy(req.Data, t.bounce.Bytes())
 		}
 		t.bounce.Release()
 	}
-	t.r, t.req, t.bounce = nil, nil, nil
-	t.parts = [2]op{}
-	tasks.Put(t)
+	t.recycle()
 	req.By.Complete(req, err)
 	r.gate.exit()
+}
+
+func (t *task) recycle() {
+	t.r, t.req, t.bounce, t.sums = nil, nil, nil, sumsNone
+	t.parts, t.regions = [2]op{}, [2]*sumRegion{}
+	tasks.Put(t)
 }
 
 // classify makes the error of a request of what the system said, and faults the

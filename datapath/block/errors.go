@@ -15,6 +15,10 @@ var (
 	ErrNoSpace      = errors.New("block: no space left")
 	ErrClosed       = errors.New("block: device is closed")
 	ErrIO           = errors.New("block: input/output error")
+
+	// ErrChecksum means that what the disk returned is not what was written. Other
+	// blocks are not affected; one that is written anew is well again. It is also an ErrIO.
+	ErrChecksum = fmt.Errorf("block: stored data do not match their checksum: %w", ErrIO)
 )
 
 // RequestError says which request met an error.

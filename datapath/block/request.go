@@ -40,6 +40,8 @@ const (
 	FUA Flags = 1 << iota
 	// NoHole: OpWriteZeroes keeps the space allocated.
 	NoHole
+	// AsIs: OpRead gives what is stored, even if its checksum is wrong.
+	AsIs
 )
 
 // Request is one I/O. The submitter fills the exported fields; the device does

@@ -10,16 +10,16 @@ import (
 	"testing"
 )
 
-// golden returns the bytes of the dump in FORMAT.md that follows the line with
+// golden returns the page of the dump in FORMAT.md that follows the line with
 // the name, in a form like that of hexdump -C; what is left out is zero.
-func golden(t *testing.T, name string, size int) []byte {
+func golden(t *testing.T, name string) []byte {
 	t.Helper()
 	f, err := os.Open("FORMAT.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	out := make([]byte, size)
+	out := make([]byte, PageSize)
 	found, in, lines := false, false, 0
 	for s := bufio.NewScanner(f); s.Scan(); {
 		line := s.Text()
@@ -63,7 +63,7 @@ func seq(first byte) (u UUID) {
 
 // TestGolden holds the documented bytes against the code, in both directions.
 func TestGolden(t *testing.T) {
-	page := golden(t, "superblock", PageSize)
+	page := golden(t, "superblock")
 	want := &Superblock{
 		Seq: 6, Cluster: seq(0x10), Volume: seq(0x20), Replica: seq(0x30), Inode: seq(0x40), KVIncarnation: seq(0x50),
 		BootID: seq(0x60), Instance: seq(0x70), Epoch: 7, Gen: 0x1122334455667788, ForkGen: 1, Term: 5,
@@ -80,7 +80,7 @@ func TestGolden(t *testing.T) {
 		t.Errorf("the superblock is encoded as (%v)\n%s", err, hex.Dump(again[:SuperblockLen]))
 	}
 
-	page = golden(t, "activity log record", PageSize)
+	page = golden(t, "activity log record")
 	rec := &logRecord{
 		owner: logOwner{seq(0x30), seq(0x70), seq(0x80)}, tx: 300, lost: true, term: 5, stable: 1000, slots: 8,
 		updates: []logUpdate{{2, 9}, {5, LogFree}}, first: 1, context: []uint32{LogFree, 9, 7, 0x12345678, LogFree},
@@ -93,7 +93,7 @@ func TestGolden(t *testing.T) {
 		t.Errorf("the log record is encoded as\n%s", hex.Dump(again[:]))
 	}
 
-	page = golden(t, "dirty map page", PageSize)
+	page = golden(t, "dirty map page")
 	m := NewDirtyMap(40000 * DirtyBlock) // two pages; this is the second one
 	for _, b := range []int64{0, 1, 9, 63, 64, 7000} {
 		m.Set((PageBits+b)*DirtyBlock, 1)

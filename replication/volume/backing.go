@@ -24,6 +24,9 @@ func Backed(r *backing.Replica, path string) Storage { return backed{r, path} }
 // Pool implements Storage.
 func (b backed) Pool() string { return b.pool }
 
+// ChecksumsOff implements Storage.
+func (b backed) ChecksumsOff() error { return b.Checksums().Off }
+
 var states = map[meta.State]replication.MemberState{
 	meta.StateEmpty:   replication.MemberStale,
 	meta.StateInSync:  replication.MemberInSync,

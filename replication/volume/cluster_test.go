@@ -96,6 +96,7 @@ type testStorage struct {
 	mu     sync.Mutex
 	stored Stored
 	fail   error // of Persist
+	noSums error
 
 	crowded atomic.Bool
 	looks   atomic.Int64 // calls of Crowded
@@ -167,6 +168,13 @@ func (s *testStorage) CloseClean(rest core.Rest) error {
 	s.keepLocked(rest.Maps)
 	s.stored.Active = slices.DeleteFunc(slices.Clone(s.stored.Active), func(g uint32) bool { return slices.Contains(rest.Retire, g) })
 	return nil
+}
+
+// ChecksumsOff implements Storage.
+func (s *testStorage) ChecksumsOff() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.noSums
 }
 
 // Pool implements Storage.

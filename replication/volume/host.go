@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"sync"
@@ -48,6 +49,8 @@ type host struct {
 	}
 
 	looked  int64       // when look did; by the worker only
+	damage  int64       // when tellDamage did; by the worker only
+	noSums  bool        // look has told; by the worker only
 	sweeper *time.Timer // of the next sweep; by the worker only
 	sweeps  bool        // it runs
 	waker   *time.Timer // of the next time that the core asked for; by the worker only
@@ -187,30 +190,6 @@ func (h *host) work() {
 	go h.work() // whoever brought an input has work of its own
 }
 
-// lookInterval is how often, at most, a replica that has something to do looks
-// whether its pool has room.
-const lookInterval = int64(time.Second)
-
-// look finds out whether the pool has room. The replica tells it in its answers: one
-// that nobody asks anything needs no room.
-func (h *host) look(t int64) {
-	if h.looked != 0 && t-h.looked < lookInterval {
-		return
-	}
-	h.looked = t
-	crowded, err := h.st.Crowded()
-	if err != nil || crowded == h.crowded {
-		return // whoever owns the pool says that it cannot be read
-	}
-	h.crowded = crowded
-	h.core.SetCrowded(crowded)
-	if crowded {
-		h.lg.Warn("pool nearly full, replica asks to leave the in-sync set")
-	} else {
-		h.lg.Info("pool has room again, replica may join the in-sync set")
-	}
-}
-
 func (h *host) apply(in *hostInput) {
 	switch in.kind {
 	case hostMessage:
@@ -235,6 +214,9 @@ func (h *host) apply(in *hostInput) {
 		io := in.io
 		if io.io.Buf != nil {
 			io.io.Buf.Release()
+		}
+		if errors.Is(in.err, block.ErrChecksum) {
+			h.tellDamage(in.err)
 		}
 		h.core.IODone(io.io, io.data, io.buf, in.err)
 		io.recycle()
@@ -414,6 +396,9 @@ func (h *host) request(io *core.LocalIO) *block.Request {
 		o.buf = block.NewBuffer(int(io.Len))
 		o.data = o.buf.Bytes()
 		r.Op, r.Data, r.Buf = block.OpRead, o.data, o.buf
+		if io.Kind == replication.MsgHashReq && h.core.Meta().State == replication.MemberSyncing {
+			r.Flags |= block.AsIs // what is damaged differs, and is copied then
+		}
 	default: // the core makes no other
 	}
 	return r

@@ -27,6 +27,9 @@ type Storage interface {
 	// leave the in-sync set. It does not wait for I/O.
 	Crowded() (bool, error)
 
+	// ChecksumsOff says why blocks have no checksums; nil if they have. It does not wait for I/O.
+	ChecksumsOff() error
+
 	// CloseClean stores what is left, makes everything durable and closes: the
 	// next open counts as after a clean stop. No I/O is in flight.
 	CloseClean(rest core.Rest) error

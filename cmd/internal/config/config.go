@@ -68,6 +68,8 @@ type Pool struct {
 	Path string `yaml:"path"`
 	// Accept a file system other than XFS and ext4. Tandem's promises about power loss were tested on these two only.
 	AllowAnyFS bool `yaml:"allowAnyFS"`
+	// Keep no checksums of the blocks on the disk. What the disk returns is believed then.
+	NoChecksums bool `yaml:"noChecksums"`
 }
 
 // Peer is the address for other nodes.

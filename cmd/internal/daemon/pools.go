@@ -35,7 +35,7 @@ func openPools(c *config.Config, lg *zap.Logger) (*pools, error) {
 		if err := os.MkdirAll(pc.Path, 0o700); err != nil {
 			return nil, errors.Join(fmt.Errorf("pool %s: %w", pc.Path, err), p.close())
 		}
-		pool, err := backing.OpenPool(backing.Options{Path: pc.Path, Cluster: p.cluster, Node: c.NodeID, AllowAnyFS: pc.AllowAnyFS})
+		pool, err := backing.OpenPool(backing.Options{Path: pc.Path, Cluster: p.cluster, Node: c.NodeID, AllowAnyFS: pc.AllowAnyFS, NoChecksums: pc.NoChecksums})
 		if err != nil {
 			return nil, errors.Join(err, p.close())
 		}
