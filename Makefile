@@ -62,7 +62,7 @@ bench: build ## latency and throughput beside the floor of this machine, into be
 # Nothing is taken from the cache: it does not know what the end-to-end tests build.
 .PHONY: test
 test: deps build ## everything but fuzzing and benchmarks (installs what it needs; some minutes)
-	$(GO) test -count=1 -timeout 18m $(PKG)
+	$(GO) test -count=1 -timeout 30m $(PKG)
 
 .PHONY: test-race
 test-race: deps build ## the same under the race detector

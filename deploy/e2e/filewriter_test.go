@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -65,8 +64,8 @@ func loopOver(t *testing.T, uri string) (dev string, gone func()) {
 
 // fileWriter writes files on a file system, in a process of its own, and keeps a ledger of what was confirmed.
 type fileWriter struct {
-	dev, mnt, script, ledger, log string
-	proc                          *lab.Process
+	load
+	dev, mnt, script string
 }
 
 func newFileWriter(t *testing.T, dev string) *fileWriter {
@@ -75,20 +74,12 @@ func newFileWriter(t *testing.T, dev string) *fileWriter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	w := &fileWriter{dev: dev, mnt: filepath.Join(dir, "mnt"), script: script, ledger: filepath.Join(dir, "ledger"), log: filepath.Join(dir, "log")}
+	w := &fileWriter{dev: dev, mnt: filepath.Join(t.TempDir(), "mnt"), script: script}
 	if err := os.Mkdir(w.mnt, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		_ = unix.Unmount(w.mnt, unix.MNT_DETACH)
-		if w.proc != nil {
-			_ = w.proc.Kill()
-		}
-		if t.Failed() {
-			t.Log(lab.Tail(w.log, 5))
-		}
-	})
+	w.begin(t, func(f []string) (ns string, ok bool) { return f[len(f)-1], len(f) == 2 })
+	t.Cleanup(func() { _ = unix.Unmount(w.mnt, unix.MNT_DETACH) })
 	return w
 }
 
@@ -103,63 +94,6 @@ func (w *fileWriter) start(t *testing.T) {
 	}
 	w.proc = p
 	w.more(t, 10, 20*time.Second)
-}
-
-// acks are the times at which rounds were confirmed.
-func (w *fileWriter) acks(t *testing.T) []time.Time {
-	t.Helper()
-	data, err := os.ReadFile(w.ledger)
-	if err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
-	var ts []time.Time
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) == 2 && strings.HasSuffix(line, "\n") {
-			ns, err := strconv.ParseInt(f[1], 10, 64)
-			if err != nil {
-				t.Fatalf("ledger line %q: %v", line, err)
-			}
-			ts = append(ts, time.Unix(0, ns))
-		}
-	}
-	return ts
-}
-
-// more waits until n more rounds are confirmed than at the call.
-func (w *fileWriter) more(t *testing.T, n int, within time.Duration) {
-	t.Helper()
-	before := len(w.acks(t))
-	until(t, fmt.Sprintf("%d more rounds are confirmed", n), within, func() (bool, error) {
-		if !w.proc.Running() {
-			return false, lab.Final(fmt.Errorf("the writer ended with code %d\n%s", w.proc.ExitCode(), lab.Tail(w.log, 5)))
-		}
-		now := len(w.acks(t)) - before
-		return now >= n, fmt.Errorf("%d were", now)
-	})
-}
-
-// pause returns the longest time without a confirmation since a moment.
-func (w *fileWriter) pause(t *testing.T, since time.Time) (longest time.Duration) {
-	t.Helper()
-	last := since
-	for _, a := range w.acks(t) {
-		if a.After(since) {
-			longest = max(longest, a.Sub(last))
-			last = a
-		}
-	}
-	return longest
-}
-
-// stop ends the writer in order.
-func (w *fileWriter) stop(t *testing.T) {
-	t.Helper()
-	if err := w.proc.Stop(syscall.SIGTERM, time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	if code := w.proc.ExitCode(); code != 0 {
-		t.Fatalf("the writer ended with code %d\n%s", code, lab.Tail(w.log, 5))
-	}
 }
 
 // check compares what is there with the ledger. The file system is mounted.

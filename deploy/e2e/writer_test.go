@@ -2,13 +2,11 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,9 +18,9 @@ const python = "/usr/bin/python3"
 
 // writer writes over NBD, in a process of its own, and keeps a ledger of what was confirmed.
 type writer struct {
-	script, ledger, log string
-	rng                 *rand.Rand
-	proc                *lab.Process
+	load
+	script string
+	rng    *rand.Rand
 }
 
 // seeded returns the test's source of randomness.
@@ -44,16 +42,8 @@ func newWriter(t *testing.T) *writer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	w := &writer{script: script, ledger: filepath.Join(dir, "ledger"), log: filepath.Join(dir, "log"), rng: seeded(t)}
-	t.Cleanup(func() {
-		if w.proc != nil {
-			_ = w.proc.Kill()
-		}
-		if t.Failed() {
-			t.Log(lab.Tail(w.log, 5))
-		}
-	})
+	w := &writer{script: script, rng: seeded(t)}
+	w.begin(t, func(f []string) (ns string, ok bool) { return f[len(f)-1], len(f) == 6 && f[0] == "a" })
 	return w
 }
 
@@ -66,65 +56,6 @@ func (w *writer) start(t *testing.T, uri string) {
 	}
 	w.proc = p
 	w.more(t, 50, 20*time.Second)
-}
-
-// acks are the times at which requests were confirmed.
-func (w *writer) acks(t *testing.T) []time.Time {
-	t.Helper()
-	data, err := os.ReadFile(w.ledger)
-	if err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
-	var ts []time.Time
-	for line := range strings.Lines(string(data)) {
-		f := strings.Fields(line)
-		if len(f) == 6 && f[0] == "a" && strings.HasSuffix(line, "\n") {
-			ns, err := strconv.ParseInt(f[5], 10, 64)
-			if err != nil {
-				t.Fatalf("ledger line %q: %v", line, err)
-			}
-			ts = append(ts, time.Unix(0, ns))
-		}
-	}
-	return ts
-}
-
-// more waits until n more requests are confirmed than at the call.
-func (w *writer) more(t *testing.T, n int, within time.Duration) {
-	t.Helper()
-	before := len(w.acks(t))
-	until(t, fmt.Sprintf("%d more writes are confirmed", n), within, func() (bool, error) {
-		if !w.proc.Running() {
-			return false, lab.Final(fmt.Errorf("the writer ended with code %d\n%s", w.proc.ExitCode(), lab.Tail(w.log, 5)))
-		}
-		now := len(w.acks(t)) - before
-		return now >= n, fmt.Errorf("%d were", now)
-	})
-}
-
-// pause returns the longest time without a confirmation since a moment.
-func (w *writer) pause(t *testing.T, since time.Time) time.Duration {
-	t.Helper()
-	var longest time.Duration
-	last := since
-	for _, a := range w.acks(t) {
-		if a.After(since) {
-			longest = max(longest, a.Sub(last))
-			last = a
-		}
-	}
-	return longest
-}
-
-// stop ends the writer in order.
-func (w *writer) stop(t *testing.T) {
-	t.Helper()
-	if err := w.proc.Stop(syscall.SIGTERM, 60*time.Second); err != nil {
-		t.Fatal(err)
-	}
-	if code := w.proc.ExitCode(); code != 0 {
-		t.Fatalf("the writer ended with code %d\n%s", code, lab.Tail(w.log, 5))
-	}
 }
 
 // failed waits until the writer's device failed, and returns what it said.
