@@ -36,6 +36,7 @@ func TestCodes(t *testing.T) {
 		{kvdb.ErrNoLeader, codes.Unavailable},
 		{block.ErrNoSpace, codes.ResourceExhausted},
 		{block.ErrNotSupported, codes.Unimplemented},
+		{block.ErrChecksum, codes.DataLoss},
 		{errors.New("anything else"), codes.Internal},
 		{errors.Join(errors.New("x"), kvdb.ErrNoLeader), codes.Unavailable},
 		// Who says more decides: the volume, not the store beneath.

@@ -170,6 +170,7 @@ var table = []row{
 	{"datapath/block.ErrNotSupported", block.ErrNotSupported, codes.Unimplemented, ""},
 	{"datapath/block.ErrNoSpace", block.ErrNoSpace, codes.ResourceExhausted, hintSpace},
 	{"datapath/block.ErrClosed", block.ErrClosed, codes.Unavailable, hintTryOther},
+	{"datapath/block.ErrChecksum", block.ErrChecksum, codes.DataLoss, "the disk returned what was not written, and no other replica has the block: write it anew from a backup; see the daemon's log for where it is"},
 	{"datapath/block.ErrIO", block.ErrIO, codes.FailedPrecondition, hintReset},
 
 	// cmd
