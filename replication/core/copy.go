@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"slices"
 
+	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 )
 
@@ -16,6 +17,10 @@ const copySpan = 1 << 20
 const copyTries = 3
 
 const spanBlocks = copySpan / replication.ResyncBlock
+
+// directSpans is how many spans are copied without being compared after one of which
+// most differed. The next is compared again.
+const directSpans = 16
 
 // zeroHash is the hash of a ResyncBlock of zeroes.
 var zeroHash = func() []byte {
@@ -30,6 +35,7 @@ type copyJob struct {
 	src       int
 	dst       mask
 	reconcile bool // for D; else for the joiner
+	direct    bool // copies without comparing
 	hashes    [][]byte
 	open      int // requests without answer
 	failed    bool
@@ -224,6 +230,10 @@ func (c *Coordinator) startSpan(marks *Bitmap, b, src int, dst mask, rec bool) i
 	off := int64(b) * replication.ResyncBlock
 	j := &copyJob{src: src, dst: dst, reconcile: rec, hashes: make([][]byte, len(c.m))}
 	j.io = IO{Off: off, Len: min(int64(end)*replication.ResyncBlock, c.cfg.Size) - off, slot: -1, from: -1, born: c.now, copy: j}
+	if !rec && c.join.direct > 0 {
+		c.join.direct--
+		j.direct = true
+	}
 	c.jobs = append(c.jobs, j)
 	if c.dispatchable(&j.io) {
 		c.dispatch(&j.io)
@@ -238,6 +248,12 @@ func (c *Coordinator) startCopy(j *copyJob) {
 	if j.failed || !c.openSet().covers(j.dst|bit(j.src)) {
 		j.failed = true
 		c.copyStep(j)
+		return
+	}
+	if j.direct {
+		for off := int64(0); off < j.io.Len; off += copyMost {
+			c.copyPiece(j, copyPiece{off: j.io.Off + off, n: min(copyMost, j.io.Len-off), dst: j.dst})
+		}
 		return
 	}
 	for i := range c.m {
@@ -285,16 +301,45 @@ func (c *Coordinator) copyAnswer(r copyRequest, msg *replication.Message) {
 			j.failed = true
 			break
 		}
-		for i := range c.m {
-			if r.dst.has(i) && !j.failed {
-				c.request(copyRequest{job: j, to: i, kind: askWrite, off: r.off, n: r.n}, replication.Message{
-					Type: replication.MsgResyncWrite, Flags: j.flags(), Offset: r.off, Length: r.n, Data: msg.Data, Buf: msg.Buf, Sums: msg.Sums,
-				})
-			}
+		if !j.failed {
+			c.writeCopy(r, msg)
 		}
 	default: // askWrite: it is there
 	}
 	c.copyStep(j)
+}
+
+// writeCopy sends what was read to those that need it. Blocks of zeroes, which a job
+// that did not compare may meet, are sent as such: they take no room on the way and
+// none on a disk that has none for them.
+func (c *Coordinator) writeCopy(r copyRequest, msg *replication.Message) {
+	for off := int64(0); off < r.n; {
+		zero := zeroes(msg.Data, off)
+		end := off + replication.ResyncBlock
+		for end < r.n && zeroes(msg.Data, end) == zero {
+			end += replication.ResyncBlock
+		}
+		end = min(end, r.n)
+		w := replication.Message{Type: replication.MsgResyncWrite, Flags: r.job.flags(), Offset: r.off + off, Length: end - off}
+		if !zero {
+			w.Data, w.Buf = msg.Data[off:end], msg.Buf
+			if msg.Sums != nil {
+				w.Sums = msg.Sums[off/block.SectorSize : (end+block.SectorSize-1)/block.SectorSize]
+			}
+		}
+		for i := range c.m {
+			if r.dst.has(i) {
+				c.request(copyRequest{job: r.job, to: i, kind: askWrite, off: w.Offset, n: w.Length}, w)
+			}
+		}
+		off = end
+	}
+}
+
+// zeroes reports whether the ResyncBlock of data that begins at off has nothing else.
+func zeroes(data []byte, off int64) bool {
+	b := data[off:min(off+replication.ResyncBlock, int64(len(data)))]
+	return b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
 
 func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
@@ -316,6 +361,7 @@ func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
 // compare copies what differs, in pieces of blocks that follow each other.
 func (c *Coordinator) compare(j *copyJob) {
 	var p copyPiece
+	differ, blocks := 0, 0
 	for off := int64(0); off < j.io.Len; off += replication.ResyncBlock {
 		k := int(off/replication.ResyncBlock) * replication.HashLen
 		h := j.hashes[j.src][k : k+replication.HashLen]
@@ -325,6 +371,10 @@ func (c *Coordinator) compare(j *copyJob) {
 				b.dst |= bit(i)
 			}
 		}
+		blocks++
+		if b.dst != 0 {
+			differ++
+		}
 		if p.dst == b.dst && p.zero == b.zero && p.n < copyMost {
 			p.n += b.n
 			continue
@@ -333,6 +383,12 @@ func (c *Coordinator) compare(j *copyJob) {
 		p = b
 	}
 	c.copyPiece(j, p)
+	if !j.reconcile && c.join != nil && j.dst.has(c.join.q) {
+		c.join.direct = 0
+		if 2*differ > blocks {
+			c.join.direct = directSpans
+		}
+	}
 }
 
 // copyPiece is a part of a span in which the same members differ from the source.

@@ -13,6 +13,7 @@ type join struct {
 	flushed   bool
 	mark      replication.Seq // requests up to this must be acknowledged by it before the flush
 	todo      *Bitmap         // blocks to compare or copy
+	direct    int             // spans that are copied before one is compared again
 	total     int
 	cursor    int
 	failed    string // why it has to stop

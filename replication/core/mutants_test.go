@@ -110,6 +110,8 @@ var mutants = []mutant{
 	{"map_of_stranger", "I21: who was never in sync", "join.go", "if s.Epoch == 0 {", "if false {"},
 	{"detach_unsettled", "5.4: settled only after the flush", "change.go", "c.commitRound(c.isr, c.flushGood && c.reconcile.Count() == 0)", "c.commitRound(c.isr, true)"},
 	{"quiet_forgets_flush", "9.1 step 3: nothing in flight", "dispatch.go", "if io.exclusive() {\n\t\t\treturn false", "if io.exclusive() && !io.internal {\n\t\t\treturn false"},
+	{"zeroes_run", "9.1: zeroes are only where zeroes are", "copy.go", "for end < r.n && zeroes(msg.Data, end) == zero {", "for end < r.n {"},
+	{"direct_dropped", "9.1: what is not compared is copied", "copy.go", "n: min(copyMost, j.io.Len-off), dst: j.dst})", "n: min(copyMost, j.io.Len-off), dst: 0})"},
 	{"failed_join_in_sync", "I16: what failed while the join was open", "join.go", "c.reconcile.SetAll()\n", ""},
 	{"joining_read", "I10: a joiner that may be in sync may differ", "dispatch.go", "&& !c.joining() ||", "||"},
 	{"joining_reconciled", "I10: nothing is decided without it", "copy.go", "c.holdAcks || c.joining() ||", "c.holdAcks ||"},
