@@ -50,7 +50,7 @@ func cutPower(t *testing.T, fs string, rounds int) {
 		blocks: NewLedger(order.Places), files: NewFileLedger(), home: "a1", away: "b1",
 	}
 	began := time.Now()
-	p.cluster = found(t, fs, func(line order.Line) {
+	p.cluster = found(t, fs, false, func(line order.Line) {
 		if line.Writer == order.Files {
 			p.files.Note(line)
 		} else {
