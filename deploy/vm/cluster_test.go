@@ -31,7 +31,12 @@ const (
 
 	systemSize = 256 << 20 // of the disk with the store's data
 	poolSize   = 1 << 30   // of the disk with the replicas; XFS wants 300 MiB
+
+	poolDisk, poolPath = "/dev/vdb", "/data/pool"
 )
+
+// daemon starts it.
+var daemon = order.Request{Op: order.Daemon, Argv: []string{"/bin/tandemd", "--config", "/etc/tandem/tandemd.yaml"}}
 
 // waitLimit is how long anything may take: far longer than it does, on a machine that others use as well.
 const waitLimit = 10 * time.Minute
@@ -43,19 +48,34 @@ type cluster struct {
 	*lab.Cluster
 	dir      string
 	fs       string // of the pools
+	mapped   bool   // they are on a device of the kernel's device mapper
 	machines map[string]*Machine
 	founded  bool         // the file systems and the store are there
 	died     atomic.Value // string: how a daemon ended by itself
 }
 
-// found makes the cluster and switches it on. News gets the lines of its writers.
-func found(t *testing.T, fs string, news func(order.Line)) *cluster {
+// found makes the cluster, with its pools on a file system of that type, mapped or not, and switches it on. News gets the lines of its writers.
+func found(t *testing.T, fs string, mapped bool, news func(order.Line)) *cluster {
+	t.Helper()
+	c, network := hardware(t, fs, mapped, news)
+	t.Cleanup(func() { c.logsOf(t) })
+	c.prepare(t, network)
+	if err := c.Start(gamma); err != nil {
+		t.Fatal(err)
+	}
+	c.on(t, nodes...)
+	c.founded = true
+	return c
+}
+
+// hardware makes the machines, switched off.
+func hardware(t *testing.T, fs string, mapped bool, news func(order.Line)) (*cluster, *Network) {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "tandem-vm-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{dir: dir, fs: fs, machines: map[string]*Machine{}}
+	c := &cluster{dir: dir, fs: fs, mapped: mapped, machines: map[string]*Machine{}}
 	undo.Add(dir, func() error {
 		if *keepFlag {
 			say("left in place: %s", dir)
@@ -68,7 +88,6 @@ func found(t *testing.T, fs string, news func(order.Line)) *cluster {
 			t.Error(err)
 		}
 	})
-	t.Cleanup(func() { c.logsOf(t) })
 	ctx := t.Context()
 	network, err := NewNetwork(ctx, len(nodes), &undo)
 	if err != nil {
@@ -98,13 +117,7 @@ func found(t *testing.T, fs string, news func(order.Line)) *cluster {
 			},
 		})
 	}
-	c.prepare(t, network)
-	if err := c.Start(gamma); err != nil {
-		t.Fatal(err)
-	}
-	c.on(t, nodes...)
-	c.founded = true
-	return c
+	return c, network
 }
 
 // prepare makes certificates and configuration files.
@@ -182,18 +195,37 @@ func (c *cluster) boot(ctx context.Context, name string) error {
 	if _, err := m.Ask(ctx, order.Request{Op: order.Put, Path: "/etc/tandem/tandemd.yaml", Input: string(config)}); err != nil {
 		return err
 	}
-	for _, d := range []struct{ dev, path, fs string }{{"/dev/vda", "/data", "ext4"}, {"/dev/vdb", "/data/pool", c.fs}} {
-		if !c.founded {
-			if err := makeFS(ctx, m, d.fs, d.dev); err != nil {
-				return err
-			}
-		}
-		if err := mountClean(ctx, m, d.dev, d.path, d.fs); err != nil {
+	if c.mapped {
+		if err := c.mapPool(ctx, m); err != nil {
 			return err
 		}
 	}
-	_, err = m.Ask(ctx, order.Request{Op: order.Daemon, Argv: []string{"/bin/tandemd", "--config", "/etc/tandem/tandemd.yaml"}})
+	if !c.founded {
+		if err := errors.Join(makeFS(ctx, m, "ext4", "/dev/vda"), makeFS(ctx, m, c.fs, c.poolDevice())); err != nil {
+			return err
+		}
+	}
+	if err := mountClean(ctx, m, "/dev/vda", "/data", "ext4"); err != nil {
+		return err
+	}
+	if err := c.mountPool(ctx, name); err != nil {
+		return err
+	}
+	_, err = m.Ask(ctx, daemon)
 	return err
+}
+
+// poolDevice is what the file system of a pool is on.
+func (c *cluster) poolDevice() string {
+	if c.mapped {
+		return "/dev/dm-0" // udev, which gives it its name, is not here
+	}
+	return poolDisk
+}
+
+// mountPool mounts the pool of a node, which must be without fault.
+func (c *cluster) mountPool(ctx context.Context, node string) error {
+	return mountClean(ctx, c.machines[node], c.poolDevice(), poolPath, c.fs)
 }
 
 // configuration returns the daemon's configuration, and the machine's address. It founds a store the first time only.
@@ -391,7 +423,7 @@ func (c *cluster) identical(t *testing.T) int64 {
 	var first map[string]string
 	var compared int64
 	for _, n := range nodes {
-		line := c.order(t, n, order.Request{Op: order.Digest, Path: "/data/pool"})
+		line := c.order(t, n, order.Request{Op: order.Digest, Path: poolPath})
 		byVolume := map[string]string{}
 		for dir, digest := range line.Digests {
 			volume, _, _ := strings.Cut(dir, ".")

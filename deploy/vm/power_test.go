@@ -5,6 +5,8 @@ package vm
 import (
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -21,6 +23,7 @@ type power struct {
 	files      *FileLedger
 	home, away string // where the volumes are attached; the other one
 	synced     bool   // both replicas were in sync when the writers had their last start
+	cuts       int    // so far
 }
 
 // The volumes.
@@ -32,9 +35,8 @@ const (
 // cut is one power cut.
 type cut struct {
 	victims []string
-	writes  int  // confirmed before it
-	kept    int  // percent of what was not flushed
-	check   bool // before the next one
+	writes  int // confirmed before it
+	kept    int // percent of what was not flushed
 }
 
 // TestPowerXFS cuts the power of one site or of both, with the pools on XFS.
@@ -50,27 +52,27 @@ func cutPower(t *testing.T, fs string, rounds int) {
 		blocks: NewLedger(order.Places), files: NewFileLedger(), home: "a1", away: "b1",
 	}
 	began := time.Now()
-	p.cluster = found(t, fs, func(line order.Line) {
+	p.cluster = found(t, fs, false, func(line order.Line) {
 		if line.Writer == order.Files {
 			p.files.Note(line)
 		} else {
 			p.blocks.Note(line)
 		}
 	})
-	say("%s: two machines and a witness up in %v; seed %d", fs, since(began), seed)
+	say("%s: two machines with %s and a witness up in %v; seed %d", fs, filepath.Base(p.machines[p.home].Kernel), since(began), seed)
 	p.volumes(t)
 	for i := range rounds {
-		p.round(t, i, p.plan(i == rounds-1))
+		p.round(t, i)
 	}
 	confirmed, _, _ := p.blocks.Confirms()
 	version, _ := p.files.Top()
-	say("%s: %d power cuts, %d writes confirmed, %d files replaced; nothing that was flushed is lost; %v; SEED=%d", fs, rounds, confirmed, version, since(began), seed)
+	say("%s: %d rounds with %d power cuts, each checked, %d writes confirmed, %d files replaced; nothing that was flushed is lost; %v; SEED=%d", fs, rounds, p.cuts, confirmed, version, since(began), seed)
 }
 
 // plan chooses a cut.
-func (p *power) plan(last bool) cut {
+func (p *power) plan() cut {
 	both, home, away := []string{p.home, p.away}, []string{p.home}, []string{p.away}
-	x := cut{writes: 1 + p.rng.IntN(150), check: last || p.rng.IntN(4) > 0}
+	x := cut{writes: 1 + p.rng.IntN(150)}
 	if p.synced {
 		x.victims = [][]string{both, both, home, away}[p.rng.IntN(4)]
 	} else { // the other site alone may be all that is in sync
@@ -133,9 +135,19 @@ func (p *power) confirmed(t *testing.T, n int) {
 	}
 }
 
-// round cuts the power, brings it back and checks.
-func (p *power) round(t *testing.T, i int, x cut) {
+// round cuts the power and checks. In one round of four the writers go on before that, and a second cut hits a cluster that recovers.
+func (p *power) round(t *testing.T, i int) {
 	t.Helper()
+	if p.rng.IntN(4) == 0 {
+		p.strike(t, i, p.plan(), false)
+	}
+	p.strike(t, i, p.plan(), true)
+}
+
+// strike cuts the power and brings it back. Then it checks, or lets the writers go on.
+func (p *power) strike(t *testing.T, i int, x cut, check bool) {
+	t.Helper()
+	p.cuts++
 	p.confirmed(t, x.writes)
 	total, _, _ := p.blocks.Confirms()
 	coordinator := x.victims[0] == p.home
@@ -168,17 +180,18 @@ func (p *power) round(t *testing.T, i int, x cut) {
 		raw, tree = p.attach(t, p.home, rawVolume), p.attach(t, p.home, treeVolume)
 		said += fmt.Sprintf(", serving after %v", since(at))
 		p.ask(t, order.Request{Op: order.Mount, Device: tree, Path: mountPoint, FS: "xfs"}) // replays its log
-		if !x.check {
+		if !check {
 			p.write(t, raw)
 		}
-	case x.check:
+	case check:
 		p.confirmed(t, 20) // it goes on
 		p.ask(t, order.Request{Op: order.Quiet})
 		raw, tree = p.attach(t, p.home, rawVolume), p.attach(t, p.home, treeVolume)
 	}
 	p.synced = false
-	if x.check {
+	if check {
 		said += p.check(t, raw, tree, at)
+		p.survivors(t, x.victims)
 		p.next(t)
 	}
 }
@@ -220,6 +233,27 @@ func (p *power) check(t *testing.T, raw, tree string, at time.Time) string {
 		}
 	}
 	return fmt.Sprintf(", in sync after %v, %d places were open, %d MiB identical", synced, open, p.identical(t)>>20)
+}
+
+// survivors checks the file systems of the pools that did not lose power: those of the victims were checked when they came back.
+func (p *power) survivors(t *testing.T, victims []string) {
+	t.Helper()
+	for _, n := range nodes {
+		if slices.Contains(victims, n) {
+			continue
+		}
+		p.order(t, n, order.Request{Op: order.Stop})
+		p.order(t, n, order.Request{Op: order.Umount, Path: poolPath})
+		if err := p.mountPool(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		p.order(t, n, daemon)
+		p.until(t, n+" answers", func() (bool, error) {
+			_, err := p.ctl(t, n, "cluster", "list")
+			return err == nil, err
+		})
+		p.online(t, n)
+	}
 }
 
 // next attaches the volumes on a node, the same or the other, and writes on.
