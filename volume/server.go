@@ -20,6 +20,7 @@ type AttachOptions struct {
 type Live struct {
 	Path, Frontend string // of the attachment, if it is on this node
 	Stall          *Stall // nil: I/O goes on
+	Unreconciled   int64  // bytes in which in-sync replicas have still to be compared
 	Replicas       map[replication.ReplicaID]Progress
 }
 

@@ -46,7 +46,7 @@ func (r runtime) Status(ctx context.Context, v replication.VolumeID) Live {
 		return Live{}
 	}
 	return Live{
-		Path: "/dev/loop7", Frontend: "fuseloop", Stall: &Stall{Cause: "need-replica", Text: "bring it back", Since: time.UnixMilli(5)},
+		Path: "/dev/loop7", Frontend: "fuseloop", Unreconciled: 6, Stall: &Stall{Cause: "need-replica", Text: "bring it back", Since: time.UnixMilli(5)},
 		Replicas: map[replication.ReplicaID]Progress{member(cfg, "b"): {Dirty: 1, Total: 2, Done: 3, Rate: 4, ETA: 5 * time.Second}},
 	}
 }
@@ -117,7 +117,7 @@ func TestServer(t *testing.T) {
 	for range 2 {
 		a, err := s.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: v.Id})
 		if err != nil || a.Path != "/dev/loop7" || a.Volume.Phase != volumepb.Phase_PHASE_ACTIVE || a.Volume.Attachment.Node != "n-a" ||
-			a.Volume.Term != 2 || a.Volume.Stall.Cause != "need-replica" || a.Volume.Replicas[1].EtaSeconds != 5 || a.Volume.Replicas[1].ResyncBytesPerSecond != 4 {
+			a.Volume.Term != 2 || a.Volume.UnreconciledBytes != 6 || a.Volume.Stall.Cause != "need-replica" || a.Volume.Replicas[1].EtaSeconds != 5 || a.Volume.Replicas[1].ResyncBytesPerSecond != 4 {
 			t.Fatal(a, err)
 		}
 	}

@@ -46,7 +46,7 @@ func degraded(donePercent uint64) *volumepb.Volume {
 	v.Id, v.Name, v.Labels = idLedger, "ledger", nil
 	v.Protection = volumepb.Protection_PROTECTION_MAX_PROTECTION
 	v.Attachment.Node, v.Attachment.Path, v.Attachment.Frontend = "b1", "nbd+unix:///ledger?socket=/run/tandem/nbd.sock", "nbd"
-	v.InSync = 1
+	v.InSync, v.UnreconciledBytes = 1, 12<<20
 	v.Stall = &volumepb.Stall{Cause: "need-replica", Text: "bring a1 back or set the protection to max-availability", SinceUnixMs: started}
 	r := v.Replicas[1]
 	r.State, r.InSync, r.Reason = volumepb.ReplicaState_REPLICA_STATE_SYNCING, false, "returned"

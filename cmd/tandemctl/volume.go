@@ -221,6 +221,9 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 	if v.GetPhase() != pb.Phase_PHASE_CREATING && v.GetPhase() != pb.Phase_PHASE_DELETING && v.GetProgress() != "" {
 		pairs = append(pairs, "In progress", v.GetProgress())
 	}
+	if n := v.GetUnreconciledBytes(); n > 0 {
+		pairs = append(pairs, "Comparing", bytesText(n)+" in which the replicas may differ, as after a takeover; a read there waits for it")
+	}
 	if st := v.GetStall(); st != nil {
 		pairs = append(pairs, "Stalled", fmt.Sprintf("%s since %s", st.GetCause(), timeText(st.GetSinceUnixMs())),
 			"What to do", st.GetText())

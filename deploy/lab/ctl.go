@@ -32,8 +32,9 @@ func (c *Cluster) CtlShown(ctx context.Context, w io.Writer, n *Node, args ...st
 // VolumeView is what is read of `volume inspect -o json`.
 type VolumeView struct {
 	Volume struct {
-		ID       string        `json:"id"`
-		Replicas []ReplicaView `json:"replicas"`
+		ID           string        `json:"id"`
+		Unreconciled int64         `json:"unreconciled_bytes,string"`
+		Replicas     []ReplicaView `json:"replicas"`
 	} `json:"volume"`
 }
 

@@ -244,24 +244,25 @@ func (ImportAction) EnumDescriptor() ([]byte, []int) {
 }
 
 type Volume struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	SizeBytes      uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	ReplicasWanted uint32                 `protobuf:"varint,4,opt,name=replicas_wanted,json=replicasWanted,proto3" json:"replicas_wanted,omitempty"`
-	Protection     Protection             `protobuf:"varint,5,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
-	Labels         map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	CreatedUnixMs  int64                  `protobuf:"varint,7,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"` // milliseconds since 1970
-	Phase          Phase                  `protobuf:"varint,8,opt,name=phase,proto3,enum=tandem.volume.v1.Phase" json:"phase,omitempty"`
-	Epoch          uint64                 `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`                  // version of the configuration
-	Term           uint64                 `protobuf:"varint,10,opt,name=term,proto3" json:"term,omitempty"`                   // of the coordinator; 0 when detached
-	Attachment     *Attachment            `protobuf:"bytes,11,opt,name=attachment,proto3" json:"attachment,omitempty"`        // unset when detached
-	Stall          *Stall                 `protobuf:"bytes,12,opt,name=stall,proto3" json:"stall,omitempty"`                  // set while I/O may not proceed
-	Replicas       []*Replica             `protobuf:"bytes,13,rep,name=replicas,proto3" json:"replicas,omitempty"`            // by domain, then node
-	Progress       string                 `protobuf:"bytes,14,opt,name=progress,proto3" json:"progress,omitempty"`            // what CREATING, DELETING or the replacement of a replica waits for, e.g. the node that does not answer; else ""
-	InSync         uint32                 `protobuf:"varint,15,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"` // replicas in sync
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name              string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes         uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	ReplicasWanted    uint32                 `protobuf:"varint,4,opt,name=replicas_wanted,json=replicasWanted,proto3" json:"replicas_wanted,omitempty"`
+	Protection        Protection             `protobuf:"varint,5,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
+	Labels            map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	CreatedUnixMs     int64                  `protobuf:"varint,7,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"` // milliseconds since 1970
+	Phase             Phase                  `protobuf:"varint,8,opt,name=phase,proto3,enum=tandem.volume.v1.Phase" json:"phase,omitempty"`
+	Epoch             uint64                 `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`                                                   // version of the configuration
+	Term              uint64                 `protobuf:"varint,10,opt,name=term,proto3" json:"term,omitempty"`                                                    // of the coordinator; 0 when detached
+	Attachment        *Attachment            `protobuf:"bytes,11,opt,name=attachment,proto3" json:"attachment,omitempty"`                                         // unset when detached
+	Stall             *Stall                 `protobuf:"bytes,12,opt,name=stall,proto3" json:"stall,omitempty"`                                                   // set while I/O may not proceed
+	Replicas          []*Replica             `protobuf:"bytes,13,rep,name=replicas,proto3" json:"replicas,omitempty"`                                             // by domain, then node
+	Progress          string                 `protobuf:"bytes,14,opt,name=progress,proto3" json:"progress,omitempty"`                                             // what CREATING, DELETING or the replacement of a replica waits for, e.g. the node that does not answer; else ""
+	InSync            uint32                 `protobuf:"varint,15,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`                                  // replicas in sync
+	UnreconciledBytes uint64                 `protobuf:"varint,16,opt,name=unreconciled_bytes,json=unreconciledBytes,proto3" json:"unreconciled_bytes,omitempty"` // what in-sync replicas have still to be compared in after a takeover
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
@@ -395,6 +396,13 @@ func (x *Volume) GetProgress() string {
 func (x *Volume) GetInSync() uint32 {
 	if x != nil {
 		return x.InSync
+	}
+	return 0
+}
+
+func (x *Volume) GetUnreconciledBytes() uint64 {
+	if x != nil {
+		return x.UnreconciledBytes
 	}
 	return 0
 }
@@ -2114,7 +2122,7 @@ var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"\x85\x05\n" +
+	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"\xb4\x05\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -2136,7 +2144,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05stall\x18\f \x01(\v2\x17.tandem.volume.v1.StallR\x05stall\x125\n" +
 	"\breplicas\x18\r \x03(\v2\x19.tandem.volume.v1.ReplicaR\breplicas\x12\x1a\n" +
 	"\bprogress\x18\x0e \x01(\tR\bprogress\x12\x17\n" +
-	"\ain_sync\x18\x0f \x01(\rR\x06inSync\x1a9\n" +
+	"\ain_sync\x18\x0f \x01(\rR\x06inSync\x12-\n" +
+	"\x12unreconciled_bytes\x18\x10 \x01(\x04R\x11unreconciledBytes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x01\n" +

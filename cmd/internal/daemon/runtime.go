@@ -255,7 +255,7 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 		return l
 	}
 	st := v.Status()
-	l.Stall = stall(st)
+	l.Stall, l.Unreconciled = stall(st), st.Unreconciled
 	if p := st.Resync; p != nil {
 		left := int64(p.Left) * replication.ResyncBlock
 		total := int64(p.Total) * replication.ResyncBlock
