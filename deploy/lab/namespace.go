@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -16,14 +17,19 @@ type Namespace struct{ file *os.File }
 // NewNamespace makes a network with nothing in it but a loopback device that is down. Needs root.
 func NewNamespace() (*Namespace, error) { return newNamespace(func() error { return nil }) }
 
-// newNamespace calls f in the new network.
+// newNamespace calls f in the new network, on a thread that it takes there and back: it must not end, see childAttr.
 func newNamespace(f func() error) (*Namespace, error) {
 	var file *os.File
 	var err error
 	made := make(chan struct{})
 	go func() {
 		defer close(made)
-		runtime.LockOSThread() // for good: the thread, which is in another network now, ends with the goroutine
+		runtime.LockOSThread()
+		home, e := os.Open("/proc/thread-self/ns/net")
+		if err = e; err != nil {
+			return
+		}
+		defer home.Close()
 		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			err = os.NewSyscallError("unshare", err)
 			return
@@ -31,6 +37,11 @@ func newNamespace(f func() error) (*Namespace, error) {
 		if err = f(); err == nil {
 			file, err = os.Open("/proc/thread-self/ns/net")
 		}
+		if e := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); e != nil {
+			err = errors.Join(err, os.NewSyscallError("setns", e))
+			return // locked: nothing else may run where the thread is now
+		}
+		runtime.UnlockOSThread()
 	}()
 	<-made
 	if err != nil {

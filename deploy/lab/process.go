@@ -47,7 +47,8 @@ func StartProcess(name, log string, cred *syscall.Credential, argv ...string) (*
 }
 
 // childAttr puts a child into a process group of its own, so that ^C reaches the caller only, which then ends things in
-// order, and has the kernel kill it when the caller dies.
+// order, and has the kernel kill it when the caller dies: when the thread that started it ends (prctl(2)), so that no thread
+// may end before the process does.
 func childAttr(cred *syscall.Credential) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: cred}
 }
