@@ -243,7 +243,10 @@ func (p *power) survivors(t *testing.T, victims []string) {
 			continue
 		}
 		p.order(t, n, order.Request{Op: order.Stop})
-		p.order(t, n, order.Request{Op: order.Umount, Path: poolPath})
+		p.until(t, "the pool of "+n+" is unmounted", func() (bool, error) { // the kernel lets go of a ring's files after its process
+			_, err := p.machines[n].Ask(t.Context(), order.Request{Op: order.Umount, Path: poolPath})
+			return err == nil, err
+		})
 		if err := p.mountPool(t.Context(), n); err != nil {
 			t.Fatal(err)
 		}
