@@ -50,7 +50,7 @@ func main() {
 	flag.StringVar(&o.size, "size", "1G", "size of the set")
 	flag.DurationVar(&o.runtime, "runtime", 5*time.Second, "how long each job runs")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each job runs; the median is shown")
-	flag.StringVar(&o.only, "only", "", "run only jobs whose name begins so")
+	flag.StringVar(&o.only, "only", "", "run only jobs whose name begins so; \"none\" for no job")
 	flag.BoolVar(&o.noDemo, "no-demo", false, "do not run the demo for the storage RTO")
 	flag.Parse()
 
@@ -120,8 +120,8 @@ func bench(ctx context.Context, o options) (err error) {
 			}
 		}
 	}
-	progress("resync")
-	if r.Resync, err = t.measureResync(ctx, runner); err != nil {
+	progress("recovery")
+	if r.Recovery, err = t.measureRecovery(ctx, runner); err != nil {
 		return err
 	}
 	if err := t.close(ctx); err != nil {

@@ -21,7 +21,7 @@ type report struct {
 	Rounds     int       `json:"rounds"`
 	Jobs       []*job    `json:"jobs"`
 	Echo       echo      `json:"grpc_echo"`
-	Resync     resync    `json:"resync"`
+	Recovery   recovery  `json:"recovery"`
 	StorageRTO float64   `json:"storage_rto_s,omitempty"`
 }
 
@@ -99,7 +99,18 @@ func (r *report) markdown() string {
 		p("%s cannot go below while it goes over gRPC: %.0f µs at p50, of which Tandem takes %.2f times.", depth1Job, least, ratio(t.P50, least))
 	}
 	p("")
-	p("Resync of the whole set after a kill: %.0f MB in %.1f s, %.0f MB/s.", float64(r.Resync.Bytes)/1e6, r.Resync.Seconds, r.Resync.MBps)
+	p("| resync after a kill, by what was written meanwhile | time | speed |")
+	p("|---|---:|---:|")
+	for _, one := range r.Recovery.Resyncs {
+		p("| %.0f MB | %.2f s | %.0f MB/s |", float64(one.Bytes)/1e6, one.Seconds, one.MBps)
+	}
+	c := r.Recovery.Client
+	p("| %.0f MB, while a client runs %s | %.2f s | %.0f MB/s |", float64(r.Recovery.Busy.Bytes)/1e6, depth1Job, r.Recovery.Busy.Seconds, r.Recovery.Busy.MBps)
+	p("")
+	p("That client: p50 / p99 %.0f / %.0f µs beside the resync, %.0f / %.0f µs just before without it.", c.Resync.P50, c.Resync.P99, c.Quiet.P50, c.Quiet.P99)
+	p("")
+	p("The coordinator's process is killed after writes all over the set and started again: first read after %.1f s, of which leases take up to 3 s;", r.Recovery.Takeover.FirstRead)
+	p("%.0f MB were then left to compare, which took %.1f s more.", float64(r.Recovery.Takeover.Bytes)/1e6, r.Recovery.Takeover.Reconciled)
 	if r.StorageRTO > 0 {
 		p("")
 		p("Storage RTO in the demo (from SIGKILL of a site to the first read at the other, with the operator's commands given at once): %.1f s.", r.StorageRTO)

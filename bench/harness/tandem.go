@@ -61,51 +61,6 @@ func startTandem(ctx context.Context, bin, work, size string, u *lab.Undo) (*tan
 	return t, nil
 }
 
-// resync is what one resync of the whole set took.
-type resync struct {
-	Bytes   int64   `json:"bytes"`
-	Seconds float64 `json:"seconds"` // from SYNCING to in sync
-	MBps    float64 `json:"mb_per_s"`
-}
-
-// measureResync kills the node of the second replica, overwrites the whole set, and times the resync that follows its return.
-func (t *tandem) measureResync(ctx context.Context, f *fio) (resync, error) {
-	if err := t.c.Kill("site-b"); err != nil {
-		return resync{}, err
-	}
-	if err := f.precondition(ctx, t.target); err != nil {
-		return resync{}, err
-	}
-	if err := t.c.Start("site-b"); err != nil {
-		return resync{}, err
-	}
-	var r resync
-	var began time.Time
-	err := lab.Until(ctx, "the replica is in sync", 5*time.Minute, 20*time.Millisecond, func() (bool, error) {
-		v, err := t.c.Inspect(ctx, t.c.Node("a1"), volumeName)
-		if err != nil {
-			return false, err
-		}
-		inSync := true
-		for _, rep := range v.Volume.Replicas {
-			inSync = inSync && rep.InSync
-			if !rep.InSync && rep.ResyncTotal > 0 {
-				r.Bytes = max(r.Bytes, rep.ResyncTotal)
-				if began.IsZero() {
-					began = time.Now()
-				}
-			}
-		}
-		return inSync && !began.IsZero(), nil
-	})
-	if err != nil {
-		return resync{}, err
-	}
-	r.Seconds = time.Since(began).Seconds()
-	r.MBps = float64(r.Bytes) / 1e6 / r.Seconds
-	return r, nil
-}
-
 // close detaches the volume, ends the daemons and makes sure that what was measured was replicated.
 func (t *tandem) close(ctx context.Context) error {
 	v, err := t.c.Inspect(ctx, t.c.Node("a1"), volumeName)
