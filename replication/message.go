@@ -27,7 +27,7 @@ const (
 	MsgHash        MessageType = 13 // R→C body: one 16-byte hash per ResyncBlock
 	MsgResyncWrite MessageType = 14 // C→R a block of a resync or reconcile; without payload: zeroes
 	MsgClose       MessageType = 20 // both: no more messages follow
-	MsgLease       MessageType = 23 // C→R asks for a read lease; Offset numbers the request
+	MsgLease       MessageType = 23 // C→R asks for a read lease; Offset numbers the request, Length is how long it is wanted for, ms: 0 asks only whether the term is the latest promised
 	MsgGrant       MessageType = 24 // R→C grants it; Offset as in the request, Length is for how many milliseconds
 )
 

@@ -42,11 +42,21 @@ const watchFor = 4 * time.Second
 // TestZombieReads pauses a coordinator whose consumer goes on asking for reads, cuts it off, takes over in the other
 // domain, and writes there. When the old coordinator wakes up the reads are before it, its own replica has the old
 // data, its connections are open as far as it knows, and nobody can tell it anything: no read that began after the
-// write may show what was there before it.
+// write may show what was there before it: by read leases, and with each read confirmed, where nobody waits for a lease.
 func TestZombieReads(t *testing.T) {
+	for _, fence := range []string{"lease", "confirm"} {
+		t.Run(fence, func(t *testing.T) { zombieReads(t, fence) })
+	}
+}
+
+func zombieReads(t *testing.T, fence string) {
+	t.Helper()
 	needRoot(t)
 	need(t, "ip", "nsenter")
-	c := own(t, func(s *lab.Spec) { s.Networks = true })
+	c := own(t, func(s *lab.Spec) {
+		s.Networks = true
+		s.Adjust = func(_ string, config map[string]any) { config["replication"] = map[string]any{"readFence": fence} }
+	})
 	v := c.create(t, "undead", "64Mi")
 	newWriter(t) // libnbd is needed
 	script, err := filepath.Abs("testdata/reader.py")

@@ -26,7 +26,8 @@ type Options struct {
 	SealTimeout    int64 // how long a takeover waits for further members once it has one
 	LossyTimeout   int64 // the same while all that answered lost power
 	StallTimeout   int64 // a request that cannot proceed for so long fails; 0 never
-	LeaseTime      int64 // how long a read lease lets the coordinator read
+	LeaseTime      int64 // how long a read lease lets the coordinator read; with ConfirmReads how long a confirmation may take before reads are held
+	ConfirmReads   bool  // each read is confirmed by the in-sync replicas: no read leases, no trust in clocks
 	RetryInterval  int64 // between attempts of control requests, connections and joins
 	FlushInterval  int64 // writes are flushed in the background after so long
 	FlushBytes     int64 // and after so many bytes
@@ -94,7 +95,9 @@ type Coordinator struct {
 
 	flight    flightTable
 	waiting   []*IO
-	retry     bool // something was removed from flight or a state changed: look at waiting again
+	answered  []*IO  // reads in flight whose data are there, and which wait for their confirmation
+	reads     uint64 // sent so far
+	retry     bool   // something was removed from flight or a state changed: look at waiting again
 	lastSeq   replication.Seq
 	stable    replication.Seq
 	unflushed int64 // bytes written since the last flush was dispatched
@@ -433,7 +436,7 @@ func (c *Coordinator) die(err error) {
 
 // abortAll fails every request and ends every session.
 func (c *Coordinator) abortAll(err error) {
-	c.jobs = nil
+	c.jobs, c.answered = nil, nil
 	clear(c.reqs)
 	for len(c.flight.ios) > 0 {
 		io := c.flight.ios[0]

@@ -103,7 +103,10 @@ func (c *Coordinator) dispatch(io *IO) {
 		c.startCopy(io.copy)
 		return
 	case io.Kind == replication.MsgRead:
+		c.reads++
+		io.number = c.reads
 		c.sendRead(io)
+		c.askConfirmations()
 		return
 	case io.Kind == replication.MsgFlush:
 		io.cover = io.seq - 1
@@ -312,14 +315,23 @@ func (c *Coordinator) readDone(io *IO, msg *replication.Message) {
 		c.readFailed(io, io.from, replication.StatusCRC)
 		return
 	}
-	if !c.readable() { // it was, when the read was sent
-		c.again(io)
-		return
-	}
 	if !io.delivered {
 		copy(io.Data, msg.Data)
-		c.complete(io, nil)
 	}
+	switch {
+	case c.confirmed(io):
+		c.readEnd(io)
+	case c.o.ConfirmReads:
+		io.from = -1
+		c.answered = append(c.answered, io)
+	default: // it was readable, when the read was sent
+		c.again(io)
+	}
+}
+
+// readEnd completes a read.
+func (c *Coordinator) readEnd(io *IO) {
+	c.complete(io, nil)
 	c.flight.remove(io)
 	c.retry = len(c.waiting) > 0 || c.change != nil
 	c.release(io)

@@ -29,6 +29,7 @@ type IO struct {
 	damaged   mask            // members that got it damaged once
 	spoilt    mask            // members that got it damaged again
 	from      int             // read: the member asked; -1 none
+	number    uint64          // read: counts them as they are sent
 	cover     replication.Seq // flush: writes up to here are covered by it
 	delivered bool            // the consumer has its answer
 	internal  bool            // the core's own flush: nobody to deliver to

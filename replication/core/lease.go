@@ -12,6 +12,10 @@ import (
 // coordinator that another one has followed. Each side counts by its own clock, from an
 // instant that is the safe one for it: the coordinator from before it asked, the replica
 // from after it heard. Writes are fenced by terms and sessions alone, whatever the clocks do.
+//
+// Where clocks are not to be trusted (Options.ConfirmReads) a read needs no lease: it is completed when each of these
+// replicas has told, of a request that was sent after the read was, that it has promised no later term. So no other
+// coordinator had served a write when the read began. One request confirms all reads that were sent before it.
 
 // ClockError bounds how much the clocks of two nodes may drift apart while a lease runs:
 // 1/ClockError of it. A kernel slews its clock by 1/2000 at most.
@@ -22,14 +26,21 @@ const renewals = 4
 
 // lease is what a coordinator holds of one member.
 type lease struct {
-	until  int64 // reads may be completed before; 0 if it holds nothing
+	until  int64 // reads may be completed before, or with ConfirmReads sent; 0 if it holds nothing
 	asked  int64 // when it last asked; it numbers the request
 	asking bool  // no answer has come yet
+
+	covers    uint64 // reads up to this are confirmed by the answer
+	confirmed uint64 // reads up to this are confirmed
 }
 
 // askLeases asks for the leases that are due. A joiner is asked too: from the moment in which
 // it may be in the in-sync set a takeover may start from it.
 func (c *Coordinator) askLeases() {
+	if c.o.ConfirmReads {
+		c.confirmReads()
+		return
+	}
 	want := c.isr | c.syncing()
 	for i, m := range c.m {
 		if want.has(i) && m.open && c.now-m.lease.asked >= c.o.LeaseTime/renewals {
@@ -44,8 +55,39 @@ func (c *Coordinator) askLease(i int) {
 	if l.asking || c.ended {
 		return
 	}
-	l.asked, l.asking = c.now, true
-	c.send(i, replication.Message{Type: replication.MsgLease, Offset: c.now})
+	l.asked, l.asking, l.covers = c.now, true, c.reads
+	msg := replication.Message{Type: replication.MsgLease, Offset: c.now, Length: (c.o.LeaseTime + 1e6 - 1) / 1e6}
+	if c.o.ConfirmReads {
+		msg.Length, l.until = 0, c.now+c.o.LeaseTime
+	}
+	c.send(i, msg)
+}
+
+// confirmReads completes the reads that have become confirmed, and asks for what the others lack.
+func (c *Coordinator) confirmReads() {
+	left := c.answered[:0]
+	for _, io := range c.answered {
+		if c.confirmed(io) {
+			c.readEnd(io)
+		} else {
+			left = append(left, io)
+		}
+	}
+	clear(c.answered[len(left):])
+	c.answered = left
+	c.askConfirmations()
+}
+
+// askConfirmations asks the members for what the reads that were sent lack.
+func (c *Coordinator) askConfirmations() {
+	if !c.o.ConfirmReads {
+		return
+	}
+	for i, m := range c.m {
+		if c.readers().has(i) && m.open && m.lease.confirmed < c.reads {
+			c.askLease(i)
+		}
+	}
 }
 
 // granted takes the answer of member i. What counts is when the request was sent, and how long
@@ -55,25 +97,50 @@ func (c *Coordinator) granted(i int, msg *replication.Message) {
 	if !l.asking || msg.Offset != l.asked {
 		return
 	}
+	if c.o.ConfirmReads {
+		l.asking, l.confirmed, l.until = false, l.covers, math.MaxInt64
+		c.confirmReads()
+		return
+	}
 	kept := min(msg.Length, math.MaxInt64/int64(1e6)) * 1e6
 	was := c.readable()
 	l.asking, l.until = false, l.asked+min(c.o.LeaseTime, kept-kept/ClockError)
 	c.retry = c.retry || !was
 }
 
-// readable reports whether no other coordinator can have served a write before now: every member that
-// a takeover may start from has promised so. A joiner whose join is being decided is one of them (I10).
-func (c *Coordinator) readable() bool {
+// readers are the members that a takeover may start from. A joiner whose join is being decided is one of them (I10).
+func (c *Coordinator) readers() mask {
 	s := c.isr
 	if c.joining() {
 		s |= c.change.q
 	}
+	return s
+}
+
+// readable reports whether no other coordinator can have served a write before now: every reader has promised so. With
+// ConfirmReads it says only that none has been silent for long.
+func (c *Coordinator) readable() bool {
+	s := c.readers()
 	for i, m := range c.m {
 		if s.has(i) && (!m.open || c.now >= m.lease.until) {
 			return false
 		}
 	}
 	return !c.ended
+}
+
+// confirmed reports whether io may be completed.
+func (c *Coordinator) confirmed(io *IO) bool {
+	if !c.o.ConfirmReads {
+		return c.readable()
+	}
+	s := c.readers()
+	for i, m := range c.m {
+		if s.has(i) && m.lease.confirmed < io.number {
+			return false
+		}
+	}
+	return true
 }
 
 // SetClock tells the replica the time, in nanoseconds of a clock that goes on while the machine sleeps and never
@@ -85,11 +152,16 @@ func (r *Replica) SetClock(now int64) {
 	}
 }
 
-// grant lets the coordinator of the session complete reads for a time, and tells it for how long.
+// grant lets the coordinator of the session complete reads for a time, and tells it for how long. One that asks for
+// none is told just that no later term has been promised.
 func (r *Replica) grant(conn ConnID, msg *replication.Message) {
-	r.leased = r.now + r.o.LeaseGrant
+	keep := int64(0)
+	if msg.Length > 0 {
+		keep = r.o.LeaseGrant
+		r.leased = r.now + keep
+	}
 	r.ready.Send = append(r.ready.Send, ReplicaSend{Conn: conn, Msg: replication.Message{
-		Type: replication.MsgGrant, Session: msg.Session, Term: r.meta.Term, Offset: msg.Offset, Length: r.o.LeaseGrant / 1e6,
+		Type: replication.MsgGrant, Session: msg.Session, Term: r.meta.Term, Offset: msg.Offset, Length: keep / 1e6,
 	}})
 }
 

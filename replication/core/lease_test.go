@@ -101,6 +101,44 @@ func TestLeaseEndsDuringRead(t *testing.T) {
 	}
 }
 
+// With ConfirmReads a read is completed when every member has answered a request that was sent after it, whatever the time is.
+func TestReadConfirmed(t *testing.T) {
+	w, c := leasingWorld(t)
+	c.o.ConfirmReads = true
+	now := w.now + 1e9
+	for i := range c.m {
+		c.askLease(i)
+		w.grantNow(c, now, i, 0)
+	}
+	answered := func(seq replication.Seq) int {
+		c.Step(now, 0, &replication.Message{Type: replication.MsgData, Session: c.m[0].sess, Term: c.term, Seq: seq, Length: sector, Data: make([]byte, sector)})
+		n := len(c.Ready().Completions)
+		w.nodes[0].drainCoord()
+		return n
+	}
+	w.client.read(0)
+	first := c.lastSeq
+	w.client.read(1) // the confirmations that are under way were asked for before it
+	second := c.lastSeq
+	if answered(first)+answered(second) != 0 {
+		t.Error("completed before anybody has confirmed")
+	}
+	w.grantNow(c, now, 0, 0)
+	now += 1e15 // a clock that jumps
+	if c.Tick(now); len(w.client.flight) != 2 {
+		t.Error("completed with the confirmation of one of two")
+	}
+	w.grantNow(c, now, 1, 0)
+	if len(w.client.flight) != 1 {
+		t.Errorf("%d of two wait with one confirmation of each", len(w.client.flight))
+	}
+	w.grantNow(c, now, 0, 0)
+	w.grantNow(c, now, 1, 0)
+	if len(w.client.flight) != 0 || c.Stall() != StallNone {
+		t.Errorf("%d wait when all is confirmed, stall %q", len(w.client.flight), c.Stall())
+	}
+}
+
 // A replica that answers nothing, though its session is open, is evicted by a coordinator that only reads.
 func TestLeaseNotAnswered(t *testing.T) {
 	w := servingWorld(t)
@@ -150,13 +188,28 @@ func (r *Replica) sealNow(q replication.SealRequest) (answered bool, wake int64)
 	return answered, wake
 }
 
+// Who asks only for a confirmation gets no lease that another term would wait for.
+func TestConfirmationIsNoLease(t *testing.T) {
+	r := openReplica(t, false)
+	r.o.LeaseGrant = 100
+	r.SetClock(1000)
+	r.testStep(replication.Message{Type: replication.MsgLease, Offset: 77})
+	if s := r.Ready().Send; len(s) != 1 || s[0].Msg.Type != replication.MsgGrant || s[0].Msg.Offset != 77 || s[0].Msg.Length != 0 {
+		t.Fatalf("asked for a confirmation, it answers %+v", s)
+	}
+	r.Advance()
+	if done, _ := r.sealNow(replication.SealRequest{}); !done {
+		t.Error("another term waits")
+	}
+}
+
 // A replica promises another term when the lease that it granted has run out, by its own
 // clock and counted from the request; it grants no other meanwhile.
 func TestSealWaitsForLease(t *testing.T) {
 	r := openReplica(t, false)
 	r.o.LeaseGrant = 100
 	r.SetClock(1000)
-	r.testStep(replication.Message{Type: replication.MsgLease, Offset: 77})
+	r.testStep(replication.Message{Type: replication.MsgLease, Offset: 77, Length: 200})
 	if s := r.Ready().Send; len(s) != 1 || s[0].Msg.Type != replication.MsgGrant || s[0].Msg.Offset != 77 {
 		t.Fatalf("asked for a lease, it answers %+v", s)
 	}

@@ -164,6 +164,7 @@ func (w *simWorld) buggify() {
 	o.FlushRegions = int(pick(1, 2, 1000))
 	w.slots = int(pick(1, 2, 4, 4, 4, 8))
 	o.LeaseTime, w.grant = pick(50e6, 200e6), pick(100e6, 203e6, 300e6)
+	o.ConfirmReads = w.rng.IntN(3) == 0
 	o.StallTimeout = pick(0, 0, 100e6, 1500e6)
 	o.OpTimeout = pick(300e6, 1e9)
 	o.SuspectTimeout = pick(100e6, 300e6)

@@ -217,7 +217,7 @@ func (c *simClient) busyIO(io *IO) bool {
 // done checks an answer.
 func (c *simClient) done(n *simNode, d Completion) {
 	if d.Err == nil && d.IO.Kind == replication.MsgRead {
-		c.w.checkRead(n)
+		c.w.checkRead(n, d.IO)
 	}
 	if s, ok := d.IO.User.(*simStray); ok {
 		c.w.strayDone(s, d)

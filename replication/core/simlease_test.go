@@ -13,10 +13,17 @@ import (
 // simDrift is how far a clock may be off, in thousandths: two of them by 1/ClockError together.
 const simDrift = 1000 / ClockError / 2
 
+// wildDrift is the same where reads trust no clock.
+const wildDrift = 300
+
 // setClocks makes the nodes' clocks differ.
 func (w *simWorld) setClocks() {
 	for _, n := range w.nodes {
-		n.offset, n.drift = w.rng.Int64N(1e15), []int64{-simDrift, 0, simDrift}[w.rng.IntN(3)]
+		drift := int64(simDrift)
+		if w.opts.ConfirmReads {
+			drift = wildDrift
+		}
+		n.offset, n.drift = w.rng.Int64N(1e15), []int64{-drift, 0, drift}[w.rng.IntN(3)]
 		n.crash(false)
 		n.start()
 	}
@@ -63,16 +70,23 @@ func (conn *simConn) noteLease(msg *replication.Message) {
 
 func (conn *simConn) noteGrant(msg *replication.Message) {
 	if w := conn.coord.w; msg.Type == replication.MsgGrant {
+		conn.confirmed = conn.asked
 		conn.leased = conn.asked + min(w.opts.LeaseTime, w.grant-w.grant/ClockError)
 	}
 }
 
 // checkRead asserts I8 when n completes a read: it has a lease from every in-sync member in its session with
-// that, and none has promised a later term.
-func (w *simWorld) checkRead(n *simNode) {
+// that, and none has promised a later term. Or every one has confirmed the term when it was asked after the read began.
+func (w *simWorld) checkRead(n *simNode, io *IO) {
 	w.seen["reads"]++
 	for i, m := range w.nodes {
 		if !n.coord.isr.has(i) {
+			continue
+		}
+		if w.opts.ConfirmReads {
+			if conn := n.sess[i]; conn == nil || conn.confirmed < io.born {
+				w.fail("I8: %s completes a read that %s has not confirmed", n.id, m.id)
+			}
 			continue
 		}
 		if conn := n.sess[i]; conn == nil || n.clock() >= conn.leased {

@@ -126,6 +126,7 @@ type simConn struct {
 	broken     bool
 	asked      int64 // when the coordinator last asked for a lease, by its clock
 	leased     int64 // until when it has one
+	confirmed  int64 // when it asked for what was granted last
 }
 
 // simDisk is what survives a process: sectors, superblock, dirty maps, activity log.

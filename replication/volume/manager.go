@@ -36,6 +36,9 @@ type Timing struct {
 	Flush      time.Duration // background flush; default 1 s
 	Rest       time.Duration // Close waits for so long that a disk answers what it was asked; default 10 s
 	ResyncRate int64         // bytes a second; 0 unlimited
+
+	// ConfirmReads has each read confirmed by every in-sync replica instead of leases, which trust clocks. Each node decides for itself.
+	ConfirmReads bool
 }
 
 func (t *Timing) ensureDefaults() {
@@ -246,7 +249,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Boot: m.o.Boot, Attach: attach, Resume: attach == resume,
 			Incarnation: incarnation, Former: former, Local: local,
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
-			LeaseTime: int64(t.Lease), LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
+			LeaseTime: int64(t.Lease), ConfirmReads: t.ConfirmReads, LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
 			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,
 			ResyncWindow: resyncWindow, JoinerLag: joinerLag, Rand: rand.Uint64,
 		}, cfg, rev),

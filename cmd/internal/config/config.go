@@ -212,6 +212,9 @@ type Replication struct {
 	LeaseTime time.Duration `yaml:"leaseTime"`
 	// How long a replica keeps a read lease: for so long after the last one, and after its own start, it follows no other coordinator.
 	LeaseGrant time.Duration `yaml:"leaseGrant"`
+	// What lets a coordinator read: "lease", or "confirm" to ask the other in-sync replicas about each read, which takes a round trip
+	// and trusts no clock.
+	ReadFence ReadFence `yaml:"readFence"`
 	// How long requests wait while a volume may not proceed, before they fail. At least opTimeout + sealTimeout.
 	StallTimeout time.Duration `yaml:"stallTimeout"`
 	// Resync traffic that this node sends, bytes per second. 0: no limit.
@@ -219,6 +222,15 @@ type Replication struct {
 	// Requests of consumers in flight per attached volume; more wait. A loop device sends 128 at most.
 	MaxInflight int `yaml:"maxInflight"`
 }
+
+// ReadFence is how a coordinator makes sure that no other one has followed it when it reads.
+type ReadFence string
+
+// The fences.
+const (
+	FenceLease   ReadFence = "lease"   // read leases, which trust that clocks run alike
+	FenceConfirm ReadFence = "confirm" // a confirmation of each read by every in-sync replica
+)
 
 // LogFormat is how lines are written.
 type LogFormat string

@@ -31,6 +31,7 @@ func Default() *Config {
 		TLS:         TLS{Insecure: true},
 		KVDB:        KVDB{Kind: KVDBRaft, Raft: Raft{Member: true, Listen: "127.0.0.1:9702", Bootstrap: true}},
 		Frontends:   Frontends{Default: FrontendFuseLoop},
+		Replication: Replication{ReadFence: FenceLease},
 		Log:         Log{Level: "info", Format: LogJSON},
 	}
 	for i := range limits {

@@ -282,6 +282,7 @@ func (k *checker) timers(c *Config) {
 		"a dead peer would look like a slow disk")
 	atLeast("replication.leaseGrant", r.LeaseGrant, r.LeaseTime+r.LeaseTime/clockError, "replication.leaseTime + 1 %",
 		"clocks differ, and a coordinator would read after a replica has followed another one")
+	k.oneOf("replication.readFence", string(r.ReadFence), string(FenceLease), string(FenceConfirm))
 	atLeast("replication.sealTimeout", r.SealTimeout, r.LeaseGrant, "replication.leaseGrant",
 		"a takeover would leave replicas out that wait for a lease to run out")
 	atLeast("replication.stallTimeout", r.StallTimeout, r.OpTimeout+r.SealTimeout, "replication.opTimeout + replication.sealTimeout",

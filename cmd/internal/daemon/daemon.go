@@ -228,7 +228,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		MayKeep:   func(n replication.DomainID) bool { return d.domains.DomainState(string(n)) != clusterdomain.Draining },
 		MayAttach: func(n replication.DomainID) bool { return d.domains.DomainState(string(n)).MayAttach() },
 		Timing: replvolume.Timing{
-			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Lease: r.LeaseTime, LeaseGrant: r.LeaseGrant, Stall: r.StallTimeout,
+			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Lease: r.LeaseTime, LeaseGrant: r.LeaseGrant, ConfirmReads: r.ReadFence == config.FenceConfirm, Stall: r.StallTimeout,
 			ResyncRate: int64(r.ResyncRate),
 		},
 		Logger: d.lg,
