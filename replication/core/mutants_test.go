@@ -169,6 +169,15 @@ var mutants = []mutant{
 	{"not_imported_waits", "I22: no takeover before the import", "change.go", ", ChangeRolledBack: replication.ErrRolledBack}[out]", "}[out]"},
 	{"gone_kills", "G6: a volume whose replica is there was not deleted", "change.go", "(c.stage != stageServing || c.openSet()&c.isr == 0):", "true:"},
 	{"stranger_deposes", "G6: who is not in sync deposes nobody", "takeover.go", "term > c.term && c.isr.has(ctl.to) {", "term > c.term {"},
+	{"hello_old_term", "I6: no session of an older term", "replicacontrol.go", "case t.msg.Term < r.meta.Term:", "case false:"},
+	{"best_copy", "I4: a takeover starts from the in-sync set", "takeover.go", "c.isr = c.set(n.ISR)", "c.isr = c.all()"},
+	{"label_before_data", "I18: in sync after the data, not before", "join.go", "n.Members[c.m[j.q].id] = v\n\t\tc.setISR(n, c.isr,", "n.Members[c.m[j.q].id] = v\n\t\tc.setISR(n, c.isr|bit(j.q),"},
+	{"start_not_held", "9.1 step 3: mirrored or marked", "change.go", "c.hold = true\n\t\tch.step, ch.until = stepQuiesce", "ch.step, ch.until = stepQuiesce"},
+	{"join_ends_all_maps", "I14: a join ends the map of who has joined", "replicacontrol.go", "if !cfg.InISR(id) {", "if !cfg.InISR(id) && len(cfg.ISR) < 2 {"},
+	{"clean_without_flush", "I13: settled is what was flushed", "dispatch.go", "if io.Kind == replication.MsgFlush {\n\t\tc.flushDone(io)", "if io.Kind == replication.MsgFlush || c.flight.minWrite() == 0 {\n\t\tio.cover = max(io.cover, io.seq-1)\n\t\tc.flushDone(io)"},
+	{"hole_not_copied", "9.1: zeroes are content", "copy.go", "case p.zero:\n\t\tfor i := range c.m {", "case p.zero:\n\t\tfor i := range c.m[:0] {"},
+	{"trim_skips_joiner", "I27: a discard is a write to a joiner too", "dispatch.go", "io.targets = c.isr | c.syncing()\n", "io.targets = c.isr | c.syncing()\n\tif io.Kind == replication.MsgTrim {\n\t\tio.targets = c.isr\n\t}\n"},
+	{"refusal_keeps_credit", "14.2: a refusal gives the room of its payload back", "replicaio.go", "Seq: msg.Seq, Credit: uint32(payload),", "Seq: msg.Seq,"},
 	{"zombie_release", "a request is released once nothing refers to it", "session.go", "c.complete(io, replication.ErrStalled)\n\t\t}", "c.complete(io, replication.ErrStalled); c.release(io)\n\t\t}"},
 }
 
