@@ -96,11 +96,14 @@ func TestFlushAfterReopen(t *testing.T) {
 // which kernels have lost what was written to new extents.
 func TestStableIsASync(t *testing.T) {
 	p, r := newTestReplica(t, 8<<20, EngineThreads)
+	if err := block.WriteAt(r, randomBytes(1, block.SectorSize), 0, 0); err != nil { // makes the chunk
+		t.Fatal(err)
+	}
 	f := injectFaults(p)
 	m := &manualEngine{engine: f, kind: opWrite, came: make(chan struct{}, 1)}
 	p.engine = m
 	defer func() { p.engine = f.engine }()
-	for n := range int64(3) { // the first write makes the chunk
+	for n := range int64(3) {
 		w := start(r, block.Request{Op: block.OpWrite, Flags: block.FUA, Data: randomBytes(1, block.SectorSize), Len: block.SectorSize})
 		<-m.came
 		if got := f.count[opDataSync].Load(); got != n {
