@@ -92,6 +92,38 @@ func TestFlushAfterReopen(t *testing.T) {
 	}
 }
 
+// TestStableIsASync: a write with FUA is stable by an fdatasync that begins when it has ended, not by O_DSYNC, under
+// which kernels have lost what was written to new extents.
+func TestStableIsASync(t *testing.T) {
+	p, r := newTestReplica(t, 8<<20, EngineThreads)
+	if err := block.WriteAt(r, randomBytes(1, block.SectorSize), 0, 0); err != nil { // makes the chunk
+		t.Fatal(err)
+	}
+	f := injectFaults(p)
+	m := &manualEngine{engine: f, kind: opWrite, came: make(chan struct{}, 1)}
+	p.engine = m
+	defer func() { p.engine = f.engine }()
+	for n := range int64(3) {
+		w := start(r, block.Request{Op: block.OpWrite, Flags: block.FUA, Data: randomBytes(1, block.SectorSize), Len: block.SectorSize})
+		<-m.came
+		if got := f.count[opDataSync].Load(); got != n {
+			t.Errorf("%d syncs before write %d has ended, want %d", got, n, n)
+		}
+		m.came <- struct{}{}
+		m.next()
+		if err := <-w.err; err != nil {
+			t.Fatal(err)
+		}
+		if got := f.count[opDataSync].Load(); got != n+1 {
+			t.Errorf("%d syncs when write %d is stable, want %d", got, n, n+1)
+		}
+	}
+	flags, err := unix.FcntlInt(uintptr(r.chunks[0].Load().fd), unix.F_GETFL, 0)
+	if err != nil || flags&unix.O_DSYNC != 0 {
+		t.Errorf("a chunk is written with flags %#x, %v", flags, err)
+	}
+}
+
 // TestNoSuccessAfterFault: what completes after a sync has failed does not say that
 // all is well, whether it needed that sync or not (I25).
 func TestNoSuccessAfterFault(t *testing.T) {

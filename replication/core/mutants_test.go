@@ -4,19 +4,26 @@ package core
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 )
 
 var (
-	mutantSeeds = flag.String("mutant.seeds", "1500", "seeds that each mutant is given; the default is the simulator's")
+	mutantSeeds = flag.Int("mutant.seeds", 1500, "seeds for a mutant that no directed test catches; the default is the simulator's")
+	mutantKnown = flag.Int("mutant.known", 300, "seeds for one that is caught already, to see whether the simulator does too")
 	mutantOnly  = flag.String("mutant.only", "", "run only the mutants that match this regular expression")
 )
 
@@ -168,40 +175,113 @@ var mutants = []mutant{
 	{"not_imported_waits", "I22: no takeover before the import", "change.go", ", ChangeRolledBack: replication.ErrRolledBack}[out]", "}[out]"},
 	{"gone_kills", "G6: a volume whose replica is there was not deleted", "change.go", "(c.stage != stageServing || c.openSet()&c.isr == 0):", "true:"},
 	{"stranger_deposes", "G6: who is not in sync deposes nobody", "takeover.go", "term > c.term && c.isr.has(ctl.to) {", "term > c.term {"},
+	{"hello_old_term", "I6: no session of an older term", "replicacontrol.go", "case t.msg.Term < r.meta.Term:", "case false:"},
+	{"best_copy", "I4: a takeover starts from the in-sync set", "takeover.go", "c.isr = c.set(n.ISR)", "c.isr = c.all()"},
+	{"label_before_data", "I18: in sync after the data, not before", "join.go", "n.Members[c.m[j.q].id] = v\n\t\tc.setISR(n, c.isr,", "n.Members[c.m[j.q].id] = v\n\t\tc.setISR(n, c.isr|bit(j.q),"},
+	{"start_not_held", "9.1 step 3: mirrored or marked", "change.go", "c.hold = true\n\t\tch.step, ch.until = stepQuiesce", "ch.step, ch.until = stepQuiesce"},
+	{"join_ends_all_maps", "I14: a join ends the map of who has joined", "replicacontrol.go", "if !cfg.InISR(id) {", "if !cfg.InISR(id) && len(cfg.ISR) < 2 {"},
+	{"clean_without_flush", "I13: settled is what was flushed", "dispatch.go", "if io.Kind == replication.MsgFlush {\n\t\tc.flushDone(io)", "if io.Kind == replication.MsgFlush || c.flight.minWrite() == 0 {\n\t\tio.cover = max(io.cover, io.seq-1)\n\t\tc.flushDone(io)"},
+	{"hole_not_copied", "9.1: zeroes are content", "copy.go", "case p.zero:\n\t\tfor i := range c.m {", "case p.zero:\n\t\tfor i := range c.m[:0] {"},
+	{"trim_skips_joiner", "I27: a discard is a write to a joiner too", "dispatch.go", "io.targets = c.isr | c.syncing()\n", "io.targets = c.isr | c.syncing()\n\tif io.Kind == replication.MsgTrim {\n\t\tio.targets = c.isr\n\t}\n"},
+	{"refusal_keeps_credit", "14.2: a refusal gives the room of its payload back", "replicaio.go", "Seq: msg.Seq, Credit: uint32(payload),", "Seq: msg.Seq,"},
 	{"zombie_release", "a request is released once nothing refers to it", "session.go", "c.complete(io, replication.ErrStalled)\n\t\t}", "c.complete(io, replication.ErrStalled); c.release(io)\n\t\t}"},
 }
 
 // TestMutants builds the package's tests with each mutant, by an overlay of one
 // file, and runs the directed tests and the simulator on it. A mutant that neither
-// catches fails the test.
+// catches fails the test. It prints a table: each mutant, the directed tests that
+// catch it, after how many seeds the simulator does, and what that saw.
 func TestMutants(t *testing.T) {
+	base := mutant{name: "the core as it is"}
+	bin, err := base.build(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := base.try(bin); v.err != nil || v.caught() {
+		t.Fatalf("%s fails: %+v", base.name, v)
+	}
 	only := regexp.MustCompile(*mutantOnly)
-	for _, m := range mutants {
-		if !only.MatchString(m.name) {
-			continue
-		}
-		bin, err := m.build(t.TempDir())
-		if err != nil {
-			t.Errorf("%s: %v", m.name, err)
-			continue
-		}
-		directed := m.run(bin, "-test.skip", "^TestSim$")
-		sim := m.run(bin, "-test.run", "^TestSim$", "-sim.shrink=false", "-sim.seeds", *mutantSeeds)
-		switch {
-		case directed == "" && sim == "":
-			t.Errorf("%-26s SURVIVED (%s)", m.name, m.rule)
-		case directed == "":
-			t.Logf("%-26s %s", m.name, sim)
-		case sim == "":
-			t.Logf("%-26s %s", m.name, directed)
-		default:
-			t.Logf("%-26s %s; %s", m.name, directed, sim)
+	var rows []*mutant
+	for i := range mutants {
+		if only.MatchString(mutants[i].name) {
+			rows = append(rows, &mutants[i])
 		}
 	}
+	// Each process has one processor, so that a seed is the nth whatever else runs.
+	verdicts := make([]chan verdict, len(rows))
+	for i := range verdicts {
+		verdicts[i] = make(chan verdict, 1)
+	}
+	var next atomic.Int64
+	for range runtime.GOMAXPROCS(0) {
+		go func() {
+			for i := next.Add(1) - 1; int(i) < len(rows); i = next.Add(1) - 1 {
+				verdicts[i] <- rows[i].examine(t.TempDir())
+			}
+		}()
+	}
+	begin, directed, simulated, alive := time.Now(), 0, 0, 0
+	fmt.Fprintf(os.Stdout, "%-26s  %-58s  %5s  %s\n", "mutant", "directed tests", "seeds", "simulator")
+	for i, m := range rows {
+		v := <-verdicts[i]
+		fmt.Fprintf(os.Stdout, "%-26s  %-58s  %5s  %s\n", m.name, v.directed, v.seeds, v.simulator)
+		switch {
+		case v.err != nil:
+			t.Errorf("%s: %v", m.name, v.err)
+		case !v.caught():
+			alive++
+			t.Errorf("%s SURVIVED (%s)", m.name, m.rule)
+		}
+		if v.directed != "" {
+			directed++
+		}
+		if v.simulator != "" {
+			simulated++
+		}
+	}
+	fmt.Fprintf(os.Stdout, "%d mutants: %d caught by directed tests, %d by the simulator, %d by nothing; %v\n",
+		len(rows), directed, simulated, alive, time.Since(begin).Round(time.Second))
+}
+
+// verdict is what became of a mutant.
+type verdict struct {
+	directed  string // the tests that caught it, "" if none did
+	seeds     string // how many the simulator needed, "" if it did not catch it
+	simulator string // what it saw
+	err       error  // nothing is known
+}
+
+func (v *verdict) caught() bool { return v.directed != "" || v.simulator != "" }
+
+// examine builds the mutant in dir and tries it.
+func (m *mutant) examine(dir string) verdict {
+	bin, err := m.build(dir)
+	if err != nil {
+		return verdict{err: err}
+	}
+	defer func() { _ = os.Remove(bin) }()
+	return m.try(bin)
 }
 
 // build makes the test binary of the mutant in dir.
 func (m *mutant) build(dir string) (bin string, err error) {
+	bin = filepath.Join(dir, "core.test")
+	args := []string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", bin}
+	if m.file != "" {
+		overlay, err := m.overlay(dir)
+		if err != nil {
+			return "", err
+		}
+		args = append(args, "-overlay", overlay)
+	}
+	if out, err := exec.Command("go", append(args, ".")...).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("does not compile: %w\n%s", err, out)
+	}
+	return bin, nil
+}
+
+// overlay writes the mutated file, and what tells the compiler to take it.
+func (m *mutant) overlay(dir string) (file string, err error) {
 	src, err := os.ReadFile(m.file)
 	if err != nil {
 		return "", err
@@ -221,15 +301,8 @@ func (m *mutant) build(dir string) (bin string, err error) {
 	if err != nil {
 		return "", err
 	}
-	file := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(file, overlay, 0o600); err != nil {
-		return "", err
-	}
-	bin = filepath.Join(dir, "core.test")
-	if out, err := exec.Command("go", "test", "-c", "-overlay", file, "-o", bin, ".").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("does not compile: %w\n%s", err, out)
-	}
-	return bin, nil
+	file = filepath.Join(dir, "overlay.json")
+	return file, os.WriteFile(file, overlay, 0o600)
 }
 
 var (
@@ -238,24 +311,63 @@ var (
 	failed   = regexp.MustCompile(`--- FAIL: (\S+)`)
 )
 
-// run returns what caught the mutant, "" if nothing did.
-func (m *mutant) run(bin string, args ...string) string {
-	out, err := exec.Command(bin, append(args, "-test.timeout", "2m")...).CombinedOutput()
-	text := string(out)
+// endless is said of what uses up its time on the processor.
+const endless = "never comes to an end"
+
+// try runs the directed tests and the simulator.
+func (m *mutant) try(bin string) (v verdict) {
+	text, err := run(bin, 20, "-test.skip", "^TestSim$")
+	switch {
+	case errors.Is(err, errEndless):
+		v.directed = endless
+	case err != nil && panicked.MatchString(text):
+		v.directed = fmt.Sprintf("panic: %.50s", panicked.FindStringSubmatch(text)[1])
+	case err != nil:
+		v.directed = names(text)
+	}
+	seeds := *mutantSeeds
+	if v.directed != "" {
+		seeds = min(seeds, *mutantKnown)
+	}
+	text, err = run(bin, 20+seeds/5, "-test.run", "^TestSim$", "-sim.shrink=false", "-sim.seeds", strconv.Itoa(seeds))
 	switch hit := seedHit.FindStringSubmatch(text); {
 	case err == nil:
-		return ""
 	case hit != nil:
-		return fmt.Sprintf("after %s seeds: %.90s", hit[1], hit[2])
-	case strings.Contains(text, "test timed out"):
-		return "never comes to an end"
-	case panicked.MatchString(text):
-		return fmt.Sprintf("panics: %.90s", panicked.FindStringSubmatch(text)[1])
+		v.seeds, v.simulator = hit[1], fmt.Sprintf("%.100s", hit[2])
+	case errors.Is(err, errEndless):
+		v.simulator = endless
+	default:
+		v.err = fmt.Errorf("the simulator ended with %w: %.1000s", err, text)
 	}
-	var names []string
+	return v
+}
+
+var errEndless = errors.New(endless)
+
+// run runs a test binary on one processor and returns what it prints. The limit is in seconds of
+// processor time, some ten times what the core needs, so that a machine that does other things catches no mutant.
+func run(bin string, limit int, args ...string) (text string, err error) {
+	c := exec.Command("sh", append([]string{"-c", fmt.Sprintf(`ulimit -t %d; exec "$0" "$@"`, limit), bin, "-test.timeout", "0"}, args...)...)
+	c.Env = append(os.Environ(), "GOMAXPROCS=1")
+	out, err := c.CombinedOutput()
+	if s, ok := c.ProcessState.Sys().(syscall.WaitStatus); ok && s.Signaled() && s.Signal() == syscall.SIGKILL {
+		err = errEndless
+	}
+	return string(out), err
+}
+
+// names are the tests that failed: the first ones, without those that only contain others.
+func names(text string) string {
+	const most = 2
+	var all []string
 	for _, f := range failed.FindAllStringSubmatch(text, -1) {
-		names = slices.DeleteFunc(names, func(n string) bool { return strings.HasPrefix(f[1], n+"/") })
-		names = append(names, f[1])
+		all = append(all, f[1])
 	}
-	return "by " + strings.Join(names, " ")
+	all = slices.DeleteFunc(all, func(n string) bool {
+		return slices.ContainsFunc(all, func(o string) bool { return strings.HasPrefix(o, n+"/") })
+	})
+	if n := len(all) - most; n > 0 {
+		all = append(all[:most], fmt.Sprintf("and %d more", n))
+	}
+	return strings.ReplaceAll(strings.Join(all, " "), "TestScenarios/", "")
 }

@@ -1,9 +1,11 @@
 package core
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -21,7 +23,9 @@ import (
 //	      [stall=100] (milliseconds until a request fails) [slots=1] (of each activity log)
 //	attach n0 | resume n0 (the attachment that its process had) | detach | crash n0 | power n0 | stop n0 | start n0 | damage-log n0 (that is not running)
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
+//	delay n0 n1 (what is on the way in n0's session with n1 now) | arrive (it comes, whatever has happened since)
 //	kvdb down | kvdb up | kvdb hold | kvdb tell (outcomes wait in between)
+//	kvdb cut n0 (does not reach it)
 //	kvdb lose CAUSE (that change takes effect, and its coordinator does not reach the kvdb any more) | kvdb back
 //	drain n0 | keep n0 (its cluster domain is deactivated by plan)
 //	silent n0 | heard n0 (its beats are not heard, its connections stay)
@@ -29,6 +33,7 @@ import (
 //	pause n0 | resume n0 (its process; time goes on)
 //	close n0 | open n0 (its storage, under a living process) | hang n0 | unhang n0
 //	write 0 | write 0 fua | read 0 | trim 0 | flush
+//	left n0 write 0 | left n0 read 0 (of a consumer that somebody else has taken the volume from)
 //	run 100     lets as many milliseconds pass
 //	await TEXT  lets time pass until the trace has TEXT
 //	state       prints who is in sync and why writes wait
@@ -133,6 +138,10 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).resetConns()
 	case "heal":
 		w.healLinks()
+	case "delay":
+		w.delay(node(1), node(2))
+	case "arrive":
+		w.arrive()
 	case "damage":
 		node(1).damage[node(2)], node(2).damage[node(1)] = true, true
 	case "kvdb":
@@ -169,6 +178,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		w.client.zero(num(), replication.MsgTrim)
 	case "flush":
 		w.client.flush()
+	case "left":
+		w.leftBehind(node(1), arg(2), arg(3))
 	case "run":
 		for end := w.now + int64(num())*1e6; w.now < end; {
 			w.step()
@@ -197,8 +208,49 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 	}
 }
 
+// delay keeps back what is on the way from n to the replica of o.
+func (w *simWorld) delay(n, o *simNode) {
+	q := n.sess[slices.Index(w.nodes, o)].there
+	w.late, q.fs = append(w.late, q.fs...), nil
+	w.ready = slices.DeleteFunc(w.ready, func(r *simQueue) bool { return r == q })
+}
+
+// arrive delivers that, in order.
+func (w *simWorld) arrive() {
+	q := &simQueue{}
+	for _, e := range w.late {
+		w.enqueue(q, e)
+	}
+	w.late = nil
+}
+
+// leftBehind lets a consumer that n serves still, as far as n knows, make a request. What it
+// writes may never be seen, and what it reads was true when it asked, or later.
+func (w *simWorld) leftBehind(n *simNode, what, sectorIndex string) {
+	k, err := strconv.Atoi(sectorIndex)
+	if err != nil || n.coord == nil {
+		w.fail("%s is not left behind with sector %q: %v", n.id, sectorIndex, err)
+	}
+	io := w.client.newIO()
+	io.Off, io.Len = simSectors[k]*sector, sector
+	if io.Kind = replication.MsgWrite; what == "read" {
+		s := &simStray{coord: n.coord, sector: k, may: map[uint64]bool{w.history.known[k]: true}}
+		w.strays = append(w.strays, s)
+		io.Kind, io.User = replication.MsgRead, s
+	} else {
+		binary.LittleEndian.PutUint64(io.Data, 1<<62)
+	}
+	w.trace("consumer left behind on %s: %s sector %d", n.id, what, k)
+	n.coord.Propose(n.clock(), io)
+	n.drainCoord()
+}
+
 func (w *simWorld) kvdbCommand(what, cause string) {
 	switch what {
+	case "cut":
+		for _, n := range w.nodes {
+			n.kvCut = n.kvCut || string(n.id) == cause
+		}
 	case "lose":
 		w.kvLose = cause
 	case "back":

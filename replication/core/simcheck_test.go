@@ -223,6 +223,10 @@ func (c *simClient) done(n *simNode, d Completion) {
 		c.w.strayDone(s, d)
 		return
 	}
+	if f, ok := d.IO.User.(func(error)); ok { // of consumers of their own
+		f(d.Err)
+		return
+	}
 	o, ok := d.IO.User.(*simOp)
 	i := slices.Index(c.flight, o)
 	if !ok || c.at != n || i < 0 {

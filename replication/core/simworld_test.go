@@ -45,7 +45,8 @@ type simWorld struct {
 	kvLose  string // the cause of the change in which its node loses it, "" none
 	unknown int    // of 100 transactions, how many are not answered
 	kvHold  bool
-	kvHeld  []func() // outcomes that nobody is told yet
+	kvHeld  []func()  // outcomes that nobody is told yet
+	late    []simTurn // messages that a scenario has delayed
 
 	nodes  []*simNode
 	ready  []*simQueue // not empty

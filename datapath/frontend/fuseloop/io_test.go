@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -325,6 +326,28 @@ func TestPartialBlocks(t *testing.T) {
 	got := make([]byte, mib)
 	if err := block.ReadAt(m, got, 0); err != nil || !bytes.Equal(got, image) {
 		t.Fatalf("the whole device differs: %v", err)
+	}
+}
+
+// Two parts of one block at once, as the kernel sends them: neither brings back what the other one has replaced.
+func TestPartsOfOneBlock(t *testing.T) {
+	m := blocktest.NewMem(blocktest.MemOptions{Size: 1 * mib, Async: true, Seed: 5})
+	s := newFileSystem(&Attachment{gate: &gate{dev: m}})
+	const half = loopBlock / 2
+	for n := range byte(200) {
+		var both sync.WaitGroup
+		errs := make([]error, 2)
+		for i := range errs {
+			both.Go(func() { errs[i] = s.writePart(bytes.Repeat([]byte{n}, half), int64(i*half)) })
+		}
+		both.Wait()
+		got := make([]byte, loopBlock)
+		if err := errors.Join(errs[0], errs[1], block.ReadAt(m, got, 0)); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, bytes.Repeat([]byte{n}, loopBlock)) {
+			t.Fatalf("round %d: halves of %d and %d", n, got[0], got[half])
+		}
 	}
 }
 

@@ -85,6 +85,32 @@ func TestMissingCaps(t *testing.T) {
 	}
 }
 
+// TestPartsOfBlocks checks that a request for a part of a block is refused: the device never has to read, change and write a
+// block, which would undo what is written to the rest of it meanwhile.
+func TestPartsOfBlocks(t *testing.T) {
+	s := startServer(t)
+	rec := blocktest.NewRecord(newMem(false))
+	attach(t, s, "vol", rec)
+	c := dial(t, s)
+	c.goExport("vol")
+	for _, cmd := range []uint16{cmdRead, cmdWrite, cmdTrim, cmdWriteZeroes} {
+		for _, part := range []struct {
+			off uint64
+			n   uint32
+		}{{512, 4096}, {4096, 512}, {1, 1}, {8191, 4097}} {
+			var payload []byte
+			if cmd == cmdWrite {
+				payload = make([]byte, part.n)
+			}
+			c.request(cmd, 0, part.off, part.n, payload)
+			c.wantError(errnoInval)
+		}
+	}
+	if len(rec.History()) != 0 {
+		t.Errorf("the device was asked: %v", rec)
+	}
+}
+
 // TestProtocolViolations checks that nonsense ends the connection after the replies to what came before.
 func TestProtocolViolations(t *testing.T) {
 	s := startServer(t)
