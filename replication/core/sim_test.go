@@ -105,6 +105,8 @@ var faults = []fault{
 	{"write error", func(w *simWorld, n *simNode) bool { n.disk.failWrite = w.spare(n); return n.disk.failWrite }, (*simWorld).reset2},
 	{"flush error", func(w *simWorld, n *simNode) bool { n.disk.failFlush = w.spare(n); return n.disk.failFlush }, (*simWorld).reset2},
 	{"read error", func(_ *simWorld, n *simNode) bool { n.disk.failRead = true; return true }, func(_ *simWorld, n *simNode) { n.disk.failRead = false }},
+	{"block rots", (*simWorld).rot, nil},
+	{"disk writes astray", func(_ *simWorld, n *simNode) bool { n.disk.astray = true; return true }, func(_ *simWorld, n *simNode) { n.disk.astray = false }},
 	{"disk hangs", func(_ *simWorld, n *simNode) bool { n.disk.hung = true; return true }, func(_ *simWorld, n *simNode) { n.unhang() }},
 }
 
@@ -261,7 +263,7 @@ func (w *simWorld) settle() {
 		n.silence(false)
 		n.drain(false)
 		n.paused, n.disk.full, n.disk.failRead = false, false, false
-		n.disk.failWrite, n.disk.failFlush = false, false
+		n.disk.failWrite, n.disk.failFlush, n.disk.astray = false, false, false
 		n.unhang()
 		n.crowd(false)
 	}
@@ -270,6 +272,7 @@ func (w *simWorld) settle() {
 	}
 	for range 40_000 {
 		w.step()
+		w.restore()
 		for _, n := range w.nodes {
 			if !n.up {
 				n.start()
@@ -288,6 +291,7 @@ func (w *simWorld) settle() {
 		if c.stage == stageServing && len(w.cfg.ISR) == len(w.nodes) && c.change == nil && c.reconcile.Count() == 0 &&
 			len(w.client.flight) == 0 && len(c.flight.ios) == 0 && c.Stall() == StallNone && !c.wroteSeq {
 			w.compare()
+			w.checkHealed()
 			w.checkRest(c)
 			return
 		}

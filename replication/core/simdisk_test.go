@@ -20,8 +20,9 @@ func (n *simNode) unhang() {
 	n.disk.stuck = nil
 }
 
-// do carries an operation out and returns what it read.
-func (d *simDisk) do(w *simWorld, io *LocalIO) ([]byte, error) {
+// do carries an operation of n's replica out and returns what it read.
+func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
+	w := n.w
 	each := func(f func(s, off int64)) {
 		for _, s := range simSectors {
 			if off := s*sector - io.Off; off >= 0 && off < io.Len {
@@ -45,13 +46,16 @@ func (d *simDisk) do(w *simWorld, io *LocalIO) ([]byte, error) {
 			return nil, block.ErrIO
 		}
 		p := make([]byte, io.Len)
-		each(func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.data[s]) })
-		return p, nil
+		each(func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.onDisk(s)) })
+		return p, d.verify(w, io)
 	case replication.MsgHashReq:
 		if d.failRead {
 			return nil, block.ErrIO
 		}
-		return d.hash(io.Off, io.Len), nil
+		if n.rep.Meta().State == replication.MemberSyncing {
+			return d.hash(io.Off, io.Len), nil // as it is: what is damaged differs, and is copied
+		}
+		return d.hash(io.Off, io.Len), d.verify(w, io)
 	default:
 		modifies = true
 	}
@@ -65,6 +69,10 @@ func (d *simDisk) do(w *simWorld, io *LocalIO) ([]byte, error) {
 		d.data[s] = 0
 		if io.Data != nil {
 			d.data[s] = binary.LittleEndian.Uint64(io.Data[off:])
+		}
+		d.wrote(s)
+		if d.astray {
+			d.stray(w, n, s)
 		}
 		if io.Flags&replication.FlagFUA != 0 {
 			d.stable[s] = d.data[s]
@@ -86,8 +94,8 @@ func (d *simDisk) hash(off, n int64) []byte {
 		k := min(replication.ResyncBlock, end-off)
 		what = binary.LittleEndian.AppendUint64(what[:0], uint64(k))
 		for _, s := range simSectors {
-			if at := s*sector - off; at >= 0 && at < k && d.data[s] != 0 {
-				what = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(what, uint64(at)), d.data[s])
+			if at := s*sector - off; at >= 0 && at < k && d.onDisk(s) != 0 {
+				what = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(what, uint64(at)), d.onDisk(s))
 			}
 		}
 		known, ok := simHashes.Load(string(what))
@@ -123,7 +131,7 @@ func (n *simNode) drainRep() {
 				n.disk.stuck = append(n.disk.stuck, do)
 			default:
 				n.flight = slices.DeleteFunc(n.flight, func(o *LocalIO) bool { return o == io })
-				data, err := n.disk.do(w, io)
+				data, err := n.disk.do(n, io)
 				rep.IODone(io, data, nil, err)
 				n.drainRep()
 			}

@@ -131,6 +131,9 @@ type simConn struct {
 // simDisk is what survives a process: sectors, superblock, dirty maps, activity log.
 type simDisk struct {
 	data, stable map[int64]uint64 // sector -> tag; absent is zero
+	sums         map[int64]bool   // sectors whose checksum is known
+	bad          map[int64]uint64 // damaged sectors: what is there instead of data
+	astray       bool             // the next write lands in another sector
 	meta         ReplicaMeta
 	boot         replication.BootID // that had it open last
 	clean        bool               // it was closed in order
@@ -253,11 +256,12 @@ func (n *simNode) start() {
 	n.up, n.stop, n.paused, n.wake = true, false, false, 0
 	n.life++
 	n.conns, n.ctl, n.flight = map[ConnID]*simConn{}, map[uint64]func(ControlResult){}, nil
+	d.log.open(w.slots)
 	if !d.clean {
+		d.forgetSums()
 		d.meta.Lossy = d.meta.Lossy || d.boot != n.boot
 	}
 	d.boot, d.clean = n.boot, false
-	d.log.open(w.slots)
 	n.rep = NewReplica(ReplicaOptions{
 		Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta,
 		Now: n.clock(), LeaseGrant: w.grant,
