@@ -120,7 +120,7 @@ func (n *simNode) sweep() {
 
 func newSimDisk(m ReplicaMeta) simDisk {
 	return simDisk{
-		data: map[int64]uint64{}, stable: map[int64]uint64{}, clean: true, meta: m,
+		data: map[int64]uint64{}, stable: map[int64]uint64{}, sums: map[int64]bool{}, bad: map[int64]uint64{}, clean: true, meta: m,
 		dirty: map[replication.ReplicaID]*Bitmap{}, log: newSimActivity(false),
 	}
 }

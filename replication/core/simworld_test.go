@@ -133,6 +133,9 @@ type simConn struct {
 // simDisk is what survives a process: sectors, superblock, dirty maps, activity log.
 type simDisk struct {
 	data, stable map[int64]uint64 // sector -> tag; absent is zero
+	sums         map[int64]bool   // sectors whose checksum is known
+	bad          map[int64]uint64 // damaged sectors: what is there instead of data
+	astray       bool             // the next write lands in another sector
 	meta         ReplicaMeta
 	boot         replication.BootID // that had it open last
 	clean        bool               // it was closed in order
@@ -141,6 +144,11 @@ type simDisk struct {
 	log          simActivity
 
 	full, failWrite, failFlush, failRead, hung, closed, crowded bool
+
+	failNext bool // the next read
+	dropNext bool // the next flush fails, and what it was to make stable is lost
+	hangNext bool // the next operation
+	tearNext bool // the power goes with the next operation of several sectors
 
 	stuck []func()
 }
@@ -255,11 +263,12 @@ func (n *simNode) start() {
 	n.up, n.stop, n.paused, n.wake = true, false, false, 0
 	n.life++
 	n.conns, n.ctl, n.flight = map[ConnID]*simConn{}, map[uint64]func(ControlResult){}, nil
+	d.log.open(w.slots)
 	if !d.clean {
+		d.forgetSums()
 		d.meta.Lossy = d.meta.Lossy || d.boot != n.boot
 	}
 	d.boot, d.clean = n.boot, false
-	d.log.open(w.slots)
 	n.rep = NewReplica(ReplicaOptions{
 		Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta,
 		Now: n.clock(), LeaseGrant: w.grant,
@@ -278,7 +287,8 @@ func (n *simNode) crowd(on bool) {
 func (n *simNode) crash(power bool) {
 	w, d := n.w, &n.disk
 	n.halt()
-	d.hung, d.stuck = false, nil
+	d.hung, d.hangNext, d.stuck = false, false, nil
+	d.tear(n, power)
 	d.cutShort(w, n)
 	if power {
 		if !d.clean {
