@@ -23,6 +23,9 @@ type NodeReport struct {
 	Domain   replication.DomainID
 	Replicas []FoundReplica
 	Serving  []*replication.Config // of coordinators that serve I/O
+
+	// Incarnation of the kvdb that the node goes by; it goes by none that does not follow it. Zero: it does not tell.
+	Incarnation replication.UUID
 }
 
 // Importer writes volumes anew into a kvdb that was lost or rolled back (protocol.md 10.5).
@@ -95,7 +98,7 @@ func (im *Importer) Run(ctx context.Context, q ImportRequest) (*ImportResult, er
 		}
 	}
 	switch {
-	case q.DryRun || todo == 0 && len(refused) == 0:
+	case q.DryRun || todo == 0 && len(refused) == 0 && !s.stranded:
 		return res, nil
 	case len(refused) > 0:
 		return nil, fmt.Errorf("%w: nothing was written, import the others with --volume: %s", ErrNotImported, strings.Join(refused, "; "))
@@ -122,7 +125,8 @@ type sight struct {
 	specMods  map[replication.VolumeID]kvdb.Revision
 	names     map[string]replication.VolumeID
 	silent    map[replication.NodeID]error
-	elsewhere []string // incarnations that replicas are of
+	elsewhere []string // incarnations that replicas are of and nodes go by
+	stranded  bool     // a node goes by one that the kvdb does not follow
 }
 
 // look asks the nodes, then reads the kvdb: what a node knows was there before.
@@ -155,10 +159,10 @@ func (im *Importer) look(ctx context.Context) (*sight, error) {
 			f.Node, f.Domain = r.Node, r.Domain
 			e := s.of(f.Volume)
 			e.found = append(e.found, f)
-			if u := f.Incarnation.String(); !f.Incarnation.IsZero() && f.Incarnation != l.id && !slices.Contains(s.elsewhere, u) {
-				s.elsewhere = append(s.elsewhere, u)
-			}
+			s.follow(f.Incarnation, l)
 		}
+		s.follow(r.Incarnation, l)
+		s.stranded = s.stranded || !r.Incarnation.IsZero() && l.age(r.Incarnation) < 0
 		for _, cfg := range r.Serving {
 			e := s.of(cfg.Volume)
 			e.serving = append(e.serving, cfg)
@@ -168,6 +172,13 @@ func (im *Importer) look(ctx context.Context) (*sight, error) {
 		e.life = l
 	}
 	return s, nil
+}
+
+// follow has the next incarnation follow u.
+func (s *sight) follow(u replication.UUID, l *life) {
+	if !u.IsZero() && u != l.id && !slices.Contains(s.elsewhere, u.String()) {
+		s.elsewhere = append(s.elsewhere, u.String())
+	}
 }
 
 // of is the evidence of a volume.

@@ -175,6 +175,46 @@ func TestImportTwice(t *testing.T) {
 	}
 }
 
+// A backup of before an import is restored after it: the nodes go by an incarnation that neither the kvdb nor a replica knows, and follow the next
+// import all the same, whether there is a volume to be imported or not.
+func TestImportAgain(t *testing.T) {
+	for name, older := range map[string]bool{"an older configuration": true, "the same configuration": false} {
+		t.Run(name, func(t *testing.T) {
+			w, reports, truth, mine := importWorld(t)
+			old, err := w.store.Get(t.Context(), clusterdomain.IncarnationKey("c"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			rollBack(t, w, mine, truth)
+			if _, err := importer(w, w.store, reports).Run(t.Context(), ImportRequest{All: true}); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := mine.Load(t.Context(), truth.Volume); err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range reports {
+				r.Incarnation, _ = mine.Incarnation()
+			}
+			if _, err := kvdb.Put(t.Context(), w.store, old.Key, old.Value); err != nil {
+				t.Fatal(err)
+			}
+			if older {
+				rollBack(t, w, mine, truth)
+			}
+			_, _, err = mine.Load(t.Context(), truth.Volume)
+			wantErr(t, err, ErrIncarnation)
+			for i, want := range []bool{true, false} {
+				if res, err := importer(w, w.store, reports).Run(t.Context(), ImportRequest{All: true}); err != nil || res.Written != want {
+					t.Fatalf("import %d: %+v, %v", i, res, err)
+				}
+			}
+			if got, _, err := mine.Load(t.Context(), truth.Volume); err != nil || got.Epoch != truth.Epoch || got.Gen != truth.Gen {
+				t.Errorf("imported %+v, %v", got, err)
+			}
+		})
+	}
+}
+
 // Nothing is written when one of the volumes cannot be imported; a kvdb that was lost gets the volume with what is noted beside the replicas.
 func TestImportLost(t *testing.T) {
 	w, reports, truth, mine := importWorld(t)

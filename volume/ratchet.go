@@ -64,7 +64,7 @@ func (c *Configs) checkIncarnation(kv *kvdb.KV) error {
 		return err
 	}
 	if now.age(known.id) < 0 {
-		return fmt.Errorf("%w: it is of incarnation %s now, this node began with %s; run \"tandemctl kvdb import --all\", and restart the node if there is nothing to import",
+		return fmt.Errorf("%w: it is of incarnation %s now, this node goes by %s; run \"tandemctl kvdb import --all\"",
 			ErrIncarnation, now.id, known.id)
 	}
 	c.life.Store(now)

@@ -30,7 +30,7 @@ func (s *ReplicasServer) ListReplicas(context.Context, *volumepb.ListReplicasReq
 	if err != nil {
 		return nil, err
 	}
-	resp := &volumepb.ListReplicasResponse{Node: string(r.Node)}
+	resp := &volumepb.ListReplicasResponse{Node: string(r.Node), Incarnation: r.Incarnation[:]}
 	for i := range r.Replicas {
 		resp.Replicas = append(resp.Replicas, foundPB(&r.Replicas[i]))
 	}
@@ -47,6 +47,12 @@ func (s *ReplicasServer) ListReplicas(context.Context, *volumepb.ListReplicasReq
 // ParseReport decodes what another node's ListReplicas answered. ErrBadRecord: it is not what a node sends.
 func ParseReport(resp *volumepb.ListReplicasResponse) (*NodeReport, error) {
 	r := &NodeReport{Node: replication.NodeID(resp.Node)}
+	if len(resp.Incarnation) > 0 { // a node of an older version does not tell
+		var err error
+		if r.Incarnation, err = parseIdentifier(resp.Incarnation); err != nil {
+			return nil, err
+		}
+	}
 	for _, m := range resp.Replicas {
 		f, err := parseFound(m)
 		if err != nil {
@@ -78,11 +84,19 @@ func foundPB(f *FoundReplica) *volumepb.FoundReplica {
 	return m
 }
 
+func parseIdentifier(b []byte) (u replication.UUID, err error) {
+	if copy(u[:], b) != len(u) || len(b) != len(u) {
+		return u, fmt.Errorf("%w: an identifier of %d bytes in the report of a node", ErrBadRecord, len(b))
+	}
+	return u, nil
+}
+
 func parseFound(m *volumepb.FoundReplica) (*FoundReplica, error) {
 	var bad error
-	id := func(b []byte) (u replication.UUID) {
-		if copy(u[:], b) != len(u) || len(b) != len(u) {
-			bad = fmt.Errorf("%w: an identifier of %d bytes in the report of a node", ErrBadRecord, len(b))
+	id := func(b []byte) replication.UUID {
+		u, err := parseIdentifier(b)
+		if err != nil {
+			bad = err
 		}
 		return u
 	}

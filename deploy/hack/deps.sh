@@ -43,7 +43,8 @@ bench) want=("${demo[@]}" "${bench[@]}") ;;
 model) want=("${model[@]}") ;;
 test)  want=("${demo[@]}" "${bench[@]}"
 	/usr/bin/qemu-img                        qemu-utils
-	/usr/sbin/mkfs.ext4                      e2fsprogs) ;;
+	/usr/sbin/mkfs.ext4                      e2fsprogs
+	/usr/sbin/ip                             iproute2) ;;
 *)     echo "deps.sh: unknown set '$for_what' (test, demo, bench, model or vm)" >&2; exit 2 ;;
 esac
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -154,6 +155,14 @@ func TestNetworks(t *testing.T) {
 	}
 	if out, err := Run(t.Context(), c.inside("alpha", "ip", "-brief", "addr", "show", device)...); err != nil || out == "" {
 		t.Errorf("alpha has %q: %v", out, err)
+	}
+	if conn, err := c.dial(t.Context(), "alpha", "udp", c.nets.at("beta", 7)); err != nil {
+		t.Error(err)
+	} else {
+		if at := conn.LocalAddr().String(); !strings.HasPrefix(at, c.nets.address(0)+":") {
+			t.Errorf("dialled in alpha from %s", at)
+		}
+		_ = conn.Close()
 	}
 	if _, err := os.Stat("/sys/class/net/" + device); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the device of a site is in the network of the host: %v", err)

@@ -9,19 +9,19 @@ import (
 
 // kvdbMember is a process that is a member of the kvdb: an etcd server, or the daemon of a node.
 type kvdbMember struct {
-	name, dir string
-	proc      *Process
-	start     func() error
+	name, site, dir string
+	proc            *Process
+	start           func() error
 }
 
 func (c *Cluster) kvdbMembers() []kvdbMember {
 	var ms []kvdbMember
 	for _, e := range c.etcd {
-		ms = append(ms, kvdbMember{e.name, e.dir, e.proc, func() error { return c.startEtcd(e) }})
+		ms = append(ms, kvdbMember{e.name, e.site, e.dir, e.proc, func() error { return c.startEtcd(e) }})
 	}
 	for _, n := range c.nodes {
 		if n.Member && len(c.etcd) == 0 {
-			ms = append(ms, kvdbMember{n.Name, filepath.Join(n.Dir, "data", "kvdb"), n.proc, func() error { return c.StartNode(n) }})
+			ms = append(ms, kvdbMember{n.Name, n.Site, filepath.Join(n.Dir, "data", "kvdb"), n.proc, func() error { return c.StartNode(n) }})
 		}
 	}
 	return ms
@@ -88,16 +88,30 @@ func (c *Cluster) RestoreKVDB(dir string) error {
 	return nil
 }
 
-// LoseKVDB takes what etcd has on disk away; its members found a new, empty one when they are started. They must not run.
+// LoseKVDB takes what the members of the kvdb have on disk away; they found a new, empty one when they are started. They must not run.
 func (c *Cluster) LoseKVDB() error {
 	if err := c.stopped(); err != nil {
 		return err
 	}
-	for _, e := range c.etcd {
-		if err := os.RemoveAll(e.dir); err != nil {
+	for _, m := range c.kvdbMembers() {
+		if err := os.RemoveAll(m.dir); err != nil {
 			return err
 		}
+	}
+	for _, e := range c.etcd {
 		e.proc = nil
+	}
+	for _, n := range c.nodes {
+		if !n.Member || len(c.etcd) > 0 {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(n.Dir, "data", "kvdb-member")); err != nil { // without it it may found one
+			return err
+		}
+		n.proc = nil
+		if err := c.writeConfig(n, true); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -110,16 +110,33 @@ func openTUN() (*os.File, error) {
 	return os.NewFile(uintptr(fd), device), nil // not before: what is no device yet cannot be polled
 }
 
-// inside returns the command line that runs argv in the network of a site. Mounts stay common to all.
-func (c *Cluster) inside(site string, argv ...string) []string {
+// space is the network of a site; nil if that is the one of this process.
+func (c *Cluster) space(site string) *Namespace {
 	switch {
 	case c.spec.Namespace != nil:
-		return c.spec.Namespace.Inside(argv...)
+		return c.spec.Namespace
 	case c.nets != nil:
-		return c.nets.spaces[slices.Index(c.nets.sites, site)].Inside(argv...)
+		return c.nets.spaces[slices.Index(c.nets.sites, site)]
 	default:
-		return argv
+		return nil
 	}
+}
+
+// inside returns the command line that runs argv in the network of a site. Mounts stay common to all.
+func (c *Cluster) inside(site string, argv ...string) []string {
+	if n := c.space(site); n != nil {
+		return n.Inside(argv...)
+	}
+	return argv
+}
+
+// dial connects as a process in the site does.
+func (c *Cluster) dial(ctx context.Context, site, network, address string) (net.Conn, error) {
+	if n := c.space(site); n != nil {
+		return n.Dial(ctx, network, address)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, network, address)
 }
 
 // SetLink changes what becomes of packets that one site sends to another from now on. Needs Spec.Networks.

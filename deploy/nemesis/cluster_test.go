@@ -29,12 +29,14 @@ var (
 	siteOf = map[string]string{"a1": alpha, "b1": beta}
 )
 
-// Timers, shorter than the defaults: a run has many faults.
-const (
-	beat    = 250 * time.Millisecond
-	suspect = 2 * time.Second
-	stall   = 20 * time.Second
+// suspect is the shortest that is recommended, as the other timers of the cluster are: a run has many faults.
+const suspect = 1200 * time.Millisecond
 
+var timers = map[string]any{
+	"beatInterval": "200ms", "suspectTimeout": suspect.String(), "leaseTime": "800ms", "leaseGrant": "1s", "opTimeout": "3s", "sealTimeout": "2s", "stallTimeout": "20s",
+}
+
+const (
 	// slow is what is told of.
 	slow = 10 * time.Second
 
@@ -61,7 +63,7 @@ func found(t *testing.T) *cluster {
 		Bin: bin, Work: c.dir, KVDB: *kvdbFlag, Frontend: "nbd", Networks: true,
 		Nodes: []lab.NodeSpec{{Name: "a1", Site: alpha, Member: true}, {Name: "b1", Site: beta, Member: true}, {Name: "w1", Site: gamma, Member: true, Witness: true}},
 		Adjust: func(_ string, config map[string]any) {
-			config["replication"] = map[string]any{"beatInterval": beat.String(), "suspectTimeout": suspect.String(), "opTimeout": "4s", "sealTimeout": "3s", "stallTimeout": stall.String()}
+			config["replication"] = timers
 		},
 	}, &undo)
 	if err != nil {
@@ -154,24 +156,37 @@ func (c *cluster) operator(t *testing.T, node string, args ...string) string {
 	return out
 }
 
-// refused is the exit code of what must not be done in the state that there is.
-const refused = 4
+// What tandemctl says.
+const (
+	absent  = 3 // exit code of what does not exist
+	refused = 4 // of what must not be done in the state that there is
+
+	toImport = "tandemctl kvdb import" // what to do, if the kvdb is older than a replica, or another one
+)
 
 // deactivate takes a domain out of service as an operator at a node does, and reports whether that was done: it is refused
-// when the last in-sync replica is there.
-func (c *cluster) deactivate(t *testing.T, node, site string, how ...string) (done bool) {
+// when the last in-sync replica is there, and for nothing else unless stale, when the kvdb may be known to be older than a replica.
+func (c *cluster) deactivate(t *testing.T, node, site string, stale bool, how ...string) (done bool) {
 	t.Helper()
 	args := append([]string{"--timeout", "10s", "cluster", "domains", "deactivate", "--name", site}, how...)
 	until(t, "deactivate "+site, func() (bool, error) {
 		_, err := c.Ctl(t.Context(), c.Node(node), args...)
-		var exit *exec.ExitError
-		if errors.As(err, &exit) && exit.ExitCode() == refused && strings.Contains(err.Error(), "--accept-data-loss") {
+		if exitCode(err) == refused && (strings.Contains(err.Error(), "--accept-data-loss") || stale && strings.Contains(err.Error(), toImport)) {
 			return true, nil
 		}
 		done = err == nil
 		return done, err
 	})
 	return done
+}
+
+// exitCode is that of the program that failed with err; 0 if err has none.
+func exitCode(err error) int {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	return 0
 }
 
 // inSync reports whether both replicas are in sync, as a node sees it; the error tells what they are instead.

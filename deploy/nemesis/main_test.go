@@ -17,7 +17,7 @@ import (
 
 var (
 	seedFlag   = flag.Uint64("seed", 0, "seed of the plan; 0: another one each time, printed")
-	cyclesFlag = flag.Int("cycles", 10, "how many faults, one after the other")
+	cyclesFlag = flag.Int("cycles", 0, "how many faults, one after the other; 0: the test is skipped")
 	kvdbFlag   = flag.String("kvdb", "etcd", `"etcd" (a server in each site) or "raft" (embedded)`)
 	faultFlag  = flag.String("fault", "", "only this one, in every cycle")
 	keepFlag   = flag.Bool("keep", false, "leave the directory of the cluster, with all logs and histories, for a look")
@@ -43,6 +43,9 @@ func run(m *testing.M) int {
 // need skips the test where something is not to be had.
 func need(t *testing.T) {
 	t.Helper()
+	if *cyclesFlag == 0 {
+		t.Skip("no -cycles: make test-nemesis gives it")
+	}
 	if os.Geteuid() != 0 {
 		t.Skip("not root")
 	}

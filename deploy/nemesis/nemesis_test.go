@@ -2,6 +2,7 @@ package nemesis
 
 import (
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -20,8 +21,10 @@ type runner struct {
 	consumers  int
 	current    *consumer   // of the attachment at home
 	replaced   []*consumer // of attachments before it; their devices must fail, in the end
+	backup     string      // what the kvdb comes back from, a directory; "": nothing
+	rolled     bool        // the kvdb came back from it, and was not imported yet
 
-	cycles, takeovers, refusals, requests int
+	cycles, takeovers, refusals, imports, requests int
 }
 
 // every is how many cycles are checked at once.
@@ -37,7 +40,7 @@ func TestNemesis(t *testing.T) {
 	}
 	defer func() {
 		if t.Failed() {
-			say("FAILED in cycle %d; SEED=%d CYCLES=%d KVDB=%s", r.cycles, r.seed, *cyclesFlag, *kvdbFlag)
+			say("FAILED in cycle %d; SEED=%d CYCLES=%d KVDB=%s; the answers before it: %v", r.cycles, r.seed, *cyclesFlag, *kvdbFlag, Check(r.history))
 		}
 	}()
 	began := time.Now()
@@ -51,8 +54,8 @@ func TestNemesis(t *testing.T) {
 			r.barrier()
 		}
 	}
-	say("%s: %d cycles, %d takeovers (%d refused: the last in-sync replica), %d attachments, %d requests; every answer is explained; %v; SEED=%d",
-		*kvdbFlag, r.cycles, r.takeovers, r.refusals, r.consumers, r.requests, since(began), r.seed)
+	say("%s: %d cycles, %d takeovers (%d refused: the last in-sync replica, or an old kvdb), %d imports, %d attachments, %d requests; every answer is explained; %v; SEED=%d",
+		*kvdbFlag, r.cycles, r.takeovers, r.refusals, r.imports, r.consumers, r.requests, since(began), r.seed)
 }
 
 // cycle is one fault and the way back.
@@ -69,7 +72,7 @@ func (r *runner) cycle(c Cycle) {
 	from := at
 	if c.Takeover {
 		if !r.takeOver() {
-			said += ", no takeover: the last in-sync replica is there"
+			said += ", no takeover: the last in-sync replica is there, or the kvdb is old"
 		}
 		from = time.Now()
 	}
@@ -164,6 +167,23 @@ func (r *runner) begin(c Cycle) (stop func()) {
 		if err = r.member(away, (*lab.Process).Kill); err == nil {
 			err = r.member(gamma, (*lab.Process).Kill)
 		}
+	case LoseMember:
+		site := sites[c.Site]
+		err = r.LoseMember(site)
+		stop = func() {
+			until(r.t, "another member is in "+site, func() (bool, error) {
+				err := r.ReplaceMember(r.t.Context(), site)
+				return err == nil, err
+			})
+		}
+	case RollBack:
+		err = r.rollBack()
+		stop = r.importAll
+	case RollBehind:
+		if err = r.rollBehind(); err == nil {
+			err = r.Start(away)
+		}
+		stop = r.importAll
 	case FullHome:
 		err = r.fill(r.home)
 	case FullAway:
@@ -171,7 +191,7 @@ func (r *runner) begin(c Cycle) (stop func()) {
 	case KillClient:
 		err = r.current.proc.Kill()
 	case Deactivate:
-		if !r.deactivate(r.t, r.home, away) {
+		if !r.deactivate(r.t, r.home, away, false) {
 			r.refusals++
 		}
 	case Usurp, Move: // break nothing
@@ -190,7 +210,7 @@ func (r *runner) goesOn(c Cycle) bool {
 	switch c.Fault {
 	case CutAway, CutPair, CutWitness, LoseOut, LoseIn, BlindHome, Slow, StopAway, KillAway, FullHome, FullAway, Deactivate:
 		return true
-	case StopKVDB, KillKVDB, KillQuorum:
+	case StopKVDB, KillKVDB, KillQuorum, LoseMember, RollBack, RollBehind:
 		return *kvdbFlag == "etcd" // the embedded one dies with its daemon
 	default:
 		return false
@@ -265,7 +285,7 @@ func (r *runner) flap(a, b string) (stop func()) {
 // takeOver deactivates home and attaches the volume away. It returns false if that is refused.
 func (r *runner) takeOver() bool {
 	r.t.Helper()
-	if !r.deactivate(r.t, r.away, siteOf[r.home], "--peer-lost") {
+	if !r.deactivate(r.t, r.away, siteOf[r.home], r.rolled, "--peer-lost") || !r.attach(r.away) {
 		r.refusals++
 		return false
 	}
@@ -285,10 +305,24 @@ func (r *runner) move() {
 	r.home, r.away = r.away, r.home
 }
 
-// attach attaches the volume on a node. It may be the attachment that there is.
-func (r *runner) attach(node string) {
+// attach attaches the volume on a node. It may be the attachment that there is. It returns false if that is refused because the kvdb is
+// old, or has no such volume, as long as that may be.
+func (r *runner) attach(node string) (done bool) {
 	r.t.Helper()
-	uri, err := path(r.operator(r.t, node, "host", "attach", volume, "-o", "json"))
+	var out string
+	until(r.t, "attach on "+node, func() (bool, error) {
+		var err error
+		out, err = r.Ctl(r.t.Context(), r.Node(node), "--timeout", "10s", "host", "attach", volume, "-o", "json")
+		if r.rolled && (exitCode(err) == refused && strings.Contains(err.Error(), toImport) || exitCode(err) == absent) {
+			return true, nil
+		}
+		done = err == nil
+		return done, err
+	})
+	if !done {
+		return false
+	}
+	uri, err := path(out)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -296,6 +330,7 @@ func (r *runner) attach(node string) {
 		r.uri = uri
 		r.history.Attachments = append(r.history.Attachments, Attachment{Active: now()})
 	}
+	return true
 }
 
 // poll takes what all consumers told.
@@ -317,7 +352,9 @@ func (r *runner) serve() {
 	for {
 		if r.current == nil || !r.current.proc.Running() {
 			r.dead(r.current)
-			r.attach(r.home)
+			if !r.attach(r.home) {
+				r.t.Fatalf("%s was attached, and is not any more", volume)
+			}
 			c, err := r.consume("run")
 			if err != nil {
 				r.t.Fatal(err)
@@ -419,7 +456,9 @@ func (r *runner) barrier() {
 // readAll attaches the volume and reads every place. What replicas may differ in is reconciled then.
 func (r *runner) readAll() []*Request {
 	r.t.Helper()
-	r.attach(r.home)
+	if !r.attach(r.home) {
+		r.t.Fatal("the kvdb was not imported")
+	}
 	c, err := r.consume("read")
 	if err == nil {
 		err = c.ended()

@@ -34,6 +34,9 @@ const (
 	StopKVDB   Fault = "stop-kvdb"     // SIGSTOP of one member of the kvdb
 	KillKVDB   Fault = "kill-kvdb"     // SIGKILL of one
 	KillQuorum Fault = "kill-quorum"   // SIGKILL of two
+	LoseMember Fault = "lose-member"   // SIGKILL of one, whose disk is lost; another one takes its place
+	RollBack   Fault = "roll-back"     // SIGKILL of all, which come back from a backup that is some cycles old, or empty; then the operator imports
+	RollBehind Fault = "roll-behind"   // the same with one of before away was evicted, which calls it in sync
 	FullHome   Fault = "full-home"     // no room for the replica at home
 	FullAway   Fault = "full-away"     // nor away
 	KillClient Fault = "kill-consumer" // SIGKILL of the consumer, with requests in flight
@@ -53,7 +56,7 @@ const (
 // How long a fault lasts. With a takeover it is twice that: a replaced coordinator must be seen to be silent, too.
 const (
 	shortest = 100 * time.Millisecond
-	longest  = 3 * time.Second
+	longest  = 2 * time.Second
 )
 
 // kind is a fault and in how many of its cycles, percent, the operator takes the volume over while it lasts.
@@ -67,6 +70,7 @@ var faults = []kind{
 	{CutHome, mostly}, {CutAway, never}, {CutPair, half}, {CutWitness, never}, {LoseOut, half}, {LoseIn, half},
 	{MuteHome, mostly}, {DeafHome, mostly}, {BlindHome, mostly}, {Flap, never}, {Slow, never}, {StopHome, mostly}, {StopAway, never},
 	{KillHome, half}, {KillAway, never}, {KillBoth, never}, {TornHome, half}, {TornBoth, never}, {StopKVDB, never}, {KillKVDB, never}, {KillQuorum, never},
+	{LoseMember, never}, {RollBack, half}, {RollBehind, mostly},
 	{FullHome, never}, {FullAway, never}, {KillClient, never}, {Usurp, always}, {Deactivate, never}, {Move, never},
 }
 
@@ -113,7 +117,7 @@ func Plan(seed uint64, cycles int, only Fault) ([]Cycle, error) {
 				Site:     rng.IntN(3),
 				Quiet:    rng.IntN(100) < half,
 			}
-			c.Quiet = c.Quiet && c.Takeover && c.Fault != TornHome
+			c.Quiet = c.Quiet && c.Takeover && c.Fault != TornHome && c.Fault != RollBehind
 			if c.Takeover {
 				c.Hold *= 2
 			}

@@ -1922,6 +1922,7 @@ type ListReplicasResponse struct {
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Replicas      []*FoundReplica        `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	Coordinators  [][]byte               `protobuf:"bytes,3,rep,name=coordinators,proto3" json:"coordinators,omitempty"` // configurations, as JSON, by which volumes are served here
+	Incarnation   []byte                 `protobuf:"bytes,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`   // of the kvdb, as the node knows it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1973,6 +1974,13 @@ func (x *ListReplicasResponse) GetReplicas() []*FoundReplica {
 func (x *ListReplicasResponse) GetCoordinators() [][]byte {
 	if x != nil {
 		return x.Coordinators
+	}
+	return nil
+}
+
+func (x *ListReplicasResponse) GetIncarnation() []byte {
+	if x != nil {
+		return x.Incarnation
 	}
 	return nil
 }
@@ -2267,11 +2275,12 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"SilentNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\"\x15\n" +
-	"\x13ListReplicasRequest\"\x8a\x01\n" +
+	"\x13ListReplicasRequest\"\xac\x01\n" +
 	"\x14ListReplicasResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12:\n" +
 	"\breplicas\x18\x02 \x03(\v2\x1e.tandem.volume.v1.FoundReplicaR\breplicas\x12\"\n" +
-	"\fcoordinators\x18\x03 \x03(\fR\fcoordinators\"\xbd\x02\n" +
+	"\fcoordinators\x18\x03 \x03(\fR\fcoordinators\x12 \n" +
+	"\vincarnation\x18\x04 \x01(\fR\vincarnation\"\xbd\x02\n" +
 	"\fFoundReplica\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +

@@ -69,6 +69,7 @@ func (d *daemon) report() (*volume.NodeReport, error) {
 		return nil, err
 	}
 	r := &volume.NodeReport{Node: d.node, Domain: d.domain, Replicas: d.pools.survey()}
+	r.Incarnation, _ = d.configs.Incarnation()
 	for _, v := range m.Volumes() {
 		if v.Serves() {
 			r.Serving = append(r.Serving, v.Status().Config)
