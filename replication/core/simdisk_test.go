@@ -47,7 +47,12 @@ func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
 		}
 		p := make([]byte, io.Len)
 		each(func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.onDisk(s)) })
+		if io.Flags&replication.FlagAsIs != 0 {
+			return p, nil
+		}
 		return p, d.verify(w, io)
+	case replication.MsgExamine:
+		return d.examine(io), nil
 	case replication.MsgHashReq:
 		if d.failRead {
 			return nil, block.ErrIO
