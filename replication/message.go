@@ -29,6 +29,8 @@ const (
 	MsgClose       MessageType = 20 // both: no more messages follow
 	MsgLease       MessageType = 23 // C→R asks for a read lease; Offset numbers the request, Length is how long it is wanted for, ms: 0 asks only whether the term is the latest promised
 	MsgGrant       MessageType = 24 // R→C grants it; Offset as in the request, Length is for how many milliseconds
+	MsgExamine     MessageType = 25 // C→R asks what is stored, sector by sector
+	MsgFindings    MessageType = 26 // R→C body: FindingLen bytes for each sector
 )
 
 func (t MessageType) String() string {
@@ -67,6 +69,10 @@ func (t MessageType) String() string {
 		return "lease"
 	case MsgGrant:
 		return "grant"
+	case MsgExamine:
+		return "examine"
+	case MsgFindings:
+		return "findings"
 	default:
 		return fmt.Sprintf("type(%d)", uint8(t))
 	}
@@ -80,6 +86,7 @@ const (
 	FlagFUA    MessageFlags = 1 << 0 // request: stable before the ack
 	FlagStable MessageFlags = 1 << 1 // ack: it is stable
 	FlagNoHole MessageFlags = 1 << 2 // zero: keep the space allocated
+	FlagAsIs   MessageFlags = 1 << 3 // read: what is stored, even if its checksum is wrong
 
 	// Bits from 8 on may be lost on a peer that does not know them.
 
@@ -118,6 +125,20 @@ const ResyncBlock = 64 << 10
 
 // HashLen is the length of the hash of one ResyncBlock: the first half of its SHA-256.
 const HashLen = 16
+
+// Finding is what a replica finds in a sector that it is asked to examine. The numbers are on the wire: only append.
+type Finding uint8
+
+// Findings.
+const (
+	FindingGood       Finding = 0 // it matches its checksum, or has none
+	FindingDamaged    Finding = 1 // it does not match its checksum
+	FindingUnreadable Finding = 2 // the disk does not return it
+)
+
+// FindingLen is the length of what MsgFindings tells of a sector: a Finding, then the first half of the SHA-256 of what is
+// stored; zeroes for one that is not readable.
+const FindingLen = 1 + HashLen
 
 // Message is one unit of a session between a coordinator and a replica. On the
 // wire it is a 64-byte header, the checksums and the payload (package wire).

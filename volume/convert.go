@@ -35,6 +35,7 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 	if st := live.Stall; st != nil {
 		v.Stall = &volumepb.Stall{Cause: st.Cause, Text: st.Text, SinceUnixMs: st.Since.UnixMilli()}
 	}
+	v.Verify, v.Damage = verifyPB(live.Verify), damagePB(&live.Damage)
 	if cfg := e.Config; cfg != nil {
 		configPB(v, cfg, live, online)
 	} else {
@@ -72,8 +73,50 @@ func configPB(v *volumepb.Volume, cfg *replication.Config, live Live, online map
 			Reason: m.Reason, InSync: cfg.InISR(id), NodeOnline: online[m.Node],
 			DirtyBytes: uint64(p.Dirty), ResyncTotalBytes: uint64(p.Total), ResyncDoneBytes: uint64(p.Done),
 			ResyncBytesPerSecond: uint64(p.Rate), EtaSeconds: uint64(p.ETA / time.Second),
+			HealedBlocks: uint64(p.Healed), Suspect: p.Suspect,
 		})
 	}
+}
+
+func verifyPB(y *Verify) *volumepb.Verify {
+	if y == nil {
+		return nil
+	}
+	return &volumepb.Verify{
+		Running: y.Running, StartedUnixMs: unixMs(y.Since), DoneBytes: uint64(y.Done), TotalBytes: uint64(y.Total),
+		BytesPerSecond: uint64(y.Rate), EtaSeconds: uint64(y.ETA / time.Second),
+		HealedBlocks: uint64(y.Healed), RecomputedBlocks: uint64(y.Recomputed), LastUnixMs: unixMs(y.Last), NextUnixMs: unixMs(y.Next),
+	}
+}
+
+// unixMs is 0 for the zero time.
+func unixMs(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+// mostDamage is how many blocks of a kind are listed.
+const mostDamage = 64
+
+func damagePB(d *Damage) *volumepb.Damage {
+	if len(d.Lost)+len(d.Differs)+d.More == 0 {
+		return nil
+	}
+	p := &volumepb.Damage{MoreBlocks: uint64(d.More)}
+	list := func(offs []int64) (out []uint64) {
+		for i, off := range offs {
+			if i == mostDamage {
+				p.MoreBlocks += uint64(len(offs) - i)
+				break
+			}
+			out = append(out, uint64(off))
+		}
+		return out
+	}
+	p.LostOffsets, p.DiffersOffsets = list(d.Lost), list(d.Differs)
+	return p
 }
 
 func protectionPB(p replication.Protection) volumepb.Protection {

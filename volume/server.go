@@ -22,6 +22,26 @@ type Live struct {
 	Stall          *Stall // nil: I/O goes on
 	Unreconciled   int64  // bytes in which in-sync replicas have still to be compared
 	Replicas       map[replication.ReplicaID]Progress
+	Verify         *Verify // nil: it is not attached here
+	Damage         Damage
+}
+
+// Verify is what is known of the verifies of a volume since it was attached.
+type Verify struct {
+	Running            bool
+	Since              time.Time
+	Done, Total        int64 // bytes
+	Rate               int64 // bytes per second
+	ETA                time.Duration
+	Healed, Recomputed int64     // blocks
+	Last, Next         time.Time // zero if there is none
+}
+
+// Damage is the blocks of which reads fail until they are written, by their offsets in bytes.
+type Damage struct {
+	Lost    []int64 // no in-sync replica has them right
+	Differs []int64 // in-sync replicas differ, and each vouches for what it has
+	More    int     // that are not listed
 }
 
 // Stall is why a volume's I/O waits (G7).
@@ -37,6 +57,9 @@ type Progress struct {
 	Total, Done int64
 	Rate        int64 // bytes per second
 	ETA         time.Duration
+
+	Healed  int64 // blocks that were rewritten because they did not read well
+	Suspect bool  // so many that its disk is not to be trusted
 }
 
 // Runtime runs volumes on this node.
@@ -48,6 +71,10 @@ type Runtime interface {
 	Detach(ctx context.Context, v replication.VolumeID) error
 	// Status returns the live facts that can be had soon; the zero value if there are none.
 	Status(ctx context.Context, v replication.VolumeID) Live
+	// StartVerify begins a verify of a volume that is attached here, at most rate bytes a second, nil being what is configured;
+	// StopVerify ends it. replication.ErrNotCoordinator: it is not attached here.
+	StartVerify(v replication.VolumeID, rate *int64) error
+	StopVerify(v replication.VolumeID) error
 }
 
 // ServerOptions of a Server. All are required.

@@ -19,7 +19,10 @@ import (
 )
 
 // runtime attaches by writing the configuration, as node n-a.
-type runtime struct{ c *Configs }
+type runtime struct {
+	c      *Configs
+	verify *Verify // of a volume that is attached
+}
 
 func (r runtime) Attach(ctx context.Context, v replication.VolumeID, _ AttachOptions) (string, error) {
 	cfg, rev, err := r.c.Load(ctx, v)
@@ -46,10 +49,29 @@ func (r runtime) Status(ctx context.Context, v replication.VolumeID) Live {
 		return Live{}
 	}
 	return Live{
+		Verify: r.verify, Damage: Damage{Lost: []int64{4096}},
 		Path: "/dev/loop7", Frontend: "fuseloop", Unreconciled: 6, Stall: &Stall{Cause: "need-replica", Text: "bring it back", Since: time.UnixMilli(5)},
 		Replicas: map[replication.ReplicaID]Progress{member(cfg, "b"): {Dirty: 1, Total: 2, Done: 3, Rate: 4, ETA: 5 * time.Second}},
 	}
 }
+
+func (r runtime) StartVerify(v replication.VolumeID, rate *int64) error {
+	if !r.Status(context.Background(), v).attached() {
+		return replication.ErrNotCoordinator
+	}
+	*r.verify = Verify{Running: true, Rate: 7}
+	if rate != nil {
+		r.verify.Rate = *rate
+	}
+	return nil
+}
+
+func (r runtime) StopVerify(replication.VolumeID) error {
+	*r.verify = Verify{}
+	return nil
+}
+
+func (l Live) attached() bool { return l.Path != "" }
 
 // TestAttachAfterActivation: a domain that was activated on another node a moment
 // ago may attach at once, although this node has not heard of it.
@@ -64,7 +86,7 @@ func TestAttachAfterActivation(t *testing.T) {
 		wg.Go(func() { r.Run(ctx) })
 	}
 	s := NewServer(w.catalogue(w.store), ServerOptions{
-		Node: "n-a", Runtime: runtime{w.configs(w.store)}, Orphans: func() []LocalReplica { return nil },
+		Node: "n-a", Runtime: runtime{w.configs(w.store), new(Verify)}, Orphans: func() []LocalReplica { return nil },
 	})
 	_, err := s.CreateVolume(ctx, &volumepb.CreateVolumeRequest{Name: "v", SizeBytes: gib})
 	cancel()
@@ -93,7 +115,7 @@ func TestServer(t *testing.T) {
 	}
 	defer wg.Wait()
 	defer cancel()
-	s := NewServer(w.catalogue(w.store), ServerOptions{Node: "n-a", Runtime: runtime{w.configs(w.store)}, Orphans: rs["n-a"].Orphans})
+	s := NewServer(w.catalogue(w.store), ServerOptions{Node: "n-a", Runtime: runtime{w.configs(w.store), new(Verify)}, Orphans: rs["n-a"].Orphans})
 
 	created, err := s.CreateVolume(ctx, &volumepb.CreateVolumeRequest{Name: "v", SizeBytes: gib, Labels: map[string]string{"k": "x"}})
 	if err != nil {
@@ -109,6 +131,10 @@ func TestServer(t *testing.T) {
 	wantErr(t, err, ErrInvalid)
 	_, err = s.InspectVolume(ctx, &volumepb.InspectVolumeRequest{Volume: "nope"})
 	wantErr(t, err, replication.ErrVolumeNotFound)
+	_, err = s.StartVerify(ctx, &volumepb.StartVerifyRequest{Volume: "v"})
+	wantErr(t, err, replication.ErrNotCoordinator)
+	_, err = s.GetVerify(ctx, &volumepb.GetVerifyRequest{Volume: "v"})
+	wantErr(t, err, replication.ErrNotCoordinator)
 	_, err = s.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: "v", Node: "n-b"})
 	wantErr(t, err, ErrOtherNode)
 	if !strings.Contains(err.Error(), "b:1") {
@@ -121,12 +147,28 @@ func TestServer(t *testing.T) {
 			t.Fatal(a, err)
 		}
 	}
+	rate := int64(-1)
+	_, err = s.StartVerify(ctx, &volumepb.StartVerifyRequest{Volume: "v", RateBytesPerSecond: &rate})
+	wantErr(t, err, ErrInvalid)
+	rate = 9
+	y, err := s.StartVerify(ctx, &volumepb.StartVerifyRequest{Volume: "v", RateBytesPerSecond: &rate})
+	if err != nil || !y.Volume.Verify.Running || y.Volume.Verify.BytesPerSecond != 9 || y.Volume.Verify.LastUnixMs != 0 || y.Volume.Damage.LostOffsets[0] != 4096 {
+		t.Error(y, err)
+	}
+	if y, err := s.GetVerify(ctx, &volumepb.GetVerifyRequest{Volume: "v"}); err != nil || !y.Volume.Verify.Running {
+		t.Error(y, err)
+	}
+	if y, err := s.StopVerify(ctx, &volumepb.StopVerifyRequest{Volume: "v"}); err != nil || y.Volume.Verify.Running {
+		t.Error(y, err)
+	}
 	_, err = s.DeleteVolume(ctx, &volumepb.DeleteVolumeRequest{Volume: "v"})
 	wantErr(t, err, ErrAttached)
 	if !strings.HasPrefix(err.Error(), "delete volume v: ") {
 		t.Error("does not name the volume as it was asked for:", err)
 	}
 	other := NewServer(s.c, ServerOptions{Node: "n-b", Runtime: s.o.Runtime, Orphans: rs["n-b"].Orphans})
+	_, err = other.GetVerify(ctx, &volumepb.GetVerifyRequest{Volume: "v"})
+	wantErr(t, err, ErrOtherNode)
 	_, err = other.DetachVolume(ctx, &volumepb.DetachVolumeRequest{Volume: "v"})
 	wantErr(t, err, ErrOtherNode)
 	_, err = other.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: "v"})

@@ -133,6 +133,25 @@ func (f *fakeDaemon) ReplaceReplica(_ context.Context, r *volumepb.ReplaceReplic
 	return &volumepb.ReplaceReplicaResponse{Volume: v}, f.err
 }
 
+func (f *fakeDaemon) StartVerify(_ context.Context, r *volumepb.StartVerifyRequest) (*volumepb.StartVerifyResponse, error) {
+	f.note(r)
+	return &volumepb.StartVerifyResponse{Volume: verifying()}, f.err
+}
+
+func (f *fakeDaemon) StopVerify(_ context.Context, r *volumepb.StopVerifyRequest) (*volumepb.StopVerifyResponse, error) {
+	f.note(r)
+	return &volumepb.StopVerifyResponse{Volume: attached()}, f.err
+}
+
+func (f *fakeDaemon) GetVerify(_ context.Context, r *volumepb.GetVerifyRequest) (*volumepb.GetVerifyResponse, error) {
+	f.note(r)
+	v := verifying()
+	if r.GetVolume() == idData {
+		v.Verify = &volumepb.Verify{NextUnixMs: started}
+	}
+	return &volumepb.GetVerifyResponse{Volume: v}, f.err
+}
+
 func (f *fakeDaemon) ImportKvdb(_ context.Context, r *volumepb.ImportKvdbRequest) (*volumepb.ImportKvdbResponse, error) {
 	f.note(r)
 	resp := proto.CloneOf(f.imported)

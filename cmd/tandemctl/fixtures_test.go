@@ -55,6 +55,16 @@ func degraded(donePercent uint64) *volumepb.Volume {
 	return v
 }
 
+// verifying is in the middle of a verify that has found everything there is to find.
+func verifying() *volumepb.Volume {
+	v := attached()
+	v.Verify = &volumepb.Verify{Running: true, StartedUnixMs: started, DoneBytes: gib, TotalBytes: 2 * gib, BytesPerSecond: 16 << 20, EtaSeconds: 64,
+		HealedBlocks: 20, RecomputedBlocks: 1, LastUnixMs: started}
+	v.Damage = &volumepb.Damage{LostOffsets: []uint64{4096, 8192}, DiffersOffsets: []uint64{1 << 20}, MoreBlocks: 3}
+	v.Replicas[0].HealedBlocks, v.Replicas[0].Suspect = 23, true
+	return v
+}
+
 func domain(name string, state domainpb.DomainState, sync domainpb.SyncStatus, inSync uint32) *domainpb.Domain {
 	return &domainpb.Domain{Name: name, State: state, Epoch: 4, Actor: "root@a1", Reason: "power is back", ChangedUnixMs: started,
 		PrevState: domainpb.DomainState_DOMAIN_STATE_FENCED, NodesTotal: 2, NodesOnline: 2, Sync: sync, ReplicasTotal: 2, ReplicasInSync: inSync}

@@ -84,6 +84,16 @@ func TestGolden(t *testing.T) {
 		{name: "volume-list-bug", args: "volume list", fake: func(f *fakeDaemon) { f.err = errors.New("nil map") }},
 		{name: "volume-inspect", args: "volume inspect data"},
 		{name: "volume-inspect-degraded", args: "volume inspect ledger"},
+		{name: "volume-inspect-damaged", args: "volume inspect data", fake: func(f *fakeDaemon) { f.volumes[0].Volumes[0] = verifying() }},
+		{name: "volume-verify-start", args: "volume verify start data"},
+		{name: "volume-verify-start-rate", args: "volume verify start data --rate fast"},
+		{name: "volume-verify-status", args: "volume verify status data"},
+		{name: "volume-verify-status-json", args: "volume verify status data -o json"},
+		{name: "volume-verify-status-none", args: "volume verify status " + idData},
+		{name: "volume-verify-status-elsewhere", args: "volume verify status data", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: node b1 does not have volume data attached; ask node a1 (domain primary, 10.0.0.1:9701)", volume.ErrOtherNode)
+		}},
+		{name: "volume-verify-stop", args: "volume verify stop data"},
 		{name: "volume-inspect-json", args: "volume inspect ledger -o json"},
 		{name: "volume-inspect-unknown", args: "volume inspect nothing"},
 		{name: "volume-inspect-unknown-json", args: "volume inspect nothing -o json"},

@@ -155,6 +155,8 @@ func volumeStatus(v *pb.Volume) string {
 		return word
 	case v.GetStall() != nil:
 		word = "stalled (" + v.GetStall().GetCause() + ")"
+	case v.GetDamage() != nil:
+		word = "damaged"
 	case v.GetInSync() == 0:
 		word = "down"
 	case v.GetInSync() < v.GetReplicasWanted():
@@ -228,7 +230,10 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 		pairs = append(pairs, "Stalled", fmt.Sprintf("%s since %s", st.GetCause(), timeText(st.GetSinceUnixMs())),
 			"What to do", st.GetText())
 	}
-	fields(w, pairs...)
+	if y := v.GetVerify(); y.GetRunning() || y.GetLastUnixMs() != 0 {
+		pairs = append(pairs, "Verify", verifyText(y)+"; last complete: "+verifyTime(y.GetLastUnixMs(), "none"))
+	}
+	fields(w, append(pairs, damagePairs(v.GetDamage())...)...)
 	fmt.Fprintln(w, "\nReplicas:")
 	rows := [][]string{{"NODE", "DOMAIN", "POOL", "STATE", "NODE ONLINE", "MISSING", "PROGRESS"}}
 	for _, r := range v.GetReplicas() {
@@ -238,6 +243,12 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 			if r.GetDirtyBytes() > 0 {
 				missing = bytesText(r.GetDirtyBytes())
 			}
+		}
+		if n := r.GetHealedBlocks(); n > 0 {
+			progress = strings.TrimPrefix(progress+fmt.Sprintf("; %d blocks healed", n), "-; ")
+		}
+		if r.GetSuspect() {
+			progress += ", DISK SUSPECT"
 		}
 		rows = append(rows, []string{r.GetNode(), r.GetDomain(), r.GetPool(), enumText(r.GetState(), "REPLICA_STATE_"),
 			yesNo(r.GetNodeOnline()), missing, progress})

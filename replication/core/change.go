@@ -59,6 +59,8 @@ func (c *Coordinator) progress() {
 		c.flushIfDue()
 	}
 	c.reconcileReads()
+	c.nextHeal()
+	c.advanceVerify()
 	c.dispatchWaiting()
 }
 
@@ -289,6 +291,7 @@ func (c *Coordinator) changed(ch *change) {
 	case changeStartSync:
 		// Nothing may fall between not mirrored and not marked.
 		c.hold = true
+		c.dropWaitingCopies()
 		ch.step, ch.until = stepQuiesce, c.now+c.o.SuspectTimeout
 	case changeStopSync:
 		ch.step = stepCommit
@@ -405,14 +408,19 @@ func (c *Coordinator) beginDetach() bool {
 		c.join.fail("volume is being detached")
 		return true
 	}
+	c.dropWaitingCopies()
+	c.change = &change{kind: changeDetach, step: stepQuiesce}
+	return true
+}
+
+// dropWaitingCopies gives up the copies that have not begun: what begins now waits until nothing is in flight.
+func (c *Coordinator) dropWaitingCopies() {
 	for _, io := range c.waiting {
 		if io.copy != nil {
 			io.copy.failed = true
 		}
 	}
 	c.retry = true
-	c.change = &change{kind: changeDetach, step: stepQuiesce}
-	return true
 }
 
 func (c *Coordinator) advanceDetach(ch *change) bool {

@@ -115,10 +115,16 @@ type Coordinator struct {
 	reqs      map[replication.Seq]copyRequest
 	cursor    int // of the reconcile sweep
 	join      *join
-	joinAt    int64 // earliest time of the next join attempt
-	tokens    int64 // bytes that resync may start now
-	tokensAt  int64
-	copyAt    int64 // earliest time of the next copy, after one that failed
+	joinAt    int64  // earliest time of the next join attempt
+	bucket    bucket // of resync
+	copyAt    int64  // earliest time of the next copy, after one that failed
+
+	suspicions []suspicion // oldest first
+	healing    *copyJob    // nil if none is being looked into
+	healAt     int64       // earliest time of the next, after one that failed
+	harms      map[int64]harm
+	harmMore   int // sectors that did not fit into harms
+	verify     *verifyRun
 
 	ready   Ready
 	freeIOs []*IO // internal flushes
@@ -140,6 +146,7 @@ type member struct {
 	stable  replication.Seq    // last StableSeq told
 	lag     int64              // bytes sent and not acknowledged
 	damaged int                // copies that arrived damaged, one after the other
+	healed  int64              // sectors that were rewritten because they did not read well
 	lease   lease
 
 	failedJoins int // one after the other, up to maxFailedJoins
@@ -237,7 +244,7 @@ func New(o Options, cfg *replication.Config, rev uint64) *Coordinator {
 		blocks: int((cfg.Size + replication.ResyncBlock - 1) / replication.ResyncBlock),
 
 		flushes: 1, touchedAt: make([]uint32, (cfg.Size+replication.RegionSize-1)/replication.RegionSize),
-		reqs: make(map[replication.Seq]copyRequest),
+		reqs: make(map[replication.Seq]copyRequest), harms: make(map[int64]harm),
 
 		lastSeq: 1, // so that the first flush covers something: what there was before this term
 	}
@@ -437,6 +444,7 @@ func (c *Coordinator) die(err error) {
 // abortAll fails every request and ends every session.
 func (c *Coordinator) abortAll(err error) {
 	c.jobs, c.answered = nil, nil
+	c.suspicions, c.healing, c.verify = nil, nil, nil
 	clear(c.reqs)
 	for len(c.flight.ios) > 0 {
 		io := c.flight.ios[0]

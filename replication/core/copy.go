@@ -34,18 +34,29 @@ type copyJob struct {
 	io        IO // the lock
 	src       int
 	dst       mask
-	reconcile bool // for D; else for the joiner
+	reconcile bool // for D
+	heal      bool // for a suspicion
+	verify    bool // only compares; has no lock
 	direct    bool // copies without comparing
 	hashes    [][]byte
 	open      int // requests without answer
 	failed    bool
+	refused   bool // verify: somebody could not answer
+
+	// Sector by sector, see heal.go.
+	exam     exam
+	found    [][]byte // by member
+	first    [][]byte // found, before anything was rewritten
+	rewrites []rewrite
 }
+
+func (j *copyJob) members() mask { return j.dst | bit(j.src) }
 
 // flags of a job's writes. A reconciled block may be read at once, and what was
 // read must not turn into something else in a power cut: the value that lost may
 // be stable on the destination already. So the one that won is made stable too.
 func (j *copyJob) flags() replication.MessageFlags {
-	if j.reconcile {
+	if j.reconcile || j.heal {
 		return replication.FlagFUA
 	}
 	return 0
@@ -59,6 +70,7 @@ const (
 	askRead      // a piece from the source
 	askWrite     // a piece to a destination
 	askFlush     // the joiner's flush before it joins
+	askExam      // what is stored, sector by sector
 )
 
 // answer is the type of the message that answers k.
@@ -68,6 +80,8 @@ func (k ask) answer() replication.MessageType {
 		return replication.MsgHash
 	case askRead:
 		return replication.MsgData
+	case askExam:
+		return replication.MsgFindings
 	default:
 		return replication.MsgAck
 	}
@@ -113,20 +127,31 @@ func (c *Coordinator) budget() bool {
 	if len(c.jobs) >= c.o.ResyncWindow || c.now < c.copyAt {
 		return false
 	}
-	if c.o.ResyncRate <= 0 {
+	return c.bucket.take(c.now, c.o.ResyncRate)
+}
+
+// bucket bounds how much is done in a second.
+type bucket struct {
+	tokens int64 // bytes that may be done now
+	at     int64 // when they were counted
+}
+
+// take takes a span out of the bucket if there is that much in it. rate is in bytes a second, 0 unlimited.
+func (b *bucket) take(now, rate int64) bool {
+	if rate <= 0 {
 		return true
 	}
-	if c.tokensAt == 0 {
-		c.tokensAt = c.now
+	if b.at == 0 {
+		b.at = now
 	}
-	full := max(c.o.ResyncRate, copySpan) // the most that may gather
-	earned := float64(c.now-c.tokensAt) * float64(c.o.ResyncRate) / 1e9
-	c.tokens = min(c.tokens+int64(min(earned, float64(full))), full)
-	c.tokensAt = c.now
-	if c.tokens < copySpan {
+	full := max(rate, copySpan) // the most that may gather
+	earned := float64(now-b.at) * float64(rate) / 1e9
+	b.tokens = min(b.tokens+int64(min(earned, float64(full))), full)
+	b.at = now
+	if b.tokens < copySpan {
 		return false
 	}
-	c.tokens -= copySpan
+	b.tokens -= copySpan
 	return true
 }
 
@@ -234,30 +259,42 @@ func (c *Coordinator) startSpan(marks *Bitmap, b, src int, dst mask, rec bool) i
 		c.join.direct--
 		j.direct = true
 	}
+	c.startJob(j)
+	return end
+}
+
+// startJob sends a job on its way, when it has its range.
+func (c *Coordinator) startJob(j *copyJob) {
 	c.jobs = append(c.jobs, j)
 	if c.dispatchable(&j.io) {
 		c.dispatch(&j.io)
 	} else {
 		c.waiting = append(c.waiting, &j.io)
 	}
-	return end
 }
 
 // startCopy begins the work of a job that has its range.
 func (c *Coordinator) startCopy(j *copyJob) {
-	if j.failed || !c.openSet().covers(j.dst|bit(j.src)) {
+	switch {
+	case j.failed, !c.openSet().covers(j.members()), j.heal && c.unreconciled(j.io.Off, j.io.Len):
 		j.failed = true
 		c.copyStep(j)
-		return
-	}
-	if j.direct {
+	case j.heal, j.reconcile && c.frozen(j.io.Off, j.io.Len):
+		j.exam = examAsked
+		c.examine(j)
+	case j.direct:
 		for off := int64(0); off < j.io.Len; off += copyMost {
 			c.copyPiece(j, copyPiece{off: j.io.Off + off, n: min(copyMost, j.io.Len-off), dst: j.dst})
 		}
-		return
+	default:
+		c.askHashes(j)
 	}
+}
+
+// askHashes asks every member of a job for its hashes.
+func (c *Coordinator) askHashes(j *copyJob) {
 	for i := range c.m {
-		if (j.dst | bit(j.src)).has(i) {
+		if j.members().has(i) {
 			c.request(copyRequest{job: j, to: i, kind: askHash},
 				replication.Message{Type: replication.MsgHashReq, Offset: j.io.Off, Length: j.io.Len})
 		}
@@ -293,11 +330,14 @@ func (c *Coordinator) copyAnswer(r copyRequest, msg *replication.Message) {
 			break
 		}
 		j.hashes[r.to] = bytes.Clone(msg.Data)
-		if j.open == 0 && !j.failed {
-			c.compare(j)
+	case r.kind == askExam:
+		if int64(len(msg.Data)) != j.io.Len/sector*replication.FindingLen {
+			j.failed = true
+			break
 		}
+		j.found[r.to] = bytes.Clone(msg.Data)
 	case r.kind == askRead:
-		if int64(len(msg.Data)) != r.n {
+		if int64(len(msg.Data)) != r.n || j.exam != examNone && !j.asFound(r.to, r.off, msg.Data) {
 			j.failed = true
 			break
 		}
@@ -305,6 +345,16 @@ func (c *Coordinator) copyAnswer(r copyRequest, msg *replication.Message) {
 			c.writeCopy(r, msg)
 		}
 	default: // askWrite: it is there
+	}
+	if j.open == 0 && !j.failed {
+		switch {
+		case j.verify:
+			c.compareAll(j)
+		case j.exam != examNone:
+			c.examStep(j)
+		case r.kind == askHash:
+			c.compare(j)
+		}
 	}
 	c.copyStep(j)
 }
@@ -343,6 +393,10 @@ func zeroes(data []byte, off int64) bool {
 }
 
 func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
+	if j := r.job; st == replication.StatusIO && r.kind == askHash && (j.verify || j.reconcile) {
+		j.refused, j.exam = true, examDue
+		return
+	}
 	r.job.failed = true
 	switch {
 	case st == replication.StatusCRC: // tried again, but reads may wait for it
@@ -351,7 +405,10 @@ func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
 		} else {
 			c.requestEvict(r.to, corrupting)
 		}
-	case st == replication.StatusIO && (r.kind == askHash || r.kind == askRead):
+	case st == replication.StatusState && r.kind == askExam: // it has joined and does not know it yet
+	case st == replication.StatusIO && (r.kind == askHash || r.kind == askRead) && c.isr.has(r.to):
+		c.suspect(r.job.io.Off, r.job.io.Len)
+	case st == replication.StatusIO && r.kind == askHash:
 		c.requestEvict(r.to, unreadable)
 	default:
 		c.requestEvict(r.to, refusal(st))
@@ -434,8 +491,17 @@ func (c *Coordinator) copyStep(j *copyJob) {
 func (c *Coordinator) endJob(j *copyJob) {
 	c.jobs = slices.DeleteFunc(c.jobs, func(k *copyJob) bool { return k == j })
 	c.retry = true
+	if j.heal {
+		c.endHeal(j)
+		return
+	}
 	if j.failed {
 		c.copyAt = c.now + c.o.RetryInterval
+	}
+	if j.verify {
+		c.endPiece(j)
+	}
+	if j.failed || j.verify {
 		return
 	}
 	marks := c.reconcile

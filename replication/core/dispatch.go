@@ -222,8 +222,11 @@ func (c *Coordinator) settle(io *IO) {
 	}
 	c.flight.remove(io)
 	c.retry = true
-	if io.Kind == replication.MsgFlush {
+	switch {
+	case io.Kind == replication.MsgFlush:
 		c.flushDone(io)
+	case len(c.harms) > 0 && (io.failed|io.full)&c.isr == 0:
+		c.overwritten(io)
 	}
 	c.release(io)
 }
@@ -289,7 +292,8 @@ func (c *Coordinator) quiet() bool {
 // sendRead asks one in-sync member that has not failed it yet.
 func (c *Coordinator) sendRead(io *IO) {
 	io.from = c.prefer(c.isr & c.openSet() &^ io.failed)
-	if io.from < 0 {
+	if io.from < 0 || c.frozen(io.Off, io.Len) {
+		io.from = -1
 		c.flight.remove(io)
 		c.complete(io, block.ErrIO)
 		c.release(io)
@@ -342,5 +346,8 @@ func (c *Coordinator) readFailed(io *IO, i int, st replication.Status) {
 		io.failed |= bit(i)
 	}
 	io.damaged |= bit(i)
+	if st == replication.StatusIO {
+		c.suspect(io.Off, io.Len)
+	}
 	c.again(io)
 }

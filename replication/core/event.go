@@ -17,6 +17,13 @@ const (
 	EventJoined                              // Replica is in sync
 	EventDetached                            // left in order; Err if its last flush failed
 	EventDied                                // deposed or poisoned: Err
+	EventHealed                              // Blocks sectors of Replica, the first about Off, were rewritten from another one
+	EventRecomputed                          // Blocks sectors, the same everywhere, did not match their checksums, which were made anew
+	EventLost                                // no in-sync replica has Blocks sectors from Off on right: reads of them fail
+	EventDiffers                             // in-sync replicas differ in Blocks sectors from Off on, and each vouches for what it has: reads of them fail
+	EventVerifyStarted                       // a pass over the volume has begun
+	EventVerifyStopped                       // it was ended early
+	EventVerified                            // it is complete; Blocks sectors were healed
 )
 
 // Event is a state transition, for logs and metrics; never needed for correctness.
@@ -24,7 +31,9 @@ type Event struct {
 	Kind    EventKind
 	Epoch   replication.Epoch
 	Replica replication.ReplicaID
-	Dirty   int // ResyncBlocks
+	Dirty   int   // ResyncBlocks
+	Off     int64 // bytes
+	Blocks  int   // sectors
 	Reason  string
 	Err     error
 }

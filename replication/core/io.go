@@ -96,11 +96,11 @@ func (t *flightTable) blocks(io *IO) bool {
 	return false
 }
 
-// minWrite is the smallest number of a modification in flight, or 0.
+// minWrite is the smallest number of a modification in flight, those of heals included, or 0.
 func (t *flightTable) minWrite() replication.Seq {
 	var least replication.Seq
 	for _, io := range t.ios {
-		if io.modifies() && (least == 0 || io.seq < least) {
+		if (io.modifies() || io.copy != nil && io.copy.heal) && (least == 0 || io.seq < least) {
 			least = io.seq
 		}
 	}

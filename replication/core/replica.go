@@ -140,7 +140,7 @@ type ReplicaReply struct {
 
 // LocalIO is one operation on the replica's data.
 type LocalIO struct {
-	Kind  replication.MessageType // MsgWrite, MsgZero, MsgTrim, MsgFlush, MsgRead, MsgHashReq, MsgResyncWrite
+	Kind  replication.MessageType // MsgWrite, MsgZero, MsgTrim, MsgFlush, MsgRead, MsgHashReq, MsgExamine, MsgResyncWrite
 	Flags replication.MessageFlags
 	Off   int64
 	Len   int64

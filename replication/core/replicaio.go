@@ -38,7 +38,7 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) (refers bool) {
 	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite:
 		r.modify(r.newIO(conn, msg))
 		return true
-	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq:
+	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq, replication.MsgExamine:
 		r.start(r.newIO(conn, msg))
 		return true
 	case replication.MsgClose:
@@ -72,7 +72,7 @@ func (r *Replica) plausible(msg *replication.Message) bool {
 	switch msg.Type {
 	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite:
 		return msg.Seq > max(r.stable, msg.StableSeq)
-	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq:
+	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq, replication.MsgExamine:
 		return msg.Seq != 0
 	default:
 		return true
@@ -88,7 +88,7 @@ func (r *Replica) check(msg *replication.Message) replication.Status {
 		return replication.StatusIO
 	}
 	switch msg.Type {
-	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite, replication.MsgRead, replication.MsgHashReq:
+	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite, replication.MsgRead, replication.MsgHashReq, replication.MsgExamine:
 		if msg.Offset < 0 || msg.Length <= 0 || msg.Offset%sector != 0 || msg.Length%sector != 0 ||
 			msg.Offset > r.o.Size || msg.Length > r.o.Size-msg.Offset {
 			return replication.StatusInvalid
@@ -109,6 +109,13 @@ func (r *Replica) check(msg *replication.Message) replication.Status {
 			return replication.StatusState
 		}
 		if msg.Length > block.MaxIO {
+			return replication.StatusInvalid
+		}
+	case replication.MsgExamine:
+		if r.meta.State != replication.MemberInSync { // I20
+			return replication.StatusState
+		}
+		if msg.Length > copySpan {
 			return replication.StatusInvalid
 		}
 	case replication.MsgHashReq:
@@ -145,7 +152,7 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 	r.inUse--
 	alive := io.conn == r.conn && io.session == r.session
 	msg := replication.Message{Flags: r.wish(), Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
-	modifies := io.Kind != replication.MsgRead && io.Kind != replication.MsgHashReq
+	modifies := io.Kind != replication.MsgRead && io.Kind != replication.MsgHashReq && io.Kind != replication.MsgExamine
 	if modifies && r.faulted && err == nil {
 		err = block.ErrIO // an error is told once: success after it means nothing (I25)
 	}
@@ -157,6 +164,8 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 			msg.Type = replication.MsgData
 		case replication.MsgHashReq:
 			msg.Type = replication.MsgHash
+		case replication.MsgExamine:
+			msg.Type = replication.MsgFindings
 		default:
 		}
 		msg.Data, msg.Buf = data, buf

@@ -34,6 +34,9 @@ import (
 //	close n0 | open n0 (its storage, under a living process) | hang n0 | unhang n0
 //	write 0 | write 0 fua | read 0 | trim 0 | flush
 //	left n0 write 0 | left n0 read 0 (of a consumer that somebody else has taken the volume from)
+//	rot n0 0 [7] (the sector there, with which content) | rot-sum n0 0 (its checksum) | differ n0 0 (and its replica vouches for it)
+//	verify | stop-verify
+//	harm        prints which sectors cannot be healed, and how many were
 //	run 100     lets as many milliseconds pass
 //	await TEXT  lets time pass until the trace has TEXT
 //	state       prints who is in sync and why writes wait
@@ -166,6 +169,17 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).disk.hung = true
 	case "unhang":
 		node(1).unhang()
+	case "rot", "rot-sum", "differ":
+		w.spoil(f[0], node(1), arg(2), arg(3))
+	case "verify":
+		w.client.at.coord.StartVerify(w.client.at.clock(), 0)
+		w.client.at.drainCoord()
+	case "stop-verify":
+		w.client.at.coord.StopVerify(w.client.at.clock())
+		w.client.at.drainCoord()
+	case "harm":
+		d := w.client.at.coord.Damage()
+		w.trace("lost %v, differs %v, healed %v", d.Lost, d.Differs, w.client.at.coord.Healed())
 	case "write":
 		var flags replication.MessageFlags
 		if arg(2) == "fua" {

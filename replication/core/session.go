@@ -244,7 +244,7 @@ func (c *Coordinator) Step(now int64, i int, msg *replication.Message) {
 	switch msg.Type {
 	case replication.MsgAck, replication.MsgNack:
 		c.answer(i, msg)
-	case replication.MsgData, replication.MsgHash:
+	case replication.MsgData, replication.MsgHash, replication.MsgFindings:
 		if r, ok := c.reqs[msg.Seq]; ok && r.to == i {
 			c.copyAnswer(r, msg)
 		} else if io := c.flight.bySeq[msg.Seq]; io != nil && io.from == i && msg.Type == replication.MsgData {

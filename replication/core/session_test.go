@@ -54,8 +54,8 @@ func TestResyncRateLongPause(t *testing.T) {
 		c := &Coordinator{o: Options{ResyncWindow: 1, ResyncRate: rate}, now: 1}
 		c.budget()
 		c.now += 1 << 62 // 146 years
-		if !c.budget() || c.tokens < 0 {
-			t.Errorf("%d bytes a second: %d tokens, and nothing may start", rate, c.tokens)
+		if !c.budget() || c.bucket.tokens < 0 {
+			t.Errorf("%d bytes a second: %d tokens, and nothing may start", rate, c.bucket.tokens)
 		}
 	}
 }

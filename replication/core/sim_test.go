@@ -220,6 +220,7 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 	for step := range steps {
 		w.client.act()
 		w.stray()
+		w.verifySome()
 		w.step()
 		for ; len(plan) > 0 && plan[0].step == step; plan = plan[1:] {
 			w.happen(&plan[0])
@@ -295,7 +296,7 @@ func (w *simWorld) settle() {
 		}
 		c := w.client.at.coord
 		if c.stage == stageServing && len(w.cfg.ISR) == len(w.nodes) && c.change == nil && c.reconcile.Count() == 0 &&
-			len(w.client.flight) == 0 && len(c.flight.ios) == 0 && c.Stall() == StallNone && !c.wroteSeq {
+			len(w.client.flight) == 0 && len(c.flight.ios) == 0 && c.Stall() == StallNone && !c.wroteSeq && w.verified(c) {
 			w.compare()
 			w.checkHealed()
 			w.checkRest(c)

@@ -425,6 +425,11 @@ func (w *simWorld) checkSubmit(n *simNode, io *LocalIO) {
 	}
 }
 
+// modifies reports whether an operation of a replica changes data.
+func modifies(k replication.MessageType) bool {
+	return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgExamine && k != replication.MsgFlush
+}
+
 // whole reports whether n's replica, if it is in sync, has everything that was acknowledged and not forgiven: by what happened
 // to it, whatever its superblock says.
 func (n *simNode) whole() bool {
@@ -486,6 +491,11 @@ func (w *simWorld) checkRetire(n *simNode, g uint32) {
 	if n.rep.meta.State != replication.MemberInSync || n.rep.regions[g].state != regionOut {
 		return // or it comes back at once
 	}
+	for _, io := range n.flight {
+		if first, last := regionsOf(io.Off, max(io.Len, 1)); modifies(io.Kind) && first <= g && g <= last {
+			w.fail("I13: %s retires region %d, and %v in it has not ended", n.id, g, io.Kind)
+		}
+	}
 	for _, s := range simSectors {
 		if uint32(s*sector/replication.RegionSize) != g {
 			continue
@@ -520,7 +530,7 @@ func (w *simWorld) invariants() {
 				continue
 			}
 			for _, q := range w.nodes {
-				if r == q || q.disk.data[s] == r.disk.data[s] || r.inLog(s) || q.inLog(s) {
+				if r == q || w.buggy || q.disk.data[s] == r.disk.data[s] || r.inLog(s) || q.inLog(s) {
 					continue
 				}
 				switch {

@@ -29,11 +29,6 @@ func eachSector(io *LocalIO, f func(s, off int64)) {
 	}
 }
 
-// modifies reports whether an operation of that kind changes data.
-func modifies(k replication.MessageType) bool {
-	return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgFlush
-}
-
 // do carries an operation of n's replica out and returns what it read.
 func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
 	w := n.w
@@ -55,7 +50,12 @@ func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
 		}
 		p := make([]byte, io.Len)
 		eachSector(io, func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.onDisk(s)) })
+		if io.Flags&replication.FlagAsIs != 0 {
+			return p, nil
+		}
 		return p, d.verify(w, io)
+	case replication.MsgExamine:
+		return d.examine(io), nil
 	case replication.MsgHashReq:
 		if d.failRead || d.failNext {
 			d.failNext = false

@@ -52,12 +52,14 @@ type simWorld struct {
 	ready  []*simQueue // not empty
 	timers []simTimer
 
-	client   *simClient
-	strays   []*simStray
-	history  simHistory
-	solid    bool  // an in-sync replica has everything that was acknowledged
-	owed     bool  // what a power cut took may be forgiven at the next attachment
-	forgiven int64 // when that was last done
+	client    *simClient
+	verifying *Coordinator // goes through the volume after the faults
+	buggy     bool         // replicas differ and vouch for what they have
+	strays    []*simStray
+	history   simHistory
+	solid     bool  // an in-sync replica has everything that was acknowledged
+	owed      bool  // what a power cut took may be forgiven at the next attachment
+	forgiven  int64 // when that was last done
 }
 
 // simQueue is a channel in which things happen in order.
@@ -520,6 +522,27 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s gave up the resync of %s: %s", n.id, who(), e.Reason)
 	case EventJoined:
 		w.trace("%s: %s is in sync", n.id, who())
+	case EventHealed:
+		w.seen["healed"]++
+		w.trace("%s: %d sectors of %s healed, the first at %dK", n.id, e.Blocks, who(), e.Off>>10)
+	case EventRecomputed:
+		w.seen["recomputed"]++
+		w.trace("%s: checksums of %d sectors made anew, the first at %dK", n.id, e.Blocks, e.Off>>10)
+	case EventLost:
+		w.seen["lost"]++
+		w.trace("%s: nobody has the sector at %dK right", n.id, e.Off>>10)
+	case EventDiffers:
+		w.trace("%s: replicas differ in the sector at %dK", n.id, e.Off>>10)
+		if !w.fifo {
+			w.fail("9.4: in-sync replicas differ at %d, and each vouches for what it has", e.Off)
+		}
+	case EventVerified:
+		w.seen["verified"]++
+		w.trace("%s: verified, %d sectors healed", n.id, e.Blocks)
+	case EventVerifyStarted:
+		w.trace("%s verifies", n.id)
+	case EventVerifyStopped:
+		w.trace("%s verifies no more", n.id)
 	case EventElected, EventResyncProgress, EventDetached, EventDied:
 	}
 }

@@ -15,7 +15,7 @@ func describe(m *replication.Message) string {
 		fmt.Fprintf(&b, " #%d", m.Seq)
 	}
 	switch m.Type {
-	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgRead, replication.MsgResyncWrite, replication.MsgHashReq:
+	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgRead, replication.MsgResyncWrite, replication.MsgHashReq, replication.MsgExamine:
 		fmt.Fprintf(&b, " %dK at %dK", m.Length>>10, m.Offset>>10)
 	case replication.MsgStable:
 		fmt.Fprintf(&b, " up to %d", m.StableSeq)
@@ -23,6 +23,9 @@ func describe(m *replication.Message) string {
 	}
 	if m.Flags&replication.FlagFUA != 0 {
 		b.WriteString(" fua")
+	}
+	if m.Flags&replication.FlagAsIs != 0 {
+		b.WriteString(" as-is")
 	}
 	if m.Flags&replication.FlagCrowded != 0 {
 		b.WriteString(" crowded")

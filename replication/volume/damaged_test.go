@@ -63,13 +63,13 @@ func (d *rottenDisk) Submit(batch []*block.Request) {
 	}
 }
 
-// TestDamagedBlock: a block that is damaged in one replica is read from the other, which keeps both
-// in sync; and a replica that returns with one has it copied, as any block that differs.
-func TestDamagedBlock(t *testing.T) {
-	c := newTestCluster(t, 16<<20)
-	a, b := c.nodes[0], c.nodes[1]
-	disks := []*rottenDisk{{testStorage: a.st, at: -1}, {testStorage: b.st, at: -1}}
+// rottenDisks gives the nodes of c disks that rot.
+func (c *testCluster) rottenDisks() []*rottenDisk {
+	t := c.t
+	t.Helper()
+	var disks []*rottenDisk
 	for i, n := range c.nodes {
+		disks = append(disks, &rottenDisk{testStorage: n.st, at: -1})
 		if err := n.m.RemoveReplica(t.Context(), c.vol, n.rep); err != nil {
 			t.Fatal(err)
 		}
@@ -77,6 +77,15 @@ func TestDamagedBlock(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	return disks
+}
+
+// TestDamagedBlock: a block that is damaged in one replica is read from the other and rewritten, which keeps both
+// in sync; and a replica that returns with one has it copied, as any block that differs.
+func TestDamagedBlock(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	disks := c.rottenDisks()
 	v := a.attach()
 	want := bytes.Repeat([]byte{7}, 64<<10)
 	write := func() {
@@ -95,13 +104,13 @@ func TestDamagedBlock(t *testing.T) {
 	if err := block.ReadAt(v, got, 1<<20); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("read of a block that is damaged in one replica: %v", err)
 	}
-	if reads, _ := disks[0].counts(); reads != 1 {
-		t.Errorf("%d reads were refused, want one", reads)
+	c.eventually("the block is healed", func() bool { return v.Status().Health[a.rep].Healed == 1 })
+	if reads, healed := disks[0].counts(); reads != 3 || healed != 1 {
+		t.Errorf("%d reads were refused, want that of the consumer and two that look for the block; it was written %d times", reads, healed)
 	}
 	if n := len(c.kv.config().ISR); n != 2 {
 		t.Errorf("%d replicas in sync", n)
 	}
-	write()
 
 	c.net.Down(b.id)
 	c.awaitInSync(1)

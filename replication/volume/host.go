@@ -392,12 +392,15 @@ func (h *host) request(io *core.LocalIO) *block.Request {
 		r.Op = block.OpDiscard
 	case replication.MsgFlush:
 		r.Op, r.Off, r.Len, r.Flags = block.OpFlush, 0, 0, 0
-	case replication.MsgRead, replication.MsgHashReq:
+	case replication.MsgRead, replication.MsgHashReq, replication.MsgExamine:
 		o.buf = block.NewBuffer(int(io.Len))
 		o.data = o.buf.Bytes()
 		r.Op, r.Data, r.Buf = block.OpRead, o.data, o.buf
 		if io.Kind == replication.MsgHashReq && h.core.Meta().State == replication.MemberSyncing {
 			r.Flags |= block.AsIs // what is damaged differs, and is copied then
+		}
+		if io.Flags&replication.FlagAsIs != 0 {
+			r.Flags |= block.AsIs
 		}
 	default: // the core makes no other
 	}
@@ -408,6 +411,9 @@ func (h *host) request(io *core.LocalIO) *block.Request {
 func (o *hostIO) Complete(_ *block.Request, err error) {
 	switch {
 	case o.buf == nil:
+	case o.io.Kind == replication.MsgExamine && !errors.Is(err, block.ErrClosed):
+		go o.examine(err == nil) // long work, not for the disk's goroutine
+		return
 	case err != nil:
 		o.buf.Release()
 		o.buf, o.data = nil, nil

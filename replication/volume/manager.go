@@ -86,6 +86,7 @@ type Options struct {
 	// MayAttach reports whether volumes may be attached in a cluster domain: it is ACTIVE.
 	MayAttach func(replication.DomainID) bool
 	Timing    Timing
+	Verify    VerifySchedule
 	Logger    *zap.Logger
 }
 
@@ -264,6 +265,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			v.farFirst = slices.Insert(v.farFirst, 0, l)
 		}
 	}
+	v.verifier.days = make([]healDay, len(v.links))
 	v.status.Store(&Status{Stall: core.StallTakeover, StalledSince: time.Now(), Config: cfg})
 	m.mu.Lock()
 	if w := m.mu.volumes[id]; w != nil || m.mu.closed {

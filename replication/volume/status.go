@@ -22,6 +22,9 @@ type Status struct {
 	ResyncRate   int64          // bytes a second, of the resync under way
 	ResyncSince  time.Time
 	Unreconciled int64 // bytes in which in-sync replicas may still differ
+	Verify       VerifyStatus
+	Damage       core.Damage // blocks that cannot be read
+	Health       map[replication.ReplicaID]Health
 }
 
 // Status returns what the volume is doing; at most tickInterval old.
@@ -37,6 +40,7 @@ func (v *Volume) kill(err error) { v.post(volumeInput{kind: inKill, err: err}) }
 func (v *Volume) observe(events []core.Event) {
 	for i := range events {
 		v.log(&events[i])
+		v.observeVerify(&events[i])
 	}
 	stall := v.core.Stall()
 	old := v.status.Load()
@@ -48,6 +52,7 @@ func (v *Volume) observe(events []core.Event) {
 		Config: v.core.Config(), Term: v.core.Term(), Stall: stall, InSync: v.core.InSync(),
 		Detaching: v.leaving.Load(), Resync: v.core.Resync(), Unreconciled: int64(v.core.Unreconciled()) * replication.ResyncBlock,
 		StalledSince: old.StalledSince, ResyncSince: old.ResyncSince,
+		Verify: v.verifyStatus(), Damage: v.core.Damage(), Health: v.health(),
 	}
 	if stall != old.Stall {
 		s.StalledSince = time.Now()
@@ -66,6 +71,10 @@ func (v *Volume) observe(events []core.Event) {
 		}
 	}
 	v.status.Store(s)
+	for _, done := range v.verifier.asked {
+		close(done)
+	}
+	v.verifier.asked = nil
 	if stall == core.StallNone && !v.wasServe {
 		v.wasServe = true
 		close(v.serving)
@@ -109,6 +118,8 @@ func (v *Volume) log(e *core.Event) {
 		v.lg.Info("volume detached", epoch)
 	case core.EventDied:
 		v.lg.Error("volume lost", epoch, zap.Error(e.Err))
+	case core.EventHealed, core.EventRecomputed, core.EventLost, core.EventDiffers, core.EventVerifyStarted, core.EventVerifyStopped, core.EventVerified:
+		v.logDamage(e)
 	case core.EventResyncProgress:
 	}
 }

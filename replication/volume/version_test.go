@@ -37,7 +37,7 @@ func TestVersionSkew(t *testing.T) {
 	if m := ask(wire.Proposal{Min: wire.MinVersion, Max: wire.MaxVersion}); m.Type != replication.MsgNack || m.Status != replication.StatusVersion {
 		t.Errorf("a coordinator that reads without leases was answered by %v %v, want a nack for the version", m.Type, m.Status)
 	}
-	newer := wire.Proposal{Min: wire.MaxVersion, Max: wire.MaxVersion + 1, Able: wire.FeatureLeases, Needed: wire.FeatureLeases}
+	newer := wire.Proposal{Min: wire.MaxVersion, Max: wire.MaxVersion + 1, Able: wire.Local.Able, Needed: wire.Local.Needed}
 	m := ask(newer)
 	if m.Type != replication.MsgHelloAck {
 		t.Fatalf("a newer coordinator was answered by %v %v", m.Type, m.Status)

@@ -42,7 +42,8 @@ type Volume struct {
 	end      ending
 	wasServe bool
 	wasDead  bool
-	ticked   bool   // the status is to be published anew
+	ticked   bool // the status is to be published anew
+	verifier verifier
 	noChange string // why the last attempt of a change had no effect, for the log
 
 	// With the lock of the Manager:
@@ -97,6 +98,7 @@ const (
 	inKill
 	inStart
 	inNoted
+	inVerify
 )
 
 // volumeInput is one input of the coordinator's state machine.
@@ -114,7 +116,9 @@ type volumeInput struct {
 	cfg     *replication.Config
 	rev     uint64
 	flag    bool
+	rate    int64
 	err     error
+	done    chan struct{} // closed when the status shows it
 }
 
 // now is CLOCK_BOOTTIME in nanoseconds: it goes on while the machine sleeps.
@@ -314,6 +318,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 	case inTick:
 		v.ticked = true
 		v.core.Tick(t)
+		v.verifyIfDue(t)
 	case inUsable:
 		v.core.SetUsable(t, in.member, in.flag)
 	case inKept:
@@ -334,6 +339,14 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.core.Start(t)
 	case inNoted:
 		v.noted()
+	case inVerify:
+		if in.flag {
+			v.core.StartVerify(t, in.rate)
+		} else {
+			v.core.StopVerify(t)
+		}
+		v.ticked = true
+		v.verifier.asked = append(v.verifier.asked, in.done)
 	}
 }
 

@@ -35,7 +35,7 @@ const ignorable = 0x80
 // ignores; any other unknown bit is an error.
 const ignorableFlags = 0xff00
 
-const knownFlags = uint16(replication.FlagFUA | replication.FlagStable | replication.FlagNoHole | replication.FlagCrowded)
+const knownFlags = uint16(replication.FlagFUA | replication.FlagStable | replication.FlagNoHole | replication.FlagAsIs | replication.FlagCrowded)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -132,7 +132,7 @@ func putHeader(b []byte, m *replication.Message, n int) {
 
 func isKnown(t replication.MessageType) bool {
 	return t >= replication.MsgHello && t <= replication.MsgResyncWrite ||
-		t == replication.MsgClose || t == replication.MsgLease || t == replication.MsgGrant
+		t == replication.MsgClose || t >= replication.MsgLease && t <= replication.MsgFindings
 }
 
 // checkShape says whether the lengths of m fit its type: one rule for both ends,
@@ -153,6 +153,9 @@ func checkShape(m *replication.Message, payload int, kind error) error {
 	case replication.MsgHash:
 		span = MaxSpan
 		fits = payload > 0 && int64(payload) == (m.Length+replication.ResyncBlock-1)/replication.ResyncBlock*replication.HashLen
+	case replication.MsgFindings:
+		fits = payload > 0 && m.Length%block.SectorSize == 0 && int64(payload) == m.Length/block.SectorSize*replication.FindingLen
+	case replication.MsgExamine: // of what is answered in one message
 	default:
 		span = MaxSpan
 	}

@@ -31,8 +31,11 @@ type Proposal struct {
 // wait for one, nor would a coordinator before it reads.
 const FeatureLeases Features = 1 << 0
 
+// FeatureExamine is what heals (MsgExamine, MsgFindings, FlagAsIs). A replica that does not know it would end the session.
+const FeatureExamine Features = 1 << 1
+
 // Local is the Proposal of this build.
-var Local = Proposal{Min: MinVersion, Max: MaxVersion, Able: FeatureLeases, Needed: FeatureLeases}
+var Local = Proposal{Min: MinVersion, Max: MaxVersion, Able: FeatureLeases | FeatureExamine, Needed: FeatureLeases | FeatureExamine}
 
 // Agreed is what both ends of a session may use.
 type Agreed struct {

@@ -111,6 +111,9 @@ func every() []replication.Message {
 		{Type: replication.MsgClose},
 		{Type: replication.MsgLease, Offset: 1<<62 + 1},
 		{Type: replication.MsgGrant, Offset: 1<<62 + 1, Length: 3000},
+		{Type: replication.MsgRead, Flags: replication.FlagAsIs, Seq: 7, Length: 4096},
+		{Type: replication.MsgExamine, Seq: 8, Offset: 4096, Length: MaxPayload},
+		{Type: replication.MsgFindings, Seq: 8, Offset: 4096, Length: 12288, Data: pattern(3 * replication.FindingLen)},
 	}
 	for i := range ms {
 		ms[i].Session, ms[i].Term = 0x1122334455667788, 42

@@ -31,6 +31,9 @@ const (
 	Volumes_AttachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/AttachVolume"
 	Volumes_DetachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DetachVolume"
 	Volumes_WatchVolume_FullMethodName    = "/tandem.volume.v1.Volumes/WatchVolume"
+	Volumes_StartVerify_FullMethodName    = "/tandem.volume.v1.Volumes/StartVerify"
+	Volumes_StopVerify_FullMethodName     = "/tandem.volume.v1.Volumes/StopVerify"
+	Volumes_GetVerify_FullMethodName      = "/tandem.volume.v1.Volumes/GetVerify"
 	Volumes_ImportKvdb_FullMethodName     = "/tandem.volume.v1.Volumes/ImportKvdb"
 )
 
@@ -69,6 +72,14 @@ type VolumesClient interface {
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
 	// or, with NOT_FOUND, when the volume is deleted.
 	WatchVolume(ctx context.Context, in *WatchVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchVolumeResponse], error)
+	// StartVerify begins to compare the in-sync replicas of an attached volume with each other and each with its checksums, and returns. What
+	// is damaged is rewritten from a replica that has it right. A verify that runs goes on with the new rate. Asked of the node where the
+	// volume is attached. Errors: NOT_FOUND; INVALID_ARGUMENT; FAILED_PRECONDITION it is not attached there (the message says where it is).
+	StartVerify(ctx context.Context, in *StartVerifyRequest, opts ...grpc.CallOption) (*StartVerifyResponse, error)
+	// StopVerify ends a verify before its end. None is no error. Errors as StartVerify.
+	StopVerify(ctx context.Context, in *StopVerifyRequest, opts ...grpc.CallOption) (*StopVerifyResponse, error)
+	// GetVerify tells of the verifies of a volume since it was attached. Errors as StartVerify.
+	GetVerify(ctx context.Context, in *GetVerifyRequest, opts ...grpc.CallOption) (*GetVerifyResponse, error)
 	// ImportKvdb writes volumes anew into a kvdb that was lost or rolled back, from what the replicas of every node that answers know.
 	// Nothing is written unless all that was asked for can be. It may be repeated. Errors: NOT_FOUND no node knows such a volume;
 	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
@@ -173,6 +184,36 @@ func (c *volumesClient) WatchVolume(ctx context.Context, in *WatchVolumeRequest,
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Volumes_WatchVolumeClient = grpc.ServerStreamingClient[WatchVolumeResponse]
 
+func (c *volumesClient) StartVerify(ctx context.Context, in *StartVerifyRequest, opts ...grpc.CallOption) (*StartVerifyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartVerifyResponse)
+	err := c.cc.Invoke(ctx, Volumes_StartVerify_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) StopVerify(ctx context.Context, in *StopVerifyRequest, opts ...grpc.CallOption) (*StopVerifyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StopVerifyResponse)
+	err := c.cc.Invoke(ctx, Volumes_StopVerify_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) GetVerify(ctx context.Context, in *GetVerifyRequest, opts ...grpc.CallOption) (*GetVerifyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetVerifyResponse)
+	err := c.cc.Invoke(ctx, Volumes_GetVerify_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *volumesClient) ImportKvdb(ctx context.Context, in *ImportKvdbRequest, opts ...grpc.CallOption) (*ImportKvdbResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ImportKvdbResponse)
@@ -218,6 +259,14 @@ type VolumesServer interface {
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
 	// or, with NOT_FOUND, when the volume is deleted.
 	WatchVolume(*WatchVolumeRequest, grpc.ServerStreamingServer[WatchVolumeResponse]) error
+	// StartVerify begins to compare the in-sync replicas of an attached volume with each other and each with its checksums, and returns. What
+	// is damaged is rewritten from a replica that has it right. A verify that runs goes on with the new rate. Asked of the node where the
+	// volume is attached. Errors: NOT_FOUND; INVALID_ARGUMENT; FAILED_PRECONDITION it is not attached there (the message says where it is).
+	StartVerify(context.Context, *StartVerifyRequest) (*StartVerifyResponse, error)
+	// StopVerify ends a verify before its end. None is no error. Errors as StartVerify.
+	StopVerify(context.Context, *StopVerifyRequest) (*StopVerifyResponse, error)
+	// GetVerify tells of the verifies of a volume since it was attached. Errors as StartVerify.
+	GetVerify(context.Context, *GetVerifyRequest) (*GetVerifyResponse, error)
 	// ImportKvdb writes volumes anew into a kvdb that was lost or rolled back, from what the replicas of every node that answers know.
 	// Nothing is written unless all that was asked for can be. It may be repeated. Errors: NOT_FOUND no node knows such a volume;
 	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
@@ -256,6 +305,15 @@ func (UnimplementedVolumesServer) DetachVolume(context.Context, *DetachVolumeReq
 }
 func (UnimplementedVolumesServer) WatchVolume(*WatchVolumeRequest, grpc.ServerStreamingServer[WatchVolumeResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchVolume not implemented")
+}
+func (UnimplementedVolumesServer) StartVerify(context.Context, *StartVerifyRequest) (*StartVerifyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartVerify not implemented")
+}
+func (UnimplementedVolumesServer) StopVerify(context.Context, *StopVerifyRequest) (*StopVerifyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StopVerify not implemented")
+}
+func (UnimplementedVolumesServer) GetVerify(context.Context, *GetVerifyRequest) (*GetVerifyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetVerify not implemented")
 }
 func (UnimplementedVolumesServer) ImportKvdb(context.Context, *ImportKvdbRequest) (*ImportKvdbResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ImportKvdb not implemented")
@@ -418,6 +476,60 @@ func _Volumes_WatchVolume_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Volumes_WatchVolumeServer = grpc.ServerStreamingServer[WatchVolumeResponse]
 
+func _Volumes_StartVerify_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartVerifyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).StartVerify(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_StartVerify_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).StartVerify(ctx, req.(*StartVerifyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_StopVerify_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StopVerifyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).StopVerify(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_StopVerify_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).StopVerify(ctx, req.(*StopVerifyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_GetVerify_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetVerifyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).GetVerify(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_GetVerify_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).GetVerify(ctx, req.(*GetVerifyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Volumes_ImportKvdb_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ImportKvdbRequest)
 	if err := dec(in); err != nil {
@@ -470,6 +582,18 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DetachVolume",
 			Handler:    _Volumes_DetachVolume_Handler,
+		},
+		{
+			MethodName: "StartVerify",
+			Handler:    _Volumes_StartVerify_Handler,
+		},
+		{
+			MethodName: "StopVerify",
+			Handler:    _Volumes_StopVerify_Handler,
+		},
+		{
+			MethodName: "GetVerify",
+			Handler:    _Volumes_GetVerify_Handler,
 		},
 		{
 			MethodName: "ImportKvdb",

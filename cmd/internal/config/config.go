@@ -219,6 +219,10 @@ type Replication struct {
 	StallTimeout time.Duration `yaml:"stallTimeout"`
 	// Resync traffic that this node sends, bytes per second. 0: no limit.
 	ResyncRate Size `yaml:"resyncRate"`
+	// From the end of a verify of a volume that is attached on this node to the next one, which compares its replicas and their checksums. 0: only when asked.
+	VerifyInterval time.Duration `yaml:"verifyInterval"`
+	// What a verify reads of each replica, bytes per second. 0: no limit.
+	VerifyRate Size `yaml:"verifyRate"`
 	// Requests of consumers in flight per attached volume; more wait. A loop device sends 128 at most.
 	MaxInflight int `yaml:"maxInflight"`
 }

@@ -39,7 +39,10 @@ func at[T ~int | ~int64](p func(*Config) *T) field {
 	}
 }
 
-const gib = 1 << 30
+const (
+	mib = 1 << 20
+	gib = 1 << 30
+)
 
 var limits = []Limit{
 	{
@@ -81,6 +84,16 @@ var limits = []Limit{
 		"replication.resyncRate", 0, 100 * gib, 0, UnitRate,
 		"0 is no limit; a small rate on a busy volume may never catch up",
 		at(func(c *Config) *Size { return &c.Replication.ResyncRate }),
+	},
+	{
+		"replication.verifyInterval", 0, int64(365 * 24 * time.Hour), int64(7 * 24 * time.Hour), UnitDuration,
+		"what has rotted on one disk is to be found before the other one has failed",
+		at(func(c *Config) *time.Duration { return &c.Replication.VerifyInterval }),
+	},
+	{
+		"replication.verifyRate", 0, 100 * gib, 16 * mib, UnitRate,
+		"a verify must not be felt: 16Mi go through a TiB in 18 hours",
+		at(func(c *Config) *Size { return &c.Replication.VerifyRate }),
 	},
 	{
 		"replication.maxInflight", 1, 4096, 256, UnitCount,

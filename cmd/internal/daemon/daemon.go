@@ -231,6 +231,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Lease: r.LeaseTime, LeaseGrant: r.LeaseGrant, ConfirmReads: r.ReadFence == config.FenceConfirm, Stall: r.StallTimeout,
 			ResyncRate: int64(r.ResyncRate),
 		},
+		Verify: replvolume.VerifySchedule{Every: r.VerifyInterval, Rate: int64(r.VerifyRate)},
 		Logger: d.lg,
 	})
 	stops.push(func() error {

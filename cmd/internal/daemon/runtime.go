@@ -256,16 +256,48 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 	}
 	st := v.Status()
 	l.Stall, l.Unreconciled = stall(st), st.Unreconciled
+	l.Replicas = make(map[replication.ReplicaID]volume.Progress)
+	for id, h := range st.Health {
+		l.Replicas[id] = volume.Progress{Healed: h.Healed, Suspect: h.Suspect}
+	}
 	if p := st.Resync; p != nil {
 		left := int64(p.Left) * replication.ResyncBlock
 		total := int64(p.Total) * replication.ResyncBlock
-		pr := volume.Progress{Dirty: left, Total: total, Done: total - left, Rate: st.ResyncRate}
+		pr := l.Replicas[p.Replica]
+		pr.Dirty, pr.Total, pr.Done, pr.Rate = left, total, total-left, st.ResyncRate
 		if st.ResyncRate > 0 {
 			pr.ETA = time.Duration(float64(left) / float64(st.ResyncRate) * float64(time.Second))
 		}
-		l.Replicas = map[replication.ReplicaID]volume.Progress{p.Replica: pr}
+		l.Replicas[p.Replica] = pr
 	}
+	l.Verify, l.Damage = verify(&st.Verify), volume.Damage(st.Damage)
 	return l
+}
+
+func verify(s *replvolume.VerifyStatus) *volume.Verify {
+	y := &volume.Verify{Since: s.Since, Rate: s.Rate, ETA: s.ETA(), Last: s.Last, Next: s.Next}
+	if p := s.Running; p != nil {
+		y.Running, y.Done, y.Total, y.Healed, y.Recomputed = true, p.Done, p.Size, p.Healed, p.Recomputed
+	}
+	return y
+}
+
+// StartVerify implements volume.Runtime.
+func (r *runtime) StartVerify(id replication.VolumeID, rate *int64) error {
+	v := r.volumes.Volume(id)
+	if v == nil {
+		return replication.ErrNotCoordinator
+	}
+	return v.StartVerify(rate)
+}
+
+// StopVerify implements volume.Runtime.
+func (r *runtime) StopVerify(id replication.VolumeID) error {
+	v := r.volumes.Volume(id)
+	if v == nil {
+		return replication.ErrNotCoordinator
+	}
+	return v.StopVerify()
 }
 
 // close takes every showing away; consumers that still have a device open get errors.

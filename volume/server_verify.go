@@ -1,0 +1,59 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// StartVerify implements Volumes.
+func (s *Server) StartVerify(ctx context.Context, r *volumepb.StartVerifyRequest) (*volumepb.StartVerifyResponse, error) {
+	if r.RateBytesPerSecond != nil && *r.RateBytesPerSecond < 0 {
+		return nil, fmt.Errorf("%w: verify with %d bytes a second", ErrInvalid, *r.RateBytesPerSecond)
+	}
+	v, err := s.verify(ctx, r.Volume, func(id replication.VolumeID) error { return s.o.Runtime.StartVerify(id, r.RateBytesPerSecond) })
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.StartVerifyResponse{Volume: v}, nil
+}
+
+// StopVerify implements Volumes.
+func (s *Server) StopVerify(ctx context.Context, r *volumepb.StopVerifyRequest) (*volumepb.StopVerifyResponse, error) {
+	v, err := s.verify(ctx, r.Volume, s.o.Runtime.StopVerify)
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.StopVerifyResponse{Volume: v}, nil
+}
+
+// GetVerify implements Volumes.
+func (s *Server) GetVerify(ctx context.Context, r *volumepb.GetVerifyRequest) (*volumepb.GetVerifyResponse, error) {
+	v, err := s.verify(ctx, r.Volume, func(replication.VolumeID) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	if v.Verify == nil {
+		return nil, fmt.Errorf("verify of volume %s: %w", r.Volume, replication.ErrNotCoordinator)
+	}
+	return &volumepb.GetVerifyResponse{Volume: v}, nil
+}
+
+// verify does something about the verify of a volume that is attached on this node, and shows the volume.
+func (s *Server) verify(ctx context.Context, name string, do func(replication.VolumeID) error) (*volumepb.Volume, error) {
+	e, err := s.entry(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if e.Config != nil {
+		if n := coordinator(e.Config).Node; n != "" && n != s.o.Node {
+			return nil, s.otherNode(n, "does not have volume "+e.Name+" attached")
+		}
+	}
+	if err := do(e.ID); err != nil {
+		return nil, fmt.Errorf("verify of volume %s: %w", e.Name, err)
+	}
+	return s.show(ctx, e), nil
+}
