@@ -45,7 +45,7 @@ var mutants = []mutant{
 	{"clean_without_flush", "I13: settled is what was flushed", "dispatch.go", "if io.Kind == replication.MsgFlush {\n\t\tc.flushDone(io)", "if io.Kind == replication.MsgFlush || c.flight.minWrite() == 0 {\n\t\tio.cover = max(io.cover, io.seq-1)\n\t\tc.flushDone(io)"},
 	{"hole_not_copied", "9.1: zeroes are content", "copy.go", "case p.zero:\n\t\tfor i := range c.m {", "case p.zero:\n\t\tfor i := range c.m[:0] {"},
 	{"trim_skips_joiner", "I27: a discard is a write to a joiner too", "dispatch.go", "io.targets = c.isr | c.syncing()\n", "io.targets = c.isr | c.syncing()\n\tif io.Kind == replication.MsgTrim {\n\t\tio.targets = c.isr\n\t}\n"},
-	{"refusal_keeps_credit", "14.2: a refusal gives the room of its payload back", "replicaio.go", "Seq: msg.Seq, Credit: uint32(payload),", "Seq: msg.Seq,"},
+	{"refusal_keeps_credit", "14.2: a refusal gives the room of its payload back", "replicaio.go", "Seq: msg.Seq, Credit: uint32(payload),", "Seq: msg.Seq, Credit: 0 * uint32(payload),"},
 	{"no_drain", "I17: seal and hello wait for the kernel", "replica.go", "if r.inUse > 0 {\n\t\t\t\treturn", "if false {\n\t\t\t\treturn"},
 	{"ack_before_cas", "I9: acknowledgements are held", "change.go", "c.holdAcks = c.holdAcks || c.must() != 0", "c.isr = rest"},
 	{"no_prepare", "I9: survivors are prepared", "change.go", "case ch.step == stepPrepare && c.round.done():", "case ch.step == stepPrepare:"},
