@@ -24,6 +24,7 @@ import (
 //	attach n0 | resume n0 (the attachment that its process had) | detach | crash n0 | power n0 | stop n0 | start n0 | damage-log n0 (that is not running)
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
 //	delay n0 n1 (what is on the way in n0's session with n1 now) | arrive (it comes, whatever has happened since)
+//	left n0 write 0 | left n0 read 0 (of a consumer that somebody else has taken the volume from)
 //	kvdb down | kvdb up | kvdb hold | kvdb tell (outcomes wait in between)
 //	kvdb cut n0 (does not reach it)
 //	kvdb lose CAUSE (that change takes effect, and its coordinator does not reach the kvdb any more) | kvdb back
@@ -33,7 +34,6 @@ import (
 //	pause n0 | resume n0 (its process; time goes on)
 //	close n0 | open n0 (its storage, under a living process) | hang n0 | unhang n0
 //	write 0 | write 0 fua | read 0 | trim 0 | flush
-//	left n0 write 0 | left n0 read 0 (of a consumer that somebody else has taken the volume from)
 //	rot n0 0 [7] (the sector there, with which content) | rot-sum n0 0 (its checksum) | differ n0 0 (and its replica vouches for it)
 //	verify | stop-verify
 //	harm        prints which sectors cannot be healed, and how many were
