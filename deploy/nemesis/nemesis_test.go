@@ -71,8 +71,11 @@ func (r *runner) cycle(c Cycle) {
 	stop := r.begin(c)
 	from := at
 	if c.Takeover {
-		if !r.takeOver() {
+		switch done := r.takeOver(); {
+		case !done:
 			said += ", no takeover: the last in-sync replica is there, or the kvdb is old"
+		case c.Fault == RollBehind:
+			r.t.Fatal("the volume was taken over with a replica that had been evicted")
 		}
 		from = time.Now()
 	}
