@@ -70,6 +70,7 @@ var faults = []fault{
 	{"cut off and replaced", func(w *simWorld, n *simNode) bool { return w.replace(n) }, func(w *simWorld, _ *simNode) { w.healLinks(); w.reachKVDB() }},
 	{"kvdb down", func(w *simWorld, _ *simNode) bool { w.kvDown = true; return true }, func(w *simWorld, _ *simNode) { w.kvDown = false }},
 	{"kvdb out of reach of a node", func(_ *simWorld, n *simNode) bool { n.kvCut = true; return true }, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
+	{"kvdb restored from a backup", func(w *simWorld, _ *simNode) bool { return w.rollBack() }, func(w *simWorld, _ *simNode) { w.importKVDB() }},
 	{"kvdb lost in a change", func(w *simWorld, _ *simNode) bool {
 		causes := []string{"takeover", "activate", "evict", "start resync", "stop resync", "join", "detach"}
 		w.kvLose = causes[w.rng.IntN(len(causes))]
@@ -84,7 +85,7 @@ var faults = []fault{
 				return false
 			}
 		}
-		if w.cfg.InISR(n.rid) && len(w.cfg.ISR) == 1 {
+		if w.truth.InISR(n.rid) && len(w.truth.ISR) == 1 {
 			return false
 		}
 		n.fence(true)
@@ -118,7 +119,7 @@ var faults = []fault{
 // replica has everything.
 func (w *simWorld) spare(n *simNode) bool {
 	return slices.ContainsFunc(w.nodes, func(m *simNode) bool {
-		return m != n && w.cfg.InISR(m.rid) && !m.lossy() && !m.disk.fails()
+		return m != n && w.truth.InISR(m.rid) && !m.lossy() && !m.disk.fails()
 	})
 }
 
@@ -226,6 +227,7 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 			w.happen(&plan[0])
 		}
 		w.manage()
+		w.lookForRollback()
 		if w.hopeless() {
 			w.seen["hopeless"]++
 			return w, ""
@@ -280,6 +282,7 @@ func (w *simWorld) settle() {
 	for range 40_000 {
 		w.step()
 		w.restore()
+		w.importKVDB()
 		for _, n := range w.nodes {
 			if !n.up {
 				n.start()
@@ -295,7 +298,7 @@ func (w *simWorld) settle() {
 			continue
 		}
 		c := w.client.at.coord
-		if c.stage == stageServing && len(w.cfg.ISR) == len(w.nodes) && c.change == nil && c.reconcile.Count() == 0 &&
+		if !w.rolled && !w.marked && c.stage == stageServing && len(w.truth.ISR) == len(w.nodes) && c.change == nil && c.reconcile.Count() == 0 &&
 			len(w.client.flight) == 0 && len(c.flight.ios) == 0 && c.Stall() == StallNone && !c.wroteSeq && w.verified(c) {
 			w.compare()
 			w.checkHealed()
@@ -414,7 +417,7 @@ func (a *simTally) add(w *simWorld) {
 // reset is what an operator does about a faulted replica: it begins anew, empty.
 func (w *simWorld) reset(n *simNode) {
 	d := &n.disk
-	if w.cfg.InISR(n.rid) || w.kvDown || d.meta.State != replication.MemberFaulted && w.cfg.Members[n.rid].State != replication.MemberFaulted {
+	if w.truth.InISR(n.rid) || w.kvDown || w.rolled || d.meta.State != replication.MemberFaulted && w.truth.Members[n.rid].State != replication.MemberFaulted {
 		return
 	}
 	w.seen["fault: replica replaced"]++
@@ -426,7 +429,7 @@ func (w *simWorld) reset(n *simNode) {
 	}
 	n.crash(false)
 	*d = newSimDisk(ReplicaMeta{State: replication.MemberStale})
-	c := w.cfg.Clone()
+	c := w.truth.Clone()
 	m := c.Members[n.rid]
 	m.State, m.LeftEpoch, m.LeftGen = replication.MemberStale, 0, 0
 	c.Members[n.rid] = m

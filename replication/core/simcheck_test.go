@@ -330,12 +330,12 @@ func (n *simNode) lossy() bool {
 
 // checkAck asserts I3, I5 and the protection mode when a write or flush is acknowledged.
 func (w *simWorld) checkAck(n *simNode, o *simOp) {
-	if o.io.Kind == replication.MsgRead || n.coord == nil || !n.coord.mine(w.cfg) {
+	if o.io.Kind == replication.MsgRead || n.coord == nil || !n.coord.mine(w.truth) {
 		return // a coordinator that another one followed answers nobody who looks
 	}
 	for _, m := range w.nodes {
-		if !w.cfg.InISR(m.rid) {
-			if w.cfg.Protection == replication.MaxProtection {
+		if !w.truth.InISR(m.rid) {
+			if w.truth.Protection == replication.MaxProtection {
 				w.fail("%v acknowledged without a replica on %s (max_protection)", o.io.Kind, m.id)
 			}
 			continue
@@ -356,18 +356,18 @@ func (w *simWorld) checkAck(n *simNode, o *simOp) {
 
 // checkChange asserts I1 and I2 on a new configuration.
 func (w *simWorld) checkChange(_ *simNode, n *replication.Config) {
-	if n.Epoch != w.cfg.Epoch+1 {
-		w.fail("I1: epoch %d after %d", n.Epoch, w.cfg.Epoch)
+	if n.Epoch != w.truth.Epoch+1 {
+		w.fail("I1: epoch %d after %d", n.Epoch, w.truth.Epoch)
 	}
 	if len(n.ISR) == 0 {
 		w.fail("I2: empty in-sync set in epoch %d", n.Epoch)
 	}
 	for _, r := range n.ISR {
-		if !w.cfg.InISR(r) && w.cfg.Members[r].State != replication.MemberSyncing {
-			w.fail("I2: replica %v joined from state %s", r, w.cfg.Members[r].State)
+		if !w.truth.InISR(r) && w.truth.Members[r].State != replication.MemberSyncing {
+			w.fail("I2: replica %v joined from state %s", r, w.truth.Members[r].State)
 		}
 		for _, m := range w.nodes {
-			if m.rid == r && !w.cfg.InISR(r) {
+			if m.rid == r && !w.truth.InISR(r) {
 				m.joinedAt = w.now
 			}
 		}
@@ -378,7 +378,7 @@ func (w *simWorld) checkChange(_ *simNode, n *replication.Config) {
 // power since then, or since it joined.
 func (w *simWorld) kept(since int64) bool {
 	return slices.ContainsFunc(w.nodes, func(n *simNode) bool {
-		return w.cfg.InISR(n.rid) && (n.powerAt == 0 || n.powerAt < max(since, n.joinedAt))
+		return w.truth.InISR(n.rid) && (n.powerAt == 0 || n.powerAt < max(since, n.joinedAt))
 	})
 }
 
@@ -390,7 +390,7 @@ func (w *simWorld) checkContent() {
 		return
 	}
 	for _, n := range w.nodes {
-		if !w.cfg.InISR(n.rid) || n.lossy() {
+		if !w.truth.InISR(n.rid) || n.lossy() {
 			continue
 		}
 		for k, s := range simSectors {
@@ -440,7 +440,7 @@ func (n *simNode) whole() bool {
 // checkSolid notes when the last in-sync replica with everything is gone.
 func (w *simWorld) checkSolid(again bool) {
 	was := w.solid
-	w.solid = slices.ContainsFunc(w.nodes, func(n *simNode) bool { return w.cfg.InISR(n.rid) && n.whole() })
+	w.solid = slices.ContainsFunc(w.nodes, func(n *simNode) bool { return w.truth.InISR(n.rid) && n.whole() })
 	if !w.solid && (was || again) {
 		w.owed = true
 	}
@@ -449,7 +449,7 @@ func (w *simWorld) checkSolid(again bool) {
 // hopeless reports whether every in-sync replica has a failed disk.
 func (w *simWorld) hopeless() bool {
 	return !slices.ContainsFunc(w.nodes, func(n *simNode) bool {
-		return w.cfg.InISR(n.rid) && n.disk.meta.State != replication.MemberFaulted && (!n.up || !n.rep.faulted)
+		return w.truth.InISR(n.rid) && n.disk.meta.State != replication.MemberFaulted && (!n.up || !n.rep.faulted)
 	})
 }
 
@@ -517,16 +517,16 @@ func (w *simWorld) invariants() {
 	w.checkSolid(false)
 	serving := 0
 	for _, n := range w.nodes {
-		if n.up && n.coord != nil && n.coord.stage == stageServing && n.coord.cfg.Epoch == w.cfg.Epoch {
+		if n.up && n.coord != nil && n.coord.stage == stageServing && n.coord.cfg.Epoch == w.truth.Epoch {
 			serving++
 		}
 	}
 	if serving > 1 {
-		w.fail("I1: two coordinators in epoch %d", w.cfg.Epoch)
+		w.fail("I1: two coordinators in epoch %d", w.truth.Epoch)
 	}
 	for _, s := range simSectors {
 		for _, r := range w.nodes {
-			if !w.cfg.InISR(r.rid) {
+			if !w.truth.InISR(r.rid) {
 				continue
 			}
 			for _, q := range w.nodes {
@@ -534,9 +534,9 @@ func (w *simWorld) invariants() {
 					continue
 				}
 				switch {
-				case w.cfg.InISR(q.rid):
+				case w.truth.InISR(q.rid):
 					w.fail("I12: %s and %s differ in sector %d and no activity log says so", r.id, q.id, s)
-				case w.cfg.Members[q.rid].State == replication.MemberFaulted || q.disk.meta.Epoch == 0: // begins anew
+				case w.truth.Members[q.rid].State == replication.MemberFaulted || q.disk.meta.Epoch == 0: // begins anew
 				case !r.marks(q.rid, s):
 					w.fail("I14: %s lacks sector %d of %s and nobody knows", q.id, s, r.id)
 				}

@@ -54,7 +54,7 @@ func (d *simDisk) forgetSums() {
 func (w *simWorld) elsewhere(n *simNode, s int64) bool {
 	return slices.ContainsFunc(w.nodes, func(m *simNode) bool {
 		_, bad := m.disk.bad[s]
-		return m != n && w.cfg.InISR(m.rid) && m.whole() && !bad
+		return m != n && w.truth.InISR(m.rid) && m.whole() && !bad
 	})
 }
 

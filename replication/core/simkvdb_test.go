@@ -8,6 +8,7 @@ import (
 
 // The simulated kvdb, and the way of a change to it and back. An attempt looks first, as
 // volume.Configs does, and sends a transaction if the change is not in force and permitted.
+// What the store has, simWorld.cfg, is also what counts, simWorld.truth, until simrollback_test.go parts them.
 
 // change makes one attempt.
 func (n *simNode) change(ch Change) {
@@ -35,6 +36,8 @@ func (n *simNode) change(ch Change) {
 			tell(ChangeOK, nil, w.rev)
 		case w.rev != ch.Rev:
 			tell(ChangeConflict, w.cfg, w.rev)
+		case w.misled(n, cause):
+			tell(ChangeRolledBack, nil, 0)
 		case n.fenced:
 			tell(ChangeRefused, nil, 0)
 		case w.loseAnswer(n, cause):
@@ -82,7 +85,9 @@ func (n *simNode) strand(ch Change) {
 
 // commit puts a change in force.
 func (w *simWorld) commit(n *simNode, ch Change) {
-	w.checkChange(n, ch.Next)
+	if !w.rolled {
+		w.checkChange(n, ch.Next)
+	}
 	w.put(ch.Next)
 	w.checkContent()
 	w.seen["config: "+w.cfg.History[len(w.cfg.History)-1].Cause]++
@@ -92,6 +97,10 @@ func (w *simWorld) commit(n *simNode, ch Change) {
 // put stores a configuration; whoever watches sees it.
 func (w *simWorld) put(cfg *replication.Config) {
 	w.cfg, w.rev = cfg.Clone(), w.rev+1
+	if !w.rolled {
+		w.truth = w.cfg
+		w.backUp()
+	}
 	for _, n := range w.nodes {
 		n.watch()
 	}

@@ -145,7 +145,13 @@ func (n *simNode) control(q Control) {
 			return
 		}
 		peer.nextCtl++
-		peer.ctl[peer.nextCtl] = answer
+		of := peer.rep.Meta().Incarnation
+		peer.ctl[peer.nextCtl] = func(res ControlResult) {
+			if q.Seal != nil && n.alive(c) {
+				w.checkSeal(n, peer, q.Seal, res.Seal, of)
+			}
+			answer(res)
+		}
 		peer.rep.SetClock(peer.clock())
 		switch {
 		case q.Seal != nil:

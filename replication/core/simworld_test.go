@@ -39,8 +39,13 @@ type simWorld struct {
 	seen  map[string]int // what happened, by name
 
 	vol     replication.VolumeID
-	cfg     *replication.Config // the kvdb
+	cfg     *replication.Config // what the kvdb has
+	truth   *replication.Config // what counts: the same, unless the kvdb was restored from a backup
 	rev     uint64
+	kvLife  simLife
+	backups []simBackup
+	rolled  bool // the kvdb was restored, and nothing imported since
+	marked  bool // some node has found that a replica knows more: no change until an import
 	kvDown  bool
 	kvLose  string // the cause of the change in which its node loses it, "" none
 	unknown int    // of 100 transactions, how many are not answered
@@ -88,6 +93,9 @@ type simNode struct {
 	fences int  // how often that changed
 	kvCut  bool // it does not reach the kvdb
 	silent bool // its beats are not heard
+
+	refused *Coordinator // was refused because a replica knows more than the kvdb
+
 	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
 	life   int // incarnation of the process
@@ -181,6 +189,7 @@ func newSimWorld(n int, rng *rand.Rand) *simWorld {
 		node.disk.meta.ISR = w.cfg.ISR
 		node.start()
 	}
+	w.truth = w.cfg
 	w.history.init()
 	w.client = &simClient{w: w}
 	return w
@@ -307,7 +316,7 @@ func (n *simNode) crash(power bool) {
 			}
 		}
 	}
-	w.checkSolid(power && w.cfg.InISR(n.rid)) // nobody was told of what another one has
+	w.checkSolid(power && w.truth.InISR(n.rid)) // nobody was told of what another one has
 }
 
 // halt is the end of the process, seen by the others some time.
@@ -406,7 +415,7 @@ func (n *simNode) coordinate(id replication.AttachID, resume bool) {
 	o := w.opts
 	o.Boot = n.boot
 	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), id, n.rid, w.rng.Uint64
-	o.Resume = resume
+	o.Resume, o.Incarnation, o.Former = resume, w.kvLife.id, w.kvLife.former
 	n.coord = New(o, w.cfg, w.rev)
 	n.sess = make([]*simConn, len(w.nodes))
 	for i, m := range w.nodes {
@@ -471,6 +480,7 @@ func (n *simNode) drainCoord() {
 	c.Advance()
 	if dead != nil && n.coord == c {
 		w.trace("%s no longer serves: %v", n.id, dead)
+		w.checkDeposed(n, n.record == c.o.Attach)
 		w.seen["end: "+dead.Error()]++
 		n.record = replication.AttachID{}
 		n.end()

@@ -1,0 +1,206 @@
+package core
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/tandem-storage/tandem/replication"
+)
+
+// A kvdb that is restored from a backup, and the operator's import (docs/design/0014). What the store has then, simWorld.cfg,
+// is older than what counts, simWorld.truth.
+
+// simLife is the incarnation of the kvdb, and those that imports have replaced.
+type simLife struct {
+	id     replication.UUID
+	former []replication.UUID
+}
+
+// simBackup is what the store had once.
+type simBackup struct {
+	cfg  *replication.Config
+	life simLife
+}
+
+const simBackups = 30
+
+// backUp keeps what the store has.
+func (w *simWorld) backUp() {
+	w.backups = append(w.backups, simBackup{w.cfg, w.kvLife})
+	if k := len(w.backups) - simBackups; k > 0 {
+		w.backups = slices.Delete(w.backups, 0, k)
+	}
+}
+
+// knows is the newest configuration that n's replica was told durably.
+func (n *simNode) knows() replication.Ancestor {
+	return replication.Ancestor{Epoch: n.disk.meta.Epoch, Gen: n.disk.meta.Gen}
+}
+
+// ahead reports whether n's replica knows more than the store.
+func (w *simWorld) ahead(n *simNode) bool {
+	m := &n.disk.meta
+	if m.Epoch == 0 {
+		return false
+	}
+	foreign := !m.Incarnation.IsZero() && m.Incarnation != w.kvLife.id && !slices.Contains(w.kvLife.former, m.Incarnation)
+	return foreign || !replication.Follows(w.cfg.Epoch, w.cfg.Lineage(), n.knows())
+}
+
+// heard reports whether n's daemon runs and reaches the kvdb.
+func (w *simWorld) heard(n *simNode) bool { return n.up && !n.paused && !n.kvCut && !w.kvDown }
+
+// rollBack restores the kvdb from a backup, unless a change is on its way, or nobody would know.
+func (w *simWorld) rollBack() bool {
+	if w.rolled || len(w.backups) < 2 || slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.coord != nil && n.coord.changeSent }) {
+		return false
+	}
+	b, now := w.backups[w.rng.IntN(len(w.backups)-1)], simBackup{w.cfg, w.kvLife}
+	w.cfg, w.kvLife = b.cfg, b.life
+	if !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return w.heard(n) && w.ahead(n) }) {
+		w.cfg, w.kvLife = now.cfg, now.life
+		return false
+	}
+	w.rolled, w.marked, w.rev = true, false, w.rev+1
+	for _, n := range w.nodes {
+		n.watch()
+	}
+	return true
+}
+
+// lookForRollback lets a node whose replica knows more than the store say so there, some time.
+func (w *simWorld) lookForRollback() {
+	if !w.rolled || w.marked || w.rng.IntN(300) != 0 {
+		return
+	}
+	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	w.marked = w.heard(n) && w.ahead(n)
+}
+
+// misled reports whether a takeover from a store that was rolled back is refused there: what the replicas themselves
+// do not notice is the node's to find, and when none that knows better can be asked nobody promises anything.
+func (w *simWorld) misled(n *simNode, cause string) bool {
+	switch {
+	case !w.rolled || w.marked:
+		return w.marked
+	case cause == "takeover":
+		w.marked = !slices.ContainsFunc(w.nodes, func(m *simNode) bool { return w.cfg.InISR(m.rid) && w.ahead(m) })
+	case n.refused == n.coord:
+		w.fail("I22: %s goes on (%s) though a replica knows more than the kvdb", n.id, cause)
+	default:
+		w.marked = true // who knows better did not answer it
+	}
+	return w.marked
+}
+
+// checkSeal asserts I22 on the answer of peer's replica, which was of an incarnation of the kvdb, to a seal: who knows more promises nothing.
+func (w *simWorld) checkSeal(n, peer *simNode, q *replication.SealRequest, res *replication.SealResult, of replication.UUID) {
+	switch {
+	case res == nil:
+	case res.Status == replication.StatusEpoch:
+		w.seen["seals refused: the kvdb knows less"]++
+		n.refused = n.coord
+		// Also after an import: a takeover that was under way when the kvdb was restored may have sealed it since, of an
+		// incarnation that the restored one does not know. Then the operator imports again.
+		w.marked = w.marked || w.heard(peer) && w.rng.IntN(4) == 0
+	case res.Status == replication.StatusOK && !of.IsZero() && of != q.Incarnation && !slices.Contains(q.Former, of):
+		w.fail("I22: %s promises term %d to who comes from another kvdb", peer.id, q.Term)
+	case res.Status == replication.StatusOK && !replication.Follows(q.Epoch, q.Lineage, peer.knows()):
+		w.fail("I22: %s promises term %d to who comes from epoch %d, and knows %+v", peer.id, q.Term, q.Epoch, peer.knows())
+	}
+}
+
+// checkDeposed asserts G6 on the end of n's coordinator: while nobody can have taken over from it, nobody deposes it.
+func (w *simWorld) checkDeposed(n *simNode, served bool) {
+	later := func(m *simNode) bool { return w.truth.InISR(m.rid) && m.disk.meta.Term > n.coord.term }
+	if w.rolled && served && n.coord.mine(w.truth) && errors.Is(n.coord.Dead(), replication.ErrDeposed) && !slices.ContainsFunc(w.nodes, later) {
+		w.fail("G6: %s was ended by a kvdb that was rolled back", n.id)
+	}
+}
+
+// importKVDB is what the operator does, by the rules of volume/importplan.go. Everybody has to answer.
+func (w *simWorld) importKVDB() {
+	if !w.rolled && !w.marked || w.kvDown || slices.ContainsFunc(w.nodes, func(n *simNode) bool { return !n.up || n.paused || n.stop }) {
+		return
+	}
+	cfg := w.importServing()
+	if cfg == nil {
+		cfg = w.importDetached()
+	}
+	if cfg == nil {
+		w.seen["import refused"]++
+		return
+	}
+	former := append(slices.Clone(w.kvLife.former), w.kvLife.id)
+	for _, n := range w.nodes {
+		if inc := n.disk.meta.Incarnation; !slices.Contains(former, inc) {
+			former = append(former, inc)
+		}
+	}
+	w.kvLife = simLife{w.uuid(), former}
+	w.rolled, w.marked = false, false
+	w.put(cfg)
+	w.trace("imported: epoch %d, in sync %v", cfg.Epoch, w.inSync())
+	w.checkContent()
+}
+
+// serves reports whether n has a coordinator that serves, and has not detached.
+func (n *simNode) serves() bool {
+	return n.coord != nil && n.coord.stage == stageServing && n.coord.cfg.Coord != nil
+}
+
+// importServing is the configuration of the coordinator that serves, nil if there is none or the replicas contradict it.
+func (w *simWorld) importServing() *replication.Config {
+	var co *replication.Config
+	for _, n := range w.nodes {
+		if c := n.coord; n.serves() && (co == nil || c.term > co.Coord.Term) {
+			co = c.cfg
+		}
+	}
+	if co == nil {
+		return nil
+	}
+	for _, n := range w.nodes {
+		m := &n.disk.meta
+		if m.Epoch > co.Epoch || m.Epoch == co.Epoch && m.Gen != co.Gen || co.InISR(n.rid) && m.Term > co.Coord.Term {
+			return nil
+		}
+	}
+	w.seen["imported while it is served"]++
+	return co.Clone()
+}
+
+// importDetached is a configuration of what the replicas know, nil while a coordinator serves.
+func (w *simWorld) importDetached() *replication.Config {
+	var top *ReplicaMeta
+	highest := w.cfg.Epoch
+	for _, n := range w.nodes {
+		m := &n.disk.meta
+		if n.serves() {
+			return nil
+		}
+		highest = max(highest, m.Epoch, replication.Epoch(m.Term))
+		switch {
+		case top == nil || m.Epoch > top.Epoch:
+			top = m
+		case m.Epoch < top.Epoch:
+		case m.Gen != top.Gen:
+			w.fail("I22: replicas know different configurations of epoch %d", m.Epoch)
+		case m.State == replication.MemberInSync:
+			top = m
+		}
+	}
+	n := w.cfg.Clone()
+	n.Epoch, n.Gen, n.Phase, n.Coord, n.ISR = highest+1, w.rng.Uint64(), replication.PhaseDetached, nil, slices.Clone(top.ISR)
+	n.ProposalID = w.uuid()
+	for r, v := range n.Members {
+		v.State, v.Reason, v.LeftEpoch, v.LeftGen = replication.MemberInSync, "", 0, 0
+		if !n.InISR(r) {
+			v.State, v.Reason = replication.MemberStale, "not in sync when the kvdb was imported"
+		}
+		n.Members[r] = v
+	}
+	n.History = []replication.EpochRecord{{Epoch: top.Epoch, Gen: top.Gen, ISR: slices.Clone(top.ISR), Cause: "found"}}
+	w.seen["imported from replicas"]++
+	return n
+}
