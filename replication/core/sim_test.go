@@ -49,6 +49,7 @@ var faults = []fault{
 		n.disk.log = newSimActivity(true)
 		return true
 	}, nil},
+	{"power cut in a write", func(_ *simWorld, n *simNode) bool { n.disk.tearNext = true; return true }, func(_ *simWorld, n *simNode) { n.disk.tearNext = false }},
 	{"power cut everywhere", func(w *simWorld, _ *simNode) bool {
 		for _, n := range w.nodes {
 			n.crash(true)
@@ -66,7 +67,7 @@ var faults = []fault{
 	{"link cut one way", func(w *simWorld, n *simNode) bool { return w.cut(n, false) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
 	{"connection reset", func(_ *simWorld, n *simNode) bool { return n.resetConns() }, nil},
 	{"paused", func(_ *simWorld, n *simNode) bool { n.paused = true; return true }, func(_ *simWorld, n *simNode) { n.paused = false }},
-	{"cut off and replaced", func(w *simWorld, n *simNode) bool { return w.replace(n) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
+	{"cut off and replaced", func(w *simWorld, n *simNode) bool { return w.replace(n) }, func(w *simWorld, _ *simNode) { w.healLinks(); w.reachKVDB() }},
 	{"kvdb down", func(w *simWorld, _ *simNode) bool { w.kvDown = true; return true }, func(w *simWorld, _ *simNode) { w.kvDown = false }},
 	{"kvdb out of reach of a node", func(_ *simWorld, n *simNode) bool { n.kvCut = true; return true }, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
 	{"kvdb lost in a change", func(w *simWorld, _ *simNode) bool {
@@ -104,9 +105,12 @@ var faults = []fault{
 	{"pool nearly full", func(_ *simWorld, n *simNode) bool { n.crowd(true); return true }, func(_ *simWorld, n *simNode) { n.crowd(false) }},
 	{"write error", func(w *simWorld, n *simNode) bool { n.disk.failWrite = w.spare(n); return n.disk.failWrite }, (*simWorld).reset2},
 	{"flush error", func(w *simWorld, n *simNode) bool { n.disk.failFlush = w.spare(n); return n.disk.failFlush }, (*simWorld).reset2},
+	{"flush error and data lost", func(w *simWorld, n *simNode) bool { n.disk.dropNext = w.spare(n); return n.disk.dropNext }, (*simWorld).reset2},
+	{"one read error", func(_ *simWorld, n *simNode) bool { n.disk.failNext = true; return true }, nil},
 	{"read error", func(_ *simWorld, n *simNode) bool { n.disk.failRead = true; return true }, func(_ *simWorld, n *simNode) { n.disk.failRead = false }},
 	{"block rots", (*simWorld).rot, nil},
 	{"disk writes astray", func(_ *simWorld, n *simNode) bool { n.disk.astray = true; return true }, func(_ *simWorld, n *simNode) { n.disk.astray = false }},
+	{"request hangs", func(_ *simWorld, n *simNode) bool { n.disk.hangNext = true; return true }, func(_ *simWorld, n *simNode) { n.unhang() }},
 	{"disk hangs", func(_ *simWorld, n *simNode) bool { n.disk.hung = true; return true }, func(_ *simWorld, n *simNode) { n.unhang() }},
 }
 
@@ -114,12 +118,12 @@ var faults = []fault{
 // replica has everything.
 func (w *simWorld) spare(n *simNode) bool {
 	return slices.ContainsFunc(w.nodes, func(m *simNode) bool {
-		return m != n && w.cfg.InISR(m.rid) && !m.lossy() && !m.disk.failWrite && !m.disk.failFlush
+		return m != n && w.cfg.InISR(m.rid) && !m.lossy() && !m.disk.fails()
 	})
 }
 
 func (w *simWorld) reset2(n *simNode) {
-	n.disk.failWrite, n.disk.failFlush = false, false
+	n.disk.failWrite, n.disk.failFlush, n.disk.dropNext = false, false, false
 	w.reset(n)
 }
 
@@ -264,7 +268,8 @@ func (w *simWorld) settle() {
 		n.silence(false)
 		n.drain(false)
 		n.paused, n.disk.full, n.disk.failRead = false, false, false
-		n.disk.failWrite, n.disk.failFlush, n.disk.astray = false, false, false
+		n.disk.failWrite, n.disk.failFlush, n.disk.dropNext = false, false, false
+		n.disk.failNext, n.disk.astray, n.disk.tearNext = false, false, false
 		n.unhang()
 		n.crowd(false)
 	}

@@ -70,7 +70,8 @@ type simClient struct {
 
 type simOp struct {
 	io     *IO
-	sector int
+	sector int // the first one
+	n      int // how many; 0 for a flush
 	tag    uint64
 	covers [simBlocks]uint64          // flush: values known at its start
 	acks   [simBlocks]int             // flush: writes acknowledged at its start
@@ -82,10 +83,10 @@ func (c *simClient) newIO() *IO {
 	if n := len(c.free); n > 0 {
 		io := c.free[n-1]
 		c.free = c.free[:n-1]
-		*io = IO{Data: io.Data}
+		*io = IO{Data: io.Data[:sector]}
 		return io
 	}
-	return &IO{Data: make([]byte, sector)}
+	return &IO{Data: make([]byte, simLongest*sector)[:sector]}
 }
 
 // act starts a request at random.
@@ -98,29 +99,36 @@ func (c *simClient) act() {
 		c.flush()
 		return
 	}
-	k := w.rng.IntN(simBlocks)
+	k, n := w.rng.IntN(simBlocks), 1
+	if k == 0 {
+		n += w.rng.IntN(simLongest)
+	}
 	switch w.rng.IntN(10) {
 	case 0, 1, 2, 3:
-		c.read(k)
+		c.readRange(k, n)
 	case 4:
-		c.zero(k, replication.MsgTrim)
+		c.zeroRange(k, n, replication.MsgTrim)
 	case 5:
-		c.zero(k, replication.MsgZero)
+		c.zeroRange(k, n, replication.MsgZero)
 	default:
 		var f replication.MessageFlags
 		if w.rng.IntN(5) == 0 {
 			f = replication.FlagFUA
 		}
-		c.write(k, f)
+		c.writeRange(k, n, f)
 	}
 }
 
-func (c *simClient) busy(sector int) bool {
-	return slices.ContainsFunc(c.flight, func(o *simOp) bool { return o.sector == sector })
+// simLongest is the most sectors that a request has: the first ones are neighbours.
+const simLongest = 2
+
+// busy reports whether a request is in flight in n sectors from k on.
+func (c *simClient) busy(k, n int) bool {
+	return slices.ContainsFunc(c.flight, func(o *simOp) bool { return o.sector < k+n && k < o.sector+o.n })
 }
 
 func (c *simClient) flush() {
-	if c.busy(-1) {
+	if slices.ContainsFunc(c.flight, func(o *simOp) bool { return o.io.Kind == replication.MsgFlush }) {
 		return
 	}
 	h := &c.w.history
@@ -132,34 +140,47 @@ func (c *simClient) flush() {
 	c.propose(o)
 }
 
-func (c *simClient) op(k int, t replication.MessageType) *simOp {
-	o := &simOp{sector: k, io: c.newIO()}
-	o.io.Kind, o.io.Off, o.io.Len = t, simSectors[k]*sector, sector
+func (c *simClient) op(k, n int, t replication.MessageType) *simOp {
+	o := &simOp{sector: k, n: n, io: c.newIO()}
+	o.io.Kind, o.io.Off, o.io.Len = t, simSectors[k]*sector, int64(n)*sector
+	o.io.Data = o.io.Data[:o.io.Len]
 	return o
 }
 
-func (c *simClient) read(k int) {
-	if !c.busy(k) {
-		c.propose(c.op(k, replication.MsgRead))
+func (c *simClient) read(k int)                              { c.readRange(k, 1) }
+func (c *simClient) zero(k int, t replication.MessageType)   { c.zeroRange(k, 1, t) }
+func (c *simClient) write(k int, f replication.MessageFlags) { c.writeRange(k, 1, f) }
+
+func (c *simClient) readRange(k, n int) {
+	if !c.busy(k, n) {
+		c.propose(c.op(k, n, replication.MsgRead))
 	}
 }
 
-func (c *simClient) zero(k int, t replication.MessageType) {
-	if !c.busy(k) {
-		c.w.proposed(k, 0)
-		c.propose(c.op(k, t))
+func (c *simClient) zeroRange(k, n int, t replication.MessageType) {
+	if !c.busy(k, n) {
+		c.modify(c.op(k, n, t))
 	}
 }
 
-func (c *simClient) write(k int, f replication.MessageFlags) {
-	if c.busy(k) {
+func (c *simClient) writeRange(k, n int, f replication.MessageFlags) {
+	if c.busy(k, n) {
 		return
 	}
 	c.tag++
-	o := c.op(k, replication.MsgWrite)
+	o := c.op(k, n, replication.MsgWrite)
 	o.tag, o.io.Flags = c.tag, f
-	binary.LittleEndian.PutUint64(o.io.Data, o.tag)
-	c.w.proposed(k, o.tag)
+	c.modify(o)
+}
+
+// modify proposes a modification: o's tag in each of its sectors.
+func (c *simClient) modify(o *simOp) {
+	for i := range o.n {
+		if o.io.Kind == replication.MsgWrite {
+			binary.LittleEndian.PutUint64(o.io.Data[i*sector:], o.tag)
+		}
+		c.w.proposed(o.sector+i, o.tag)
+	}
 	c.propose(o)
 }
 
@@ -185,13 +206,9 @@ func (c *simClient) again() {
 	ops := c.unanswered
 	c.unanswered = nil
 	for _, was := range ops {
-		o := c.op(was.sector, was.io.Kind)
+		o := c.op(was.sector, was.n, was.io.Kind)
 		o.tag, o.io.Flags = was.tag, was.io.Flags
-		if o.io.Kind == replication.MsgWrite {
-			binary.LittleEndian.PutUint64(o.io.Data, o.tag)
-		}
-		c.w.history.proposed(o.sector, o.tag)
-		c.propose(o)
+		c.modify(o)
 	}
 }
 
@@ -203,7 +220,9 @@ func (c *simClient) released(io *IO) {
 	if c.busyIO(io) {
 		c.w.fail("a request was released before it was completed")
 	}
-	binary.LittleEndian.PutUint64(io.Data, 1<<63|c.w.rng.Uint64())
+	for i := 0; i < len(io.Data); i += sector {
+		binary.LittleEndian.PutUint64(io.Data[i:], 1<<63|c.w.rng.Uint64())
+	}
 	if slices.Contains(c.free, io) {
 		c.w.fail("a request was released twice")
 	}
@@ -257,31 +276,45 @@ func (c *simClient) done(n *simNode, d Completion) {
 			}
 		}
 	case o.io.Kind == replication.MsgRead:
-		got := binary.LittleEndian.Uint64(o.io.Data)
-		at, open := h.maybe[k][got]
-		if !open && got != h.known[k] {
-			w.fail("read of sector %d returned %d, want %d or one of %v", k, got, h.known[k], h.maybe[k])
+		for i := range o.n {
+			w.hasRead(k+i, binary.LittleEndian.Uint64(o.io.Data[i*sector:]))
 		}
-		h.known[k], h.unsure[k] = got, false
-		h.since[k][got] = true
-		for v, t := range h.maybe[k] {
-			if open && t < at {
-				h.since[k][v] = true // it came before what is there now; what came after is decided against
-			}
-		}
-		clear(h.maybe[k]) // what was undecided is decided now (I16)
 	default:
-		for v := range h.maybe[k] {
-			h.since[k][v] = true
+		for i := range o.n {
+			h.hasWritten(k+i, o)
 		}
-		h.since[k][o.tag] = true
-		h.known[k], h.unsure[k] = o.tag, false
-		h.acks[k]++
-		clear(h.maybe[k])
-		if o.io.Flags&replication.FlagFUA != 0 {
-			h.flushed[k], h.floor[k] = o.tag, h.acks[k]
-			clear(h.since[k])
+	}
+}
+
+// hasRead checks what the consumer read.
+func (w *simWorld) hasRead(k int, got uint64) {
+	h := &w.history
+	at, open := h.maybe[k][got]
+	if !open && got != h.known[k] {
+		w.fail("read of sector %d returned %d, want %d or one of %v", k, got, h.known[k], h.maybe[k])
+	}
+	h.known[k], h.unsure[k] = got, false
+	h.since[k][got] = true
+	for v, t := range h.maybe[k] {
+		if open && t < at {
+			h.since[k][v] = true // it came before what is there now; what came after is decided against
 		}
+	}
+	clear(h.maybe[k]) // what was undecided is decided now (I16)
+}
+
+// hasWritten notes that a modification was acknowledged.
+func (h *simHistory) hasWritten(k int, o *simOp) {
+	for v := range h.maybe[k] {
+		h.since[k][v] = true
+	}
+	h.since[k][o.tag] = true
+	h.known[k], h.unsure[k] = o.tag, false
+	h.acks[k]++
+	clear(h.maybe[k])
+	if o.io.Flags&replication.FlagFUA != 0 {
+		h.flushed[k], h.floor[k] = o.tag, h.acks[k]
+		clear(h.since[k])
 	}
 }
 
@@ -303,15 +336,16 @@ func (w *simWorld) checkAck(n *simNode, o *simOp) {
 			}
 			continue
 		}
-		if m.lossy() || o.sector < 0 {
+		if m.lossy() || o.n == 0 {
 			continue
 		}
-		s := simSectors[o.sector]
-		if m.disk.data[s] != o.tag {
-			w.fail("I3: write %d acknowledged, %s has %d", o.tag, m.id, m.disk.data[s])
-		}
-		if o.io.Flags&replication.FlagFUA != 0 && m.disk.stable[s] != o.tag {
-			w.fail("I5: write %d acknowledged with FUA, stable on %s is %d", o.tag, m.id, m.disk.stable[s])
+		for _, s := range simSectors[o.sector : o.sector+o.n] {
+			if m.disk.data[s] != o.tag {
+				w.fail("I3: write %d acknowledged, %s has %d", o.tag, m.id, m.disk.data[s])
+			}
+			if o.io.Flags&replication.FlagFUA != 0 && m.disk.stable[s] != o.tag {
+				w.fail("I5: write %d acknowledged with FUA, stable on %s is %d", o.tag, m.id, m.disk.stable[s])
+			}
 		}
 	}
 }
@@ -385,11 +419,6 @@ func (w *simWorld) checkSubmit(n *simNode, io *LocalIO) {
 			w.fail("I15: %v and %v overlap on %s", o.Kind, io.Kind, n.id)
 		}
 	}
-}
-
-// modifies reports whether an operation of a replica changes data.
-func modifies(k replication.MessageType) bool {
-	return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgExamine && k != replication.MsgFlush
 }
 
 // whole reports whether n's replica, if it is in sync, has everything that was acknowledged and not forgiven: by what happened

@@ -12,13 +12,12 @@ import (
 // the disk has instead.
 
 // spoiled reports whether an operation touches a damaged block.
-func (d *simDisk) spoiled(io *LocalIO) bool {
-	for s := range d.bad {
-		if off := s * sector; off >= io.Off && off < io.Off+io.Len {
-			return true
-		}
-	}
-	return false
+func (d *simDisk) spoiled(io *LocalIO) (yes bool) {
+	eachSector(io, func(s, _ int64) {
+		_, bad := d.bad[s]
+		yes = yes || bad
+	})
+	return yes
 }
 
 // onDisk is what a block holds, right or not.

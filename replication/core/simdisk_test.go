@@ -13,40 +13,48 @@ import (
 
 // unhang lets hanging operations end.
 func (n *simNode) unhang() {
-	n.disk.hung = false
+	n.disk.hung, n.disk.hangNext = false, false
 	for _, f := range n.disk.stuck {
 		n.w.once(n, f)
 	}
 	n.disk.stuck = nil
 }
 
+// eachSector calls f for the sectors in use that an operation has, with their offset in it.
+func eachSector(io *LocalIO, f func(s, off int64)) {
+	for _, s := range simSectors {
+		if off := s*sector - io.Off; off >= 0 && off < io.Len {
+			f(s, off)
+		}
+	}
+}
+
+// modifies reports whether an operation of that kind changes data.
+func modifies(k replication.MessageType) bool {
+	return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgExamine && k != replication.MsgFlush
+}
+
 // do carries an operation of n's replica out and returns what it read.
 func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
 	w := n.w
-	each := func(f func(s, off int64)) {
-		for _, s := range simSectors {
-			if off := s*sector - io.Off; off >= 0 && off < io.Len {
-				f(s, off)
-			}
-		}
-	}
-	modifies := false
 	if d.closed {
 		return nil, block.ErrClosed
 	}
 	switch io.Kind {
 	case replication.MsgFlush:
-		if d.failFlush {
+		if d.failFlush || d.dropNext {
+			d.drop(w)
 			return nil, block.ErrIO
 		}
 		maps.Copy(d.stable, d.data)
 		return nil, nil
 	case replication.MsgRead:
-		if d.failRead {
+		if d.failRead || d.failNext {
+			d.failNext = false
 			return nil, block.ErrIO
 		}
 		p := make([]byte, io.Len)
-		each(func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.onDisk(s)) })
+		eachSector(io, func(s, off int64) { binary.LittleEndian.PutUint64(p[off:], d.onDisk(s)) })
 		if io.Flags&replication.FlagAsIs != 0 {
 			return p, nil
 		}
@@ -54,7 +62,8 @@ func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
 	case replication.MsgExamine:
 		return d.examine(io), nil
 	case replication.MsgHashReq:
-		if d.failRead {
+		if d.failRead || d.failNext {
+			d.failNext = false
 			return nil, block.ErrIO
 		}
 		if n.rep.Meta().State == replication.MemberSyncing {
@@ -62,31 +71,90 @@ func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
 		}
 		return d.hash(io.Off, io.Len), d.verify(w, io)
 	default:
-		modifies = true
 	}
 	switch {
-	case modifies && d.full:
+	case d.full:
 		return nil, block.ErrNoSpace
-	case modifies && d.failWrite && w.rng.IntN(2) == 0:
+	case d.failWrite && w.rng.IntN(2) == 0:
 		return nil, block.ErrIO // and nothing was written
 	}
-	each(func(s, off int64) {
-		d.data[s] = 0
-		if io.Data != nil {
-			d.data[s] = binary.LittleEndian.Uint64(io.Data[off:])
-		}
-		d.wrote(s)
-		if d.astray {
-			d.stray(w, n, s)
-		}
-		if io.Flags&replication.FlagFUA != 0 {
-			d.stable[s] = d.data[s]
-		}
-	})
+	eachSector(io, func(s, off int64) { d.put(n, io, s, off) })
 	if d.failWrite {
 		return nil, block.ErrIO // but it was written
 	}
 	return nil, nil
+}
+
+// fails reports whether writes or flushes fail.
+func (d *simDisk) fails() bool { return d.failWrite || d.failFlush || d.dropNext }
+
+// drop is a flush that fails and leaves nothing behind to flush again: the next one succeeds.
+func (d *simDisk) drop(w *simWorld) {
+	if !d.dropNext {
+		return
+	}
+	d.dropNext = false
+	for _, s := range simSectors {
+		if w.rng.IntN(2) == 0 {
+			d.data[s] = d.stable[s]
+		}
+		d.stable[s] = d.data[s]
+	}
+}
+
+// put writes one sector of a modification, the one at off of it.
+func (d *simDisk) put(n *simNode, io *LocalIO, s, off int64) {
+	d.data[s] = 0
+	if io.Data != nil {
+		d.data[s] = binary.LittleEndian.Uint64(io.Data[off:])
+	}
+	if io.Flags&replication.FlagFUA != 0 {
+		d.stable[s] = d.data[s]
+	}
+	d.wrote(s)
+	if d.astray {
+		d.stray(n.w, n, s)
+	}
+}
+
+// tear is the end of what is in the kernel when the process ends: done or not done, and with the power in part.
+func (d *simDisk) tear(n *simNode, power bool) {
+	w := n.w
+	if w.fifo || d.closed || d.full || d.failWrite {
+		return
+	}
+	for _, io := range n.flight {
+		if !modifies(io.Kind) {
+			continue
+		}
+		done, most, some := w.rng.IntN(2) == 0, 0, 0
+		eachSector(io, func(s, off int64) {
+			most++
+			if power && w.rng.IntN(2) == 0 || !power && done {
+				d.put(n, io, s, off)
+				some++
+			}
+		})
+		if 0 < some && some < most {
+			w.seen["writes torn"]++
+		}
+	}
+}
+
+// tearNow cuts the power while io is in the kernel, if that is what is to come.
+func (n *simNode) tearNow(io *LocalIO) {
+	sectors := 0
+	eachSector(io, func(int64, int64) { sectors++ })
+	if !n.disk.tearNext || sectors < 2 || !modifies(io.Kind) {
+		return
+	}
+	n.disk.tearNext = false
+	life := n.life
+	n.w.after(1, func() {
+		if n.up && n.life == life {
+			n.crash(true)
+		}
+	})
 }
 
 // simHashes are the hashes of ResyncBlocks by what is in them, for all worlds.
@@ -128,11 +196,13 @@ func (n *simNode) drainRep() {
 	for _, io := range r.IO {
 		w.checkSubmit(n, io)
 		n.flight = append(n.flight, io)
+		n.tearNow(io)
 		var do func()
 		do = func() {
 			switch {
 			case !alive():
-			case n.disk.hung:
+			case n.disk.hung || n.disk.hangNext:
+				n.disk.hangNext = false
 				n.disk.stuck = append(n.disk.stuck, do)
 			default:
 				n.flight = slices.DeleteFunc(n.flight, func(o *LocalIO) bool { return o == io })

@@ -84,8 +84,8 @@ func (w *simWorld) checkRead(n *simNode) {
 	}
 }
 
-// replace cuts the node where the volume is attached off, and somebody else takes over at once; the process
-// of his replica may have begun just now.
+// replace cuts the node where the volume is attached off, also from the kvdb or not, and somebody else takes over at once; the
+// process of his replica may have begun just now.
 func (w *simWorld) replace(n *simNode) bool {
 	if n != w.client.at {
 		return false
@@ -97,6 +97,7 @@ func (w *simWorld) replace(n *simNode) bool {
 			m.start()
 		}
 	}
+	n.kvCut = n.kvCut || w.rng.IntN(2) == 0 // or it learns soon enough that it was replaced
 	w.client.lost()
 	w.takeover()
 	return true

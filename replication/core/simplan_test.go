@@ -27,11 +27,12 @@ func (e *planEvent) String() string {
 	return fmt.Sprintf("step %d: %s at n%d", e.step, faults[e.fault].name, e.node)
 }
 
-// drawPlan draws which faults a seed uses, how often they come and are mended.
+// drawPlan draws which faults a seed uses, many or few that come the more often, how often they come and are mended.
 func drawPlan(rng *rand.Rand, nodes, steps int) []planEvent {
 	var used []int
+	most := []int{3, 3, 12}[rng.IntN(3)] // one in so many
 	for i := range faults {
-		if rng.IntN(3) == 0 {
+		if rng.IntN(most) == 0 {
 			used = append(used, i)
 		}
 	}

@@ -145,6 +145,11 @@ type simDisk struct {
 
 	full, failWrite, failFlush, failRead, hung, closed, crowded bool
 
+	failNext bool // the next read
+	dropNext bool // the next flush fails, and what it was to make stable is lost
+	hangNext bool // the next operation
+	tearNext bool // the power goes with the next operation of several sectors
+
 	stuck []func()
 }
 
@@ -282,7 +287,8 @@ func (n *simNode) crowd(on bool) {
 func (n *simNode) crash(power bool) {
 	w, d := n.w, &n.disk
 	n.halt()
-	d.hung, d.stuck = false, nil
+	d.hung, d.hangNext, d.stuck = false, false, nil
+	d.tear(n, power)
 	d.cutShort(w, n)
 	if power {
 		if !d.clean {
