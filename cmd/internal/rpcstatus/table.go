@@ -170,6 +170,7 @@ var table = []row{
 	{"datapath/block.ErrNotSupported", block.ErrNotSupported, codes.Unimplemented, ""},
 	{"datapath/block.ErrNoSpace", block.ErrNoSpace, codes.ResourceExhausted, hintSpace},
 	{"datapath/block.ErrClosed", block.ErrClosed, codes.Unavailable, hintTryOther},
+	{"datapath/block.ErrChecksum", block.ErrChecksum, codes.DataLoss, ""}, // an ErrIO, too: before it
 	{"datapath/block.ErrIO", block.ErrIO, codes.FailedPrecondition, hintReset},
 
 	// cmd
