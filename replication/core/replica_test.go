@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 )
 
@@ -48,6 +49,7 @@ func TestReplicaFaultedAcknowledgesNothing(t *testing.T) {
 	r := openReplica(t, false)
 	r.testStep(replication.Message{Type: replication.MsgFlush, Seq: 2})
 	r.testStep(replication.Message{Type: replication.MsgFlush, Seq: 3})
+	r.testStep(replication.Message{Type: replication.MsgRead, Seq: 4, Length: sector})
 	ios := append([]*LocalIO(nil), r.Ready().IO...)
 	r.Advance()
 	r.IODone(ios[0], nil, nil, errors.New("fdatasync"))
@@ -55,6 +57,8 @@ func TestReplicaFaultedAcknowledgesNothing(t *testing.T) {
 		t.Error("a failed flush did not fault the replica")
 	}
 	r.IODone(ios[1], nil, nil, nil)
+	buf := block.NewBuffer(sector)
+	r.IODone(ios[2], buf.Bytes(), buf, nil)
 	for _, s := range r.Ready().Send {
 		if s.Msg.Type != replication.MsgNack || s.Msg.Status != replication.StatusIO {
 			t.Errorf("answered %s", describe(&s.Msg))

@@ -425,11 +425,6 @@ func (w *simWorld) checkSubmit(n *simNode, io *LocalIO) {
 	}
 }
 
-// modifies reports whether an operation of a replica changes data.
-func modifies(k replication.MessageType) bool {
-	return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgExamine && k != replication.MsgFlush
-}
-
 // whole reports whether n's replica, if it is in sync, has everything that was acknowledged and not forgiven: by what happened
 // to it, whatever its superblock says.
 func (n *simNode) whole() bool {

@@ -29,6 +29,11 @@ func eachSector(io *LocalIO, f func(s, off int64)) {
 	}
 }
 
+// modifies reports whether an operation of that kind changes data.
+func modifies(k replication.MessageType) bool {
+	return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgExamine && k != replication.MsgFlush
+}
+
 // do carries an operation of n's replica out and returns what it read.
 func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
 	w := n.w
