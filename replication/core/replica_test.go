@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 )
 
@@ -48,13 +49,21 @@ func TestReplicaFaultedAcknowledgesNothing(t *testing.T) {
 	r := openReplica(t, false)
 	r.testStep(replication.Message{Type: replication.MsgFlush, Seq: 2})
 	r.testStep(replication.Message{Type: replication.MsgFlush, Seq: 3})
+	r.testStep(replication.Message{Type: replication.MsgRead, Seq: 4, Length: sector})
+	r.testStep(replication.Message{Type: replication.MsgHashReq, Seq: 5, Length: sector})
 	ios := append([]*LocalIO(nil), r.Ready().IO...)
 	r.Advance()
 	r.IODone(ios[0], nil, nil, errors.New("fdatasync"))
 	if !r.Ready().Faulted || r.Ready().Persist == nil || r.Ready().Persist.Meta.State != replication.MemberFaulted {
 		t.Error("a failed flush did not fault the replica")
 	}
-	r.IODone(ios[1], nil, nil, nil)
+	for _, io := range ios[1:] {
+		b := block.NewBuffer(sector)
+		r.IODone(io, b.Bytes(), b, nil)
+	}
+	if n := len(r.Ready().Send); n != len(ios) {
+		t.Errorf("%d answers to %d requests", n, len(ios))
+	}
 	for _, s := range r.Ready().Send {
 		if s.Msg.Type != replication.MsgNack || s.Msg.Status != replication.StatusIO {
 			t.Errorf("answered %s", describe(&s.Msg))

@@ -146,8 +146,13 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 	alive := io.conn == r.conn && io.session == r.session
 	msg := replication.Message{Flags: r.wish(), Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
 	modifies := io.Kind != replication.MsgRead && io.Kind != replication.MsgHashReq
-	if modifies && r.faulted && err == nil {
-		err = block.ErrIO // an error is told once: success after it means nothing (I25)
+	if r.faulted && err == nil {
+		// An error is told once: success after it means nothing, and what was read may be what was lost with it (I25).
+		err = block.ErrIO
+		if buf != nil {
+			buf.Release()
+			buf = nil
+		}
 	}
 	switch {
 	case err == nil:
