@@ -50,15 +50,20 @@ func TestReplicaFaultedAcknowledgesNothing(t *testing.T) {
 	r.testStep(replication.Message{Type: replication.MsgFlush, Seq: 2})
 	r.testStep(replication.Message{Type: replication.MsgFlush, Seq: 3})
 	r.testStep(replication.Message{Type: replication.MsgRead, Seq: 4, Length: sector})
+	r.testStep(replication.Message{Type: replication.MsgHashReq, Seq: 5, Length: sector})
 	ios := append([]*LocalIO(nil), r.Ready().IO...)
 	r.Advance()
 	r.IODone(ios[0], nil, nil, errors.New("fdatasync"))
 	if !r.Ready().Faulted || r.Ready().Persist == nil || r.Ready().Persist.Meta.State != replication.MemberFaulted {
 		t.Error("a failed flush did not fault the replica")
 	}
-	r.IODone(ios[1], nil, nil, nil)
-	buf := block.NewBuffer(sector)
-	r.IODone(ios[2], buf.Bytes(), buf, nil)
+	for _, io := range ios[1:] {
+		b := block.NewBuffer(sector)
+		r.IODone(io, b.Bytes(), b, nil)
+	}
+	if n := len(r.Ready().Send); n != len(ios) {
+		t.Errorf("%d answers to %d requests", n, len(ios))
+	}
 	for _, s := range r.Ready().Send {
 		if s.Msg.Type != replication.MsgNack || s.Msg.Status != replication.StatusIO {
 			t.Errorf("answered %s", describe(&s.Msg))

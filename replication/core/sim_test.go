@@ -305,6 +305,7 @@ func (w *simWorld) settle() {
 			w.checkRest(c)
 			return
 		}
+		w.attachAgain(c)
 	}
 	if w.client.at == nil {
 		w.fail("no coordinator after the faults ended")

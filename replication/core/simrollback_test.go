@@ -111,9 +111,9 @@ func (w *simWorld) checkSeal(n, peer *simNode, q *replication.SealRequest, res *
 }
 
 // checkDeposed asserts G6 on the end of n's coordinator: while nobody can have taken over from it, nobody deposes it.
-func (w *simWorld) checkDeposed(n *simNode, served bool) {
+func (w *simWorld) checkDeposed(n *simNode) {
 	later := func(m *simNode) bool { return w.truth.InISR(m.rid) && m.disk.meta.Term > n.coord.term }
-	if w.rolled && served && n.coord.mine(w.truth) && errors.Is(n.coord.Dead(), replication.ErrDeposed) && !slices.ContainsFunc(w.nodes, later) {
+	if w.rolled && n.serving == n.coord && n.coord.mine(w.truth) && errors.Is(n.coord.Dead(), replication.ErrDeposed) && !slices.ContainsFunc(w.nodes, later) {
 		w.fail("G6: %s was ended by a kvdb that was rolled back", n.id)
 	}
 }
@@ -147,6 +147,19 @@ func (w *simWorld) importKVDB() {
 // serves reports whether n has a coordinator that serves, and has not detached.
 func (n *simNode) serves() bool {
 	return n.coord != nil && n.coord.stage == stageServing && n.coord.cfg.Coord != nil
+}
+
+// attachAgain detaches the volume if a replica that is not in sync promised a later term to a takeover from a restored kvdb:
+// it is resynced by a later coordinator only (docs/limitations.md).
+func (w *simWorld) attachAgain(c *Coordinator) {
+	if w.kvLife.id.IsZero() || w.rolled || c.detachReq || c.stage != stageServing || len(w.client.flight) > 0 {
+		return
+	}
+	if slices.ContainsFunc(w.nodes, func(m *simNode) bool { return !w.truth.InISR(m.rid) && m.disk.meta.Term > c.term }) {
+		w.seen["attached again, for a promise of a later term"]++
+		c.Detach(w.client.at.clock())
+		w.client.at.drainCoord()
+	}
 }
 
 // importServing is the configuration of the coordinator that serves, nil if there is none or the replicas contradict it.

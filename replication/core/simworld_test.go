@@ -94,6 +94,7 @@ type simNode struct {
 	kvCut  bool // it does not reach the kvdb
 	silent bool // its beats are not heard
 
+	serving *Coordinator // has come to serve
 	refused *Coordinator // was refused because a replica knows more than the kvdb
 
 	drains bool // its cluster domain is deactivated by plan
@@ -480,7 +481,7 @@ func (n *simNode) drainCoord() {
 	c.Advance()
 	if dead != nil && n.coord == c {
 		w.trace("%s no longer serves: %v", n.id, dead)
-		w.checkDeposed(n, n.record == c.o.Attach)
+		w.checkDeposed(n)
 		w.seen["end: "+dead.Error()]++
 		n.record = replication.AttachID{}
 		n.end()
@@ -492,6 +493,7 @@ func (n *simNode) observe(e *Event) {
 	who := func() replication.NodeID { return w.cfg.Members[e.Replica].Node }
 	switch e.Kind {
 	case EventServing:
+		n.serving = n.coord
 		switch {
 		case !n.coord.o.Resume:
 			if w.client.at == n { // otherwise nobody was told anything
