@@ -22,24 +22,37 @@ func NewNamespace() (*Namespace, error) { return newNamespace(func() error { ret
 // newNamespace calls f in the new network.
 func newNamespace(f func() error) (*Namespace, error) {
 	var file *os.File
-	var err error
-	made := make(chan struct{})
-	go func() {
-		defer close(made)
-		runtime.LockOSThread() // for good: the thread, which is in another network now, ends with the goroutine, and with it processes that it started
-		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			err = os.NewSyscallError("unshare", err)
-			return
-		}
+	err := visit(func() error { return os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)) }, func() (err error) {
 		if err = f(); err == nil {
 			file, err = os.Open("/proc/thread-self/ns/net")
 		}
-	}()
-	<-made
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	return &Namespace{file}, nil
+}
+
+// visit has enter take this thread to another network, calls f there, and brings the thread back: if it ended instead, processes
+// that it has started would end with it.
+func visit(enter, f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	if err := enter(); err != nil {
+		return err
+	}
+	err = f()
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		runtime.LockOSThread() // for good: what else it did would be done in the wrong network
+		return errors.Join(err, os.NewSyscallError("setns", back))
+	}
+	return err
 }
 
 // Inside returns the command line that runs argv in the network. Mounts stay common to all. Needs nsenter(1).
@@ -48,24 +61,12 @@ func (n *Namespace) Inside(argv ...string) []string {
 }
 
 // Dial connects from within the network to an address with an IP and a port.
-func (n *Namespace) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	// A socket is of the network of the thread that makes it. The thread has to come back: processes that it started die with it.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return nil, err
-	}
-	defer home.Close()
-	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-		return nil, os.NewSyscallError("setns", err)
-	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, address)
-	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
-		runtime.LockOSThread() // for good: it would do other work in the wrong network
-		return nil, errors.Join(err, os.NewSyscallError("setns", back))
-	}
+func (n *Namespace) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = visit(func() error { return os.NewSyscallError("setns", unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET)) }, func() error {
+		var d net.Dialer
+		conn, err = d.DialContext(ctx, network, address) // a socket is of the network of the thread that makes it
+		return err
+	})
 	return conn, err
 }
 
