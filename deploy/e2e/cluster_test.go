@@ -73,9 +73,10 @@ func (c *cluster) start(t *testing.T) {
 	}
 }
 
-// own founds and starts a cluster that ends with the test.
-func own(t *testing.T, change func(*lab.Spec)) *cluster {
+// own founds and starts a cluster that ends with the test, which runs beside others of that kind. prepare, if there, gets it before the start.
+func own(t *testing.T, change func(*lab.Spec), prepare ...func(*lab.Undo, *cluster)) *cluster {
 	t.Helper()
+	t.Parallel()
 	var u lab.Undo
 	t.Cleanup(func() {
 		if err := u.Run(); err != nil {
@@ -84,6 +85,9 @@ func own(t *testing.T, change func(*lab.Spec)) *cluster {
 	})
 	c := found(t, &u, change)
 	t.Cleanup(func() { c.logsOf(t) })
+	for _, f := range prepare {
+		f(&u, c)
+	}
 	c.start(t)
 	return c
 }

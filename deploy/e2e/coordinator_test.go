@@ -14,7 +14,7 @@ import (
 // the domain, and in the other domain after its own was deactivated. Every confirmed write must be there, though
 // most were never flushed.
 func TestCoordinatorKilled(t *testing.T) {
-	c := shared(t)
+	c := own(t, nil)
 	v := c.create(t, "coordinator", "256Mi")
 	w := newWriter(t)
 	w.start(t, c.attach(t, v.home, v.name))
@@ -80,7 +80,7 @@ func TestCoordinatorKilled(t *testing.T) {
 // TestKillsAtRandom kills processes at random moments: the coordinator, the remote replica, both at once, a member of
 // the kvdb together with either.
 func TestKillsAtRandom(t *testing.T) {
-	c := shared(t)
+	c := own(t, nil)
 	v := c.create(t, "random", "64Mi")
 	w := newWriter(t)
 	uri := c.attach(t, v.home, v.name)

@@ -11,7 +11,7 @@ import (
 // TestKVDBLost takes the majority of the kvdb away under a writer: I/O goes on (G6). What needs the kvdb waits with a
 // named cause and goes on when it is back.
 func TestKVDBLost(t *testing.T) {
-	c := shared(t)
+	c := own(t, nil)
 	v := c.create(t, "nokvdb", "64Mi")
 	w := newWriter(t)
 	uri := c.attach(t, v.home, v.name)

@@ -25,6 +25,14 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	flag.Parse()
+	asked := false
+	flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
+	if !asked {
+		if err := flag.Set("test.parallel", "4"); err != nil { // clusters beside each other: most of the time they wait
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	lab.AdoptOrphans()
 	var err error
 	// Not below /tmp: it may be a tmpfs, which holds no pools.

@@ -16,7 +16,7 @@ import (
 // volume has moved on since that client was told anything, so it gets errors and changes nothing.
 func TestReconnectingClient(t *testing.T) {
 	need(t, "qemu-io")
-	c := shared(t)
+	c := own(t, nil)
 	v := c.create(t, "reconnect", "64Mi")
 	old := c.attach(t, v.home, v.name)
 	do, _ := returning(t, old)

@@ -21,18 +21,11 @@ import (
 func TestReplaceReplica(t *testing.T) {
 	needRoot(t, "/dev/loop-control")
 	need(t, "mkfs.ext4", "losetup")
-	var u lab.Undo
-	t.Cleanup(func() {
-		if err := u.Run(); err != nil {
-			t.Error(err)
+	c := own(t, nil, func(u *lab.Undo, c *cluster) {
+		for _, node := range []string{"a1", "b1", "a2", "b2"} {
+			smallDisk(t, u, c, node)
 		}
 	})
-	c := found(t, &u, nil)
-	t.Cleanup(func() { c.logsOf(t) })
-	for _, node := range []string{"a1", "b1", "a2", "b2"} {
-		smallDisk(t, &u, c, node)
-	}
-	c.start(t)
 	v := c.create(t, "mended", "200Mi")
 	w := newWriter(t)
 	uri := c.attach(t, v.home, v.name)

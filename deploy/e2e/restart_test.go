@@ -106,7 +106,7 @@ func TestRestartUnderAClient(t *testing.T) {
 // TestRestartTooLate is an attachment that may not go on: the client gets errors, never what another attachment has.
 func TestRestartTooLate(t *testing.T) {
 	need(t, "qemu-io")
-	c := shared(t)
+	c := own(t, nil)
 	v := c.create(t, "toolate", "64Mi")
 	old := c.attach(t, v.home, v.name)
 	do, _ := returning(t, old)

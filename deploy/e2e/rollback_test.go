@@ -14,6 +14,7 @@ import (
 // TestKVDBRolledBack restores the kvdb from a backup under a writer: I/O goes on, nothing is attached or changed until the import, which shows the
 // truth again; nothing is lost, and the evicted replica, which the backup calls in sync, is never taken for it.
 func TestKVDBRolledBack(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []string{"etcd", "raft"} {
 		t.Run(kind, func(t *testing.T) { rolledBack(t, kind) })
 	}

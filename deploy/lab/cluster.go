@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -103,16 +104,27 @@ func NewCluster(s Spec, u *Undo) (*Cluster, error) {
 	return c, nil
 }
 
+// given are the addresses that freePorts returned: of another cluster of this process, whose daemons are about to listen there.
+var given = struct {
+	sync.Mutex
+	addrs map[string]bool
+}{addrs: map[string]bool{}}
+
 // freePorts returns addresses on loopback that nobody listens on.
 func freePorts(n int) ([]string, error) {
+	given.Lock()
+	defer given.Unlock()
 	var addrs []string
-	for range n {
+	for len(addrs) < n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
 		defer l.Close()
-		addrs = append(addrs, l.Addr().String())
+		if addr := l.Addr().String(); !given.addrs[addr] {
+			given.addrs[addr] = true
+			addrs = append(addrs, addr)
+		}
 	}
 	return addrs, nil
 }
