@@ -157,6 +157,7 @@ var mutants = []mutant{
 	{"copy_read_faults", "12: a read error is no failure", "copy.go", "c.requestEvict(r.to, unreadable)", "c.requestEvict(r.to, diskFailed)"},
 	{"damaged_copy_waits", "9.1: a joiner that cannot be compared is given up", "copy.go", "case st == replication.StatusIO && r.kind == askHash:\n\t\tc.requestEvict(r.to, unreadable)", "case st == replication.StatusIO && r.kind == askHash:"},
 	{"damaged_read_again", "9.4: a damaged block is read elsewhere", "dispatch.go", "if st != replication.StatusCRC || io.damaged.has(i) {", "if st != replication.StatusIO && io.damaged.has(i) {"},
+	{"old_answers", "I6: answers of a session that was given up", "session.go", "msg.Session != m.sess || !m.open {", "!m.open {"},
 	{"takeover_unflushed", "I13: a takeover settles what it found", "takeover.go", "c.lastFlush, c.wroteSeq = c.now, true", "c.lastFlush, c.wroteSeq = c.now, false"},
 	{"join_unflushed", "I13: a join settles the joiner's log", "join.go", "\tc.wroteSeq = true // a flush settles what its", "\t// a flush settles what its"},
 	{"reconcile_unflushed", "I13: what was reconciled is settled", "copy.go", "\tc.wroteSeq = true // a flush settles what the", "\t// a flush settles what the"},

@@ -85,3 +85,26 @@ func TestSlowSinceSent(t *testing.T) {
 		}
 	}
 }
+
+// What a session that was given up still brings is no answer in the next one: there the request is sent again, and under way (I15).
+func TestAnswerOfOldSession(t *testing.T) {
+	w, c := leasingWorld(t)
+	n := w.nodes[0]
+	w.client.write(0, 0)
+	io, old, now := c.flight.ios[0], c.m[1].sess, w.now+1e9
+	c.SessionDown(now, 1, old)
+	n.drainCoord()
+	c.Tick(now + 2*w.opts.RetryInterval)
+	n.drainCoord()
+	c.SessionUp(now+3*w.opts.RetryInterval, 1, c.m[1].sess, replication.HelloAck{Boot: c.m[1].boot})
+	n.drainCoord()
+	for _, tc := range []struct {
+		sess replication.SessionID
+		want bool
+	}{{old, false}, {c.m[1].sess, true}} {
+		c.Step(now+4*w.opts.RetryInterval, 1, &replication.Message{Type: replication.MsgAck, Session: tc.sess, Seq: io.seq})
+		if io.acked.has(1) != tc.want {
+			t.Errorf("an answer of session %d, the present one is %d: acknowledged is %v", tc.sess, c.m[1].sess, !tc.want)
+		}
+	}
+}

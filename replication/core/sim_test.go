@@ -66,6 +66,7 @@ var faults = []fault{
 	{"link cut", func(w *simWorld, n *simNode) bool { return w.cut(n, true) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
 	{"link cut one way", func(w *simWorld, n *simNode) bool { return w.cut(n, false) }, func(w *simWorld, _ *simNode) { w.healLinks() }},
 	{"connection reset", func(_ *simWorld, n *simNode) bool { return n.resetConns() }, nil},
+	{"connection given up", func(_ *simWorld, n *simNode) bool { return n.giveUp() }, nil},
 	{"paused", func(_ *simWorld, n *simNode) bool { n.paused = true; return true }, func(_ *simWorld, n *simNode) { n.paused = false }},
 	{"cut off and replaced", func(w *simWorld, n *simNode) bool { return w.replace(n) }, func(w *simWorld, _ *simNode) { w.healLinks(); w.reachKVDB() }},
 	{"kvdb down", func(w *simWorld, _ *simNode) bool { w.kvDown = true; return true }, func(w *simWorld, _ *simNode) { w.kvDown = false }},

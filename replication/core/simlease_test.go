@@ -29,7 +29,8 @@ func (w *simWorld) setClocks() {
 	}
 }
 
-// clock is what the node's clock shows. It goes on while the node is paused.
+// clock is what the node's clock shows. It goes on while the node is paused: a machine whose clock stops with it (R1) is not in
+// the simulated world, docs/limitations.md says what that costs. The wall clock, which jumps, is told to nobody.
 func (n *simNode) clock() int64 { return n.w.now + n.w.now/1000*n.drift + n.offset }
 
 // wakeUp tells the replica the time that it waits for.

@@ -58,11 +58,19 @@ func (conn *simConn) deliver(msg *replication.Message) {
 	}
 }
 
-// answer brings a message to the coordinator.
+// answer brings a message to the coordinator, late if the connection was given up.
 func (conn *simConn) answer(msg *replication.Message) {
+	if conn.late > 0 {
+		conn.coord.w.after(conn.late, func() { conn.arrive(msg) })
+		return
+	}
+	conn.arrive(msg)
+}
+
+func (conn *simConn) arrive(msg *replication.Message) {
 	n, c := conn.coord, conn.c
 	switch {
-	case !n.alive(c) || n.sess[conn.member] != conn || conn.broken:
+	case !n.alive(c) || conn.broken: // one that was given up may still bring answers
 		return
 	case !conn.rep.reach(n):
 		conn.breakOff()
@@ -168,6 +176,25 @@ func (n *simNode) control(q Control) {
 		peer.drainRep()
 	})
 	w.after(simControl, func() { finish(ControlResult{Failed: true}) })
+}
+
+// giveUp lets n's coordinator take a session for lost whose connection is alive: what is on the way in it arrives, at both
+// ends, beside what the next one brings. It reports whether there was one.
+func (n *simNode) giveUp() bool {
+	if n.coord == nil {
+		return false
+	}
+	i := n.w.rng.IntN(len(n.sess))
+	conn := n.sess[i]
+	if conn == nil {
+		return false
+	}
+	conn.closeThere()
+	conn.late = 1 + n.w.rng.Int64N(2*n.w.opts.RetryInterval) // the next session may be open by then
+	n.sess[i] = nil
+	n.coord.SessionDown(n.clock(), i, conn.sess)
+	n.drainCoord()
+	return true
 }
 
 func (w *simWorld) inSync() (s []replication.NodeID) {

@@ -136,6 +136,7 @@ type simConn struct {
 	there      *simQueue
 	back       *simQueue
 	broken     bool
+	late       int64 // how much later than others an answer comes
 	asked      int64 // when the coordinator last asked for a lease, by its clock
 	leased     int64 // until when it has one
 	confirmed  int64 // when it asked for what was granted last
