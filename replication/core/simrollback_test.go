@@ -149,17 +149,24 @@ func (n *simNode) serves() bool {
 	return n.coord != nil && n.coord.stage == stageServing && n.coord.cfg.Coord != nil
 }
 
-// attachAgain detaches the volume if a replica that is not in sync promised a later term to a takeover from a restored kvdb:
-// it is resynced by a later coordinator only (docs/limitations.md).
+// attachAgain ends the attachment if a replica that is not in sync promised a later term to a takeover from a restored kvdb:
+// it is resynced by a later coordinator only (docs/limitations.md). Where requests wait for just that replica, so does a detach,
+// and the process is killed instead.
 func (w *simWorld) attachAgain(c *Coordinator) {
-	if w.kvLife.id.IsZero() || w.rolled || c.detachReq || c.stage != stageServing || len(w.client.flight) > 0 {
+	n := w.client.at
+	if n == nil || w.kvLife.id.IsZero() || w.rolled || c.detachReq || c.stage != stageServing || len(w.client.flight) > 0 && c.Stall() != StallProtection {
 		return
 	}
-	if slices.ContainsFunc(w.nodes, func(m *simNode) bool { return !w.truth.InISR(m.rid) && m.disk.meta.Term > c.term }) {
-		w.seen["attached again, for a promise of a later term"]++
-		c.Detach(w.client.at.clock())
-		w.client.at.drainCoord()
+	if !slices.ContainsFunc(w.nodes, func(m *simNode) bool { return !w.truth.InISR(m.rid) && m.disk.meta.Term > c.term }) {
+		return
 	}
+	w.seen["attached again, for a promise of a later term"]++
+	if len(w.client.flight) > 0 {
+		n.crash(false)
+		return
+	}
+	c.Detach(n.clock())
+	n.drainCoord()
 }
 
 // importServing is the configuration of the coordinator that serves, nil if there is none or the replicas contradict it.
