@@ -210,8 +210,15 @@ func (w *simWorld) importDetached() *replication.Config {
 			top = m
 		}
 	}
+	// One that was replaced has another id, which no record names; the operator gives the old one up.
+	isr := slices.DeleteFunc(slices.Clone(top.ISR), func(r replication.ReplicaID) bool {
+		return top.Epoch > 0 && slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.rid == r && n.disk.meta.Epoch == 0 })
+	})
+	if len(isr) == 0 {
+		return nil
+	}
 	n := w.cfg.Clone()
-	n.Epoch, n.Gen, n.Phase, n.Coord, n.ISR = highest+1, w.rng.Uint64(), replication.PhaseDetached, nil, slices.Clone(top.ISR)
+	n.Epoch, n.Gen, n.Phase, n.Coord, n.ISR = highest+1, w.rng.Uint64(), replication.PhaseDetached, nil, isr
 	n.ProposalID = w.uuid()
 	for r, v := range n.Members {
 		v.State, v.Reason, v.LeftEpoch, v.LeftGen = replication.MemberInSync, "", 0, 0
