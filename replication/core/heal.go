@@ -167,7 +167,7 @@ func (c *Coordinator) judge(j *copyJob) {
 // judgeSector is the table of protocol.md 9.4. What has no checksum counts as good: the only copy may be that one.
 func (c *Coordinator) judgeSector(j *copyJob, k int) rewrite {
 	off := j.io.Off + int64(k)*sector
-	var good, other mask
+	var good, other, unread mask
 	alike := true // all are damaged in the same way
 	_, first := finding(j.found, j.src, k)
 	for i := range c.m {
@@ -177,6 +177,9 @@ func (c *Coordinator) judgeSector(j *copyJob, k int) rewrite {
 		f, h := finding(j.found, i, k)
 		if f == replication.FindingGood {
 			good |= bit(i)
+		}
+		if f == replication.FindingUnreadable {
+			unread |= bit(i)
 		}
 		alike = alike && f == replication.FindingDamaged && bytes.Equal(h, first)
 	}
@@ -199,6 +202,14 @@ func (c *Coordinator) judgeSector(j *copyJob, k int) rewrite {
 	case c.harms[off] == harmDiffers: // whatever has happened to one of them since
 	case good == 0 && alike && j.dst != 0:
 		return rewrite{off: off, n: sector, src: j.src, dst: j.members(), asIs: true}
+	case good == 0 && unread != 0 && j.reconcile:
+		// They may differ, and a disk may return it again: it cannot be called the same (I16).
+		j.failed = true
+		for i := range c.m {
+			if unread.has(i) && unread != j.members() {
+				c.requestEvict(i, unreadable)
+			}
+		}
 	case good == 0:
 		c.harmed(off, harmLost)
 	case other != 0 && !j.reconcile:

@@ -192,6 +192,7 @@ var mutants = []mutant{
 	{"heal_picks_differing", "9.4: both vouch and differ: nobody picks", "heal.go", "case other != 0 && !j.reconcile:", "case false:"},
 	{"heal_picks_later", "9.4: nor when one of them rots besides", "heal.go", "case c.harms[off] == harmDiffers:", "case false:"},
 	{"heal_picks_lost", "9.4: nobody vouches and they differ: nobody picks", "heal.go", "case good == 0 && alike && j.dst != 0:", "case good == 0 && j.dst != 0:"},
+	{"reconcile_undecided", "I16: what cannot be compared does not count as equal", "heal.go", "case good == 0 && unread != 0 && j.reconcile:", "case false:"},
 	{"heal_alone", "9.4: one copy vouches for nothing", "heal.go", "case good == 0 && alike && j.dst != 0:", "case good == 0 && alike:"},
 	{"frozen_read", "9.4: what differs is not read", "dispatch.go", "io.from < 0 || c.frozen(io.Off, io.Len) {", "io.from < 0 {"},
 	{"frozen_reconciled", "9.4: a comparison does not pick what differs", "copy.go", "case j.heal, j.reconcile && c.frozen(j.io.Off, j.io.Len):", "case j.heal:"},
