@@ -83,7 +83,7 @@ func TestTakeoverAfterRollback(t *testing.T) {
 	w.nodes[0].crash(false)
 	w.nodes[0].start()
 	w.nodes[1].start()
-	w.cfg, w.truth, w.rev = before, before, w.rev+1
+	w.cfg, w.rev, w.rolled = before, w.rev+1, true
 	n := w.nodes[1]
 	n.attach()
 	c := n.coord

@@ -131,6 +131,9 @@ func (n *simNode) control(q Control) {
 	finish := func(res ControlResult) {
 		if !done && n.alive(c) {
 			done = true
+			if res.Seal != nil && res.Seal.Status == replication.StatusEpoch {
+				n.refused = c
+			}
 			c.ControlDone(n.clock(), q.ID, res)
 			n.drainCoord()
 		}
@@ -155,8 +158,8 @@ func (n *simNode) control(q Control) {
 		peer.nextCtl++
 		of := peer.rep.Meta().Incarnation
 		peer.ctl[peer.nextCtl] = func(res ControlResult) {
-			if q.Seal != nil && n.alive(c) {
-				w.checkSeal(n, peer, q.Seal, res.Seal, of)
+			if q.Seal != nil {
+				w.checkSeal(peer, q.Seal, res.Seal, of)
 			}
 			answer(res)
 		}

@@ -94,12 +94,11 @@ func (w *simWorld) misled(n *simNode, cause string) bool {
 }
 
 // checkSeal asserts I22 on the answer of peer's replica, which was of an incarnation of the kvdb, to a seal: who knows more promises nothing.
-func (w *simWorld) checkSeal(n, peer *simNode, q *replication.SealRequest, res *replication.SealResult, of replication.UUID) {
+func (w *simWorld) checkSeal(peer *simNode, q *replication.SealRequest, res *replication.SealResult, of replication.UUID) {
 	switch {
 	case res == nil:
 	case res.Status == replication.StatusEpoch:
 		w.seen["seals refused: the kvdb knows less"]++
-		n.refused = n.coord
 		// Also after an import: a takeover that was under way when the kvdb was restored may have sealed it since, of an
 		// incarnation that the restored one does not know. Then the operator imports again.
 		w.marked = w.marked || w.heard(peer) && w.rng.IntN(4) == 0

@@ -95,7 +95,7 @@ type simNode struct {
 	silent bool // its beats are not heard
 
 	serving *Coordinator // has come to serve
-	refused *Coordinator // was refused because a replica knows more than the kvdb
+	refused *Coordinator // heard that it is refused because a replica knows more than the kvdb
 
 	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
