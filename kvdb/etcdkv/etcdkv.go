@@ -277,9 +277,15 @@ func (s *Store) Txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
 	if err := t.Check(); err != nil {
 		return kvdb.TxnResult{}, err
 	}
+	then := toOps(t.Then)
+	if len(t.If) > 0 && len(then)+len(t.Else) == 0 {
+		// etcd answers a transaction without operations from what one member has, which may be behind (txn.IsTxnSerializable):
+		// a read makes it ask the others.
+		then = []clientv3.Op{clientv3.OpGet(t.If[0].Key, clientv3.WithCountOnly())}
+	}
 	var res *clientv3.TxnResponse
 	err := s.do(ctx, t.ReadOnly(), func(ctx context.Context, c *clientv3.Client) (err error) {
-		res, err = c.Txn(ctx).If(toCmps(t.If)...).Then(toOps(t.Then)...).Else(toOps(t.Else)...).Commit()
+		res, err = c.Txn(ctx).If(toCmps(t.If)...).Then(then...).Else(toOps(t.Else)...).Commit()
 		return err
 	})
 	if err != nil {

@@ -136,6 +136,36 @@ func TestWrongCertificate(t *testing.T) {
 	}
 }
 
+// TestCompareAsksTheMajority: a transaction that only compares is not answered by a member that is alone.
+func TestCompareAsksTheMajority(t *testing.T) {
+	c := newCluster(t, 3)
+	o := c.options(t)
+	o.Endpoints = o.Endpoints[:1]
+	s := open(t, o)
+	defer func() { _ = s.Close() }()
+	mod, err := kvdb.Put(t.Context(), s, "key", []byte("value"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare := func(within time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		res, err := s.Txn(ctx, kvdb.Txn{If: []kvdb.Cmp{{Key: "key", Target: kvdb.CmpMod, Revision: mod}}})
+		if err == nil && !res.Succeeded {
+			t.Error("the key is not what it is")
+		}
+		return err
+	}
+	if err := compare(time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	c.kill(c.members[1])
+	c.kill(c.members[2])
+	if err := compare(time.Second); err == nil {
+		t.Error("one of three members answered alone")
+	}
+}
+
 // Counters go on while members are killed, one at a time, and come back: no
 // increment is lost, none is applied twice, and a watch sees each.
 func TestMembersKilled(t *testing.T) {
