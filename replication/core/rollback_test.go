@@ -101,6 +101,39 @@ func TestTakeoverAfterRollback(t *testing.T) {
 	}
 }
 
+// The same when the one that knows better was not waited for, and answers before the takeover is in force.
+func TestTakeoverRefusedLate(t *testing.T) {
+	w, before := degradedWorld(t)
+	w.nodes[0].crash(false)
+	w.nodes[0].start()
+	w.nodes[1].start()
+	w.cfg, w.rev, w.rolled = before, w.rev+1, true
+	knows, n := w.nodes[0], w.nodes[1]
+	knows.paused = true
+	knows.silence(true)
+	n.attach()
+	c := n.coord
+	for range 5000 {
+		if c.stage == stagePreparing {
+			break
+		}
+		w.step()
+	}
+	if c.stage != stagePreparing {
+		t.Fatalf("the takeover has not come so far: stage %d", c.stage)
+	}
+	w.kvHold, knows.paused = true, false
+	for range 5000 {
+		if c.Dead() != nil {
+			break
+		}
+		w.step()
+	}
+	if err := c.Dead(); !errors.Is(err, replication.ErrRolledBack) {
+		t.Errorf("the takeover ended with %v, stage %d", err, c.stage)
+	}
+}
+
 // A running coordinator goes on when the kvdb goes back under it, names the cause when it has to change something, and goes on with that when
 // the kvdb has its configuration again (G6, I22).
 func TestServingThroughRollback(t *testing.T) {

@@ -64,6 +64,11 @@ func (c *Coordinator) ControlDone(now int64, id uint64, res ControlResult) {
 		c.die(replication.ErrDeposed)
 		return
 	}
+	// The others may know as little as the kvdb, and the takeover may have gone on without this one (I22).
+	if c.stage < stageServing && res.Seal != nil && res.Seal.Status == replication.StatusEpoch {
+		c.die(replication.ErrRolledBack)
+		return
+	}
 	switch {
 	case ctl.reply != nil:
 		ctl.reply(res)
@@ -175,10 +180,6 @@ func (c *Coordinator) seal() {
 	c.lossUntil = c.now + c.o.LossyTimeout
 	clear(c.seals)
 	c.startRound(c.isr, c.sealRequest, func(i int, r ControlResult) bool {
-		if r.Seal != nil && r.Seal.Status == replication.StatusEpoch {
-			c.die(replication.ErrRolledBack) // the others may know as little as the kvdb (I22)
-			return false
-		}
 		if r.Seal == nil || r.Seal.Status != replication.StatusOK || r.Seal.State == replication.MemberFaulted {
 			return false
 		}
