@@ -96,11 +96,12 @@ func (t *flightTable) blocks(io *IO) bool {
 	return false
 }
 
-// minWrite is the smallest number of a modification in flight, those of heals included, or 0.
+// minWrite is the smallest number of a modification in flight, or 0. The copies of heals and comparisons count, those of a resync
+// do not: what they write is in no activity log.
 func (t *flightTable) minWrite() replication.Seq {
 	var least replication.Seq
 	for _, io := range t.ios {
-		if (io.modifies() || io.copy != nil && io.copy.heal) && (least == 0 || io.seq < least) {
+		if (io.modifies() || io.copy != nil && (io.copy.heal || io.copy.reconcile)) && (least == 0 || io.seq < least) {
 			least = io.seq
 		}
 	}
