@@ -118,7 +118,7 @@ func (t *tandem) resync(ctx context.Context, f *fio, size string, beside func() 
 
 // firstRead connects until a read is answered.
 const firstRead = `
-import time
+import nbd, time
 while True:
     try:
         h = nbd.NBD()
@@ -142,7 +142,7 @@ func (t *tandem) takeover(ctx context.Context, f *fio) (takeover, error) {
 	if err := t.c.StartNode(node); err != nil {
 		return takeover{}, err
 	}
-	if _, err := lab.Run(ctx, "nbdsh", "-c", fmt.Sprintf(firstRead, t.uri)); err != nil {
+	if _, err := lab.Run(ctx, "/usr/bin/python3", "-c", fmt.Sprintf(firstRead, t.uri)); err != nil {
 		return takeover{}, err
 	}
 	read := time.Now()
