@@ -95,6 +95,7 @@ type Coordinator struct {
 
 	flight    flightTable
 	waiting   []*IO
+	proposed  int64  // when the consumer's last request came
 	answered  []*IO  // reads in flight whose data are there, and which wait for their confirmation
 	reads     uint64 // sent so far
 	retry     bool   // something was removed from flight or a state changed: look at waiting again
@@ -298,6 +299,7 @@ func (c *Coordinator) Start(now int64) {
 // Propose takes a request of the consumer. It is completed once, in this or a later Ready.
 func (c *Coordinator) Propose(now int64, io *IO) {
 	c.now = now
+	c.proposed = now
 	io.slot, io.from, io.born = -1, -1, now
 	io.targets, io.acked, io.full, io.failed, io.damaged, io.spoilt, io.cover = 0, 0, 0, 0, 0, 0, 0
 	io.delivered, io.internal, io.copy = false, false, nil

@@ -12,6 +12,13 @@ import (
 // copySpan is how much is compared and copied under one range lock, in bytes.
 const copySpan = 1 << 20
 
+// While a consumer is at work, so many spans are copied at once at most, and it counts as that for so long after a request,
+// in nanoseconds: what is queued at the disks before its next one is what that waits for.
+const (
+	busySpans = 2
+	busyFor   = int64(100e6)
+)
+
 // copyTries is how many copies in a row may arrive damaged before the member has
 // to leave.
 const copyTries = 3
@@ -124,7 +131,11 @@ func (c *Coordinator) unreconciled(off, n int64) bool {
 
 // budget says whether another span may start, and takes it from the rate.
 func (c *Coordinator) budget() bool {
-	if len(c.jobs) >= c.o.ResyncWindow || c.now < c.copyAt {
+	most := c.o.ResyncWindow
+	if c.now-c.proposed < busyFor {
+		most = min(most, busySpans)
+	}
+	if len(c.jobs) >= most || c.now < c.copyAt {
 		return false
 	}
 	return c.bucket.take(c.now, c.o.ResyncRate)

@@ -152,6 +152,7 @@ var mutants = []mutant{
 	{"poison_early", "I19: somebody has everything", "evict.go", "if c.isr.has(k) && !(c.evictReq", "if false && !(c.evictReq"},
 	{"fenced_fails", "14.2: a session that is served no more", "session.go", "(msg.Status == replication.StatusFenced || msg", "(msg"},
 	{"shutdown_fails", "14.2: a replica that shuts down", "session.go", "|| msg.Status == replication.StatusShuttingDown) {", ") {"},
+	{"resync_never_yields", "9.3: a consumer goes first", "copy.go", "most = min(most, busySpans)", "_ = busySpans"},
 	{"rate_overflow", "9.3: the budget after a long pause", "copy.go", "float64(now-b.at) * float64(rate) / 1e9", "float64((now - b.at) * rate / 1e9)"},
 	{"copy_no_space_faults", "12: no space is no failure", "copy.go", "c.requestEvict(r.to, refusal(st))", "c.requestEvict(r.to, diskFailed)"},
 	{"copy_read_faults", "12: a read error is no failure", "copy.go", "c.requestEvict(r.to, unreadable)", "c.requestEvict(r.to, diskFailed)"},
