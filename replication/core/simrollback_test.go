@@ -148,18 +148,22 @@ func (n *simNode) serves() bool {
 	return n.coord != nil && n.coord.stage == stageServing && n.coord.cfg.Coord != nil
 }
 
-// attachAgain ends the attachment if a replica that is not in sync promised a later term to a takeover from a restored kvdb:
-// it is resynced by a later coordinator only (docs/limitations.md). Where requests wait for just that replica, so does a detach,
+// attachAgain ends the attachment if a replica that is not in sync promised a later term to a takeover from a restored kvdb, or a term
+// to one of an incarnation that only a later import knew of: it is resynced by a later coordinator only (docs/limitations.md). Where requests wait for just that replica, so does a detach,
 // and the process is killed instead.
 func (w *simWorld) attachAgain(c *Coordinator) {
 	n := w.client.at
 	if n == nil || w.kvLife.id.IsZero() || w.rolled || c.detachReq || c.stage != stageServing || len(w.client.flight) > 0 && c.Stall() != StallProtection {
 		return
 	}
-	if !slices.ContainsFunc(w.nodes, func(m *simNode) bool { return !w.truth.InISR(m.rid) && m.disk.meta.Term > c.term }) {
+	strange := func(m *simNode) bool {
+		inc := m.disk.meta.Incarnation
+		return m.disk.meta.Term > c.term || !inc.IsZero() && inc != c.o.Incarnation && !slices.Contains(c.o.Former, inc)
+	}
+	if !slices.ContainsFunc(w.nodes, func(m *simNode) bool { return !w.truth.InISR(m.rid) && strange(m) }) {
 		return
 	}
-	w.seen["attached again, for a promise of a later term"]++
+	w.seen["attached again, for a promise to another kvdb"]++
 	if len(w.client.flight) > 0 {
 		n.crash(false)
 		return
