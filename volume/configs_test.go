@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"sync"
@@ -529,6 +530,62 @@ func TestWatchAll(t *testing.T) {
 	}
 	if ev := <-evs; ev.Volume != cfg.Volume || ev.Config != nil || ev.Err != nil {
 		t.Fatalf("%+v", ev)
+	}
+	cancel()
+	for range evs {
+	}
+}
+
+// TestWatchOfAnotherKVDB: what stands in a kvdb that was restored is not told, not even of a later epoch, until it is made the successor.
+func TestWatchOfAnotherKVDB(t *testing.T) { synctest.Test(t, watchOfAnotherKVDB) }
+
+func watchOfAnotherKVDB(t *testing.T) {
+	w, c, cfg, _ := attached(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	evs := make(chan ConfigEvent)
+	go func() { // it has seen higher revisions before the kvdb was restored
+		defer close(evs)
+		(&watcher{c: c, ch: evs, known: map[replication.VolumeID]kvdb.Revision{cfg.Volume: 1 << 40}}).run(ctx)
+	}()
+	if ev := <-evs; !ev.Caught {
+		t.Fatalf("%+v", ev)
+	}
+	life, _ := c.Incarnation()
+	put := func(key, value string) {
+		t.Helper()
+		if _, err := kvdb.Put(ctx, w.store, key, []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inc := clusterdomain.IncarnationKey("c")
+	put(inc, `{"uuid":"00000000-0000-4000-8000-000000000001"}`)
+	other := evict(evict(cfg, "b"), "b")
+	data, err := json.Marshal(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(c.keys.config(cfg.Volume), string(data))
+	synctest.Wait() // until the watch has looked at it
+	other = nextConfig(other, replication.PhaseActive, "imported")
+	if data, err = json.Marshal(other); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
+		{Kind: kvdb.OpPut, Key: inc, Value: []byte(`{"uuid":"00000000-0000-4000-8000-000000000002","former":["` + life.String() + `"]}`)},
+		{Kind: kvdb.OpPut, Key: c.keys.config(cfg.Volume), Value: data},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+	select {
+	case ev := <-evs:
+		t.Fatalf("told of %+v", ev)
+	default:
+	}
+	time.Sleep(casPauseMax) // of the bubble's clock: the watch looks again
+	if ev := <-evs; ev.Config == nil || ev.Config.Epoch != other.Epoch {
+		t.Errorf("told of %+v, want epoch %d, the one after the import", ev, other.Epoch)
 	}
 	cancel()
 	for range evs {

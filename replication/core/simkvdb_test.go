@@ -106,14 +106,14 @@ func (w *simWorld) put(cfg *replication.Config) {
 	}
 }
 
-// watch shows n the configuration in force, if it can see the kvdb.
+// watch shows n the configuration in force, if it can see the kvdb and that is the one it goes by.
 func (n *simNode) watch() {
-	w, seen := n.w, n.w.cfg
+	w, seen, life := n.w, n.w.cfg, n.w.kvLife
 	if n.kvCut {
 		return
 	}
 	w.once(n, func() {
-		if n.up && n.coord != nil {
+		if n.up && n.coord != nil && n.follows(life) {
 			n.coord.ConfigSeen(n.clock(), seen)
 			n.drainCoord()
 		}

@@ -47,6 +47,15 @@ func (w *simWorld) ahead(n *simNode) bool {
 	return foreign || !replication.Follows(w.cfg.Epoch, w.cfg.Lineage(), n.knows())
 }
 
+// follows reports whether a kvdb of that life is the one that n's process goes by, or a successor, by which it goes from then on.
+func (n *simNode) follows(l simLife) bool {
+	if l.id != n.kv.id && !slices.Contains(l.former, n.kv.id) {
+		return false
+	}
+	n.kv = l
+	return true
+}
+
 // heard reports whether n's daemon runs and reaches the kvdb.
 func (w *simWorld) heard(n *simNode) bool { return n.up && !n.paused && !n.kvCut && !w.kvDown }
 

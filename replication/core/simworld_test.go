@@ -99,7 +99,8 @@ type simNode struct {
 
 	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
-	life   int // incarnation of the process
+	life   int     // incarnation of the process
+	kv     simLife // of the kvdb that the process goes by
 	disk   simDisk
 
 	rep     *Replica
@@ -275,6 +276,7 @@ func (n *simNode) start() {
 	w, d := n.w, &n.disk
 	n.up, n.stop, n.paused, n.wake = true, false, false, 0
 	n.life++
+	n.kv = w.kvLife
 	n.conns, n.ctl, n.flight = map[ConnID]*simConn{}, map[uint64]func(ControlResult){}, nil
 	d.log.open(w.slots)
 	if !d.clean {
@@ -417,7 +419,8 @@ func (n *simNode) coordinate(id replication.AttachID, resume bool) {
 	o := w.opts
 	o.Boot = n.boot
 	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), id, n.rid, w.rng.Uint64
-	o.Resume, o.Incarnation, o.Former = resume, w.kvLife.id, w.kvLife.former
+	n.kv = w.kvLife
+	o.Resume, o.Incarnation, o.Former = resume, n.kv.id, n.kv.former
 	n.coord = New(o, w.cfg, w.rev)
 	n.sess = make([]*simConn, len(w.nodes))
 	for i, m := range w.nodes {
