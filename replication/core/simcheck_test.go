@@ -525,7 +525,7 @@ func (w *simWorld) invariants() {
 				continue
 			}
 			for _, q := range w.nodes {
-				if r == q || w.buggy || q.disk.data[s] == r.disk.data[s] || r.inLog(s) || q.inLog(s) {
+				if r == q || w.buggy || q.disk.data[s] == r.disk.data[s] || r.inLog(s) || q.inLog(s) || ruined(s, r, q) {
 					continue
 				}
 				switch {
