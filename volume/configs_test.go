@@ -583,7 +583,6 @@ func watchOfAnotherKVDB(t *testing.T) {
 		t.Fatalf("told of %+v", ev)
 	default:
 	}
-	time.Sleep(casPauseMax) // of the bubble's clock: the watch looks again
 	if ev := <-evs; ev.Config == nil || ev.Config.Epoch != other.Epoch {
 		t.Errorf("told of %+v, want epoch %d, the one after the import", ev, other.Epoch)
 	}
