@@ -57,6 +57,12 @@ bench: build ## latency and throughput beside the floor of this machine, into be
 	@$(GO) build -trimpath -o $(BIN)/ ./bench/harness ./deploy/demo
 	@$(BIN)/harness -bin $(BIN) -jobs bench/fio -out bench/results $(BENCHFLAGS)
 
+.PHONY: bench-pauses
+bench-pauses: build ## how long a consumer waits in evictions, switchovers and failovers, into bench/results/ (half an hour)
+	@deploy/hack/deps.sh bench
+	@$(GO) build -trimpath -o $(BIN)/ ./bench/pauses
+	@$(BIN)/pauses -bin $(BIN) -out bench/results $(BENCHFLAGS)
+
 ##@ test
 
 # Nothing is taken from the cache: it does not know what the end-to-end tests build.

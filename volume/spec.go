@@ -79,6 +79,7 @@ var (
 	ErrReplicaNotFound = errors.New("volume: no such replica")
 	ErrNotReplaced     = errors.New("volume: the replica is still being replaced")
 	ErrReplicaInSync   = errors.New("volume: the replica is in sync and is not replaced")
+	ErrNotForced       = errors.New("volume: the replica is not forced to be the one in sync")
 	ErrAttached        = errors.New("volume: attached")
 	ErrOtherNode       = errors.New("volume: to be asked of another node")
 	ErrConflict        = errors.New("volume: the configuration was changed meanwhile")

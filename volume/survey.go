@@ -149,3 +149,26 @@ func importedPB(p *Imported) *volumepb.ImportedVolume {
 	}
 	return m
 }
+
+// ForceReplica implements Volumes.
+func (s *Server) ForceReplica(ctx context.Context, r *volumepb.ForceReplicaRequest) (*volumepb.ForceReplicaResponse, error) {
+	e, err := s.entry(ctx, r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.o.Import.Force(ctx, e.ID, ForceRequest{
+		Replica: r.Replica, ExpectedEpoch: (*replication.Epoch)(r.ExpectedEpoch), Actor: r.Actor, Reason: r.Reason,
+	})
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.again(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	resp := &volumepb.ForceReplicaResponse{Volume: v, DataEpoch: uint64(f.As)}
+	for _, n := range f.Lost {
+		resp.LostNodes = append(resp.LostNodes, string(n))
+	}
+	return resp, nil
+}

@@ -133,6 +133,13 @@ func (f *fakeDaemon) ReplaceReplica(_ context.Context, r *volumepb.ReplaceReplic
 	return &volumepb.ReplaceReplicaResponse{Volume: v}, f.err
 }
 
+func (f *fakeDaemon) ForceReplica(_ context.Context, r *volumepb.ForceReplicaRequest) (*volumepb.ForceReplicaResponse, error) {
+	f.note(r)
+	v := proto.CloneOf(detached())
+	v.Epoch = 9
+	return &volumepb.ForceReplicaResponse{Volume: v, DataEpoch: 5, LostNodes: []string{"a1"}}, f.err
+}
+
 func (f *fakeDaemon) StartVerify(_ context.Context, r *volumepb.StartVerifyRequest) (*volumepb.StartVerifyResponse, error) {
 	f.note(r)
 	return &volumepb.StartVerifyResponse{Volume: verifying()}, f.err

@@ -103,6 +103,12 @@ func TestGolden(t *testing.T) {
 		{name: "volume-delete-no", args: "volume delete data", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("n\n") }},
 		{name: "volume-delete-eof", args: "volume delete data", set: func(h *harness) { h.stdinTTY = true }},
 		{name: "volume-delete-yes", args: "volume delete data --wait", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("Y\n") }},
+		{name: "replica-force", args: "volume replica force data b1 --force"},
+		{name: "replica-force-nobody-to-ask", args: "volume replica force data b1"},
+		{name: "replica-force-no-replica", args: "volume replica force data"},
+		{name: "replica-force-refused", args: "volume replica force data b1 -f", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("volume data: %w: node a1 (domain primary, ACTIVE) has every acknowledged write: bring it back and attach the volume", volume.ErrNotForced)
+		}},
 		{name: "replica-replace", args: "volume replica replace data b1 --force"},
 		{name: "replica-replace-wait", args: "volume replica replace data b1 --force --wait"},
 		{name: "replica-replace-nobody-to-ask", args: "volume replica replace data b1"},

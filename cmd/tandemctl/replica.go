@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -76,4 +77,65 @@ func replaceText(w io.Writer, args []string, v *pb.Volume) {
 	default:
 		fmt.Fprintf(w, "Replica %s of volume %s is replaced: the new one is being filled\n", args[1], args[0])
 	}
+}
+
+func (a *app) replicaForceCommand() *cobra.Command {
+	var reason string
+	var epoch uint64
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "force VOLUME REPLICA",
+		Short: "Go on with a replica that lacks writes, when all that have them are lost",
+		Long: `Make a replica that is out of sync the only one in sync, when every replica that has all acknowledged writes is lost.
+REPLICA is its id or the name of its node, see "tandemctl volume inspect". THE WRITES THAT IT LACKS ARE LOST: those that were
+acknowledged after it left, which may have been long before the disaster. It is as consistent as after a power cut at that time.
+
+It is the last resort. It is refused while a replica that is in sync is in a domain that is in service: take that domain out
+of service first. It is refused for a replica that was being resynced, which is neither the old state nor the new one.
+
+The volume is detached after that: attach it. The others are compared in full with this one when they return; what only
+they had is overwritten then, so copy it from their disks before, if it may be worth something. It cannot be undone.`,
+		Example: `  tandemctl cluster domains deactivate --name primary --peer-lost --accept-data-loss=ledger
+  tandemctl volume replica force ledger d1 --reason "primary burnt down, ticket 4711"`,
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case len(args) < 2 || args[0] == "" || args[1] == "":
+				return usageError("VOLUME and REPLICA are needed")
+			case len(args) > 2:
+				return usageError("one replica at a time: %q is too much", args[2])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !force {
+				if err := a.confirm(fmt.Sprintf("Every write of volume %s that replica %s lacks will be lost for good. Go on with it?", args[0], args[1])); err != nil {
+					return err
+				}
+			}
+			client, err := a.volumes()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := a.withTimeout(cmd.Context())
+			defer cancel()
+			req := &pb.ForceReplicaRequest{Volume: args[0], Replica: args[1], Actor: a.actor(), Reason: reason}
+			if cmd.Flags().Changed("expect-epoch") {
+				req.ExpectedEpoch = &epoch
+			}
+			resp, err := client.ForceReplica(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(resp, func(w io.Writer) {
+				fmt.Fprintf(w, "Replica %s is the only one in sync of volume %s, at epoch %d. It has what was written up to epoch %d;\n",
+					args[1], args[0], resp.GetVolume().GetEpoch(), resp.GetDataEpoch())
+				fmt.Fprintf(w, "what was acknowledged later, on %s, is lost. Attach the volume to go on\n", strings.Join(resp.GetLostNodes(), ", "))
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&reason, "reason", "", "`why`, kept for others to read")
+	f.Uint64Var(&epoch, "expect-epoch", 0, "refuse if the volume was changed since it had this `epoch` (see inspect)")
+	f.BoolVarP(&force, "force", "f", false, "do not ask")
+	return cmd
 }

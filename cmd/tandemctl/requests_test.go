@@ -26,6 +26,7 @@ func TestRequests(t *testing.T) {
 			Protection: volumepb.Protection_PROTECTION_MAX_PROTECTION, Domains: []string{"a", "b"}, Labels: map[string]string{"x": "1", "y": "2"}}},
 		{"volume list --node n -l x=1", &volumepb.ListVolumesRequest{Node: "n", Labels: map[string]string{"x": "1"}}},
 		{"volume delete v --force --wait", &volumepb.DeleteVolumeRequest{Volume: "v", Wait: true}},
+		{"volume replica force v b1 --endpoint 127.0.0.1:1 --reason burnt --expect-epoch 8 -f", &volumepb.ForceReplicaRequest{Volume: "v", Replica: "b1", Reason: "burnt", ExpectedEpoch: proto.Uint64(8)}},
 		{"volume replica replace v b1 --force", &volumepb.ReplaceReplicaRequest{Volume: "v", Replica: "b1"}},
 		{"volume replica replace v b1 --to-node b2 --to-pool p --wait -f", &volumepb.ReplaceReplicaRequest{Volume: "v", Replica: "b1", Node: "b2", Pool: "p", Wait: true}},
 		{"volume verify start v", &volumepb.StartVerifyRequest{Volume: "v"}},

@@ -2608,6 +2608,142 @@ func (x *FoundReplica) GetError() string {
 	return ""
 }
 
+type ForceReplicaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`                                         // its id or the node that has it
+	ExpectedEpoch *uint64                `protobuf:"varint,3,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse if the volume is at another one
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`                                             // who asks
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the record
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceReplicaRequest) Reset() {
+	*x = ForceReplicaRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceReplicaRequest) ProtoMessage() {}
+
+func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceReplicaRequest.ProtoReflect.Descriptor instead.
+func (*ForceReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ForceReplicaRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ForceReplicaRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *ForceReplicaRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
+}
+
+func (x *ForceReplicaRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ForceReplicaRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ForceReplicaResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	DataEpoch     uint64                 `protobuf:"varint,2,opt,name=data_epoch,json=dataEpoch,proto3" json:"data_epoch,omitempty"` // of the newest configuration that the replica was told: what came after it may be lost
+	LostNodes     []string               `protobuf:"bytes,3,rep,name=lost_nodes,json=lostNodes,proto3" json:"lost_nodes,omitempty"`  // that had every acknowledged write
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceReplicaResponse) Reset() {
+	*x = ForceReplicaResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceReplicaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceReplicaResponse) ProtoMessage() {}
+
+func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceReplicaResponse.ProtoReflect.Descriptor instead.
+func (*ForceReplicaResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ForceReplicaResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *ForceReplicaResponse) GetDataEpoch() uint64 {
+	if x != nil {
+		return x.DataEpoch
+	}
+	return 0
+}
+
+func (x *ForceReplicaResponse) GetLostNodes() []string {
+	if x != nil {
+		return x.LostNodes
+	}
+	return nil
+}
+
 var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
@@ -2818,7 +2954,20 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	" \x03(\fR\amissing\x12 \n" +
 	"\vincarnation\x18\v \x01(\fR\vincarnation\x12\x12\n" +
 	"\x04spec\x18\f \x01(\fR\x04spec\x12\x14\n" +
-	"\x05error\x18\r \x01(\tR\x05error*h\n" +
+	"\x05error\x18\r \x01(\tR\x05error\"\xb4\x01\n" +
+	"\x13ForceReplicaRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12*\n" +
+	"\x0eexpected_epoch\x18\x03 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reasonB\x11\n" +
+	"\x0f_expected_epoch\"\x86\x01\n" +
+	"\x14ForceReplicaResponse\x120\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\x12\x1d\n" +
+	"\n" +
+	"data_epoch\x18\x02 \x01(\x04R\tdataEpoch\x12\x1d\n" +
+	"\n" +
+	"lost_nodes\x18\x03 \x03(\tR\tlostNodes*h\n" +
 	"\n" +
 	"Protection\x12\x1a\n" +
 	"\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x1f\n" +
@@ -2842,7 +2991,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x19IMPORT_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12IMPORT_ACTION_NONE\x10\x01\x12\x18\n" +
 	"\x14IMPORT_ACTION_IMPORT\x10\x02\x12\x19\n" +
-	"\x15IMPORT_ACTION_REFUSED\x10\x032\xea\b\n" +
+	"\x15IMPORT_ACTION_REFUSED\x10\x032\xc9\t\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
@@ -2857,7 +3006,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"StopVerify\x12#.tandem.volume.v1.StopVerifyRequest\x1a$.tandem.volume.v1.StopVerifyResponse\x12T\n" +
 	"\tGetVerify\x12\".tandem.volume.v1.GetVerifyRequest\x1a#.tandem.volume.v1.GetVerifyResponse\x12W\n" +
 	"\n" +
-	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse2i\n" +
+	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse\x12]\n" +
+	"\fForceReplica\x12%.tandem.volume.v1.ForceReplicaRequest\x1a&.tandem.volume.v1.ForceReplicaResponse2i\n" +
 	"\bReplicas\x12]\n" +
 	"\fListReplicas\x12%.tandem.volume.v1.ListReplicasRequest\x1a&.tandem.volume.v1.ListReplicasResponseB2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
 
@@ -2874,7 +3024,7 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                // 0: tandem.volume.v1.Protection
 	(Phase)(0),                     // 1: tandem.volume.v1.Phase
@@ -2916,13 +3066,15 @@ var file_volume_volumepb_volume_proto_goTypes = []any{
 	(*ListReplicasRequest)(nil),    // 37: tandem.volume.v1.ListReplicasRequest
 	(*ListReplicasResponse)(nil),   // 38: tandem.volume.v1.ListReplicasResponse
 	(*FoundReplica)(nil),           // 39: tandem.volume.v1.FoundReplica
-	nil,                            // 40: tandem.volume.v1.Volume.LabelsEntry
-	nil,                            // 41: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                            // 42: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*ForceReplicaRequest)(nil),    // 40: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),   // 41: tandem.volume.v1.ForceReplicaResponse
+	nil,                            // 42: tandem.volume.v1.Volume.LabelsEntry
+	nil,                            // 43: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                            // 44: tandem.volume.v1.ListVolumesRequest.LabelsEntry
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	40, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	42, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
 	7,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
 	8,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
@@ -2931,9 +3083,9 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	6,  // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
 	2,  // 8: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 9: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	41, // 10: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	43, // 10: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
 	4,  // 11: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	42, // 12: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	44, // 12: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
 	4,  // 13: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
 	14, // 14: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
 	4,  // 15: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
@@ -2949,37 +3101,40 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	36, // 25: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
 	3,  // 26: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
 	39, // 27: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	10, // 28: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	12, // 29: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	15, // 30: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	17, // 31: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	19, // 32: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	21, // 33: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	23, // 34: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	31, // 35: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	25, // 36: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	27, // 37: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	29, // 38: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	33, // 39: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	37, // 40: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	11, // 41: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	13, // 42: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	16, // 43: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	18, // 44: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	20, // 45: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	22, // 46: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	24, // 47: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	32, // 48: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	26, // 49: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	28, // 50: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	30, // 51: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	34, // 52: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	38, // 53: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	41, // [41:54] is the sub-list for method output_type
-	28, // [28:41] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	4,  // 28: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	10, // 29: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	12, // 30: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	15, // 31: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	17, // 32: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	19, // 33: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	21, // 34: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	23, // 35: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	31, // 36: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	25, // 37: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	27, // 38: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	29, // 39: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	33, // 40: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	40, // 41: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	37, // 42: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	11, // 43: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	13, // 44: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	16, // 45: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	18, // 46: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	20, // 47: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	22, // 48: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	24, // 49: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	32, // 50: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	26, // 51: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	28, // 52: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	30, // 53: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	34, // 54: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	41, // 55: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	38, // 56: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	43, // [43:57] is the sub-list for method output_type
+	29, // [29:43] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -2988,13 +3143,14 @@ func file_volume_volumepb_volume_proto_init() {
 		return
 	}
 	file_volume_volumepb_volume_proto_msgTypes[21].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[36].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   39,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

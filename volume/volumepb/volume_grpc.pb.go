@@ -35,6 +35,7 @@ const (
 	Volumes_StopVerify_FullMethodName     = "/tandem.volume.v1.Volumes/StopVerify"
 	Volumes_GetVerify_FullMethodName      = "/tandem.volume.v1.Volumes/GetVerify"
 	Volumes_ImportKvdb_FullMethodName     = "/tandem.volume.v1.Volumes/ImportKvdb"
+	Volumes_ForceReplica_FullMethodName   = "/tandem.volume.v1.Volumes/ForceReplica"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -85,6 +86,10 @@ type VolumesClient interface {
 	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
 	// or another change of a volume, came first.
 	ImportKvdb(ctx context.Context, in *ImportKvdbRequest, opts ...grpc.CallOption) (*ImportKvdbResponse, error)
+	// ForceReplica makes a replica that is out of sync the only one in sync, with the loss of every write that it lacks. Every replica that is in
+	// sync has to be in a domain that is out of service. The volume is detached after that. Errors: NOT_FOUND; FAILED_PRECONDITION the replica is
+	// in sync, or may not be used (the message says why); ABORTED the volume was changed meanwhile, or is at another epoch; UNKNOWN look first.
+	ForceReplica(ctx context.Context, in *ForceReplicaRequest, opts ...grpc.CallOption) (*ForceReplicaResponse, error)
 }
 
 type volumesClient struct {
@@ -224,6 +229,16 @@ func (c *volumesClient) ImportKvdb(ctx context.Context, in *ImportKvdbRequest, o
 	return out, nil
 }
 
+func (c *volumesClient) ForceReplica(ctx context.Context, in *ForceReplicaRequest, opts ...grpc.CallOption) (*ForceReplicaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForceReplicaResponse)
+	err := c.cc.Invoke(ctx, Volumes_ForceReplica_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VolumesServer is the server API for Volumes service.
 // All implementations must embed UnimplementedVolumesServer
 // for forward compatibility.
@@ -272,6 +287,10 @@ type VolumesServer interface {
 	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
 	// or another change of a volume, came first.
 	ImportKvdb(context.Context, *ImportKvdbRequest) (*ImportKvdbResponse, error)
+	// ForceReplica makes a replica that is out of sync the only one in sync, with the loss of every write that it lacks. Every replica that is in
+	// sync has to be in a domain that is out of service. The volume is detached after that. Errors: NOT_FOUND; FAILED_PRECONDITION the replica is
+	// in sync, or may not be used (the message says why); ABORTED the volume was changed meanwhile, or is at another epoch; UNKNOWN look first.
+	ForceReplica(context.Context, *ForceReplicaRequest) (*ForceReplicaResponse, error)
 	mustEmbedUnimplementedVolumesServer()
 }
 
@@ -317,6 +336,9 @@ func (UnimplementedVolumesServer) GetVerify(context.Context, *GetVerifyRequest) 
 }
 func (UnimplementedVolumesServer) ImportKvdb(context.Context, *ImportKvdbRequest) (*ImportKvdbResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ImportKvdb not implemented")
+}
+func (UnimplementedVolumesServer) ForceReplica(context.Context, *ForceReplicaRequest) (*ForceReplicaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForceReplica not implemented")
 }
 func (UnimplementedVolumesServer) mustEmbedUnimplementedVolumesServer() {}
 func (UnimplementedVolumesServer) testEmbeddedByValue()                 {}
@@ -548,6 +570,24 @@ func _Volumes_ImportKvdb_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_ForceReplica_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForceReplicaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).ForceReplica(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_ForceReplica_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).ForceReplica(ctx, req.(*ForceReplicaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Volumes_ServiceDesc is the grpc.ServiceDesc for Volumes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -598,6 +638,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ImportKvdb",
 			Handler:    _Volumes_ImportKvdb_Handler,
+		},
+		{
+			MethodName: "ForceReplica",
+			Handler:    _Volumes_ForceReplica_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -83,6 +83,7 @@ var table = []row{
 	{"volume.ErrDeleting", volume.ErrDeleting, codes.FailedPrecondition, ""},
 	{"volume.ErrOtherNode", volume.ErrOtherNode, codes.FailedPrecondition, "ask that node: run tandemctl there, or give --endpoint"},
 	{"volume.ErrNotImported", volume.ErrNotImported, codes.FailedPrecondition, "bring the nodes that are named back, or see docs/ops/kvdb-lost.md"},
+	{"volume.ErrNotForced", volume.ErrNotForced, codes.FailedPrecondition, "see docs/ops/site-loss.md"},
 	{"replication.ErrRolledBack", replication.ErrRolledBack, codes.FailedPrecondition, hintImport},
 	{"volume.ErrIncarnation", volume.ErrIncarnation, codes.FailedPrecondition, hintImport},
 	{"volume.ErrCreateFailed", volume.ErrCreateFailed, codes.Aborted, "what was made of it is removed: remove the cause and try again"},
