@@ -33,6 +33,7 @@ type Options struct {
 	FlushBytes     int64 // and after so many bytes
 	FlushRegions   int   // and when writes have gone to so many regions: the activity logs have room for few
 	ResyncRate     int64 // bytes compared or copied a second; 0 unlimited
+	ResyncFloor    int64 // bytes compared or copied a second, however slow that makes the consumer's requests; 0: it is not looked at
 	ResyncWindow   int   // spans of copySpan compared at once
 	JoinerLag      int64 // bytes that a joiner may be behind before writes wait for it
 
@@ -118,6 +119,7 @@ type Coordinator struct {
 	join      *join
 	joinAt    int64  // earliest time of the next join attempt
 	bucket    bucket // of resync
+	pace      pace   // of copies beside the consumer
 	copyAt    int64  // earliest time of the next copy, after one that failed
 
 	suspicions []suspicion // oldest first
@@ -473,6 +475,9 @@ func (c *Coordinator) complete(io *IO, err error) {
 		return
 	}
 	io.delivered = true
+	if err == nil {
+		c.pace.answered(c.now, io, len(c.jobs) > 0)
+	}
 	c.ready.Completions = append(c.ready.Completions, Completion{IO: io, Err: err})
 }
 

@@ -167,6 +167,7 @@ func (w *simWorld) buggify() {
 	o.JoinerLag = pick(0, 4<<10, 64<<10, 16<<20)
 	o.ResyncWindow = int(pick(1, 2, 8))
 	o.ResyncRate = pick(0, 0, 4<<20, 64<<20)
+	o.ResyncFloor = pick(0, 4<<20, 64<<20)
 	o.FlushBytes = pick(4<<10, 1<<20)
 	o.FlushInterval = pick(20e6, 100e6, 1e9)
 	o.FlushRegions = int(pick(1, 2, 1000))

@@ -25,17 +25,18 @@ type Peers interface {
 
 // Timing of the protocol; zero values mean the defaults.
 type Timing struct {
-	Suspect    time.Duration // a replica out of reach for so long is evicted; default 3 s
-	Operation  time.Duration // a replica that does not answer for so long is evicted; default 10 s
-	Seal       time.Duration // how long a takeover waits for further replicas; default 5 s
-	Lease      time.Duration // how long a read lease lets a coordinator read; default 2 s
-	LeaseGrant time.Duration // how long a replica keeps one, before which it follows no other coordinator; default 3 s
-	Lossy      time.Duration // the same while all that answered lost power; default 60 s
-	Stall      time.Duration // a request that cannot proceed for so long fails; default 90 s
-	Retry      time.Duration // between attempts; default 500 ms
-	Flush      time.Duration // background flush; default 1 s
-	Rest       time.Duration // Close waits for so long that a disk answers what it was asked; default 10 s
-	ResyncRate int64         // bytes a second; 0 unlimited
+	Suspect     time.Duration // a replica out of reach for so long is evicted; default 3 s
+	Operation   time.Duration // a replica that does not answer for so long is evicted; default 10 s
+	Seal        time.Duration // how long a takeover waits for further replicas; default 5 s
+	Lease       time.Duration // how long a read lease lets a coordinator read; default 2 s
+	LeaseGrant  time.Duration // how long a replica keeps one, before which it follows no other coordinator; default 3 s
+	Lossy       time.Duration // the same while all that answered lost power; default 60 s
+	Stall       time.Duration // a request that cannot proceed for so long fails; default 90 s
+	Retry       time.Duration // between attempts; default 500 ms
+	Flush       time.Duration // background flush; default 1 s
+	Rest        time.Duration // Close waits for so long that a disk answers what it was asked; default 10 s
+	ResyncRate  int64         // bytes a second; 0 unlimited
+	ResyncFloor int64         // what copies do in bytes a second however slow they make the consumer's requests; default 16 MiB
 
 	// ConfirmReads has each read confirmed by every in-sync replica instead of leases, which trust clocks. Each node decides for itself.
 	ConfirmReads bool
@@ -57,6 +58,9 @@ func (t *Timing) ensureDefaults() {
 	def(&t.Retry, 500*time.Millisecond)
 	def(&t.Flush, time.Second)
 	def(&t.Rest, 10*time.Second)
+	if t.ResyncFloor == 0 {
+		t.ResyncFloor = 16 << 20
+	}
 }
 
 // Limits of one volume.
@@ -252,7 +256,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
 			LeaseTime: int64(t.Lease), ConfirmReads: t.ConfirmReads, LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
 			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,
-			ResyncWindow: resyncWindow, JoinerLag: joinerLag, Rand: rand.Uint64,
+			ResyncFloor: t.ResyncFloor, ResyncWindow: resyncWindow, JoinerLag: joinerLag, Rand: rand.Uint64,
 		}, cfg, rev),
 	}
 	v.ctx, v.cancel = context.WithCancel(context.Background())

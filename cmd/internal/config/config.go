@@ -219,6 +219,9 @@ type Replication struct {
 	StallTimeout time.Duration `yaml:"stallTimeout"`
 	// Resync traffic that this node sends, bytes per second. 0: no limit.
 	ResyncRate Size `yaml:"resyncRate"`
+	// What a volume is resynced with, bytes per second, however slow that makes its consumer's requests. Above it the resync gives way
+	// when more than one of a hundred takes more than twice as long as without.
+	ResyncFloor Size `yaml:"resyncFloor"`
 	// From the end of a verify of a volume that is attached on this node to the next one, which compares its replicas and their checksums. 0: only when asked.
 	VerifyInterval time.Duration `yaml:"verifyInterval"`
 	// What a verify reads of each replica, bytes per second. 0: no limit.

@@ -86,6 +86,11 @@ var limits = []Limit{
 		at(func(c *Config) *Size { return &c.Replication.ResyncRate }),
 	},
 	{
+		"replication.resyncFloor", mib, 100 * gib, 16 * mib, UnitRate,
+		"a replica that is out of sync is a risk too: 16Mi go through a TiB in 18 hours",
+		at(func(c *Config) *Size { return &c.Replication.ResyncFloor }),
+	},
+	{
 		"replication.verifyInterval", 0, int64(365 * 24 * time.Hour), int64(7 * 24 * time.Hour), UnitDuration,
 		"what has rotted on one disk is to be found before the other one has failed",
 		at(func(c *Config) *time.Duration { return &c.Replication.VerifyInterval }),
