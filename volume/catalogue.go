@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -28,11 +29,12 @@ type Catalogue struct {
 	keys    keys
 	configs *Configs
 	cluster Cluster
+	trail   *audit.Log
 }
 
 // NewCatalogue returns the catalogue behind c.
 func NewCatalogue(c *Configs, cl Cluster) *Catalogue {
-	return &Catalogue{store: c.store, keys: c.keys, configs: c, cluster: cl}
+	return &Catalogue{store: c.store, keys: c.keys, configs: c, cluster: cl, trail: audit.New(c.store, c.cluster, cl.View().Local)}
 }
 
 // Entry is a volume with everything that the kvdb knows of it.
@@ -135,7 +137,13 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	if err != nil {
 		return nil, err
 	}
-	res, err := c.store.Txn(ctx, kvdb.Txn{
+	entry, err := c.trail.Stage(ctx, audit.Record{
+		Verb: "volume create", Object: object(id), Outcome: fmt.Sprintf("%s, %d bytes, %d replicas", r.Name, r.Size, len(placed)),
+	})
+	if err != nil {
+		return nil, err
+	}
+	t := kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.name(r.Name), Target: kvdb.CmpAbsent},
 			{Key: c.keys.spec(id), Target: kvdb.CmpAbsent},
@@ -144,7 +152,9 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 			{Kind: kvdb.OpPut, Key: c.keys.name(r.Name), Value: []byte(id.String())},
 			record,
 		},
-	})
+	}
+	entry.AddTo(&t)
+	res, err := c.store.Txn(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -153,6 +163,9 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	}
 	return &s, nil
 }
+
+// object names a volume in the audit trail.
+func object(id replication.VolumeID) string { return "volume/" + id.String() }
 
 // byName returns the volume that has the name, or ErrVolumeNotFound. The spec may be gone
 // between the two reads: then so is the name.
@@ -377,6 +390,7 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 			{Kind: kvdb.OpDelete, Key: c.keys.name(s.Name)},
 		},
 	}
+	rec := audit.Record{Verb: "volume delete", Object: object(id), Reason: failure, Outcome: s.Name + " is being deleted"}
 	guard := kvdb.Cmp{Key: c.keys.config(id), Target: kvdb.CmpAbsent}
 	if cfgKV != nil {
 		cfg, mod, err := parseConfig(*cfgKV)
@@ -387,13 +401,19 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 			return false, fmt.Errorf("%w on node %s: detach it first", ErrAttached, coordinator(cfg).Node)
 		}
 		guard = kvdb.Cmp{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod}
-		next, err := put(c.keys.config(id), nextConfig(cfg, replication.PhaseDeleting, "delete"))
+		deleting := nextConfig(cfg, replication.PhaseDeleting, "delete")
+		next, err := put(c.keys.config(id), deleting)
 		if err != nil {
 			return false, err
 		}
-		t.Then = append(t.Then, next)
+		t.Then, rec.Epoch = append(t.Then, next), uint64(deleting.Epoch)
 	}
 	t.If = append(t.If, guard)
+	entry, err := c.trail.Stage(ctx, rec)
+	if err != nil {
+		return false, err
+	}
+	entry.AddTo(&t)
 	res, err := c.store.Txn(ctx, t)
 	return err == nil && res.Succeeded, err
 }

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -91,7 +92,10 @@ func (c *Catalogue) replace(ctx context.Context, id replication.VolumeID, r Repl
 	}
 	place.Replica = replication.ReplicaID(replication.NewUUID())
 	s.Replacing = &Replacement{Old: old.Replica, New: place}
-	return c.change(ctx, guards, s, nil)
+	return c.change(ctx, guards, s, nil, audit.Record{
+		Verb: "volume replica replace", Object: object(id), Epoch: uint64(cfg.Epoch),
+		Outcome: fmt.Sprintf("replica %s on node %s is replaced by %s on node %s", old.Replica, old.Node, place.Replica, place.Node),
+	})
 }
 
 // readForChange reads the records of a volume that is READY, and what guards a change of them.
@@ -132,8 +136,8 @@ func (c *Catalogue) readForChange(ctx context.Context, id replication.VolumeID) 
 	}, nil
 }
 
-// change writes the spec, and the configuration if it is not nil.
-func (c *Catalogue) change(ctx context.Context, guards []kvdb.Cmp, s *Spec, cfg *replication.Config) (done bool, _ error) {
+// change writes the spec, and the configuration if it is not nil. What an operator asked for has a record for the audit trail.
+func (c *Catalogue) change(ctx context.Context, guards []kvdb.Cmp, s *Spec, cfg *replication.Config, orders ...audit.Record) (done bool, _ error) {
 	spec, err := put(c.keys.spec(s.ID), s)
 	if err != nil {
 		return false, err
@@ -145,6 +149,13 @@ func (c *Catalogue) change(ctx context.Context, guards []kvdb.Cmp, s *Spec, cfg 
 			return false, err
 		}
 		t.Then = append(t.Then, config)
+	}
+	for _, r := range orders {
+		entry, err := c.trail.Stage(ctx, r)
+		if err != nil {
+			return false, err
+		}
+		entry.AddTo(&t)
 	}
 	res, err := c.store.Txn(ctx, t)
 	return err == nil && res.Succeeded, err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tandem-storage/tandem/audit/auditpb"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/frontend"
@@ -109,6 +110,18 @@ func TestGolden(t *testing.T) {
 		{name: "replica-replace-no-replica", args: "volume replica replace data"},
 		{name: "replica-replace-in-sync", args: "volume replica replace data b1 -f", fake: func(f *fakeDaemon) {
 			f.err = fmt.Errorf("%w: 1 on node b1", volume.ErrReplicaInSync)
+		}},
+		{name: "audit-list", args: "audit list"},
+		{name: "audit-list-json", args: "audit list --since 2023-11-14T00:00:00Z --limit 2 -o json"},
+		{name: "audit-list-since", args: "audit list --since yesterday"},
+		{name: "audit-list-incomplete", args: "audit list --since 1h", fake: func(f *fakeDaemon) {
+			f.trail = &auditpb.ListAuditResponse{Unreadable: 1, Omitted: 3}
+		}},
+		{name: "audit-verify", args: "audit verify"},
+		{name: "audit-verify-empty", args: "audit verify", fake: func(f *fakeDaemon) { f.verdict = &auditpb.VerifyAuditResponse{Intact: true, FirstSeq: 1} }},
+		{name: "audit-verify-changed", args: "audit verify", fake: func(f *fakeDaemon) {
+			f.verdict.Intact, f.verdict.Broken = false, 1
+			f.verdict.Faults = []*auditpb.Fault{{Text: "cannot be read: audit: unreadable record"}, {Seq: 8, Text: "has been changed: its content does not have its hash"}}
 		}},
 		{name: "kvdb-members", args: "kvdb members"},
 		{name: "kvdb-remove", args: "kvdb remove w1 --force"},
