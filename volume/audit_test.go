@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
@@ -95,5 +97,73 @@ func TestOrdersWithADamagedTrail(t *testing.T) {
 	r, err := l.Verify(t.Context())
 	if err != nil || r.Intact() || r.Last != 3 || !strings.Contains(fmt.Sprint(r.Faults), "cannot be read") {
 		t.Errorf("%+v %v", r, err)
+	}
+}
+
+// Of two operators who decided on the same epoch one wins.
+func TestTwoOperatorsOneEpoch(t *testing.T) {
+	for range 20 {
+		w := newWorld(t, "a", "b")
+		e := w.create(Request{Name: "v", Size: gib})
+		c, epoch := w.configs(w.store), e.Config.Epoch
+		var wg sync.WaitGroup
+		var deleted, attached error
+		wg.Go(func() { deleted = w.catalogue(w.store).DeleteAt(t.Context(), e.ID, &epoch) })
+		wg.Go(func() {
+			s := NewServer(w.catalogue(w.store), ServerOptions{Node: "n-a", Runtime: runtime{c, new(Verify)}, Orphans: func() []LocalReplica { return nil }})
+			_, attached = s.AttachVolume(t.Context(), &volumepb.AttachVolumeRequest{Volume: "v", ExpectedEpoch: (*uint64)(&epoch)})
+		})
+		wg.Wait()
+		if (deleted == nil) == (attached == nil) {
+			t.Fatalf("deleted %v, attached %v", deleted, attached)
+		}
+	}
+}
+
+// An order for an epoch that is over changes nothing and is not recorded.
+func TestExpectedEpoch(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	e := w.create(Request{Name: "v", Size: gib})
+	s := NewServer(w.catalogue(w.store), ServerOptions{Node: "n-a", Runtime: runtime{w.configs(w.store), new(Verify)}, Orphans: func() []LocalReplica { return nil }})
+	old, now := uint64(e.Config.Epoch), uint64(3)
+	if _, err := s.AttachVolume(t.Context(), &volumepb.AttachVolumeRequest{Volume: "v", ExpectedEpoch: &old}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.AttachVolume(t.Context(), &volumepb.AttachVolumeRequest{Volume: "v", ExpectedEpoch: &old})
+	wantErr(t, err, ErrConflict)
+	_, err = s.DetachVolume(t.Context(), &volumepb.DetachVolumeRequest{Volume: "v", ExpectedEpoch: &old})
+	wantErr(t, err, ErrConflict)
+	if _, err = s.DetachVolume(t.Context(), &volumepb.DetachVolumeRequest{Volume: "v", ExpectedEpoch: &now}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.DeleteVolume(t.Context(), &volumepb.DeleteVolumeRequest{Volume: "v", ExpectedEpoch: &now})
+	wantErr(t, err, ErrConflict)
+	_, err = s.ReplaceReplica(t.Context(), &volumepb.ReplaceReplicaRequest{Volume: "v", Replica: "n-b", ExpectedEpoch: &now})
+	wantErr(t, err, ErrReplicaInSync)
+	if got := trailOf(t, w); len(got) != 3 {
+		t.Errorf("%q", got)
+	}
+}
+
+// Of two operators who send the successor of a replica to different nodes, each going by what he saw, the second is told.
+func TestTwoReplacementsOneEpoch(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	e := w.create(Request{Name: "v", Size: gib})
+	w.fault(e.ID, "b")
+	w.spare("n-b2", "b")
+	w.spare("n-b3", "b")
+	epoch := w.get(e.ID).Config.Epoch
+	c := w.catalogue(w.store)
+	for _, tc := range []struct {
+		node replication.NodeID
+		at   replication.Epoch
+		err  error
+	}{{"n-b2", epoch - 1, ErrConflict}, {"n-b2", epoch, nil}, {"n-b2", epoch, nil}, {"n-b3", epoch, ErrConflict}} {
+		if err := c.Replace(t.Context(), e.ID, ReplaceRequest{Replica: "n-b", Node: tc.node, ExpectedEpoch: &tc.at}); !errors.Is(err, tc.err) {
+			t.Errorf("to %s at epoch %d: %v, want %v", tc.node, tc.at, err, tc.err)
+		}
+	}
+	if got := trailOf(t, w); len(got) != 2 {
+		t.Errorf("%q", got)
 	}
 }

@@ -329,8 +329,14 @@ func (c *Catalogue) entries(kvs []kvdb.KV) (es map[replication.VolumeID]*Entry, 
 // Delete turns a volume to DELETING; nobody can attach it any more. A volume that
 // does not exist, or is being deleted, is no error. Errors: ErrAttached, those of the store.
 func (c *Catalogue) Delete(ctx context.Context, id replication.VolumeID) error {
+	return c.DeleteAt(ctx, id, nil)
+}
+
+// DeleteAt is Delete, unless the volume's configuration is at another epoch than the one expected; nil: whatever it is at.
+// Errors: ErrConflict too.
+func (c *Catalogue) DeleteAt(ctx context.Context, id replication.VolumeID, expected *replication.Epoch) error {
 	for {
-		done, err := c.toDeleting(ctx, id, "")
+		done, err := c.toDeleting(ctx, id, "", expected)
 		if done {
 			return nil
 		}
@@ -345,8 +351,21 @@ func (c *Catalogue) Delete(ctx context.Context, id replication.VolumeID) error {
 	}
 }
 
-// toDeleting tries once to turn a volume to DELETING; with a failure only if it is CREATING.
-func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, failure string) (done bool, _ error) {
+// checkEpoch reports ErrConflict unless cfg, nil for a volume that has none, is at the epoch that an operator expects.
+func checkEpoch(cfg *replication.Config, expected *replication.Epoch) error {
+	switch {
+	case expected == nil:
+		return nil
+	case cfg == nil:
+		return fmt.Errorf("%w: epoch %d is expected, it has no configuration yet", ErrConflict, *expected)
+	case cfg.Epoch != *expected:
+		return fmt.Errorf("%w: epoch %d is expected, it is at %d: look and decide again", ErrConflict, *expected, cfg.Epoch)
+	}
+	return nil
+}
+
+// toDeleting tries once to turn a volume to DELETING; with a failure only if it is CREATING, and only at the epoch that is expected.
+func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, failure string, expected *replication.Epoch) (done bool, _ error) {
 	inc := clusterdomain.IncarnationKey(c.configs.cluster)
 	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: c.keys.spec(id)}, {Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: inc},
@@ -392,9 +411,16 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 	}
 	rec := audit.Record{Verb: "volume delete", Object: object(id), Reason: failure, Outcome: s.Name + " is being deleted"}
 	guard := kvdb.Cmp{Key: c.keys.config(id), Target: kvdb.CmpAbsent}
-	if cfgKV != nil {
+	if cfgKV == nil {
+		if err := checkEpoch(nil, expected); err != nil {
+			return false, err
+		}
+	} else {
 		cfg, mod, err := parseConfig(*cfgKV)
 		if err != nil {
+			return false, err
+		}
+		if err := checkEpoch(cfg, expected); err != nil {
 			return false, err
 		}
 		if cfg.Phase != replication.PhaseDetached {

@@ -38,6 +38,8 @@ type ReplaceRequest struct {
 	Replica string             // its id, or the node that has it
 	Node    replication.NodeID // in the same domain
 	Pool    string             // UUID
+
+	ExpectedEpoch *replication.Epoch // refuse if the configuration is at another, or another replacement was begun; nil: whatever there is
 }
 
 // Replace begins to replace a replica that is not in sync by a new, empty one in the same domain: on a node that
@@ -46,7 +48,7 @@ type ReplaceRequest struct {
 //
 // Asked for again it changes nothing, unless another place is named: then what was begun is taken back.
 // Errors: replication.ErrVolumeNotFound, ErrNotReady, ErrDeleting, ErrReplicaNotFound, ErrReplicaInSync (so
-// that the last in-sync replica never goes), ErrTooFewNodes, ErrTooLarge, ErrNoRoom, those of the store.
+// that the last in-sync replica never goes), ErrConflict, ErrTooFewNodes, ErrTooLarge, ErrNoRoom, those of the store.
 func (c *Catalogue) Replace(ctx context.Context, id replication.VolumeID, r ReplaceRequest) error {
 	for {
 		done, err := c.replace(ctx, id, r)
@@ -81,10 +83,15 @@ func (c *Catalogue) replace(ctx context.Context, id replication.VolumeID, r Repl
 		switch {
 		case p.Old == old.Replica && fits:
 			return true, nil
+		case r.ExpectedEpoch != nil:
+			return false, fmt.Errorf("%w: replica %s is being replaced by one on node %s: look and decide again", ErrConflict, p.Old, p.New.Node)
 		case p.Old != old.Replica:
 			return false, fmt.Errorf("%w: replica %s of volume %s is being replaced; one at a time", ErrConflict, p.Old, s.Name)
 		}
 		s.Retired = append(s.Retired, p.New)
+	}
+	if err := checkEpoch(cfg, r.ExpectedEpoch); err != nil {
+		return false, err
 	}
 	place, err := placeInstead(c.cluster.View(), s, old, r)
 	if err != nil {

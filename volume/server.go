@@ -174,7 +174,7 @@ func (s *Server) DeleteVolume(ctx context.Context, r *volumepb.DeleteVolumeReque
 	ctx = by(ctx, r)
 	id, err := s.c.Resolve(ctx, r.Volume)
 	if err == nil {
-		err = s.c.Delete(ctx, id)
+		err = s.c.DeleteAt(ctx, id, (*replication.Epoch)(r.ExpectedEpoch))
 	}
 	if err == nil && r.Wait {
 		err = s.c.waitGone(ctx, id)
@@ -199,7 +199,7 @@ func (s *Server) ReplaceReplica(ctx context.Context, r *volumepb.ReplaceReplicaR
 		return nil, err
 	}
 	ctx = by(ctx, r)
-	err = s.c.Replace(ctx, e.ID, ReplaceRequest{Replica: r.Replica, Node: replication.NodeID(r.Node), Pool: r.Pool})
+	err = s.c.Replace(ctx, e.ID, ReplaceRequest{Replica: r.Replica, Node: replication.NodeID(r.Node), Pool: r.Pool, ExpectedEpoch: (*replication.Epoch)(r.ExpectedEpoch)})
 	if err == nil && r.Wait {
 		err = s.c.waitReplaced(ctx, e.ID)
 	}
@@ -224,6 +224,10 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	}
 	if e.State != Ready {
 		return nil, e.notReady()
+	}
+	// What comes between this and the takeover is found by TakeFrom.
+	if err := checkEpoch(e.Config, (*replication.Epoch)(r.ExpectedEpoch)); err != nil {
+		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
 	}
 	if e.Rollback != nil {
 		return nil, fmt.Errorf("attach volume %s: %w: %s", e.Name, replication.ErrRolledBack, e.Rollback.describe(e.ID))
@@ -262,6 +266,9 @@ func (s *Server) DetachVolume(ctx context.Context, r *volumepb.DetachVolumeReque
 		if n := coordinator(e.Config).Node; n != "" && n != s.o.Node {
 			return nil, s.otherNode(n, "does not have volume "+e.Name+" attached")
 		}
+	}
+	if err := checkEpoch(e.Config, (*replication.Epoch)(r.ExpectedEpoch)); err != nil {
+		return nil, fmt.Errorf("detach volume %s: %w", e.Name, err)
 	}
 	err = s.o.Runtime.Detach(ctx, e.ID)
 	if e.Config != nil && e.Config.Coord != nil {

@@ -45,7 +45,14 @@ func TestGolden(t *testing.T) {
 			f.err = fmt.Errorf("%w: %q", clusterdomain.ErrDomainNotFound, "nowhere")
 		}},
 		{name: "domains-activate-no-name", args: "cluster domains activate"},
-		{name: "domains-deactivate", args: "cluster domains deactivate --name primary --peer-lost --expect-epoch 4 --accept-data-loss data,ledger"},
+		{name: "domains-deactivate", args: "cluster domains deactivate --name primary --peer-lost --expect-epoch 4 --accept-data-loss data,ledger --yes"},
+		{name: "domains-deactivate-loss-nobody-to-ask", args: "cluster domains deactivate --name primary --peer-lost --accept-data-loss data,ledger"},
+		{name: "domains-deactivate-loss-no", args: "cluster domains deactivate --name primary --accept-data-loss data,ledger", set: func(h *harness) {
+			h.stdinTTY, h.stdin = true, strings.NewReader("\n")
+		}},
+		{name: "domains-deactivate-loss-asked", args: "cluster domains deactivate --name primary --accept-data-loss data", set: func(h *harness) {
+			h.stdinTTY, h.stdin = true, strings.NewReader("yes\n")
+		}},
 		{name: "domains-deactivate-last-copy", args: "cluster domains deactivate --name primary", fake: func(f *fakeDaemon) {
 			f.err = fmt.Errorf("%w: domain primary: volumes data, ledger", clusterdomain.ErrLastCopy)
 		}},
@@ -101,6 +108,9 @@ func TestGolden(t *testing.T) {
 		{name: "volume-delete", args: "volume delete data --force"},
 		{name: "volume-delete-wait-json", args: "volume delete data -f --wait -o json"},
 		{name: "volume-delete-nobody-to-ask", args: "volume delete data"},
+		{name: "volume-delete-changed", args: "volume delete data -y --expect-epoch 4 --reason old", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("delete volume data: %w: epoch 4 is expected, it is at 5: look and decide again", volume.ErrConflict)
+		}},
 		{name: "volume-delete-no", args: "volume delete data", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("n\n") }},
 		{name: "volume-delete-eof", args: "volume delete data", set: func(h *harness) { h.stdinTTY = true }},
 		{name: "volume-delete-yes", args: "volume delete data --wait", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("Y\n") }},
@@ -133,6 +143,9 @@ func TestGolden(t *testing.T) {
 		{name: "kvdb-import", args: "kvdb import --volume data --volume logs --accept-data-loss data --force"},
 		{name: "kvdb-import-json", args: "kvdb import --all --force -o json"},
 		{name: "kvdb-import-nobody-to-ask", args: "kvdb import --all"},
+		{name: "kvdb-import-loss-no", args: "kvdb import --volume data --accept-data-loss data", set: func(h *harness) {
+			h.stdinTTY, h.stdin = true, strings.NewReader("n\n")
+		}},
 		{name: "kvdb-import-what", args: "kvdb import --dry-run"},
 		{name: "kvdb-import-both", args: "kvdb import --all --volume data"},
 		{name: "kvdb-import-refused", args: "kvdb import --all --force", fake: func(f *fakeDaemon) {

@@ -11,7 +11,8 @@ import (
 
 func (a *app) replicaReplaceCommand() *cobra.Command {
 	var node, pool string
-	var force, wait bool
+	var yes, wait bool
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "replace VOLUME REPLICA",
 		Short: "Put a new replica in the place of one that failed",
@@ -37,7 +38,7 @@ detached. Asking again changes nothing; naming another place takes the first one
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !force {
+			if !yes {
 				if err := a.confirm(fmt.Sprintf("What replica %s of volume %s holds will be removed for good. Replace it?", args[1], args[0])); err != nil {
 					return err
 				}
@@ -52,7 +53,9 @@ detached. Asking again changes nothing; naming another place takes the first one
 			}
 			ctx, cancel := bound(cmd.Context())
 			defer cancel()
-			resp, err := client.ReplaceReplica(ctx, &pb.ReplaceReplicaRequest{Volume: args[0], Replica: args[1], Node: node, Pool: pool, Wait: wait})
+			resp, err := client.ReplaceReplica(ctx, &pb.ReplaceReplicaRequest{
+				Volume: args[0], Replica: args[1], Node: node, Pool: pool, Wait: wait, Reason: order.reason, Actor: a.actor(), ExpectedEpoch: order.expected(cmd),
+			})
 			if err != nil {
 				return err
 			}
@@ -62,7 +65,9 @@ detached. Asking again changes nothing; naming another place takes the first one
 	f := cmd.Flags()
 	f.StringVar(&node, "to-node", "", "`node` that takes the new replica")
 	f.StringVar(&pool, "to-pool", "", "`UUID` of the pool that takes it, see \"tandemctl status\" of its node")
-	f.BoolVarP(&force, "force", "f", false, "do not ask")
+	order.add(cmd)
+	order.addEpoch(cmd, "volume", "inspect")
+	addYes(cmd, &yes)
 	f.BoolVar(&wait, "wait", false, "wait until the new replica is in the place of the old one")
 	return cmd
 }
