@@ -22,6 +22,3 @@ func nodePrefix(cluster string) string { return root(cluster) + "node/" }
 
 // knownPrefix: the same records, which stay when the node is gone.
 func knownPrefix(cluster string) string { return root(cluster) + "known/" }
-
-// opKey holds the record of a data-losing action (I24).
-func opKey(cluster, id string) string { return root(cluster) + "op/" + id }

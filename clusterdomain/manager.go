@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/kvdb"
 )
@@ -61,6 +62,7 @@ type Manager struct {
 	store kvdb.Store
 	o     Options
 	lg    *zap.Logger
+	trail *audit.Log
 
 	view  atomic.Pointer[View]
 	ready chan struct{} // closed with the first view
@@ -84,7 +86,7 @@ func New(store kvdb.Store, o Options) (*Manager, error) {
 	if o.Volumes == nil {
 		return nil, fmt.Errorf("%w: no Volumes given", ErrInvalid)
 	}
-	m := &Manager{store: store, o: o, lg: o.Logger, ready: make(chan struct{})}
+	m := &Manager{store: store, o: o, lg: o.Logger, trail: audit.New(store, o.Cluster, o.Node.Name), ready: make(chan struct{})}
 	m.subs.m = make(map[chan *View]struct{})
 	m.view.Store(&View{Local: o.Node.Name})
 	return m, nil

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
+	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 )
@@ -68,7 +68,7 @@ func (s *Server) ListDomains(ctx context.Context, _ *clusterdomainpb.ListDomains
 
 // ActivateDomain implements ClusterDomains.
 func (s *Server) ActivateDomain(ctx context.Context, r *clusterdomainpb.ActivateDomainRequest) (*clusterdomainpb.ActivateDomainResponse, error) {
-	d, err := s.m.Activate(ctx, Change{Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: actor(ctx, r.Actor), Reason: r.Reason})
+	d, err := s.m.Activate(ctx, Change{Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: audit.Actor(ctx, r.Actor), Reason: r.Reason})
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (s *Server) ActivateDomain(ctx context.Context, r *clusterdomainpb.Activate
 // DeactivateDomain implements ClusterDomains.
 func (s *Server) DeactivateDomain(ctx context.Context, r *clusterdomainpb.DeactivateDomainRequest) (*clusterdomainpb.DeactivateDomainResponse, error) {
 	d, err := s.m.Deactivate(ctx, Change{
-		Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: actor(ctx, r.Actor), Reason: r.Reason,
+		Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: audit.Actor(ctx, r.Actor), Reason: r.Reason,
 		PeerLost: r.PeerLost, AcceptDataLoss: r.AcceptDataLossVolumes,
 	})
 	if err != nil {
@@ -131,7 +131,14 @@ func (s *Server) RemoveKvdbMember(ctx context.Context, r *clusterdomainpb.Remove
 	case r.Member == "":
 		return nil, fmt.Errorf("%w: no member is named", ErrInvalid)
 	}
-	if err := s.o.RemoveKvdbMember(ctx, r.Member); err != nil {
+	err := s.o.RemoveKvdbMember(ctx, r.Member)
+	if err == nil {
+		rec := audit.Record{Actor: audit.Actor(ctx, r.Actor), Verb: "kvdb remove", Object: "member/" + r.Member, Reason: r.Reason, Outcome: "removed"}
+		if err := s.m.trail.Note(ctx, rec); err != nil {
+			s.m.lg.Error("removal of a kvdb member not in the audit trail", zap.String("member", r.Member), zap.Error(err))
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("remove member %s of the kvdb: %w", r.Member, err)
 	}
 	return &clusterdomainpb.RemoveKvdbMemberResponse{Kvdb: kvdbPB(s.o.Kvdb(ctx))}, nil
@@ -152,17 +159,4 @@ func (s *Server) read(ctx context.Context) (*View, []arbiter.Volume, error) {
 func (s *Server) domain(ctx context.Context, d Domain) *clusterdomainpb.Domain {
 	v, vols, _ := s.read(ctx)
 	return domainPB(v, vols, d)
-}
-
-// actor is who asks: what he says, or else the name in his certificate.
-func actor(ctx context.Context, said string) string {
-	if said != "" {
-		return said
-	}
-	if p, ok := peer.FromContext(ctx); ok {
-		if t, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
-			return t.State.PeerCertificates[0].Subject.CommonName
-		}
-	}
-	return "unknown"
 }

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/kvdb"
@@ -410,9 +411,12 @@ func TestGateAgainstEviction(t *testing.T) {
 		if err != nil || d.State.MayAttach() || !slices.Contains(d.AcceptDataLoss, cfg.Volume.String()) {
 			t.Error(d, err)
 		}
-		ops, _, _ := w.store.List(t.Context(), "/tandem/c/op/")
-		if len(ops) != 1 {
-			t.Error("the loss is not on record:", ops)
+		es, _, err := audit.New(w.store, "c", "n").Entries(t.Context(), time.Time{})
+		if err != nil || len(es) == 0 {
+			t.Fatal(es, err)
+		}
+		if e := es[len(es)-1]; e.Object != "domain/a" || e.Actor != "test" || e.Epoch != d.Epoch || !slices.Equal(e.Lost, []string{cfg.Volume.String()}) {
+			t.Errorf("the loss is not on record: %+v", e)
 		}
 	}
 }

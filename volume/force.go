@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -18,7 +18,6 @@ import (
 type ForceRequest struct {
 	Replica       string             // its id, or the node that has it
 	ExpectedEpoch *replication.Epoch // refuse if the volume is at another epoch; nil: whatever it is at
-	Actor, Reason string
 }
 
 // Forced is what was done.
@@ -34,7 +33,7 @@ type Forced struct {
 // out of service, so that nobody writes to them any more who can hear of it. The volume is detached after that, and a fork of
 // what it was: fork_gen tells, and the replicas that were in sync are compared in full when they return, whatever they have.
 //
-// The order goes to the kvdb as one transaction with its record. Asked for again when it is in force it is refused: the replica is in sync.
+// The order goes to the kvdb as one transaction with its entry in the audit trail. Asked for again when it is in force it is refused: the replica is in sync.
 //
 // Errors: replication.ErrVolumeNotFound, ErrNotReady, ErrDeleting, ErrReplicaNotFound, ErrNotForced (the text says why), ErrConflict,
 // ErrOutcomeUnknown, those of the store.
@@ -51,8 +50,8 @@ func (im *Importer) Force(ctx context.Context, id replication.VolumeID, q ForceR
 	if err != nil {
 		return nil, err
 	}
-	if q.ExpectedEpoch != nil && *q.ExpectedEpoch != cfg.Epoch {
-		return nil, fmt.Errorf("%w: expected epoch %d, volume %s is at epoch %d: look and decide again", ErrConflict, *q.ExpectedEpoch, s.Name, cfg.Epoch)
+	if err := checkEpoch(cfg, q.ExpectedEpoch); err != nil {
+		return nil, fmt.Errorf("volume %s: %w", s.Name, err)
 	}
 	r := s.Placed[i].Replica
 	view := c.cluster.View()
@@ -71,7 +70,7 @@ func (im *Importer) Force(ctx context.Context, id replication.VolumeID, q ForceR
 	for _, d := range domains {
 		guards = append(guards, kvdb.Cmp{Key: clusterdomain.DomainKey(c.configs.cluster, d.Name), Target: kvdb.CmpMod, Revision: d.Mod})
 	}
-	if err := im.force(ctx, s, cfg, next, guards, q); err != nil {
+	if err := im.force(ctx, s, cfg, next, guards, f); err != nil {
 		return nil, err
 	}
 	out := &Forced{Node: f.Node, Epoch: next.Epoch, As: f.Epoch}
@@ -79,8 +78,7 @@ func (im *Importer) Force(ctx context.Context, id replication.VolumeID, q ForceR
 		out.Lost = append(out.Lost, cfg.Members[lost].Node)
 	}
 	im.Logger.Warn("replica forced to be the one in sync", zap.Stringer("volume-id", id), zap.String("name", s.Name), zap.Stringer("replica", r),
-		zap.String("node", string(f.Node)), zap.Uint64("epoch", uint64(next.Epoch)), zap.Uint64("data-epoch", uint64(f.Epoch)),
-		zap.String("actor", q.Actor), zap.String("reason", q.Reason))
+		zap.String("node", string(f.Node)), zap.Uint64("epoch", uint64(next.Epoch)), zap.Uint64("data-epoch", uint64(f.Epoch)))
 	return out, nil
 }
 
@@ -182,20 +180,17 @@ func forcedConfig(cfg *replication.Config, f *FoundReplica) (*replication.Config
 	return nextConfig(base, replication.PhaseDetached, "forced"), nil
 }
 
-// force writes the configuration and the record of who did it.
-func (im *Importer) force(ctx context.Context, s *Spec, prev, next *replication.Config, guards []kvdb.Cmp, q ForceRequest) error {
+// force writes the configuration, with its entry in the audit trail.
+func (im *Importer) force(ctx context.Context, s *Spec, prev, next *replication.Config, guards []kvdb.Cmp, f *FoundReplica) error {
 	c := im.Catalogue
 	config, err := put(c.keys.config(s.ID), next)
 	if err != nil {
 		return err
 	}
-	record, err := put(c.keys.op(next.ProposalID), forceRecord{
-		Kind: "force", Volumes: []string{s.ID.String()}, Replica: next.ISR[0], Epoch: next.Epoch, Actor: q.Actor, Reason: q.Reason, Time: time.Now().UTC(),
+	res, err := im.commit(ctx, kvdb.Txn{If: guards, Then: append(c.configs.shrunk(prev, next), config)}, audit.Record{
+		Verb: "volume replica force", Object: object(s.ID), Epoch: uint64(next.Epoch), Lost: []string{s.ID.String()},
+		Outcome: fmt.Sprintf("replica %s on node %s is the only one in sync, as of epoch %d", f.Replica, f.Node, f.Epoch),
 	})
-	if err != nil {
-		return err
-	}
-	res, err := c.store.Txn(ctx, kvdb.Txn{If: guards, Then: append(c.configs.shrunk(prev, next), config, record)})
 	switch {
 	case errors.Is(err, kvdb.ErrNoLeader), errors.Is(err, kvdb.ErrInvalid):
 		return fmt.Errorf("force volume %s: nothing was changed: %w", s.Name, err)
@@ -205,15 +200,4 @@ func (im *Importer) force(ctx context.Context, s *Spec, prev, next *replication.
 		return fmt.Errorf("%w: volume %s, or a domain that it is in: look and decide again", ErrConflict, s.Name)
 	}
 	return nil
-}
-
-// forceRecord is the record of a data-losing action (I24).
-type forceRecord struct {
-	Kind    string                `json:"kind"`
-	Volumes []string              `json:"volumes"`
-	Replica replication.ReplicaID `json:"replica"`
-	Epoch   replication.Epoch     `json:"epoch"`
-	Actor   string                `json:"actor"`
-	Reason  string                `json:"reason"`
-	Time    time.Time             `json:"ts"`
 }

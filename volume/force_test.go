@@ -3,7 +3,9 @@ package volume
 import (
 	"slices"
 	"testing"
+	"time"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -16,7 +18,7 @@ func TestForce(t *testing.T) {
 	w.follows = true
 	w.setDomain("a", clusterdomain.Fenced)
 	epoch := truth.Epoch
-	got, err := importer(w, w.store, reports).Force(t.Context(), truth.Volume, ForceRequest{Replica: "n-b", ExpectedEpoch: &epoch, Actor: "me", Reason: "burnt"})
+	got, err := importer(w, w.store, reports).Force(audit.By(t.Context(), "me", "burnt"), truth.Volume, ForceRequest{Replica: "n-b", ExpectedEpoch: &epoch})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,9 +50,12 @@ func TestForce(t *testing.T) {
 			t.Errorf("the replica on %s may be sealed: %v, want %v", node, !want, want)
 		}
 	}
-	kvs, _, err := w.store.List(t.Context(), "/tandem/c/op/")
-	if err != nil || len(kvs) != 1 {
-		t.Errorf("%d records of what was done, %v", len(kvs), err)
+	trail, _, err := audit.New(w.store, "c", "n-a").Entries(t.Context(), time.Time{})
+	if err != nil || len(trail) == 0 {
+		t.Fatalf("audit trail %v, %v", trail, err)
+	}
+	if e := trail[len(trail)-1]; e.Actor != "me" || e.Reason != "burnt" || e.Verb != "volume replica force" || !slices.Equal(e.Lost, []string{truth.Volume.String()}) {
+		t.Errorf("in the audit trail: %+v", e)
 	}
 	_, err = importer(w, w.store, reports).Force(t.Context(), truth.Volume, ForceRequest{Replica: "n-b"})
 	wantErr(t, err, ErrNotForced)

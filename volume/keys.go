@@ -22,9 +22,6 @@ func (k keys) config(v replication.VolumeID) string   { return k.configs() + v.S
 func (k keys) rollback(v replication.VolumeID) string { return k.configs() + v.String() + "/rollback" }
 
 // splitVolume takes a key under volumes apart: the volume's id, and what follows it.
-// op is the record of an operator's action that loses data; the domains' are beside it.
-func (k keys) op(id replication.UUID) string { return k.root + "op/" + id.String() }
-
 func (k keys) splitVolume(key string) (replication.VolumeID, string, bool) {
 	id, rest, ok := strings.Cut(strings.TrimPrefix(key, k.volumes()), "/")
 	v, err := replication.ParseVolumeID(id)

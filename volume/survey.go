@@ -117,7 +117,7 @@ func parseFound(m *volumepb.FoundReplica) (*FoundReplica, error) {
 
 // ImportKvdb implements Volumes.
 func (s *Server) ImportKvdb(ctx context.Context, r *volumepb.ImportKvdbRequest) (*volumepb.ImportKvdbResponse, error) {
-	res, err := s.o.Import.Run(ctx, ImportRequest{Volumes: r.Volumes, All: r.All, DryRun: r.DryRun, Accept: r.AcceptDataLossVolumes})
+	res, err := s.o.Import.Run(by(ctx, r), ImportRequest{Volumes: r.Volumes, All: r.All, DryRun: r.DryRun, Accept: r.AcceptDataLossVolumes})
 	if err != nil {
 		return nil, err
 	}
@@ -156,9 +156,7 @@ func (s *Server) ForceReplica(ctx context.Context, r *volumepb.ForceReplicaReque
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.o.Import.Force(ctx, e.ID, ForceRequest{
-		Replica: r.Replica, ExpectedEpoch: (*replication.Epoch)(r.ExpectedEpoch), Actor: r.Actor, Reason: r.Reason,
-	})
+	f, err := s.o.Import.Force(by(ctx, r), e.ID, ForceRequest{Replica: r.Replica, ExpectedEpoch: (*replication.Epoch)(r.ExpectedEpoch)})
 	if err != nil {
 		return nil, err
 	}

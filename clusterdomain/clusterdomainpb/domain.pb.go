@@ -1394,6 +1394,8 @@ func (x *KvdbMember) GetWitness() bool {
 type RemoveKvdbMemberRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Member        string                 `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"` // its id, or the name of its node
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`   // "" = the caller's certificate name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1431,6 +1433,20 @@ func (*RemoveKvdbMemberRequest) Descriptor() ([]byte, []int) {
 func (x *RemoveKvdbMemberRequest) GetMember() string {
 	if x != nil {
 		return x.Member
+	}
+	return ""
+}
+
+func (x *RemoveKvdbMemberRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RemoveKvdbMemberRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
 	}
 	return ""
 }
@@ -1652,9 +1668,11 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x04role\x18\x03 \x01(\tR\x04role\x12\x18\n" +
 	"\ahealthy\x18\x04 \x01(\bR\ahealthy\x12\x0e\n" +
 	"\x02id\x18\x05 \x01(\tR\x02id\x12\x18\n" +
-	"\awitness\x18\x06 \x01(\bR\awitness\"1\n" +
+	"\awitness\x18\x06 \x01(\bR\awitness\"_\n" +
 	"\x17RemoveKvdbMemberRequest\x12\x16\n" +
-	"\x06member\x18\x01 \x01(\tR\x06member\"M\n" +
+	"\x06member\x18\x01 \x01(\tR\x06member\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"M\n" +
 	"\x18RemoveKvdbMemberResponse\x121\n" +
 	"\x04kvdb\x18\x01 \x01(\v2\x1d.tandem.clusterdomain.v1.KvdbR\x04kvdb\"\x8a\x01\n" +
 	"\x05Alert\x12\x12\n" +

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/tandem-storage/tandem/audit/auditpb"
 	domainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
 	"github.com/tandem-storage/tandem/volume/volumepb"
@@ -27,6 +28,7 @@ type fakeDaemon struct {
 	domainpb.UnimplementedClusterDomainsServer
 	domainpb.UnimplementedClusterServer
 	volumepb.UnimplementedVolumesServer
+	auditpb.UnimplementedAuditServer
 
 	err      error // of every call but GetStatus
 	status   *domainpb.GetStatusResponse
@@ -34,6 +36,8 @@ type fakeDaemon struct {
 	volumes  []*volumepb.ListVolumesResponse
 	change   *domainpb.Domain
 	imported *volumepb.ImportKvdbResponse
+	trail    *auditpb.ListAuditResponse
+	verdict  *auditpb.VerifyAuditResponse
 	block    <-chan struct{} // DetachVolume answers when it is closed
 
 	mu       sync.Mutex
@@ -83,6 +87,16 @@ func (f *fakeDaemon) ActivateDomain(_ context.Context, r *domainpb.ActivateDomai
 func (f *fakeDaemon) DeactivateDomain(_ context.Context, r *domainpb.DeactivateDomainRequest) (*domainpb.DeactivateDomainResponse, error) {
 	f.note(r)
 	return &domainpb.DeactivateDomainResponse{Domain: f.change}, f.err
+}
+
+func (f *fakeDaemon) ListAudit(_ context.Context, r *auditpb.ListAuditRequest) (*auditpb.ListAuditResponse, error) {
+	f.note(r)
+	return f.trail, f.err
+}
+
+func (f *fakeDaemon) VerifyAudit(_ context.Context, r *auditpb.VerifyAuditRequest) (*auditpb.VerifyAuditResponse, error) {
+	f.note(r)
+	return f.verdict, f.err
 }
 
 func (f *fakeDaemon) CreateVolume(_ context.Context, r *volumepb.CreateVolumeRequest) (*volumepb.CreateVolumeResponse, error) {
@@ -206,6 +220,7 @@ func newHarness(t *testing.T, f *fakeDaemon) *harness {
 		domainpb.RegisterClusterDomainsServer(srv, f)
 		domainpb.RegisterClusterServer(srv, f)
 		volumepb.RegisterVolumesServer(srv, f)
+		auditpb.RegisterAuditServer(srv, f)
 		done := make(chan error, 1)
 		go func() { done <- srv.Serve(ln) }()
 		t.Cleanup(func() {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/tandem-storage/tandem/audit/auditpb"
 	domainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
@@ -122,6 +123,15 @@ func fixture() *fakeDaemon {
 			Orphans: []*volumepb.Orphan{{Node: "a1", Pool: "/var/lib/tandem/pool", VolumeId: "v-gone", ReplicaId: "r-gone", Text: "left by a volume that was deleted while the node was away"}},
 		}},
 		change: domainActive("primary"),
+		trail: &auditpb.ListAuditResponse{
+			Entries: []*auditpb.Entry{
+				{Seq: 7, UnixMs: started, Node: "b1", Actor: "root@b1", Verb: "domain deactivate --peer-lost", Object: "domain/primary", Reason: "site is\ndark",
+					Outcome: "FENCED, was ACTIVE", Epoch: 4, DataLossVolumes: []string{idData}, PrevHash: "00", Hash: "a1"},
+				{Seq: 8, UnixMs: started + 9000, Node: "b1", Actor: "node b1", Verb: "domain settle", Object: "domain/primary", Outcome: "ACTIVE, was REJOINING", Epoch: 5,
+					PrevHash: "a1", Hash: "b2"},
+			},
+		},
+		verdict: &auditpb.VerifyAuditResponse{Intact: true, FirstSeq: 7, LastSeq: 8, LastHash: "b2"},
 		imported: &volumepb.ImportKvdbResponse{
 			Written: true,
 			Volumes: []*volumepb.ImportedVolume{

@@ -12,7 +12,8 @@ import (
 
 func (a *app) replicaReplaceCommand() *cobra.Command {
 	var node, pool string
-	var force, wait bool
+	var yes, wait bool
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "replace VOLUME REPLICA",
 		Short: "Put a new replica in the place of one that failed",
@@ -38,7 +39,7 @@ detached. Asking again changes nothing; naming another place takes the first one
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !force {
+			if !yes {
 				if err := a.confirm(fmt.Sprintf("What replica %s of volume %s holds will be removed for good. Replace it?", args[1], args[0])); err != nil {
 					return err
 				}
@@ -53,7 +54,9 @@ detached. Asking again changes nothing; naming another place takes the first one
 			}
 			ctx, cancel := bound(cmd.Context())
 			defer cancel()
-			resp, err := client.ReplaceReplica(ctx, &pb.ReplaceReplicaRequest{Volume: args[0], Replica: args[1], Node: node, Pool: pool, Wait: wait})
+			resp, err := client.ReplaceReplica(ctx, &pb.ReplaceReplicaRequest{
+				Volume: args[0], Replica: args[1], Node: node, Pool: pool, Wait: wait, Reason: order.reason, Actor: a.actor(), ExpectedEpoch: order.expected(cmd),
+			})
 			if err != nil {
 				return err
 			}
@@ -63,7 +66,9 @@ detached. Asking again changes nothing; naming another place takes the first one
 	f := cmd.Flags()
 	f.StringVar(&node, "to-node", "", "`node` that takes the new replica")
 	f.StringVar(&pool, "to-pool", "", "`UUID` of the pool that takes it, see \"tandemctl status\" of its node")
-	f.BoolVarP(&force, "force", "f", false, "do not ask")
+	order.add(cmd)
+	order.addEpoch(cmd, "volume", "inspect")
+	addYes(cmd, &yes)
 	f.BoolVar(&wait, "wait", false, "wait until the new replica is in the place of the old one")
 	return cmd
 }
@@ -80,9 +85,8 @@ func replaceText(w io.Writer, args []string, v *pb.Volume) {
 }
 
 func (a *app) replicaForceCommand() *cobra.Command {
-	var reason string
-	var epoch uint64
-	var force bool
+	var order orderFlags
+	var yes bool
 	cmd := &cobra.Command{
 		Use:   "force VOLUME REPLICA",
 		Short: "Go on with a replica that lacks writes, when all that have them are lost",
@@ -107,7 +111,7 @@ they had is overwritten then, so copy it from their disks before, if it may be w
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !force {
+			if !yes {
 				if err := a.confirm(fmt.Sprintf("Every write of volume %s that replica %s lacks will be lost for good. Go on with it?", args[0], args[1])); err != nil {
 					return err
 				}
@@ -118,11 +122,9 @@ they had is overwritten then, so copy it from their disks before, if it may be w
 			}
 			ctx, cancel := a.withTimeout(cmd.Context())
 			defer cancel()
-			req := &pb.ForceReplicaRequest{Volume: args[0], Replica: args[1], Actor: a.actor(), Reason: reason}
-			if cmd.Flags().Changed("expect-epoch") {
-				req.ExpectedEpoch = &epoch
-			}
-			resp, err := client.ForceReplica(ctx, req)
+			resp, err := client.ForceReplica(ctx, &pb.ForceReplicaRequest{
+				Volume: args[0], Replica: args[1], Reason: order.reason, Actor: a.actor(), ExpectedEpoch: order.expected(cmd),
+			})
 			if err != nil {
 				return err
 			}
@@ -133,9 +135,8 @@ they had is overwritten then, so copy it from their disks before, if it may be w
 			})
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&reason, "reason", "", "`why`, kept for others to read")
-	f.Uint64Var(&epoch, "expect-epoch", 0, "refuse if the volume was changed since it had this `epoch` (see inspect)")
-	f.BoolVarP(&force, "force", "f", false, "do not ask")
+	order.add(cmd)
+	order.addEpoch(cmd, "volume", "inspect")
+	addYes(cmd, &yes)
 	return cmd
 }

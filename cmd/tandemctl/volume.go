@@ -39,6 +39,7 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 	var size, protection, domains string
 	var replicas uint32
 	var labels map[string]string
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "create NAME --size SIZE",
 		Short: "Create a volume",
@@ -72,6 +73,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			defer cancel()
 			resp, err := client.CreateVolume(ctx, &pb.CreateVolumeRequest{
 				Name: args[0], SizeBytes: int64(bytes), Replicas: replicas, Protection: mode, Labels: labels, Domains: in,
+				Reason: order.reason, Actor: a.actor(),
 			})
 			if err != nil {
 				return err
@@ -88,6 +90,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 		"`what` writes do while a replica is out of reach: max-availability goes on without it, max-protection stalls until it is back in sync")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
 	f.StringToStringVarP(&labels, "label", "l", nil, "labels, as in `app=db,tier=1`")
+	order.add(cmd)
 	_ = cmd.MarkFlagRequired("size") // the flag is there: see above
 	return cmd
 }
@@ -257,7 +260,8 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 }
 
 func (a *app) volumeDeleteCommand() *cobra.Command {
-	var force, wait bool
+	var yes, wait bool
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "delete VOLUME",
 		Short: "Delete a volume and its data",
@@ -265,7 +269,7 @@ func (a *app) volumeDeleteCommand() *cobra.Command {
 counts as deleted. Replicas on nodes that are away are removed when these return.`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !force {
+			if !yes {
 				if err := a.confirm(fmt.Sprintf("All data of volume %s will be lost for good. Delete it?", args[0])); err != nil {
 					return err
 				}
@@ -280,7 +284,9 @@ counts as deleted. Replicas on nodes that are away are removed when these return
 			}
 			ctx, cancel := bound(cmd.Context())
 			defer cancel()
-			resp, err := client.DeleteVolume(ctx, &pb.DeleteVolumeRequest{Volume: args[0], Wait: wait})
+			resp, err := client.DeleteVolume(ctx, &pb.DeleteVolumeRequest{
+				Volume: args[0], Wait: wait, Reason: order.reason, Actor: a.actor(), ExpectedEpoch: order.expected(cmd),
+			})
 			if err != nil {
 				return err
 			}
@@ -294,7 +300,9 @@ counts as deleted. Replicas on nodes that are away are removed when these return
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
+	order.add(cmd)
+	order.addEpoch(cmd, "volume", "inspect")
+	addYes(cmd, &yes)
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every replica is removed")
 	return cmd
 }
@@ -302,7 +310,7 @@ counts as deleted. Replicas on nodes that are away are removed when these return
 // confirm asks a person; without one it refuses.
 func (a *app) confirm(question string) error {
 	if !a.stdinTTY {
-		return usageError("nobody can be asked here: give --force to go on without a question")
+		return usageError("nobody can be asked here: give --yes to go on without a question")
 	}
 	fmt.Fprintf(a.stderr, "%s (y/N): ", question)
 	line, err := bufio.NewReader(a.stdin).ReadString('\n')

@@ -34,11 +34,11 @@ func TestForce(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.online(t, v.away)
-	force := []string{"volume", "replica", "force", v.name, v.away, "--force", "--reason", "it burnt down"}
+	force := []string{"volume", "replica", "force", v.name, v.away, "--yes", "--reason", "it burnt down"}
 	chapters(t, chapter{"nothing old is served by itself", func(t *testing.T) {
 		c.refused(t, v.away, 4, []string{alpha, "deactivate"}, force...)
 		c.refused(t, v.away, 4, []string{v.name, "--accept-data-loss"}, "cluster", "domains", "deactivate", "--name", alpha, "--peer-lost")
-		c.ctl(t, v.away, "cluster", "domains", "deactivate", "--name", alpha, "--peer-lost", "--accept-data-loss", v.name)
+		c.ctl(t, v.away, "cluster", "domains", "deactivate", "--name", alpha, "--peer-lost", "--accept-data-loss", v.name, "--yes")
 		c.refused(t, v.away, 4, []string{v.name, alpha}, "host", "attach", v.name)
 		c.refused(t, v.away, 7, []string{"epoch"}, append(force, "--expect-epoch", "1")...)
 	}}, chapter{"it is forced", func(t *testing.T) {

@@ -47,7 +47,7 @@ func TestMaxProtection(t *testing.T) {
 	w.check(t, uri)
 	c.detach(t, v.home, v.name)
 	c.identical(t, v.name)
-	c.ctl(t, "b1", "volume", "delete", "strict", "--force", "--wait", "--timeout", "30s")
+	c.ctl(t, "b1", "volume", "delete", "strict", "--yes", "--wait", "--timeout", "30s")
 }
 
 // TestThreeReplicas has a coordinator without a replica of its own, three replicas, and kills them one by one: the resync
@@ -100,7 +100,7 @@ func TestThreeReplicas(t *testing.T) {
 	w.check(t, uri)
 	c.detach(t, at, "triple")
 	c.identical(t, "triple")
-	c.ctl(t, "b1", "volume", "delete", "triple", "--force", "--wait", "--timeout", "30s")
+	c.ctl(t, "b1", "volume", "delete", "triple", "--yes", "--wait", "--timeout", "30s")
 }
 
 // TestTermUnderLoad ends the coordinator with SIGTERM while its consumer writes: it ends in time and in order.

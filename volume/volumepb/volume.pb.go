@@ -902,6 +902,8 @@ type CreateVolumeRequest struct {
 	Protection    Protection             `protobuf:"varint,4,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Domains       []string               `protobuf:"bytes,6,rep,name=domains,proto3" json:"domains,omitempty"` // place replicas in these only; empty = all
+	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`   // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`     // "" = the caller's certificate name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -976,6 +978,20 @@ func (x *CreateVolumeRequest) GetDomains() []string {
 		return x.Domains
 	}
 	return nil
+}
+
+func (x *CreateVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
 }
 
 type CreateVolumeResponse struct {
@@ -1295,6 +1311,9 @@ type DeleteVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	Wait          bool                   `protobuf:"varint,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	ExpectedEpoch *uint64                `protobuf:"varint,5,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse with ABORTED if the configuration is at another epoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1341,6 +1360,27 @@ func (x *DeleteVolumeRequest) GetWait() bool {
 		return x.Wait
 	}
 	return false
+}
+
+func (x *DeleteVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeleteVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *DeleteVolumeRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
 }
 
 type DeleteVolumeResponse struct {
@@ -1394,6 +1434,9 @@ type ReplaceReplicaRequest struct {
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`       // that takes the new one; "" = chosen, another pool than the old one's if there is one
 	Pool          string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`       // UUID of the pool that takes it; "" = chosen
 	Wait          bool                   `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	ExpectedEpoch *uint64                `protobuf:"varint,8,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse with ABORTED if the configuration is at another epoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1463,6 +1506,27 @@ func (x *ReplaceReplicaRequest) GetWait() bool {
 	return false
 }
 
+func (x *ReplaceReplicaRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReplaceReplicaRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ReplaceReplicaRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
+}
+
 type ReplaceReplicaResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1510,8 +1574,11 @@ func (x *ReplaceReplicaResponse) GetVolume() *Volume {
 type AttachVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Frontend      string                 `protobuf:"bytes,2,opt,name=frontend,proto3" json:"frontend,omitempty"` // "nbd", "fuseloop"; "" = the node's default
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`         // "" = the node that is asked; another is refused with its address
+	Frontend      string                 `protobuf:"bytes,2,opt,name=frontend,proto3" json:"frontend,omitempty"`                                       // "nbd", "fuseloop"; "" = the node's default
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`                                               // "" = the node that is asked; another is refused with its address
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	ExpectedEpoch *uint64                `protobuf:"varint,6,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse with ABORTED if the configuration is at another epoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1565,6 +1632,27 @@ func (x *AttachVolumeRequest) GetNode() string {
 		return x.Node
 	}
 	return ""
+}
+
+func (x *AttachVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AttachVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *AttachVolumeRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
 }
 
 type AttachVolumeResponse struct {
@@ -1622,6 +1710,9 @@ func (x *AttachVolumeResponse) GetVolume() *Volume {
 type DetachVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	ExpectedEpoch *uint64                `protobuf:"varint,4,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse with ABORTED if the configuration is at another epoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1661,6 +1752,27 @@ func (x *DetachVolumeRequest) GetVolume() string {
 		return x.Volume
 	}
 	return ""
+}
+
+func (x *DetachVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DetachVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *DetachVolumeRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
 }
 
 type DetachVolumeResponse struct {
@@ -1711,6 +1823,8 @@ type StartVerifyRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Volume             string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	RateBytesPerSecond *int64                 `protobuf:"varint,2,opt,name=rate_bytes_per_second,json=rateBytesPerSecond,proto3,oneof" json:"rate_bytes_per_second,omitempty"` // >= 0, 0 = no limit; unset = as configured
+	Reason             string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                                                              // for the audit trail, in the actor's words
+	Actor              string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`                                                                // "" = the caller's certificate name
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1757,6 +1871,20 @@ func (x *StartVerifyRequest) GetRateBytesPerSecond() int64 {
 		return *x.RateBytesPerSecond
 	}
 	return 0
+}
+
+func (x *StartVerifyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StartVerifyRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
 }
 
 type StartVerifyResponse struct {
@@ -1806,6 +1934,8 @@ func (x *StartVerifyResponse) GetVolume() *Volume {
 type StopVerifyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`   // "" = the caller's certificate name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1843,6 +1973,20 @@ func (*StopVerifyRequest) Descriptor() ([]byte, []int) {
 func (x *StopVerifyRequest) GetVolume() string {
 	if x != nil {
 		return x.Volume
+	}
+	return ""
+}
+
+func (x *StopVerifyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StopVerifyRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
 	}
 	return ""
 }
@@ -2081,6 +2225,8 @@ type ImportKvdbRequest struct {
 	All                   bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`                                                                     // every volume that the kvdb or a replica knows
 	DryRun                bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                                                 // tell what would be done
 	AcceptDataLossVolumes []string               `protobuf:"bytes,4,rep,name=accept_data_loss_volumes,json=acceptDataLossVolumes,proto3" json:"accept_data_loss_volumes,omitempty"` // ids or names: import these also where a replica that may know more does not answer
+	Reason                string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                                                                // for the audit trail, in the actor's words
+	Actor                 string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`                                                                  // "" = the caller's certificate name
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -2141,6 +2287,20 @@ func (x *ImportKvdbRequest) GetAcceptDataLossVolumes() []string {
 		return x.AcceptDataLossVolumes
 	}
 	return nil
+}
+
+func (x *ImportKvdbRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ImportKvdbRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
 }
 
 type ImportKvdbResponse struct {
@@ -2829,7 +2989,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\vnode_online\x18\r \x01(\bR\n" +
 	"nodeOnline\x12#\n" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
-	"\asuspect\x18\x0f \x01(\bR\asuspect\"\xc2\x02\n" +
+	"\asuspect\x18\x0f \x01(\bR\asuspect\"\xf0\x02\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2839,7 +2999,9 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"protection\x18\x04 \x01(\x0e2\x1c.tandem.volume.v1.ProtectionR\n" +
 	"protection\x12I\n" +
 	"\x06labels\x18\x05 \x03(\v21.tandem.volume.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x12\x18\n" +
-	"\adomains\x18\x06 \x03(\tR\adomains\x1a9\n" +
+	"\adomains\x18\x06 \x03(\tR\adomains\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\b \x01(\tR\x05actor\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
@@ -2864,39 +3026,59 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x14InspectVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\"I\n" +
 	"\x15InspectVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"A\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xae\x01\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
-	"\x04wait\x18\x02 \x01(\bR\x04wait\"H\n" +
+	"\x04wait\x18\x02 \x01(\bR\x04wait\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12*\n" +
+	"\x0eexpected_epoch\x18\x05 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01B\x11\n" +
+	"\x0f_expected_epoch\"H\n" +
 	"\x14DeleteVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x85\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xf2\x01\n" +
 	"\x15ReplaceReplicaRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\tR\areplica\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x12\n" +
 	"\x04pool\x18\x04 \x01(\tR\x04pool\x12\x12\n" +
-	"\x04wait\x18\x05 \x01(\bR\x04wait\"J\n" +
+	"\x04wait\x18\x05 \x01(\bR\x04wait\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\a \x01(\tR\x05actor\x12*\n" +
+	"\x0eexpected_epoch\x18\b \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01B\x11\n" +
+	"\x0f_expected_epoch\"J\n" +
 	"\x16ReplaceReplicaResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"]\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xca\x01\n" +
 	"\x13AttachVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
 	"\bfrontend\x18\x02 \x01(\tR\bfrontend\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\"\\\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12*\n" +
+	"\x0eexpected_epoch\x18\x06 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01B\x11\n" +
+	"\x0f_expected_epoch\"\\\n" +
 	"\x14AttachVolumeResponse\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x120\n" +
-	"\x06volume\x18\x02 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"-\n" +
+	"\x06volume\x18\x02 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x9a\x01\n" +
 	"\x13DetachVolumeRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"H\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12*\n" +
+	"\x0eexpected_epoch\x18\x04 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01B\x11\n" +
+	"\x0f_expected_epoch\"H\n" +
 	"\x14DetachVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"~\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xac\x01\n" +
 	"\x12StartVerifyRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x126\n" +
-	"\x15rate_bytes_per_second\x18\x02 \x01(\x03H\x00R\x12rateBytesPerSecond\x88\x01\x01B\x18\n" +
+	"\x15rate_bytes_per_second\x18\x02 \x01(\x03H\x00R\x12rateBytesPerSecond\x88\x01\x01\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actorB\x18\n" +
 	"\x16_rate_bytes_per_second\"G\n" +
 	"\x13StartVerifyResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"+\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"Y\n" +
 	"\x11StopVerifyRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"F\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"F\n" +
 	"\x12StopVerifyResponse\x120\n" +
 	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"*\n" +
 	"\x10GetVerifyRequest\x12\x16\n" +
@@ -2908,12 +3090,14 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\vinterval_ms\x18\x02 \x01(\rR\n" +
 	"intervalMs\"G\n" +
 	"\x13WatchVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x91\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xbf\x01\n" +
 	"\x11ImportKvdbRequest\x12\x18\n" +
 	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x127\n" +
-	"\x18accept_data_loss_volumes\x18\x04 \x03(\tR\x15acceptDataLossVolumes\"\xab\x01\n" +
+	"\x18accept_data_loss_volumes\x18\x04 \x03(\tR\x15acceptDataLossVolumes\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\"\xab\x01\n" +
 	"\x12ImportKvdbResponse\x12:\n" +
 	"\avolumes\x18\x01 \x03(\v2 .tandem.volume.v1.ImportedVolumeR\avolumes\x12?\n" +
 	"\fsilent_nodes\x18\x02 \x03(\v2\x1c.tandem.volume.v1.SilentNodeR\vsilentNodes\x12\x18\n" +
@@ -3142,6 +3326,10 @@ func file_volume_volumepb_volume_proto_init() {
 	if File_volume_volumepb_volume_proto != nil {
 		return
 	}
+	file_volume_volumepb_volume_proto_msgTypes[13].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[15].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[17].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[19].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[21].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[36].OneofWrappers = []any{}
 	type x struct{}

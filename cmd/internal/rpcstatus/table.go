@@ -9,6 +9,7 @@ package rpcstatus
 import (
 	"google.golang.org/grpc/codes"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/cmd/internal/config"
 	"github.com/tandem-storage/tandem/datapath/backing"
@@ -69,6 +70,8 @@ var table = []row{
 	{"clusterdomain.ErrNoKvdbMember", clusterdomain.ErrNoKvdbMember, codes.FailedPrecondition, "run tandemctl on a node of \"tandemctl kvdb members\", or give --endpoint"},
 	{"clusterdomain.ErrInvalid", clusterdomain.ErrInvalid, codes.InvalidArgument, ""},
 	{"clusterdomain.ErrBadRecord", clusterdomain.ErrBadRecord, codes.DataLoss, hintRecord},
+
+	{"audit.ErrBadRecord", audit.ErrBadRecord, codes.DataLoss, hintRecord},
 
 	// volume
 	{"volume.ErrVolumeExists", volume.ErrVolumeExists, codes.AlreadyExists, "choose another name, or look at it with \"tandemctl volume inspect\""},
