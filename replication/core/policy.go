@@ -36,7 +36,7 @@ var ErrNotChanged = errors.New("core: the configuration could not be changed")
 
 // SetPolicy asks that the volume is protected by p from now on. expect is the epoch in which that was decided, 0 for any. An EventPolicy with id tells the
 // end; if none comes before the coordinator ends, the policy may be in force or not. A later request takes the place of one that
-// has not begun, of which no event tells.
+// has not begun.
 func (c *Coordinator) SetPolicy(now int64, id uint64, p replication.Policy, expect replication.Epoch) {
 	c.now = now
 	switch {
@@ -45,6 +45,9 @@ func (c *Coordinator) SetPolicy(now int64, id uint64, p replication.Policy, expe
 	case c.policyOpen():
 		c.event(Event{Kind: EventPolicy, ID: id, Err: fmt.Errorf("%w: another change of the protection is on its way", ErrNotChanged)})
 	default:
+		if c.policy.wanted != nil {
+			c.endPolicy(fmt.Errorf("%w: another change of the protection was asked for meanwhile", ErrNotChanged))
+		}
 		c.policy.wanted = &policyChange{id: id, to: p, expect: expect}
 	}
 	c.progress()
