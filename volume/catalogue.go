@@ -132,6 +132,13 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	for i := range placed {
 		placed[i].Replica = replication.ReplicaID(replication.NewUUID())
 	}
+	domains := make([]replication.DomainID, len(placed))
+	for i := range placed {
+		domains[i] = placed[i].Domain
+	}
+	if err := r.policy().Validate(domains); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
 	s := Spec{ID: id, Request: r, State: Creating, Created: time.Now().UTC(), Placed: placed}
 	record, err := put(c.keys.spec(id), s)
 	if err != nil {

@@ -77,8 +77,8 @@ func parseConfig(kv kvdb.KV) (*replication.Config, kvdb.Revision, error) {
 	if err := json.Unmarshal(kv.Value, cfg); err != nil {
 		return nil, 0, fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
 	}
-	if cfg.Version != configVersion {
-		return nil, 0, fmt.Errorf("%w: %s: schema version %d, want %d", ErrBadRecord, kv.Key, cfg.Version, configVersion)
+	if cfg.Version < 1 || cfg.Version > replication.ConfigVersion {
+		return nil, 0, fmt.Errorf("%w: %s: schema version %d, want 1 to %d", ErrBadRecord, kv.Key, cfg.Version, replication.ConfigVersion)
 	}
 	return cfg, kv.Mod, nil
 }

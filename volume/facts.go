@@ -81,6 +81,9 @@ func sortedVolumes[T any](m map[replication.VolumeID]T) []replication.VolumeID {
 
 func fact(cfg *replication.Config, name string) arbiter.Volume {
 	v := arbiter.Volume{ID: cfg.Volume.String(), Name: name, Strict: cfg.Protection == replication.MaxProtection}
+	if !cfg.Needs.IsZero() {
+		v.Needed = neededDomains(cfg)
+	}
 	if co := cfg.Coord; co != nil {
 		v.Coordinator = arbiter.Coordinator{Node: string(co.Node), Domain: string(co.Domain)}
 	}
@@ -91,6 +94,23 @@ func fact(cfg *replication.Config, name string) arbiter.Volume {
 		})
 	}
 	return v
+}
+
+// neededDomains are the domains whose replicas in sync the protection asks for: without them it is not met.
+func neededDomains(cfg *replication.Config) (ds []string) {
+	p, all := cfg.Policy(), memberDomains(cfg)
+	for _, d := range slices.Compact(slices.Sorted(slices.Values(all))) {
+		var rest []replication.DomainID
+		for _, r := range cfg.ISR {
+			if m := cfg.Members[r]; m.Domain != d {
+				rest = append(rest, m.Domain)
+			}
+		}
+		if !p.Met(rest, all) {
+			ds = append(ds, string(d))
+		}
+	}
+	return ds
 }
 
 // sortedMembers are the ids of cfg's members by domain, then node.

@@ -23,6 +23,7 @@ type AttachOptions struct {
 type Live struct {
 	Path, Frontend string // of the attachment, if it is on this node
 	Stall          *Stall // nil: I/O goes on
+	Unprotected    bool   // writes go on without what the protection asks for, because it was away for too long
 	Unreconciled   int64  // bytes in which in-sync replicas have still to be compared
 	Replicas       map[replication.ReplicaID]Progress
 	Verify         *Verify // nil: it is not attached here
@@ -74,6 +75,9 @@ type Runtime interface {
 	Detach(ctx context.Context, v replication.VolumeID) error
 	// Status returns the live facts that can be had soon; the zero value if there are none.
 	Status(ctx context.Context, v replication.VolumeID) Live
+	// SetPolicy changes the protection of a volume that is attached here, in epoch expect, 0 for any, and returns when it is in force.
+	// replication.ErrNotCoordinator: it is not attached here.
+	SetPolicy(ctx context.Context, v replication.VolumeID, p replication.Policy, expect replication.Epoch) error
 	// StartVerify begins a verify of a volume that is attached here, at most rate bytes a second, nil being what is configured;
 	// StopVerify ends it. replication.ErrNotCoordinator: it is not attached here.
 	StartVerify(v replication.VolumeID, rate *int64) error
@@ -116,6 +120,7 @@ func (s *Server) CreateVolume(ctx context.Context, r *volumepb.CreateVolumeReque
 	}
 	e, err := s.c.Create(ctx, Request{
 		Name: r.Name, Size: r.SizeBytes, Replicas: int(min(r.Replicas, MaxReplicas+1)), Protection: prot, Labels: r.Labels, Domains: r.Domains,
+		Needs: parseNeeds(r.Needs),
 	})
 	if err != nil {
 		return nil, err

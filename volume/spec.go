@@ -44,6 +44,7 @@ type Request struct {
 	Size       int64                  `json:"size"`              // bytes
 	Replicas   int                    `json:"replicas"`          // 0: one per domain that can take one, at most MaxReplicas
 	Protection replication.Protection `json:"protection"`        // "": max_availability
+	Needs      replication.Needs      `json:"needs,omitzero"`    //
 	Labels     map[string]string      `json:"labels,omitempty"`  //
 	Domains    []string               `json:"domains,omitempty"` // place replicas in these only; empty: in any
 }
@@ -100,7 +101,13 @@ func (r Request) normalise() Request {
 	}
 	r.Labels = maps.Clone(r.Labels)
 	r.Domains = slices.Compact(slices.Sorted(slices.Values(r.Domains)))
+	r.Needs.Domains = slices.Compact(slices.Sorted(slices.Values(r.Needs.Domains)))
 	return r
+}
+
+// policy is the protection that r asks for.
+func (r Request) policy() replication.Policy {
+	return replication.Policy{Protection: r.Protection, Needs: r.Needs}
 }
 
 // validate reports ErrInvalid for what no cluster could make, all mistakes at once.
@@ -131,8 +138,9 @@ func (r Request) validate() error {
 	if r.Replicas < 0 || r.Replicas > MaxReplicas {
 		bad("%d replicas, want 1 to %d", r.Replicas, MaxReplicas)
 	}
-	if r.Protection != replication.MaxAvailability && r.Protection != replication.MaxProtection {
-		bad("protection %q, want %s or %s", r.Protection, replication.MaxAvailability, replication.MaxProtection)
+	// Where its replicas will be is not known yet: this is the most that there can be.
+	if err := r.policy().Validate(append(make([]replication.DomainID, MaxReplicas), r.Needs.Domains...)); err != nil {
+		errs = append(errs, fmt.Errorf("%w: %w", ErrInvalid, err))
 	}
 	if len(r.Labels) > MaxLabels {
 		bad("%d labels, at most %d are allowed", len(r.Labels), MaxLabels)
@@ -147,7 +155,7 @@ func (r Request) validate() error {
 
 // equal reports whether r asks for the same volume as o. Both are normalised.
 func (r Request) equal(o Request) bool {
-	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.Protection == o.Protection &&
+	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) &&
 		maps.Equal(r.Labels, o.Labels) && slices.Equal(r.Domains, o.Domains)
 }
 

@@ -14,7 +14,8 @@ type View struct {
 // Volume is what a decision needs to know of a volume.
 type Volume struct {
 	ID, Name    string
-	Strict      bool // max-protection: writes wait while a domain has no in-sync replica
+	Strict      bool     // max-protection: writes wait while a domain has no in-sync replica
+	Needed      []string // domains whose replicas in sync its protection asks for
 	Coordinator Coordinator
 	Replicas    []Replica
 	// Unreadable says which of its records cannot be read, "" if all can. Without
@@ -261,7 +262,7 @@ func settleDraining(v View, domain string, vol Volume, accepted bool, p *Progres
 		p.Blocked = append(p.Blocked, Blocked{vol, stuck(v, vol)})
 	case here && v.Domains[vol.Coordinator.Domain] == Draining:
 		p.Blocked = append(p.Blocked, Blocked{vol, StillAttached}) // it is to end itself, and evicts nobody by plan
-	case here && vol.Strict:
+	case here && (vol.Strict || slices.Contains(vol.Needed, domain)):
 		p.Blocked = append(p.Blocked, Blocked{vol, Protection})
 	case here, syncing && stuck(v, vol) == "":
 		p.Waiting = append(p.Waiting, vol)

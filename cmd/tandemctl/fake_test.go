@@ -126,6 +126,13 @@ func (f *fakeDaemon) InspectVolume(_ context.Context, r *volumepb.InspectVolumeR
 	return nil, errNoVolume(r.GetVolume())
 }
 
+func (f *fakeDaemon) UpdateVolume(_ context.Context, r *volumepb.UpdateVolumeRequest) (*volumepb.UpdateVolumeResponse, error) {
+	f.note(r)
+	v := proto.CloneOf(attached())
+	v.Protection, v.Needs, v.Epoch = r.Protection, r.Needs, v.Epoch+1
+	return &volumepb.UpdateVolumeResponse{Volume: v}, f.err
+}
+
 func (f *fakeDaemon) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeRequest) (*volumepb.DeleteVolumeResponse, error) {
 	f.note(r)
 	if r.GetWait() {

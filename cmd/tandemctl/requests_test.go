@@ -24,6 +24,8 @@ func TestRequests(t *testing.T) {
 			Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY}},
 		{"volume create d -s 4Ki --protection max-protection --domains a,,b -l x=1,y=2", &volumepb.CreateVolumeRequest{Name: "d", SizeBytes: 4096,
 			Protection: volumepb.Protection_PROTECTION_MAX_PROTECTION, Domains: []string{"a", "b"}, Labels: map[string]string{"x": "1", "y": "2"}}},
+		{"volume create d -s 4Ki --min-in-sync 2 --require-domains b,a --stall-for 30s", &volumepb.CreateVolumeRequest{Name: "d", SizeBytes: 4096,
+			Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY, Needs: &volumepb.Needs{InSync: 2, Domains: []string{"b", "a"}, StallMs: 30000}}},
 		{"volume list --node n -l x=1", &volumepb.ListVolumesRequest{Node: "n", Labels: map[string]string{"x": "1"}}},
 		{"volume delete v --force --wait", &volumepb.DeleteVolumeRequest{Volume: "v", Wait: true}},
 		{"volume replica force v b1 --endpoint 127.0.0.1:1 --reason burnt --expect-epoch 8 -y", &volumepb.ForceReplicaRequest{Volume: "v", Replica: "b1", Reason: "burnt", ExpectedEpoch: proto.Uint64(8)}},

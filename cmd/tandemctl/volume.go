@@ -14,12 +14,6 @@ import (
 	pb "github.com/tandem-storage/tandem/volume/volumepb"
 )
 
-// protections are the values of --protection.
-var protections = map[string]pb.Protection{
-	"max-availability": pb.Protection_PROTECTION_MAX_AVAILABILITY,
-	"max-protection":   pb.Protection_PROTECTION_MAX_PROTECTION,
-}
-
 // oneName wants exactly one argument.
 func oneName(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
@@ -36,7 +30,8 @@ func oneName(what string) cobra.PositionalArgs {
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {
-	var size, protection, domains string
+	var size, domains string
+	var p protectionFlags
 	var replicas uint32
 	var labels map[string]string
 	var order orderFlags
@@ -57,9 +52,10 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			if bytes <= 0 {
 				return usageError("--size: a volume must be larger than 0")
 			}
-			mode, ok := protections[protection]
-			if !ok {
-				return usageError("--protection %q: use max-availability or max-protection", protection)
+			var mode pb.Protection
+			var needs pb.Needs
+			if err := p.apply(cmd.Flags(), &mode, &needs); err != nil {
+				return err
 			}
 			in := splitList(domains)
 			if cmd.Flags().Changed("domains") && len(in) == 0 {
@@ -74,6 +70,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			resp, err := client.CreateVolume(ctx, &pb.CreateVolumeRequest{
 				Name: args[0], SizeBytes: int64(bytes), Replicas: replicas, Protection: mode, Labels: labels, Domains: in,
 				Reason: order.reason, Actor: a.actor(),
+				Needs: needsOrNil(&needs),
 			})
 			if err != nil {
 				return err
@@ -86,8 +83,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	f := cmd.Flags()
 	f.StringVarP(&size, "size", "s", "", "`size` with a binary unit, as in 512Mi or 2GiB; a multiple of 4Ki")
 	f.Uint32VarP(&replicas, "replicas", "r", 0, "number of replicas, 1 to 3; 0: one in each domain that can take one, at most 3")
-	f.StringVar(&protection, "protection", "max-availability",
-		"`what` writes do while a replica is out of reach: max-availability goes on without it, max-protection stalls until it is back in sync")
+	p.register(f)
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
 	f.StringToStringVarP(&labels, "label", "l", nil, "labels, as in `app=db,tier=1`")
 	order.add(cmd)
@@ -137,15 +133,6 @@ func volumesTable(w io.Writer, l *pb.ListVolumesResponse) {
 	}
 }
 
-func protectionText(p pb.Protection) string {
-	for name, v := range protections {
-		if v == p {
-			return name
-		}
-	}
-	return "unknown"
-}
-
 // volumeStatus is one word, and where the volume is attached.
 func volumeStatus(v *pb.Volume) string {
 	word := "up"
@@ -162,6 +149,8 @@ func volumeStatus(v *pb.Volume) string {
 		word = "damaged"
 	case v.GetInSync() == 0:
 		word = "down"
+	case v.GetUnprotected():
+		word = "unprotected"
 	case v.GetInSync() < v.GetReplicasWanted():
 		word = "degraded"
 	}
@@ -211,7 +200,7 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 		"Name", v.GetName(),
 		"Size", fmt.Sprintf("%s (%d bytes)", bytesText(v.GetSizeBytes()), v.GetSizeBytes()),
 		"Replicas", fmt.Sprintf("%d, %d in sync", v.GetReplicasWanted(), v.GetInSync()),
-		"Protection", protectionText(v.GetProtection()),
+		"Protection", policyText(v),
 		"Labels", labelsText(v.GetLabels()),
 		"Created", timeText(v.GetCreatedUnixMs()),
 		"Status", volumeStatus(v),

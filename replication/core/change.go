@@ -19,6 +19,7 @@ const (
 	changeStopSync                        // SYNCING → STALE
 	changeJoin                            // SYNCING → IN_SYNC
 	changeDetach                          // ACTIVE → DETACHED
+	changePolicy                          // another protection
 )
 
 // changeStep is how far a change has come.
@@ -125,6 +126,9 @@ func (c *Coordinator) nextChange() bool {
 		c.prepareRound(rest, c.all()&^rest)
 		return true
 	}
+	if c.policy.wanted != nil {
+		return c.beginPolicy()
+	}
 	if j := c.join; j != nil && j.failed != "" {
 		if !j.mirrored && c.cfg.Members[c.m[j.q].id].State != replication.MemberSyncing {
 			c.forgetJoin()
@@ -166,6 +170,8 @@ func (c *Coordinator) advanceChange() bool {
 		return c.advanceFinishJoin(ch)
 	case changeDetach:
 		return c.advanceDetach(ch)
+	case changePolicy:
+		return c.advancePolicy(ch)
 	case changeElect, changeActivate:
 	}
 	return false
@@ -302,6 +308,8 @@ func (c *Coordinator) changed(ch *change) {
 		ch.step = stepCommit
 		ch.until = c.now + c.o.SealTimeout
 		c.commitRound(c.isr, c.flushGood && c.reconcile.Count() == 0)
+	case changePolicy:
+		c.policyChanged(ch)
 	case changeRestore:
 	}
 }
@@ -331,8 +339,7 @@ func (c *Coordinator) conflict(ch *change, cfg *replication.Config, rev uint64) 
 	case c.lostTrack(cfg):
 		c.die(errLostTrack)
 	default:
-		// Somebody else may change what is not the coordinator's (a label, the
-		// protection mode): take it over and propose again.
+		// Somebody else may change what is not the coordinator's (a label): take it over and propose again.
 		c.cfg, c.rev = cfg.Clone(), rev
 		c.notSent(ch, ChangeConflict)
 	}
@@ -366,6 +373,9 @@ func (c *Coordinator) notSent(ch *change, out Outcome) {
 		ch.step = stepPropose
 	case changeStartSync:
 		c.abandonStartSync(out.String())
+	case changePolicy:
+		c.endChange()
+		c.endPolicy(fmt.Errorf("%w: %s", ErrNotChanged, out))
 	case changeRestore:
 	}
 }

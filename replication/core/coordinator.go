@@ -120,6 +120,7 @@ type Coordinator struct {
 	joinAt    int64  // earliest time of the next join attempt
 	bucket    bucket // of resync
 	pace      pace   // of copies beside the consumer
+	policy    policy // protection
 	copyAt    int64  // earliest time of the next copy, after one that failed
 
 	suspicions []suspicion // oldest first

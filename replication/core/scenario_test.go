@@ -171,6 +171,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).unhang()
 	case "rot", "rot-sum", "differ":
 		w.spoil(f[0], node(1), arg(2), arg(3))
+	case "policy":
+		w.policyCommand(t, d, f[1:])
 	case "verify":
 		w.client.at.coord.StartVerify(w.client.at.clock(), 0)
 		w.client.at.drainCoord()

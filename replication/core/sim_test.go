@@ -180,6 +180,9 @@ func (w *simWorld) buggify() {
 	if w.rng.IntN(4) == 0 {
 		w.cfg.Protection = replication.MaxProtection
 	}
+	if w.rng.IntN(4) == 0 {
+		w.cfg.SetPolicy(w.drawPolicy())
+	}
 }
 
 // simFailure carries a failed assertion out of a run.
@@ -253,6 +256,8 @@ func (w *simWorld) manage() {
 	case c.at.paused && w.rng.IntN(100) == 0:
 		c.lost()
 		w.takeover()
+	case w.rng.IntN(400) == 0:
+		w.changePolicy()
 	case w.rng.IntN(600) == 0:
 		c.quiet = true
 	case w.rng.IntN(2000) == 0:

@@ -59,12 +59,15 @@ type simWorld struct {
 
 	client    *simClient
 	verifying *Coordinator // goes through the volume after the faults
-	buggy     bool         // replicas differ and vouch for what they have
-	strays    []*simStray
-	history   simHistory
-	solid     bool  // an in-sync replica has everything that was acknowledged
-	owed      bool  // what a power cut took may be forgiven at the next attachment
-	forgiven  int64 // when that was last done
+
+	verifyingIn replication.Epoch // since this
+	buggy       bool              // replicas differ and vouch for what they have
+	strays      []*simStray
+	history     simHistory
+	solid       bool // an in-sync replica has everything that was acknowledged
+	promised    simPromise
+	owed        bool  // what a power cut took may be forgiven at the next attachment
+	forgiven    int64 // when that was last done
 }
 
 // simQueue is a channel in which things happen in order.
@@ -521,7 +524,7 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s serves, %d blocks to reconcile", n.id, e.Dirty)
 	case EventEvicted:
 		w.seen["evicted: "+e.Reason]++
-		if e.Reason == crowded && w.cfg.Protection == replication.MaxProtection {
+		if e.Reason == crowded && w.cfg.Protection == replication.MaxProtection && !n.coord.policy.lapsed {
 			w.fail("%s left for want of room (max_protection)", who())
 		}
 		w.trace("%s evicted %s: %s", n.id, who(), e.Reason)
@@ -559,6 +562,12 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s verifies", n.id)
 	case EventVerifyStopped:
 		w.trace("%s verifies no more", n.id)
+	case EventPolicy:
+		w.policyTold(n, e)
+	case EventUnprotected:
+		w.unprotected(n)
+	case EventProtected:
+		w.trace("%s: protected again", n.id)
 	case EventElected, EventResyncProgress, EventDetached, EventDied:
 	}
 }

@@ -14,6 +14,7 @@ import (
 type Status struct {
 	Config       *replication.Config
 	Term         replication.Term
+	Unprotected  bool       // writes go on without what the protection asks for, because it was away for too long
 	Stall        core.Stall // why writes do not proceed, "" if they do
 	StalledSince time.Time
 	Detaching    bool // it was asked to detach, and will when nothing stalls it
@@ -41,6 +42,7 @@ func (v *Volume) observe(events []core.Event) {
 	for i := range events {
 		v.log(&events[i])
 		v.observeVerify(&events[i])
+		v.observePolicy(&events[i])
 	}
 	stall := v.core.Stall()
 	old := v.status.Load()
@@ -51,7 +53,7 @@ func (v *Volume) observe(events []core.Event) {
 	s := &Status{
 		Config: v.core.Config(), Term: v.core.Term(), Stall: stall, InSync: v.core.InSync(),
 		Detaching: v.leaving.Load(), Resync: v.core.Resync(), Unreconciled: int64(v.core.Unreconciled()) * replication.ResyncBlock,
-		StalledSince: old.StalledSince, ResyncSince: old.ResyncSince,
+		Unprotected: v.core.Unprotected(), StalledSince: old.StalledSince, ResyncSince: old.ResyncSince,
 		Verify: v.verifyStatus(), Damage: v.core.Damage(), Health: v.health(),
 	}
 	if stall != old.Stall {
@@ -120,6 +122,13 @@ func (v *Volume) log(e *core.Event) {
 		v.lg.Error("volume lost", epoch, zap.Error(e.Err))
 	case core.EventHealed, core.EventRecomputed, core.EventLost, core.EventDiffers, core.EventVerifyStarted, core.EventVerifyStopped, core.EventVerified:
 		v.logDamage(e)
+	case core.EventUnprotected:
+		v.lg.Error("writes go on without what the protection asks for", epoch, zap.Int64("stalled-ms", v.core.Config().Needs.StallMs))
+	case core.EventProtected:
+		v.lg.Info("protection met again", epoch)
+	case core.EventPolicy:
+		p := v.core.Config().Policy()
+		v.lg.Info("change of the protection ended", epoch, zap.String("protection", string(p.Protection)), zap.Int("in-sync-needed", p.InSync), zap.Error(e.Err))
 	case core.EventResyncProgress:
 	}
 }

@@ -43,6 +43,7 @@ type Volume struct {
 	wasServe bool
 	wasDead  bool
 	ticked   bool // the status is to be published anew
+	policies policies
 	verifier verifier
 	noChange string // why the last attempt of a change had no effect, for the log
 
@@ -99,6 +100,7 @@ const (
 	inStart
 	inNoted
 	inVerify
+	inPolicy
 )
 
 // volumeInput is one input of the coordinator's state machine.
@@ -119,6 +121,7 @@ type volumeInput struct {
 	rate    int64
 	err     error
 	done    chan struct{} // closed when the status shows it
+	policy  *policyRequest
 }
 
 // now is CLOCK_BOOTTIME in nanoseconds: it goes on while the machine sleeps.
@@ -339,6 +342,8 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.core.Start(t)
 	case inNoted:
 		v.noted()
+	case inPolicy:
+		v.askPolicy(t, in.policy)
 	case inVerify:
 		if in.flag {
 			v.core.StartVerify(t, in.rate)

@@ -243,6 +243,68 @@ func (ImportAction) EnumDescriptor() ([]byte, []int) {
 	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{3}
 }
 
+// Needs is what has to be in sync for a write to be acknowledged, beside the protection. Nobody is evicted who may come back and without
+// whom it is not met: writes wait.
+type Needs struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	InSync        uint32                 `protobuf:"varint,1,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`    // so many replicas; 0 = any number
+	Domains       []string               `protobuf:"bytes,2,rep,name=domains,proto3" json:"domains,omitempty"`                 // one replica in each
+	StallMs       int64                  `protobuf:"varint,3,opt,name=stall_ms,json=stallMs,proto3" json:"stall_ms,omitempty"` // how long writes wait for what the protection and these ask for before they go on without; 0 = for as long as it takes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Needs) Reset() {
+	*x = Needs{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Needs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Needs) ProtoMessage() {}
+
+func (x *Needs) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Needs.ProtoReflect.Descriptor instead.
+func (*Needs) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Needs) GetInSync() uint32 {
+	if x != nil {
+		return x.InSync
+	}
+	return 0
+}
+
+func (x *Needs) GetDomains() []string {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+func (x *Needs) GetStallMs() int64 {
+	if x != nil {
+		return x.StallMs
+	}
+	return 0
+}
+
 type Volume struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -263,13 +325,15 @@ type Volume struct {
 	Verify            *Verify                `protobuf:"bytes,16,opt,name=verify,proto3" json:"verify,omitempty"`                                                 // set on the node where it is attached
 	Damage            *Damage                `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`                                                 // set if there is any, on the node where it is attached
 	UnreconciledBytes uint64                 `protobuf:"varint,18,opt,name=unreconciled_bytes,json=unreconciledBytes,proto3" json:"unreconciled_bytes,omitempty"` // what in-sync replicas have still to be compared in after a takeover
+	Needs             *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`                                                   // unset if there are none
+	Unprotected       bool                   `protobuf:"varint,25,opt,name=unprotected,proto3" json:"unprotected,omitempty"`                                      // writes go on without what the protection asks for, because it was away for too long; told by the node where it is attached
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[0]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +345,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[0]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +358,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{0}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Volume) GetId() string {
@@ -423,6 +487,20 @@ func (x *Volume) GetUnreconciledBytes() uint64 {
 	return 0
 }
 
+func (x *Volume) GetNeeds() *Needs {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+func (x *Volume) GetUnprotected() bool {
+	if x != nil {
+		return x.Unprotected
+	}
+	return false
+}
+
 // Verify is what is known of the verifies of a volume since it was attached.
 type Verify struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -442,7 +520,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[1]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +532,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[1]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +545,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{1}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Verify) GetRunning() bool {
@@ -552,7 +630,7 @@ type Damage struct {
 
 func (x *Damage) Reset() {
 	*x = Damage{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[2]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +642,7 @@ func (x *Damage) String() string {
 func (*Damage) ProtoMessage() {}
 
 func (x *Damage) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[2]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +655,7 @@ func (x *Damage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Damage.ProtoReflect.Descriptor instead.
 func (*Damage) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{2}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Damage) GetLostOffsets() []uint64 {
@@ -614,7 +692,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[3]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +704,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[3]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +717,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{3}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Attachment) GetNode() string {
@@ -689,7 +767,7 @@ type Stall struct {
 
 func (x *Stall) Reset() {
 	*x = Stall{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[4]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +779,7 @@ func (x *Stall) String() string {
 func (*Stall) ProtoMessage() {}
 
 func (x *Stall) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[4]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +792,7 @@ func (x *Stall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stall.ProtoReflect.Descriptor instead.
 func (*Stall) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{4}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Stall) GetCause() string {
@@ -761,7 +839,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[5]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +851,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[5]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +864,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{5}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Replica) GetId() string {
@@ -904,13 +982,14 @@ type CreateVolumeRequest struct {
 	Domains       []string               `protobuf:"bytes,6,rep,name=domains,proto3" json:"domains,omitempty"` // place replicas in these only; empty = all
 	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`   // for the audit trail, in the actor's words
 	Actor         string                 `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`     // "" = the caller's certificate name
+	Needs         *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[6]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1001,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[6]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1014,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{6}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -994,6 +1073,13 @@ func (x *CreateVolumeRequest) GetActor() string {
 	return ""
 }
 
+func (x *CreateVolumeRequest) GetNeeds() *Needs {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
 type CreateVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1003,7 +1089,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[7]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1101,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[7]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1114,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{7}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *Volume {
@@ -1048,7 +1134,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[8]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1146,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[8]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1159,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{8}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListVolumesRequest) GetLabels() map[string]string {
@@ -1100,7 +1186,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[9]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1198,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[9]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1211,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{9}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -1156,7 +1242,7 @@ type Orphan struct {
 
 func (x *Orphan) Reset() {
 	*x = Orphan{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1254,7 @@ func (x *Orphan) String() string {
 func (*Orphan) ProtoMessage() {}
 
 func (x *Orphan) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1267,7 @@ func (x *Orphan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
 func (*Orphan) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{10}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Orphan) GetNode() string {
@@ -1228,7 +1314,7 @@ type InspectVolumeRequest struct {
 
 func (x *InspectVolumeRequest) Reset() {
 	*x = InspectVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1326,7 @@ func (x *InspectVolumeRequest) String() string {
 func (*InspectVolumeRequest) ProtoMessage() {}
 
 func (x *InspectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1339,7 @@ func (x *InspectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*InspectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{11}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InspectVolumeRequest) GetVolume() string {
@@ -1272,7 +1358,7 @@ type InspectVolumeResponse struct {
 
 func (x *InspectVolumeResponse) Reset() {
 	*x = InspectVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1370,7 @@ func (x *InspectVolumeResponse) String() string {
 func (*InspectVolumeResponse) ProtoMessage() {}
 
 func (x *InspectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,10 +1383,138 @@ func (x *InspectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*InspectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{12}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InspectVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type UpdateVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Protection    Protection             `protobuf:"varint,2,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
+	Needs         *Needs                 `protobuf:"bytes,3,opt,name=needs,proto3" json:"needs,omitempty"`                                             // unset: none
+	ExpectedEpoch *uint64                `protobuf:"varint,4,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // the epoch in which that was decided; unset: any
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateVolumeRequest) Reset() {
+	*x = UpdateVolumeRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVolumeRequest) ProtoMessage() {}
+
+func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVolumeRequest.ProtoReflect.Descriptor instead.
+func (*UpdateVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *UpdateVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *UpdateVolumeRequest) GetProtection() Protection {
+	if x != nil {
+		return x.Protection
+	}
+	return Protection_PROTECTION_UNSPECIFIED
+}
+
+func (x *UpdateVolumeRequest) GetNeeds() *Needs {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+func (x *UpdateVolumeRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
+}
+
+func (x *UpdateVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *UpdateVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type UpdateVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateVolumeResponse) Reset() {
+	*x = UpdateVolumeResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVolumeResponse) ProtoMessage() {}
+
+func (x *UpdateVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVolumeResponse.ProtoReflect.Descriptor instead.
+func (*UpdateVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *UpdateVolumeResponse) GetVolume() *Volume {
 	if x != nil {
 		return x.Volume
 	}
@@ -1320,7 +1534,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1546,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1559,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{13}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -1392,7 +1606,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1618,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1631,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{14}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -1443,7 +1657,7 @@ type ReplaceReplicaRequest struct {
 
 func (x *ReplaceReplicaRequest) Reset() {
 	*x = ReplaceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1669,7 @@ func (x *ReplaceReplicaRequest) String() string {
 func (*ReplaceReplicaRequest) ProtoMessage() {}
 
 func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1682,7 @@ func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{15}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReplaceReplicaRequest) GetVolume() string {
@@ -1536,7 +1750,7 @@ type ReplaceReplicaResponse struct {
 
 func (x *ReplaceReplicaResponse) Reset() {
 	*x = ReplaceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1762,7 @@ func (x *ReplaceReplicaResponse) String() string {
 func (*ReplaceReplicaResponse) ProtoMessage() {}
 
 func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1775,7 @@ func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{16}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReplaceReplicaResponse) GetVolume() *Volume {
@@ -1585,7 +1799,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1811,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1824,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -1665,7 +1879,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1891,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1904,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AttachVolumeResponse) GetPath() string {
@@ -1719,7 +1933,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1945,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1958,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{19}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DetachVolumeRequest) GetVolume() string {
@@ -1784,7 +1998,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +2010,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +2023,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{20}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DetachVolumeResponse) GetVolume() *Volume {
@@ -1831,7 +2045,7 @@ type StartVerifyRequest struct {
 
 func (x *StartVerifyRequest) Reset() {
 	*x = StartVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +2057,7 @@ func (x *StartVerifyRequest) String() string {
 func (*StartVerifyRequest) ProtoMessage() {}
 
 func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +2070,7 @@ func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StartVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartVerifyRequest) GetVolume() string {
@@ -1896,7 +2110,7 @@ type StartVerifyResponse struct {
 
 func (x *StartVerifyResponse) Reset() {
 	*x = StartVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2122,7 @@ func (x *StartVerifyResponse) String() string {
 func (*StartVerifyResponse) ProtoMessage() {}
 
 func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2135,7 @@ func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StartVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartVerifyResponse) GetVolume() *Volume {
@@ -1942,7 +2156,7 @@ type StopVerifyRequest struct {
 
 func (x *StopVerifyRequest) Reset() {
 	*x = StopVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2168,7 @@ func (x *StopVerifyRequest) String() string {
 func (*StopVerifyRequest) ProtoMessage() {}
 
 func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2181,7 @@ func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StopVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StopVerifyRequest) GetVolume() string {
@@ -2000,7 +2214,7 @@ type StopVerifyResponse struct {
 
 func (x *StopVerifyResponse) Reset() {
 	*x = StopVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2226,7 @@ func (x *StopVerifyResponse) String() string {
 func (*StopVerifyResponse) ProtoMessage() {}
 
 func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2239,7 @@ func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StopVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StopVerifyResponse) GetVolume() *Volume {
@@ -2044,7 +2258,7 @@ type GetVerifyRequest struct {
 
 func (x *GetVerifyRequest) Reset() {
 	*x = GetVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2270,7 @@ func (x *GetVerifyRequest) String() string {
 func (*GetVerifyRequest) ProtoMessage() {}
 
 func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2283,7 @@ func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyRequest.ProtoReflect.Descriptor instead.
 func (*GetVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetVerifyRequest) GetVolume() string {
@@ -2088,7 +2302,7 @@ type GetVerifyResponse struct {
 
 func (x *GetVerifyResponse) Reset() {
 	*x = GetVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2314,7 @@ func (x *GetVerifyResponse) String() string {
 func (*GetVerifyResponse) ProtoMessage() {}
 
 func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2327,7 @@ func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyResponse.ProtoReflect.Descriptor instead.
 func (*GetVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetVerifyResponse) GetVolume() *Volume {
@@ -2133,7 +2347,7 @@ type WatchVolumeRequest struct {
 
 func (x *WatchVolumeRequest) Reset() {
 	*x = WatchVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2359,7 @@ func (x *WatchVolumeRequest) String() string {
 func (*WatchVolumeRequest) ProtoMessage() {}
 
 func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2372,7 @@ func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WatchVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchVolumeRequest) GetVolume() string {
@@ -2184,7 +2398,7 @@ type WatchVolumeResponse struct {
 
 func (x *WatchVolumeResponse) Reset() {
 	*x = WatchVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2410,7 @@ func (x *WatchVolumeResponse) String() string {
 func (*WatchVolumeResponse) ProtoMessage() {}
 
 func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2423,7 @@ func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WatchVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchVolumeResponse) GetVolume() *Volume {
@@ -2233,7 +2447,7 @@ type ImportKvdbRequest struct {
 
 func (x *ImportKvdbRequest) Reset() {
 	*x = ImportKvdbRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2245,7 +2459,7 @@ func (x *ImportKvdbRequest) String() string {
 func (*ImportKvdbRequest) ProtoMessage() {}
 
 func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2258,7 +2472,7 @@ func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbRequest.ProtoReflect.Descriptor instead.
 func (*ImportKvdbRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ImportKvdbRequest) GetVolumes() []string {
@@ -2314,7 +2528,7 @@ type ImportKvdbResponse struct {
 
 func (x *ImportKvdbResponse) Reset() {
 	*x = ImportKvdbResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2540,7 @@ func (x *ImportKvdbResponse) String() string {
 func (*ImportKvdbResponse) ProtoMessage() {}
 
 func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2553,7 @@ func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbResponse.ProtoReflect.Descriptor instead.
 func (*ImportKvdbResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ImportKvdbResponse) GetVolumes() []*ImportedVolume {
@@ -2380,7 +2594,7 @@ type ImportedVolume struct {
 
 func (x *ImportedVolume) Reset() {
 	*x = ImportedVolume{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2606,7 @@ func (x *ImportedVolume) String() string {
 func (*ImportedVolume) ProtoMessage() {}
 
 func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2619,7 @@ func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedVolume.ProtoReflect.Descriptor instead.
 func (*ImportedVolume) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ImportedVolume) GetId() string {
@@ -2481,7 +2695,7 @@ type SilentNode struct {
 
 func (x *SilentNode) Reset() {
 	*x = SilentNode{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2707,7 @@ func (x *SilentNode) String() string {
 func (*SilentNode) ProtoMessage() {}
 
 func (x *SilentNode) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2720,7 @@ func (x *SilentNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilentNode.ProtoReflect.Descriptor instead.
 func (*SilentNode) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SilentNode) GetNode() string {
@@ -2531,7 +2745,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2757,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2770,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
 }
 
 type ListReplicasResponse struct {
@@ -2571,7 +2785,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2797,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2810,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListReplicasResponse) GetNode() string {
@@ -2649,7 +2863,7 @@ type FoundReplica struct {
 
 func (x *FoundReplica) Reset() {
 	*x = FoundReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2875,7 @@ func (x *FoundReplica) String() string {
 func (*FoundReplica) ProtoMessage() {}
 
 func (x *FoundReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2888,7 @@ func (x *FoundReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundReplica.ProtoReflect.Descriptor instead.
 func (*FoundReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FoundReplica) GetVolume() []byte {
@@ -2781,7 +2995,7 @@ type ForceReplicaRequest struct {
 
 func (x *ForceReplicaRequest) Reset() {
 	*x = ForceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +3007,7 @@ func (x *ForceReplicaRequest) String() string {
 func (*ForceReplicaRequest) ProtoMessage() {}
 
 func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +3020,7 @@ func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ForceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ForceReplicaRequest) GetVolume() string {
@@ -2855,7 +3069,7 @@ type ForceReplicaResponse struct {
 
 func (x *ForceReplicaResponse) Reset() {
 	*x = ForceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2867,7 +3081,7 @@ func (x *ForceReplicaResponse) String() string {
 func (*ForceReplicaResponse) ProtoMessage() {}
 
 func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2880,7 +3094,7 @@ func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ForceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ForceReplicaResponse) GetVolume() *Volume {
@@ -2908,7 +3122,11 @@ var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"\x98\x06\n" +
+	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"U\n" +
+	"\x05Needs\x12\x17\n" +
+	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
+	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
+	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\xe9\x06\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -2933,7 +3151,9 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\ain_sync\x18\x0f \x01(\rR\x06inSync\x120\n" +
 	"\x06verify\x18\x10 \x01(\v2\x18.tandem.volume.v1.VerifyR\x06verify\x120\n" +
 	"\x06damage\x18\x11 \x01(\v2\x18.tandem.volume.v1.DamageR\x06damage\x12-\n" +
-	"\x12unreconciled_bytes\x18\x12 \x01(\x04R\x11unreconciledBytes\x1a9\n" +
+	"\x12unreconciled_bytes\x18\x12 \x01(\x04R\x11unreconciledBytes\x12-\n" +
+	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12 \n" +
+	"\vunprotected\x18\x19 \x01(\bR\vunprotected\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
@@ -2989,7 +3209,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\vnode_online\x18\r \x01(\bR\n" +
 	"nodeOnline\x12#\n" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
-	"\asuspect\x18\x0f \x01(\bR\asuspect\"\xf0\x02\n" +
+	"\asuspect\x18\x0f \x01(\bR\asuspect\"\x9f\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3001,7 +3221,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v21.tandem.volume.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x12\x18\n" +
 	"\adomains\x18\x06 \x03(\tR\adomains\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
-	"\x05actor\x18\b \x01(\tR\x05actor\x1a9\n" +
+	"\x05actor\x18\b \x01(\tR\x05actor\x12-\n" +
+	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
@@ -3026,6 +3247,18 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x14InspectVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\"I\n" +
 	"\x15InspectVolumeResponse\x120\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x87\x02\n" +
+	"\x13UpdateVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12<\n" +
+	"\n" +
+	"protection\x18\x02 \x01(\x0e2\x1c.tandem.volume.v1.ProtectionR\n" +
+	"protection\x12-\n" +
+	"\x05needs\x18\x03 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12*\n" +
+	"\x0eexpected_epoch\x18\x04 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actorB\x11\n" +
+	"\x0f_expected_epoch\"H\n" +
+	"\x14UpdateVolumeResponse\x120\n" +
 	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xae\x01\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
@@ -3175,11 +3408,13 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x19IMPORT_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12IMPORT_ACTION_NONE\x10\x01\x12\x18\n" +
 	"\x14IMPORT_ACTION_IMPORT\x10\x02\x12\x19\n" +
-	"\x15IMPORT_ACTION_REFUSED\x10\x032\xc9\t\n" +
+	"\x15IMPORT_ACTION_REFUSED\x10\x032\xa8\n" +
+	"\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
 	"\rInspectVolume\x12&.tandem.volume.v1.InspectVolumeRequest\x1a'.tandem.volume.v1.InspectVolumeResponse\x12]\n" +
+	"\fUpdateVolume\x12%.tandem.volume.v1.UpdateVolumeRequest\x1a&.tandem.volume.v1.UpdateVolumeResponse\x12]\n" +
 	"\fDeleteVolume\x12%.tandem.volume.v1.DeleteVolumeRequest\x1a&.tandem.volume.v1.DeleteVolumeResponse\x12c\n" +
 	"\x0eReplaceReplica\x12'.tandem.volume.v1.ReplaceReplicaRequest\x1a(.tandem.volume.v1.ReplaceReplicaResponse\x12]\n" +
 	"\fAttachVolume\x12%.tandem.volume.v1.AttachVolumeRequest\x1a&.tandem.volume.v1.AttachVolumeResponse\x12]\n" +
@@ -3208,117 +3443,127 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                // 0: tandem.volume.v1.Protection
 	(Phase)(0),                     // 1: tandem.volume.v1.Phase
 	(ReplicaState)(0),              // 2: tandem.volume.v1.ReplicaState
 	(ImportAction)(0),              // 3: tandem.volume.v1.ImportAction
-	(*Volume)(nil),                 // 4: tandem.volume.v1.Volume
-	(*Verify)(nil),                 // 5: tandem.volume.v1.Verify
-	(*Damage)(nil),                 // 6: tandem.volume.v1.Damage
-	(*Attachment)(nil),             // 7: tandem.volume.v1.Attachment
-	(*Stall)(nil),                  // 8: tandem.volume.v1.Stall
-	(*Replica)(nil),                // 9: tandem.volume.v1.Replica
-	(*CreateVolumeRequest)(nil),    // 10: tandem.volume.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),   // 11: tandem.volume.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),     // 12: tandem.volume.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),    // 13: tandem.volume.v1.ListVolumesResponse
-	(*Orphan)(nil),                 // 14: tandem.volume.v1.Orphan
-	(*InspectVolumeRequest)(nil),   // 15: tandem.volume.v1.InspectVolumeRequest
-	(*InspectVolumeResponse)(nil),  // 16: tandem.volume.v1.InspectVolumeResponse
-	(*DeleteVolumeRequest)(nil),    // 17: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),   // 18: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),  // 19: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil), // 20: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),    // 21: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),   // 22: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),    // 23: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),   // 24: tandem.volume.v1.DetachVolumeResponse
-	(*StartVerifyRequest)(nil),     // 25: tandem.volume.v1.StartVerifyRequest
-	(*StartVerifyResponse)(nil),    // 26: tandem.volume.v1.StartVerifyResponse
-	(*StopVerifyRequest)(nil),      // 27: tandem.volume.v1.StopVerifyRequest
-	(*StopVerifyResponse)(nil),     // 28: tandem.volume.v1.StopVerifyResponse
-	(*GetVerifyRequest)(nil),       // 29: tandem.volume.v1.GetVerifyRequest
-	(*GetVerifyResponse)(nil),      // 30: tandem.volume.v1.GetVerifyResponse
-	(*WatchVolumeRequest)(nil),     // 31: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),    // 32: tandem.volume.v1.WatchVolumeResponse
-	(*ImportKvdbRequest)(nil),      // 33: tandem.volume.v1.ImportKvdbRequest
-	(*ImportKvdbResponse)(nil),     // 34: tandem.volume.v1.ImportKvdbResponse
-	(*ImportedVolume)(nil),         // 35: tandem.volume.v1.ImportedVolume
-	(*SilentNode)(nil),             // 36: tandem.volume.v1.SilentNode
-	(*ListReplicasRequest)(nil),    // 37: tandem.volume.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),   // 38: tandem.volume.v1.ListReplicasResponse
-	(*FoundReplica)(nil),           // 39: tandem.volume.v1.FoundReplica
-	(*ForceReplicaRequest)(nil),    // 40: tandem.volume.v1.ForceReplicaRequest
-	(*ForceReplicaResponse)(nil),   // 41: tandem.volume.v1.ForceReplicaResponse
-	nil,                            // 42: tandem.volume.v1.Volume.LabelsEntry
-	nil,                            // 43: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                            // 44: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*Needs)(nil),                  // 4: tandem.volume.v1.Needs
+	(*Volume)(nil),                 // 5: tandem.volume.v1.Volume
+	(*Verify)(nil),                 // 6: tandem.volume.v1.Verify
+	(*Damage)(nil),                 // 7: tandem.volume.v1.Damage
+	(*Attachment)(nil),             // 8: tandem.volume.v1.Attachment
+	(*Stall)(nil),                  // 9: tandem.volume.v1.Stall
+	(*Replica)(nil),                // 10: tandem.volume.v1.Replica
+	(*CreateVolumeRequest)(nil),    // 11: tandem.volume.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),   // 12: tandem.volume.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),     // 13: tandem.volume.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),    // 14: tandem.volume.v1.ListVolumesResponse
+	(*Orphan)(nil),                 // 15: tandem.volume.v1.Orphan
+	(*InspectVolumeRequest)(nil),   // 16: tandem.volume.v1.InspectVolumeRequest
+	(*InspectVolumeResponse)(nil),  // 17: tandem.volume.v1.InspectVolumeResponse
+	(*UpdateVolumeRequest)(nil),    // 18: tandem.volume.v1.UpdateVolumeRequest
+	(*UpdateVolumeResponse)(nil),   // 19: tandem.volume.v1.UpdateVolumeResponse
+	(*DeleteVolumeRequest)(nil),    // 20: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),   // 21: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),  // 22: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil), // 23: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),    // 24: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),   // 25: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),    // 26: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),   // 27: tandem.volume.v1.DetachVolumeResponse
+	(*StartVerifyRequest)(nil),     // 28: tandem.volume.v1.StartVerifyRequest
+	(*StartVerifyResponse)(nil),    // 29: tandem.volume.v1.StartVerifyResponse
+	(*StopVerifyRequest)(nil),      // 30: tandem.volume.v1.StopVerifyRequest
+	(*StopVerifyResponse)(nil),     // 31: tandem.volume.v1.StopVerifyResponse
+	(*GetVerifyRequest)(nil),       // 32: tandem.volume.v1.GetVerifyRequest
+	(*GetVerifyResponse)(nil),      // 33: tandem.volume.v1.GetVerifyResponse
+	(*WatchVolumeRequest)(nil),     // 34: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),    // 35: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),      // 36: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),     // 37: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),         // 38: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),             // 39: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),    // 40: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),   // 41: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),           // 42: tandem.volume.v1.FoundReplica
+	(*ForceReplicaRequest)(nil),    // 43: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),   // 44: tandem.volume.v1.ForceReplicaResponse
+	nil,                            // 45: tandem.volume.v1.Volume.LabelsEntry
+	nil,                            // 46: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                            // 47: tandem.volume.v1.ListVolumesRequest.LabelsEntry
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	42, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	45, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
-	7,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
-	8,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
-	9,  // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
-	5,  // 6: tandem.volume.v1.Volume.verify:type_name -> tandem.volume.v1.Verify
-	6,  // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
-	2,  // 8: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
-	0,  // 9: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	43, // 10: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	4,  // 11: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	44, // 12: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	4,  // 13: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
-	14, // 14: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
-	4,  // 15: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 16: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 17: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 18: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 19: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 20: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 21: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 22: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 23: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	35, // 24: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	36, // 25: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
-	3,  // 26: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	39, // 27: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	4,  // 28: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	10, // 29: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	12, // 30: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	15, // 31: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	17, // 32: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	19, // 33: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	21, // 34: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	23, // 35: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	31, // 36: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	25, // 37: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	27, // 38: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	29, // 39: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	33, // 40: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	40, // 41: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	37, // 42: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	11, // 43: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	13, // 44: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	16, // 45: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	18, // 46: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	20, // 47: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	22, // 48: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	24, // 49: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	32, // 50: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	26, // 51: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	28, // 52: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	30, // 53: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	34, // 54: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	41, // 55: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	38, // 56: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	43, // [43:57] is the sub-list for method output_type
-	29, // [29:43] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	8,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
+	9,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
+	10, // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
+	6,  // 6: tandem.volume.v1.Volume.verify:type_name -> tandem.volume.v1.Verify
+	7,  // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
+	4,  // 8: tandem.volume.v1.Volume.needs:type_name -> tandem.volume.v1.Needs
+	2,  // 9: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
+	0,  // 10: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	46, // 11: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	4,  // 12: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	5,  // 13: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	47, // 14: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	5,  // 15: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
+	15, // 16: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
+	5,  // 17: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	0,  // 18: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	4,  // 19: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	5,  // 20: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 21: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 22: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 23: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 24: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 25: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 26: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 27: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 28: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	38, // 29: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	39, // 30: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	3,  // 31: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	42, // 32: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	5,  // 33: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	11, // 34: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	13, // 35: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	16, // 36: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	18, // 37: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
+	20, // 38: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	22, // 39: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	24, // 40: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	26, // 41: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	34, // 42: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	28, // 43: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	30, // 44: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	32, // 45: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	36, // 46: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	43, // 47: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	40, // 48: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	12, // 49: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	14, // 50: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	17, // 51: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	19, // 52: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	21, // 53: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	23, // 54: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	25, // 55: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	27, // 56: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	35, // 57: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	29, // 58: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	31, // 59: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	33, // 60: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	37, // 61: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	44, // 62: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	41, // 63: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	49, // [49:64] is the sub-list for method output_type
+	34, // [34:49] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -3326,19 +3571,20 @@ func file_volume_volumepb_volume_proto_init() {
 	if File_volume_volumepb_volume_proto != nil {
 		return
 	}
-	file_volume_volumepb_volume_proto_msgTypes[13].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[15].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[17].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[19].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[21].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[36].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[14].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[16].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[18].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[20].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[22].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[24].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[39].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   41,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -26,6 +26,7 @@ const (
 	Volumes_CreateVolume_FullMethodName   = "/tandem.volume.v1.Volumes/CreateVolume"
 	Volumes_ListVolumes_FullMethodName    = "/tandem.volume.v1.Volumes/ListVolumes"
 	Volumes_InspectVolume_FullMethodName  = "/tandem.volume.v1.Volumes/InspectVolume"
+	Volumes_UpdateVolume_FullMethodName   = "/tandem.volume.v1.Volumes/UpdateVolume"
 	Volumes_DeleteVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DeleteVolume"
 	Volumes_ReplaceReplica_FullMethodName = "/tandem.volume.v1.Volumes/ReplaceReplica"
 	Volumes_AttachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/AttachVolume"
@@ -51,6 +52,11 @@ type VolumesClient interface {
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
 	InspectVolume(ctx context.Context, in *InspectVolumeRequest, opts ...grpc.CallOption) (*InspectVolumeResponse, error)
+	// UpdateVolume changes the protection, and returns when it is in force: from then on no write is acknowledged against it. Asked of the node
+	// where the volume is attached, of any if it is detached. Errors: NOT_FOUND; INVALID_ARGUMENT; ABORTED the volume's epoch is not
+	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
+	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
+	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*UpdateVolumeResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
@@ -124,6 +130,16 @@ func (c *volumesClient) InspectVolume(ctx context.Context, in *InspectVolumeRequ
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(InspectVolumeResponse)
 	err := c.cc.Invoke(ctx, Volumes_InspectVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*UpdateVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateVolumeResponse)
+	err := c.cc.Invoke(ctx, Volumes_UpdateVolume_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -252,6 +268,11 @@ type VolumesServer interface {
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
 	InspectVolume(context.Context, *InspectVolumeRequest) (*InspectVolumeResponse, error)
+	// UpdateVolume changes the protection, and returns when it is in force: from then on no write is acknowledged against it. Asked of the node
+	// where the volume is attached, of any if it is detached. Errors: NOT_FOUND; INVALID_ARGUMENT; ABORTED the volume's epoch is not
+	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
+	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
+	UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
@@ -309,6 +330,9 @@ func (UnimplementedVolumesServer) ListVolumes(context.Context, *ListVolumesReque
 }
 func (UnimplementedVolumesServer) InspectVolume(context.Context, *InspectVolumeRequest) (*InspectVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method InspectVolume not implemented")
+}
+func (UnimplementedVolumesServer) UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateVolume not implemented")
 }
 func (UnimplementedVolumesServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
@@ -411,6 +435,24 @@ func _Volumes_InspectVolume_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(VolumesServer).InspectVolume(ctx, req.(*InspectVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_UpdateVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).UpdateVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_UpdateVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).UpdateVolume(ctx, req.(*UpdateVolumeRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -606,6 +648,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "InspectVolume",
 			Handler:    _Volumes_InspectVolume_Handler,
+		},
+		{
+			MethodName: "UpdateVolume",
+			Handler:    _Volumes_UpdateVolume_Handler,
 		},
 		{
 			MethodName: "DeleteVolume",

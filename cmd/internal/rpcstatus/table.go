@@ -20,6 +20,7 @@ import (
 	"github.com/tandem-storage/tandem/datapath/meta"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
 	"github.com/tandem-storage/tandem/replication/transport"
 	engine "github.com/tandem-storage/tandem/replication/volume"
 	"github.com/tandem-storage/tandem/replication/wire"
@@ -100,6 +101,9 @@ var table = []row{
 
 	// replication
 	{"replication.ErrVolumeNotFound", replication.ErrVolumeNotFound, codes.NotFound, hintSeeVolume},
+	{"replication.ErrBadPolicy", replication.ErrBadPolicy, codes.InvalidArgument, ""},
+	{"replication/core.ErrEpoch", core.ErrEpoch, codes.Aborted, hintRetry},
+	{"replication/core.ErrNotChanged", core.ErrNotChanged, codes.Unavailable, hintKVDB},
 	{"replication.ErrBadUUID", replication.ErrBadUUID, codes.InvalidArgument, ""},
 	{"replication.ErrBusy", replication.ErrBusy, codes.FailedPrecondition, "detach it there first; if that node is lost, deactivate its domain with --peer-lost"},
 	{"replication.ErrNotCoordinator", replication.ErrNotCoordinator, codes.FailedPrecondition, "attach it first, or ask the node where it is attached"},
