@@ -105,7 +105,7 @@ func (s *Server) CreateVolume(ctx context.Context, r *volumepb.CreateVolumeReque
 		return nil, err
 	}
 	e, err := s.c.Create(ctx, Request{
-		Name: r.Name, Size: r.SizeBytes, Replicas: int(min(r.Replicas, MaxReplicas+1)), Protection: prot, Labels: r.Labels, Domains: r.Domains,
+		Name: r.Name, Size: r.SizeBytes, Replicas: int(min(r.Replicas, MaxReplicas+1)), Protection: prot, Labels: r.Labels, Domains: r.Domains, Failover: failoverOf(r.ManualFailover),
 	})
 	if err != nil {
 		return nil, err

@@ -36,7 +36,7 @@ func oneName(what string) cobra.PositionalArgs {
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {
-	var size, protection, domains string
+	var size, protection, failover, domains string
 	var replicas uint32
 	var labels map[string]string
 	cmd := &cobra.Command{
@@ -60,6 +60,9 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			if !ok {
 				return usageError("--protection %q: use max-availability or max-protection", protection)
 			}
+			if failover != "automatic" && failover != "manual" {
+				return usageError("--failover %q: use automatic or manual", failover)
+			}
 			in := splitList(domains)
 			if cmd.Flags().Changed("domains") && len(in) == 0 {
 				return usageError("--domains names no domain")
@@ -72,6 +75,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			defer cancel()
 			resp, err := client.CreateVolume(ctx, &pb.CreateVolumeRequest{
 				Name: args[0], SizeBytes: int64(bytes), Replicas: replicas, Protection: mode, Labels: labels, Domains: in,
+				ManualFailover: failover == "manual",
 			})
 			if err != nil {
 				return err
@@ -86,6 +90,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	f.Uint32VarP(&replicas, "replicas", "r", 0, "number of replicas, 1 to 3; 0: one in each domain that can take one, at most 3")
 	f.StringVar(&protection, "protection", "max-availability",
 		"`what` writes do while a replica is out of reach: max-availability goes on without it, max-protection stalls until it is back in sync")
+	f.StringVar(&failover, "failover", "automatic", "`who` attaches it elsewhere when the domain is lost where it is attached: automatic, or manual for an operator")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
 	f.StringToStringVarP(&labels, "label", "l", nil, "labels, as in `app=db,tier=1`")
 	_ = cmd.MarkFlagRequired("size") // the flag is there: see above
@@ -132,6 +137,13 @@ func volumesTable(w io.Writer, l *pb.ListVolumesResponse) {
 		}
 		table(w, rows...)
 	}
+}
+
+func failoverText(v *pb.Volume) string {
+	if v.GetManualFailover() {
+		return "manual"
+	}
+	return "automatic"
 }
 
 func protectionText(p pb.Protection) string {
@@ -209,6 +221,7 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 		"Size", fmt.Sprintf("%s (%d bytes)", bytesText(v.GetSizeBytes()), v.GetSizeBytes()),
 		"Replicas", fmt.Sprintf("%d, %d in sync", v.GetReplicasWanted(), v.GetInSync()),
 		"Protection", protectionText(v.GetProtection()),
+		"Failover", failoverText(v),
 		"Labels", labelsText(v.GetLabels()),
 		"Created", timeText(v.GetCreatedUnixMs()),
 		"Status", volumeStatus(v),

@@ -263,6 +263,7 @@ type Volume struct {
 	Verify            *Verify                `protobuf:"bytes,16,opt,name=verify,proto3" json:"verify,omitempty"`                                                 // set on the node where it is attached
 	Damage            *Damage                `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`                                                 // set if there is any, on the node where it is attached
 	UnreconciledBytes uint64                 `protobuf:"varint,18,opt,name=unreconciled_bytes,json=unreconciledBytes,proto3" json:"unreconciled_bytes,omitempty"` // what in-sync replicas have still to be compared in after a takeover
+	ManualFailover    bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"`          // it is attached elsewhere by people only, not by an automatic failover
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -421,6 +422,13 @@ func (x *Volume) GetUnreconciledBytes() uint64 {
 		return x.UnreconciledBytes
 	}
 	return 0
+}
+
+func (x *Volume) GetManualFailover() bool {
+	if x != nil {
+		return x.ManualFailover
+	}
+	return false
 }
 
 // Verify is what is known of the verifies of a volume since it was attached.
@@ -895,15 +903,16 @@ func (x *Replica) GetSuspect() bool {
 }
 
 type CreateVolumeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // > 0, a multiple of 4096
-	Replicas      uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`                    // 1..3; 0 = one per domain that can take one, at most 3
-	Protection    Protection             `protobuf:"varint,4,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Domains       []string               `protobuf:"bytes,6,rep,name=domains,proto3" json:"domains,omitempty"` // place replicas in these only; empty = all
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes      int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // > 0, a multiple of 4096
+	Replicas       uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`                    // 1..3; 0 = one per domain that can take one, at most 3
+	Protection     Protection             `protobuf:"varint,4,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
+	Labels         map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Domains        []string               `protobuf:"bytes,6,rep,name=domains,proto3" json:"domains,omitempty"`                                       // place replicas in these only; empty = all
+	ManualFailover bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"` // it is attached elsewhere by people only, not by an automatic failover
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -976,6 +985,13 @@ func (x *CreateVolumeRequest) GetDomains() []string {
 		return x.Domains
 	}
 	return nil
+}
+
+func (x *CreateVolumeRequest) GetManualFailover() bool {
+	if x != nil {
+		return x.ManualFailover
+	}
+	return false
 }
 
 type CreateVolumeResponse struct {
@@ -2612,7 +2628,7 @@ var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"\x98\x06\n" +
+	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"\xc1\x06\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -2637,7 +2653,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\ain_sync\x18\x0f \x01(\rR\x06inSync\x120\n" +
 	"\x06verify\x18\x10 \x01(\v2\x18.tandem.volume.v1.VerifyR\x06verify\x120\n" +
 	"\x06damage\x18\x11 \x01(\v2\x18.tandem.volume.v1.DamageR\x06damage\x12-\n" +
-	"\x12unreconciled_bytes\x18\x12 \x01(\x04R\x11unreconciledBytes\x1a9\n" +
+	"\x12unreconciled_bytes\x18\x12 \x01(\x04R\x11unreconciledBytes\x12'\n" +
+	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
@@ -2693,7 +2710,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\vnode_online\x18\r \x01(\bR\n" +
 	"nodeOnline\x12#\n" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
-	"\asuspect\x18\x0f \x01(\bR\asuspect\"\xc2\x02\n" +
+	"\asuspect\x18\x0f \x01(\bR\asuspect\"\xeb\x02\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2703,7 +2720,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"protection\x18\x04 \x01(\x0e2\x1c.tandem.volume.v1.ProtectionR\n" +
 	"protection\x12I\n" +
 	"\x06labels\x18\x05 \x03(\v21.tandem.volume.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x12\x18\n" +
-	"\adomains\x18\x06 \x03(\tR\adomains\x1a9\n" +
+	"\adomains\x18\x06 \x03(\tR\adomains\x12'\n" +
+	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
