@@ -90,6 +90,7 @@ type proposal struct {
 	cmd arbiter.Command
 	id  string
 
+	auto  *automatic    // nil: an operator's
 	tried bool          // a transaction was sent whose outcome is not known
 	base  kvdb.Revision // of the domain record that it was guarded on
 }
@@ -161,6 +162,9 @@ func (p *proposal) attempt(ctx context.Context) (_ Domain, done bool, _ error) {
 			}
 		}
 	}
+	if p.auto != nil {
+		return p.failOver(ctx, doms, old, vols, guard)
+	}
 	a := arbiter.Decide(arbiter.View{Domains: states(doms), Volumes: vols},
 		arbiter.Question{Domain: c.Domain, Command: p.cmd, Accept: c.AcceptDataLoss})
 	switch {
@@ -185,6 +189,11 @@ func (p *proposal) write(ctx context.Context, old Domain, a arbiter.Decision, gu
 		return Domain{}, false, err
 	}
 	entry.AddTo(&t)
+	return p.send(ctx, old, next, t)
+}
+
+// send carries t out, which makes old next if what it compares has not changed.
+func (p *proposal) send(ctx context.Context, old, next Domain, t kvdb.Txn) (Domain, bool, error) {
 	res, err := p.m.store.Txn(ctx, t)
 	switch {
 	case errors.Is(err, kvdb.ErrNoLeader), errors.Is(err, kvdb.ErrInvalid):

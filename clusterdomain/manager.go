@@ -35,7 +35,9 @@ type Options struct {
 	TTL     time.Duration // of the registration; default 10 s
 	Refresh time.Duration // how often a changed registration is written; default 10 s
 	Poll    time.Duration // how often the domains are read in any case; default 5 s
-	Logger  *zap.Logger
+	// Failover says when a domain that is lost is fenced by itself, and who takes over. The zero value: never.
+	Failover Failover
+	Logger   *zap.Logger
 }
 
 func (o *Options) ensureDefaults() {
@@ -51,6 +53,7 @@ func (o *Options) ensureDefaults() {
 	if o.Poll == 0 {
 		o.Poll = 5 * time.Second
 	}
+	o.Failover.ensureDefaults()
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
@@ -66,6 +69,9 @@ type Manager struct {
 
 	view  atomic.Pointer[View]
 	ready chan struct{} // closed with the first view
+
+	looking  looking  // what the arbiter of this node has seen
+	assuming assuming // what is being attached here after a failover
 
 	refreshMu sync.Mutex // held over reading and publishing: views never go back
 
@@ -101,6 +107,10 @@ func (m *Manager) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { m.follow(ctx) })
 	wg.Go(func() { m.settleLoop(ctx) })
+	if !m.o.Node.Witness {
+		wg.Go(func() { m.arbiterLoop(ctx) })
+		wg.Go(func() { m.assumeLoop(ctx) })
+	}
 	err := m.register(ctx)
 	cancel()
 	wg.Wait()

@@ -63,7 +63,7 @@ const statusWait = 2 * time.Second
 // ListDomains implements ClusterDomains. Without the kvdb it shows what was last known.
 func (s *Server) ListDomains(ctx context.Context, _ *clusterdomainpb.ListDomainsRequest) (*clusterdomainpb.ListDomainsResponse, error) {
 	v, vols, _ := s.read(ctx)
-	return &clusterdomainpb.ListDomainsResponse{LocalDomain: s.m.o.Node.Domain, Domains: domainsPB(v, vols)}, nil
+	return &clusterdomainpb.ListDomainsResponse{LocalDomain: s.m.o.Node.Domain, Domains: s.domainsPB(v, vols)}, nil
 }
 
 // ActivateDomain implements ClusterDomains.
@@ -87,22 +87,45 @@ func (s *Server) DeactivateDomain(ctx context.Context, r *clusterdomainpb.Deacti
 	return &clusterdomainpb.DeactivateDomainResponse{Domain: s.domain(ctx, d)}, nil
 }
 
+// ListFailovers implements ClusterDomains.
+func (s *Server) ListFailovers(ctx context.Context, _ *clusterdomainpb.ListFailoversRequest) (*clusterdomainpb.ListFailoversResponse, error) {
+	rs, err := s.m.Failovers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var r clusterdomainpb.ListFailoversResponse
+	for i := range rs {
+		rs[i].Volumes = nil
+		r.Failovers = append(r.Failovers, failoverPB(&rs[i]))
+	}
+	return &r, nil
+}
+
+// GetFailover implements ClusterDomains.
+func (s *Server) GetFailover(ctx context.Context, r *clusterdomainpb.GetFailoverRequest) (*clusterdomainpb.GetFailoverResponse, error) {
+	f, err := s.m.FailoverReport(ctx, r.Id)
+	if err != nil {
+		return nil, err
+	}
+	return &clusterdomainpb.GetFailoverResponse{Failover: failoverPB(&f)}, nil
+}
+
 // GetStatus implements Cluster. It answers also without the kvdb.
 func (s *Server) GetStatus(ctx context.Context, _ *clusterdomainpb.GetStatusRequest) (*clusterdomainpb.GetStatusResponse, error) {
 	v, vols, err := s.read(ctx)
 	r := &clusterdomainpb.GetStatusResponse{
-		ClusterName: s.m.o.Cluster, ThisNode: s.m.o.Node.Name, Version: s.o.Version, Domains: domainsPB(v, vols),
+		ClusterName: s.m.o.Cluster, ThisNode: s.m.o.Node.Name, Version: s.o.Version, Domains: s.domainsPB(v, vols),
 	}
 	for _, n := range v.Nodes {
 		r.Nodes = append(r.Nodes, nodePB(n, v.Local))
 	}
-	o := Observed{View: v, Volumes: vols, Kvdb: err}
+	o := Observed{View: v, Volumes: vols, Kvdb: err, Outlook: s.m.Outlook(vols), Failover: s.m.o.Failover.Enabled}
 	if s.o.Kvdb != nil {
 		st := s.o.Kvdb(ctx)
 		if st.Err == nil {
 			st.Err = err
 		}
-		o.Kvdb, r.Kvdb = st.Err, kvdbPB(st)
+		o.Kvdb, o.Members, r.Kvdb = st.Err, st.Members, kvdbPB(st)
 	}
 	if s.o.RTTs != nil {
 		o.RTTs = s.o.RTTs()
@@ -153,6 +176,17 @@ func (s *Server) read(ctx context.Context) (*View, []arbiter.Volume, error) {
 	}
 	vols, err := s.m.Facts(ctx)
 	return s.m.View(), vols, err
+}
+
+// domainsPB are the domains of a view; of those that may be lost it tells what the arbiter makes of them.
+func (s *Server) domainsPB(v *View, vols []arbiter.Volume) []*clusterdomainpb.Domain {
+	ds, outlook := domainsPB(v, vols), s.m.Outlook(vols)
+	for _, d := range ds {
+		if o, ok := outlook[d.Name]; ok && o.Lost() {
+			d.Failover = &clusterdomainpb.FailoverOutlook{Idle: string(o.Idle), Text: o.Text, LeftMs: uint64(time.Duration(o.Left).Milliseconds())}
+		}
+	}
+	return ds
 }
 
 // domain is d as it was written, with the counts of the present view.

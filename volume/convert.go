@@ -26,7 +26,8 @@ func parseProtection(p volumepb.Protection) (replication.Protection, error) {
 func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb.Volume {
 	v := &volumepb.Volume{
 		Id: e.ID.String(), Name: e.Name, SizeBytes: uint64(e.Size), ReplicasWanted: uint32(len(e.Placed)),
-		Protection: protectionPB(e.Protection), Needs: needsPB(e.Needs), Labels: maps.Clone(e.Labels), CreatedUnixMs: e.Created.UnixMilli(), Progress: e.Progress(),
+		Protection: protectionPB(e.Protection), Needs: needsPB(e.Needs), ManualFailover: e.Failover == FailoverManual, Labels: maps.Clone(e.Labels),
+		CreatedUnixMs: e.Created.UnixMilli(), Progress: e.Progress(),
 		UnreconciledBytes: uint64(live.Unreconciled),
 	}
 	if r := e.Rollback; r != nil {
@@ -119,6 +120,13 @@ func damagePB(d *Damage) *volumepb.Damage {
 	}
 	p.LostOffsets, p.DiffersOffsets = list(d.Lost), list(d.Differs)
 	return p
+}
+
+func failoverOf(manual bool) Failover {
+	if manual {
+		return FailoverManual
+	}
+	return FailoverAutomatic
 }
 
 func protectionPB(p replication.Protection) volumepb.Protection {

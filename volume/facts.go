@@ -31,6 +31,7 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 		return nil, fmt.Errorf("read volumes: %w", err)
 	}
 	name, unreadable := map[replication.VolumeID]string{}, map[replication.VolumeID]string{}
+	manual := map[replication.VolumeID]bool{}
 	for _, kv := range specs {
 		id := d.c.keys.specOf(kv.Key)
 		if id == (replication.VolumeID{}) {
@@ -41,7 +42,7 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 			unreadable[id] = err.Error()
 			continue
 		}
-		name[id] = s.Name
+		name[id], manual[id] = s.Name, s.Failover == FailoverManual
 	}
 	vols := make([]arbiter.Volume, 0, len(cfgs))
 	marks := map[replication.VolumeID]string{}
@@ -60,7 +61,7 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 			vols = append(vols, arbiter.Volume{ID: id.String(), Name: name[id], Unreadable: err.Error()})
 		case cfg.Phase != replication.PhaseDeleting:
 			v := fact(cfg, name[id])
-			v.Unreadable, v.RolledBack = unreadable[id], marks[id]
+			v.Unreadable, v.RolledBack, v.Manual = unreadable[id], marks[id], manual[id]
 			vols = append(vols, v)
 		}
 		delete(unreadable, id)
@@ -80,7 +81,7 @@ func sortedVolumes[T any](m map[replication.VolumeID]T) []replication.VolumeID {
 }
 
 func fact(cfg *replication.Config, name string) arbiter.Volume {
-	v := arbiter.Volume{ID: cfg.Volume.String(), Name: name, Strict: cfg.Protection == replication.MaxProtection}
+	v := arbiter.Volume{ID: cfg.Volume.String(), Name: name, Strict: cfg.Protection == replication.MaxProtection, Epoch: uint64(cfg.Epoch)}
 	if !cfg.Needs.IsZero() {
 		v.Needed = neededDomains(cfg)
 	}

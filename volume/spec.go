@@ -47,7 +47,18 @@ type Request struct {
 	Needs      replication.Needs      `json:"needs,omitzero"`    //
 	Labels     map[string]string      `json:"labels,omitempty"`  //
 	Domains    []string               `json:"domains,omitempty"` // place replicas in these only; empty: in any
+	// Failover says who attaches it elsewhere when the domain is lost where it is attached; "": FailoverAutomatic.
+	Failover Failover `json:"failover,omitempty"`
 }
+
+// Failover is who moves a volume when the domain is lost where it is attached.
+type Failover string
+
+// The policies of failover. A fence stops a domain as a whole: a volume that is moved by hand keeps no other where it is.
+const (
+	FailoverAutomatic Failover = "automatic"
+	FailoverManual    Failover = "manual"
+)
 
 // Placement is where a replica lies.
 type Placement struct {
@@ -99,6 +110,9 @@ func (r Request) normalise() Request {
 	if r.Protection == "" {
 		r.Protection = replication.MaxAvailability
 	}
+	if r.Failover == FailoverAutomatic {
+		r.Failover = "" // as in records from before there was a choice
+	}
 	r.Labels = maps.Clone(r.Labels)
 	r.Domains = slices.Compact(slices.Sorted(slices.Values(r.Domains)))
 	r.Needs.Domains = slices.Compact(slices.Sorted(slices.Values(r.Needs.Domains)))
@@ -142,6 +156,9 @@ func (r Request) validate() error {
 	if err := r.policy().Validate(append(make([]replication.DomainID, MaxReplicas), r.Needs.Domains...)); err != nil {
 		errs = append(errs, fmt.Errorf("%w: %w", ErrInvalid, err))
 	}
+	if r.Failover != "" && r.Failover != FailoverManual {
+		bad("failover %q, want %s or %s", r.Failover, FailoverAutomatic, FailoverManual)
+	}
 	if len(r.Labels) > MaxLabels {
 		bad("%d labels, at most %d are allowed", len(r.Labels), MaxLabels)
 	}
@@ -155,7 +172,7 @@ func (r Request) validate() error {
 
 // equal reports whether r asks for the same volume as o. Both are normalised.
 func (r Request) equal(o Request) bool {
-	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) &&
+	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) && r.Failover == o.Failover &&
 		maps.Equal(r.Labels, o.Labels) && slices.Equal(r.Domains, o.Domains)
 }
 

@@ -16,6 +16,8 @@ type Volume struct {
 	ID, Name    string
 	Strict      bool     // max-protection: writes wait while a domain has no in-sync replica
 	Needed      []string // domains whose replicas in sync its protection asks for
+	Manual      bool     // it is attached elsewhere by people only, see Failover
+	Epoch       uint64
 	Coordinator Coordinator
 	Replicas    []Replica
 	// Unreadable says which of its records cannot be read, "" if all can. Without
@@ -167,6 +169,8 @@ const (
 	RolledBack         Cause = "kvdb-rollback"       // a replica knows more than the kvdb
 	Unreadable         Cause = "unreadable"          // its configuration cannot be read
 	Protection         Cause = "protection"          // its writes would wait for a replica there
+	ManualFailover     Cause = "manual"              // people move it, see Volume.Manual
+	NoNode             Cause = "no-node"             // no node that may attach it and has it in sync is online
 )
 
 // Blocked is a volume that cannot go on by itself.
@@ -196,6 +200,10 @@ func (b Blocked) Text() string {
 		return "KVDB_ROLLBACK: " + b.Volume.RolledBack
 	case Protection:
 		return "max-protection: its writes would wait until a replica here is in sync again: detach it first"
+	case ManualFailover:
+		return "its failover is manual: attach it in an active domain"
+	case NoNode:
+		return "no node with an in-sync replica is online in an active domain: bring one back"
 	default:
 		return string(b.Cause)
 	}

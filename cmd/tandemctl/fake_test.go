@@ -79,6 +79,18 @@ func (f *fakeDaemon) ListDomains(_ context.Context, r *domainpb.ListDomainsReque
 	return next(f, &f.domains), f.err
 }
 
+func (f *fakeDaemon) ListFailovers(_ context.Context, r *domainpb.ListFailoversRequest) (*domainpb.ListFailoversResponse, error) {
+	f.note(r)
+	short := failedOver()
+	short.Volumes, short.MoreVolumes = nil, 0
+	return &domainpb.ListFailoversResponse{Failovers: []*domainpb.FailoverReport{short}}, f.err
+}
+
+func (f *fakeDaemon) GetFailover(_ context.Context, r *domainpb.GetFailoverRequest) (*domainpb.GetFailoverResponse, error) {
+	f.note(r)
+	return &domainpb.GetFailoverResponse{Failover: failedOver()}, f.err
+}
+
 func (f *fakeDaemon) ActivateDomain(_ context.Context, r *domainpb.ActivateDomainRequest) (*domainpb.ActivateDomainResponse, error) {
 	f.note(r)
 	return &domainpb.ActivateDomainResponse{Domain: f.change}, f.err

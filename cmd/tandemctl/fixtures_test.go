@@ -142,3 +142,26 @@ func fixture() *fakeDaemon {
 		},
 	}
 }
+
+func failedOver() *domainpb.FailoverReport {
+	return &domainpb.FailoverReport{
+		Id: 2, Domain: "primary", DomainEpoch: 5, To: "dr-site", Promoted: true, Actor: "arbiter on node b1", Nodes: []string{"a1", "a2"},
+		Why:         "the registrations of 2 of 2 nodes are gone for 15 s, the kvdb was healthy for 15 s, no coordinator there was heard for 25 s",
+		HeardUnixMs: started, GoneUnixMs: started + 10_200, FencedUnixMs: started + 25_300, MoreVolumes: 1,
+		Volumes: []*domainpb.FailoverVolume{
+			{Id: idLedger, Name: "ledger", FromNode: "a1", EpochBefore: 7, Cause: "last-copy", Text: "its last in-sync replica is here"},
+			{Id: idData, Name: "data", FromNode: "a1", ToNode: "b1", EpochBefore: 5, EpochAfter: 7, AttachedUnixMs: started + 26_150, Attempts: 1},
+			{Id: "6f1c2a34-0000-4000-8000-000000000003", Name: "new", FromNode: "a2", ToNode: "b1", EpochBefore: 3, Attempts: 2, Text: "no loop devices"},
+		},
+	}
+}
+
+// lostDomains are a domain that was fenced by itself and one whose nodes are gone.
+func lostDomains() []*domainpb.ListDomainsResponse {
+	fenced := domain("primary", domainpb.DomainState_DOMAIN_STATE_FENCED, domainpb.SyncStatus_SYNC_STATUS_NOT_IN_SYNC, 0)
+	fenced.FailoverId = 2
+	lost := domainActive("third")
+	lost.NodesOnline = 0
+	lost.Failover = &domainpb.FailoverOutlook{Idle: "back-off", Text: "the last automatic failover was 20 s ago", LeftMs: 580_000}
+	return []*domainpb.ListDomainsResponse{{LocalDomain: "dr-site", Domains: []*domainpb.Domain{domainActive("dr-site"), fenced, lost}}}
+}

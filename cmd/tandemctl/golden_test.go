@@ -61,6 +61,17 @@ func TestGolden(t *testing.T) {
 		}},
 		{name: "domains-deactivate-no-volumes", args: "cluster domains deactivate --name primary --accept-data-loss ,"},
 		{name: "domains-deactivate-epoch", args: "cluster domains deactivate --name primary --expect-epoch -1"},
+		{name: "domains-show-lost", args: "cluster domains show", fake: func(f *fakeDaemon) { f.domains = lostDomains() }},
+		{name: "failover-list", args: "failover list"},
+		{name: "failover-list-json", args: "failover list -o json"},
+		{name: "failover-report", args: "failover report"},
+		{name: "failover-report-json", args: "failover report 2 -o json"},
+		{name: "failover-report-two", args: "failover report 1 2"},
+		{name: "failover-report-no-id", args: "failover report last"},
+		{name: "failover-report-unknown", args: "failover report 9", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: 9", clusterdomain.ErrFailoverNotFound)
+		}},
+		{name: "volume-create-failover", args: "volume create data --size 1Gi --failover never"},
 		{name: "volume-create", args: "volume create data --size 2GiB --replicas 2"},
 		{name: "volume-create-json", args: "volume create data --size 2GiB --protection max-protection --domains primary,dr-site -l app=db -o json"},
 		{name: "volume-create-no-size", args: "volume create data"},

@@ -68,6 +68,7 @@ func (a *app) rootCommand() *cobra.Command {
 			a.clusterListCommand(),
 			group("domains", "What each cluster domain (site) may do",
 				a.domainsShowCommand(), a.domainsActivateCommand(), a.domainsDeactivateCommand())),
+		group("failover", "What was moved when a domain was lost", a.failoverListCommand(), a.failoverReportCommand()),
 		group("volume", "Create, look at and delete volumes",
 			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeUpdateCommand(), a.volumeDeleteCommand(),
 			group("replica", "The replicas of a volume", a.replicaReplaceCommand(), a.replicaForceCommand()),

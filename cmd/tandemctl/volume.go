@@ -30,7 +30,7 @@ func oneName(what string) cobra.PositionalArgs {
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {
-	var size, domains string
+	var size, failover, domains string
 	var p protectionFlags
 	var replicas uint32
 	var labels map[string]string
@@ -57,6 +57,9 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			if err := p.apply(cmd.Flags(), &mode, &needs); err != nil {
 				return err
 			}
+			if failover != "automatic" && failover != "manual" {
+				return usageError("--failover %q: use automatic or manual", failover)
+			}
 			in := splitList(domains)
 			if cmd.Flags().Changed("domains") && len(in) == 0 {
 				return usageError("--domains names no domain")
@@ -70,7 +73,8 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			resp, err := client.CreateVolume(ctx, &pb.CreateVolumeRequest{
 				Name: args[0], SizeBytes: int64(bytes), Replicas: replicas, Protection: mode, Labels: labels, Domains: in,
 				Reason: order.reason, Actor: a.actor(),
-				Needs: needsOrNil(&needs),
+				Needs:          needsOrNil(&needs),
+				ManualFailover: failover == "manual",
 			})
 			if err != nil {
 				return err
@@ -84,6 +88,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	f.StringVarP(&size, "size", "s", "", "`size` with a binary unit, as in 512Mi or 2GiB; a multiple of 4Ki")
 	f.Uint32VarP(&replicas, "replicas", "r", 0, "number of replicas, 1 to 3; 0: one in each domain that can take one, at most 3")
 	p.register(f)
+	f.StringVar(&failover, "failover", "automatic", "`who` attaches it elsewhere when the domain is lost where it is attached: automatic, or manual for an operator")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
 	f.StringToStringVarP(&labels, "label", "l", nil, "labels, as in `app=db,tier=1`")
 	order.add(cmd)
@@ -131,6 +136,13 @@ func volumesTable(w io.Writer, l *pb.ListVolumesResponse) {
 		}
 		table(w, rows...)
 	}
+}
+
+func failoverText(v *pb.Volume) string {
+	if v.GetManualFailover() {
+		return "manual"
+	}
+	return "automatic"
 }
 
 // volumeStatus is one word, and where the volume is attached.
@@ -201,6 +213,7 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 		"Size", fmt.Sprintf("%s (%d bytes)", bytesText(v.GetSizeBytes()), v.GetSizeBytes()),
 		"Replicas", fmt.Sprintf("%d, %d in sync", v.GetReplicasWanted(), v.GetInSync()),
 		"Protection", policyText(v),
+		"Failover", failoverText(v),
 		"Labels", labelsText(v.GetLabels()),
 		"Created", timeText(v.GetCreatedUnixMs()),
 		"Status", volumeStatus(v),

@@ -327,6 +327,7 @@ type Volume struct {
 	UnreconciledBytes uint64                 `protobuf:"varint,18,opt,name=unreconciled_bytes,json=unreconciledBytes,proto3" json:"unreconciled_bytes,omitempty"` // what in-sync replicas have still to be compared in after a takeover
 	Needs             *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`                                                   // unset if there are none
 	Unprotected       bool                   `protobuf:"varint,25,opt,name=unprotected,proto3" json:"unprotected,omitempty"`                                      // writes go on without what the protection asks for, because it was away for too long; told by the node where it is attached
+	ManualFailover    bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"`          // it is attached elsewhere by people only, not by an automatic failover
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -497,6 +498,13 @@ func (x *Volume) GetNeeds() *Needs {
 func (x *Volume) GetUnprotected() bool {
 	if x != nil {
 		return x.Unprotected
+	}
+	return false
+}
+
+func (x *Volume) GetManualFailover() bool {
+	if x != nil {
+		return x.ManualFailover
 	}
 	return false
 }
@@ -973,18 +981,19 @@ func (x *Replica) GetSuspect() bool {
 }
 
 type CreateVolumeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // > 0, a multiple of 4096
-	Replicas      uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`                    // 1..3; 0 = one per domain that can take one, at most 3
-	Protection    Protection             `protobuf:"varint,4,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Domains       []string               `protobuf:"bytes,6,rep,name=domains,proto3" json:"domains,omitempty"` // place replicas in these only; empty = all
-	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`   // for the audit trail, in the actor's words
-	Actor         string                 `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`     // "" = the caller's certificate name
-	Needs         *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes      int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // > 0, a multiple of 4096
+	Replicas       uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`                    // 1..3; 0 = one per domain that can take one, at most 3
+	Protection     Protection             `protobuf:"varint,4,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
+	Labels         map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Domains        []string               `protobuf:"bytes,6,rep,name=domains,proto3" json:"domains,omitempty"` // place replicas in these only; empty = all
+	Reason         string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`   // for the audit trail, in the actor's words
+	Actor          string                 `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`     // "" = the caller's certificate name
+	Needs          *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`
+	ManualFailover bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"` // it is attached elsewhere by people only, not by an automatic failover
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -1078,6 +1087,13 @@ func (x *CreateVolumeRequest) GetNeeds() *Needs {
 		return x.Needs
 	}
 	return nil
+}
+
+func (x *CreateVolumeRequest) GetManualFailover() bool {
+	if x != nil {
+		return x.ManualFailover
+	}
+	return false
 }
 
 type CreateVolumeResponse struct {
@@ -3126,7 +3142,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05Needs\x12\x17\n" +
 	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
-	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\xe9\x06\n" +
+	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\x92\a\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3153,7 +3169,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06damage\x18\x11 \x01(\v2\x18.tandem.volume.v1.DamageR\x06damage\x12-\n" +
 	"\x12unreconciled_bytes\x18\x12 \x01(\x04R\x11unreconciledBytes\x12-\n" +
 	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12 \n" +
-	"\vunprotected\x18\x19 \x01(\bR\vunprotected\x1a9\n" +
+	"\vunprotected\x18\x19 \x01(\bR\vunprotected\x12'\n" +
+	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
@@ -3209,7 +3226,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\vnode_online\x18\r \x01(\bR\n" +
 	"nodeOnline\x12#\n" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
-	"\asuspect\x18\x0f \x01(\bR\asuspect\"\x9f\x03\n" +
+	"\asuspect\x18\x0f \x01(\bR\asuspect\"\xc8\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3222,7 +3239,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\adomains\x18\x06 \x03(\tR\adomains\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
 	"\x05actor\x18\b \x01(\tR\x05actor\x12-\n" +
-	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x1a9\n" +
+	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12'\n" +
+	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +

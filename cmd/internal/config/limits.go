@@ -101,6 +101,26 @@ var limits = []Limit{
 		at(func(c *Config) *Size { return &c.Replication.VerifyRate }),
 	},
 	{
+		"failover.confirm", int64(time.Second), int64(10 * time.Minute), int64(15 * time.Second), UnitDuration,
+		"too short and a hiccup moves a site, too long and everybody waits",
+		at(func(c *Config) *time.Duration { return &c.Failover.Confirm }),
+	},
+	{
+		"failover.nodeTTL", int64(2 * time.Second), int64(5 * time.Minute), int64(10 * time.Second), UnitDuration,
+		"the kvdb renews registrations at a third of it; an election of its leader must fit in",
+		at(func(c *Config) *time.Duration { return &c.Failover.NodeTTL }),
+	},
+	{
+		"failover.quorumLoss", 1, 100, 100, UnitCount,
+		"per cent of the nodes of a domain",
+		at(func(c *Config) *int { return &c.Failover.QuorumLoss }),
+	},
+	{
+		"failover.minInterval", int64(10 * time.Second), int64(30 * 24 * time.Hour), int64(10 * time.Minute), UnitDuration,
+		"a site that comes and goes must not move everything each time",
+		at(func(c *Config) *time.Duration { return &c.Failover.MinInterval }),
+	},
+	{
 		"replication.maxInflight", 1, 4096, 256, UnitCount,
 		"every request in flight holds its buffer on both ends; of data no more than 64Mi is in flight over NBD, whatever the number",
 		at(func(c *Config) *int { return &c.Replication.MaxInflight }),

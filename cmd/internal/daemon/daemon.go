@@ -57,6 +57,8 @@ type daemon struct {
 	kvdbInfo func(context.Context) clusterdomain.KvdbStatus
 	// kvdbRemove takes a member out; nil if this node is none of an embedded kvdb.
 	kvdbRemove func(ctx context.Context, ref string) error
+	// kvdbTerm is the term of the kvdb's leader.
+	kvdbTerm func(ctx context.Context) (uint64, error)
 
 	configs    *volume.Configs
 	catalogue  *volume.Catalogue
@@ -65,6 +67,7 @@ type daemon struct {
 	volumes    *replvolume.Manager
 	reconciler *volume.Reconciler
 	runtime    *runtime
+	service    *volume.Server
 	recheck    chan struct{} // has room for one: checkReplicas is due
 }
 
@@ -214,7 +217,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 			ProtoMin: uint32(wire.MinVersion), ProtoMax: uint32(wire.MaxVersion), Version: d.version,
 			Witness: d.c.Role == config.RoleWitness,
 		},
-		Pools: d.pools.summary, Volumes: volume.NewDomainView(d.configs), Logger: d.lg,
+		Pools: d.pools.summary, Volumes: volume.NewDomainView(d.configs), TTL: d.c.Failover.NodeTTL, Failover: d.failover(), Logger: d.lg,
 	})
 	if err != nil {
 		return err

@@ -93,14 +93,14 @@ func (d *daemon) rtts() []clusterdomain.RTT {
 // startAPI serves operators.
 func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	cs := clusterdomain.NewServer(d.domains, clusterdomain.ServerOptions{Version: d.version, RTTs: d.rtts, Kvdb: d.kvdbInfo, RemoveKvdbMember: d.kvdbRemove})
-	vs := volume.NewServer(d.catalogue, volume.ServerOptions{Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Logger: d.lg})
+	d.service = volume.NewServer(d.catalogue, volume.ServerOptions{Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Logger: d.lg})
 	as := audit.NewServer(audit.New(d.store, d.c.ClusterName, d.c.NodeID))
 	start := func(l net.Listener, o ...grpc.ServerOption) {
 		o = append(o, grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg), rpcstatus.AnswerInTime()), grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 		s := grpc.NewServer(o...)
 		clusterdomainpb.RegisterClusterDomainsServer(s, cs)
 		clusterdomainpb.RegisterClusterServer(s, cs)
-		volumepb.RegisterVolumesServer(s, vs)
+		volumepb.RegisterVolumesServer(s, d.service)
 		auditpb.RegisterAuditServer(s, as)
 		serveOn(g, s, l)
 		stops.push(func() error {

@@ -61,6 +61,7 @@ const (
 var table = []row{
 	// clusterdomain
 	{"clusterdomain.ErrDomainNotFound", clusterdomain.ErrDomainNotFound, codes.NotFound, hintSeeDomain},
+	{"clusterdomain.ErrFailoverNotFound", clusterdomain.ErrFailoverNotFound, codes.NotFound, "see \"tandemctl failover list\""},
 	{"clusterdomain.ErrUnknownVolume", clusterdomain.ErrUnknownVolume, codes.NotFound, hintSeeVolume},
 	{"clusterdomain.ErrEpochChanged", clusterdomain.ErrEpochChanged, codes.Aborted, "somebody changed the domain meanwhile: " + hintSeeDomain + ", then try again"},
 	{"clusterdomain.ErrLastCopy", clusterdomain.ErrLastCopy, codes.FailedPrecondition, "wait until the other domain is in sync, or name the volumes whose last writes may be lost: --accept-data-loss V1,V2"},
