@@ -38,6 +38,7 @@ type fakeDaemon struct {
 	imported *volumepb.ImportKvdbResponse
 	trail    *auditpb.ListAuditResponse
 	verdict  *auditpb.VerifyAuditResponse
+	exposure *volumepb.Exposure
 	block    <-chan struct{} // DetachVolume answers when it is closed
 
 	mu       sync.Mutex
@@ -119,11 +120,20 @@ func (f *fakeDaemon) InspectVolume(_ context.Context, r *volumepb.InspectVolumeR
 	for _, l := range f.volumes {
 		for _, v := range l.GetVolumes() {
 			if v.GetName() == r.GetVolume() || v.GetId() == r.GetVolume() {
-				return &volumepb.InspectVolumeResponse{Volume: v}, nil
+				return &volumepb.InspectVolumeResponse{Volume: v, Exposure: f.exposure}, nil
 			}
 		}
 	}
 	return nil, errNoVolume(r.GetVolume())
+}
+
+func (f *fakeDaemon) GetExposure(_ context.Context, r *volumepb.GetExposureRequest) (*volumepb.GetExposureResponse, error) {
+	f.note(r)
+	x := f.exposure
+	if x == nil {
+		x = &volumepb.Exposure{}
+	}
+	return &volumepb.GetExposureResponse{VolumeId: idData, Name: "data", Exposure: x}, f.err
 }
 
 func (f *fakeDaemon) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeRequest) (*volumepb.DeleteVolumeResponse, error) {

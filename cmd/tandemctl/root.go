@@ -69,7 +69,7 @@ func (a *app) rootCommand() *cobra.Command {
 			group("domains", "What each cluster domain (site) may do",
 				a.domainsShowCommand(), a.domainsActivateCommand(), a.domainsDeactivateCommand())),
 		group("volume", "Create, look at and delete volumes",
-			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeDeleteCommand(),
+			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeExposureCommand(), a.volumeDeleteCommand(),
 			group("replica", "The replicas of a volume", a.replicaReplaceCommand()),
 			group("verify", "Compare the replicas of a volume while it is in use", a.verifyStartCommand(), a.verifyStatusCommand(), a.verifyStopCommand())),
 		group("host", "Attach volumes to a node and mount them",

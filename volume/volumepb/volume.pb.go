@@ -1266,6 +1266,7 @@ func (x *InspectVolumeRequest) GetVolume() string {
 type InspectVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Exposure      *Exposure              `protobuf:"bytes,2,opt,name=exposure,proto3" json:"exposure,omitempty"` // without the past intervals but the last one; unset if it cannot be read
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1303,6 +1304,13 @@ func (*InspectVolumeResponse) Descriptor() ([]byte, []int) {
 func (x *InspectVolumeResponse) GetVolume() *Volume {
 	if x != nil {
 		return x.Volume
+	}
+	return nil
+}
+
+func (x *InspectVolumeResponse) GetExposure() *Exposure {
+	if x != nil {
+		return x.Exposure
 	}
 	return nil
 }
@@ -2768,6 +2776,404 @@ func (x *FoundReplica) GetError() string {
 	return ""
 }
 
+type GetExposureRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetExposureRequest) Reset() {
+	*x = GetExposureRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetExposureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetExposureRequest) ProtoMessage() {}
+
+func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetExposureRequest.ProtoReflect.Descriptor instead.
+func (*GetExposureRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *GetExposureRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+type GetExposureResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Exposure      *Exposure              `protobuf:"bytes,3,opt,name=exposure,proto3" json:"exposure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetExposureResponse) Reset() {
+	*x = GetExposureResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetExposureResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetExposureResponse) ProtoMessage() {}
+
+func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetExposureResponse.ProtoReflect.Descriptor instead.
+func (*GetExposureResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GetExposureResponse) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *GetExposureResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GetExposureResponse) GetExposure() *Exposure {
+	if x != nil {
+		return x.Exposure
+	}
+	return nil
+}
+
+// Exposure is what is known of the times in which a volume had fewer replicas in sync than members.
+type Exposure struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Open                 *ExposedInterval       `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`                                      // goes on; unset: every replica is in sync
+	Past                 []*ExposedInterval     `protobuf:"bytes,2,rep,name=past,proto3" json:"past,omitempty"`                                      // the oldest first
+	EarlierCount         uint32                 `protobuf:"varint,3,opt,name=earlier_count,json=earlierCount,proto3" json:"earlier_count,omitempty"` // intervals that are older than those of past
+	EarlierMs            int64                  `protobuf:"varint,4,opt,name=earlier_ms,json=earlierMs,proto3" json:"earlier_ms,omitempty"`
+	EarlierResyncedBytes uint64                 `protobuf:"varint,5,opt,name=earlier_resynced_bytes,json=earlierResyncedBytes,proto3" json:"earlier_resynced_bytes,omitempty"`
+	TotalCount           uint32                 `protobuf:"varint,6,opt,name=total_count,json=totalCount,proto3" json:"total_count,omitempty"` // of all intervals
+	TotalMs              int64                  `protobuf:"varint,7,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
+	TotalResyncedBytes   uint64                 `protobuf:"varint,8,opt,name=total_resynced_bytes,json=totalResyncedBytes,proto3" json:"total_resynced_bytes,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *Exposure) Reset() {
+	*x = Exposure{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Exposure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Exposure) ProtoMessage() {}
+
+func (x *Exposure) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
+func (*Exposure) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Exposure) GetOpen() *ExposedInterval {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *Exposure) GetPast() []*ExposedInterval {
+	if x != nil {
+		return x.Past
+	}
+	return nil
+}
+
+func (x *Exposure) GetEarlierCount() uint32 {
+	if x != nil {
+		return x.EarlierCount
+	}
+	return 0
+}
+
+func (x *Exposure) GetEarlierMs() int64 {
+	if x != nil {
+		return x.EarlierMs
+	}
+	return 0
+}
+
+func (x *Exposure) GetEarlierResyncedBytes() uint64 {
+	if x != nil {
+		return x.EarlierResyncedBytes
+	}
+	return 0
+}
+
+func (x *Exposure) GetTotalCount() uint32 {
+	if x != nil {
+		return x.TotalCount
+	}
+	return 0
+}
+
+func (x *Exposure) GetTotalMs() int64 {
+	if x != nil {
+		return x.TotalMs
+	}
+	return 0
+}
+
+func (x *Exposure) GetTotalResyncedBytes() uint64 {
+	if x != nil {
+		return x.TotalResyncedBytes
+	}
+	return 0
+}
+
+// ExposedInterval is a time in which the same replicas were out of sync.
+type ExposedInterval struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	FromUnixMs     int64                  `protobuf:"varint,1,opt,name=from_unix_ms,json=fromUnixMs,proto3" json:"from_unix_ms,omitempty"` // milliseconds since 1970, by the clock of the coordinator's node; 0 = before it was recorded
+	ToUnixMs       int64                  `protobuf:"varint,2,opt,name=to_unix_ms,json=toUnixMs,proto3" json:"to_unix_ms,omitempty"`       // 0 = goes on
+	LastedMs       int64                  `protobuf:"varint,3,opt,name=lasted_ms,json=lastedMs,proto3" json:"lasted_ms,omitempty"`         // until now if it goes on; 0 if the beginning is not known
+	FromEpoch      uint64                 `protobuf:"varint,4,opt,name=from_epoch,json=fromEpoch,proto3" json:"from_epoch,omitempty"`
+	ToEpoch        uint64                 `protobuf:"varint,5,opt,name=to_epoch,json=toEpoch,proto3" json:"to_epoch,omitempty"`
+	Cause          string                 `protobuf:"bytes,6,opt,name=cause,proto3" json:"cause,omitempty"` // of the change that began it
+	End            string                 `protobuf:"bytes,7,opt,name=end,proto3" json:"end,omitempty"`     // of the change that ended it
+	Missing        []*MissingReplica      `protobuf:"bytes,8,rep,name=missing,proto3" json:"missing,omitempty"`
+	WithoutDomains []string               `protobuf:"bytes,9,rep,name=without_domains,json=withoutDomains,proto3" json:"without_domains,omitempty"` // domains with a member and none in sync
+	InSync         uint32                 `protobuf:"varint,10,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`
+	ResyncedBytes  uint64                 `protobuf:"varint,11,opt,name=resynced_bytes,json=resyncedBytes,proto3" json:"resynced_bytes,omitempty"` // that had to be gone through before the replicas were in sync: at most so much was written while they were missing; 0 = not known
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ExposedInterval) Reset() {
+	*x = ExposedInterval{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExposedInterval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExposedInterval) ProtoMessage() {}
+
+func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExposedInterval.ProtoReflect.Descriptor instead.
+func (*ExposedInterval) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ExposedInterval) GetFromUnixMs() int64 {
+	if x != nil {
+		return x.FromUnixMs
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetToUnixMs() int64 {
+	if x != nil {
+		return x.ToUnixMs
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetLastedMs() int64 {
+	if x != nil {
+		return x.LastedMs
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetFromEpoch() uint64 {
+	if x != nil {
+		return x.FromEpoch
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetToEpoch() uint64 {
+	if x != nil {
+		return x.ToEpoch
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *ExposedInterval) GetEnd() string {
+	if x != nil {
+		return x.End
+	}
+	return ""
+}
+
+func (x *ExposedInterval) GetMissing() []*MissingReplica {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *ExposedInterval) GetWithoutDomains() []string {
+	if x != nil {
+		return x.WithoutDomains
+	}
+	return nil
+}
+
+func (x *ExposedInterval) GetInSync() uint32 {
+	if x != nil {
+		return x.InSync
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetResyncedBytes() uint64 {
+	if x != nil {
+		return x.ResyncedBytes
+	}
+	return 0
+}
+
+type MissingReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ReplicaId     string                 `protobuf:"bytes,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Domain        string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingReplica) Reset() {
+	*x = MissingReplica{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingReplica) ProtoMessage() {}
+
+func (x *MissingReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingReplica.ProtoReflect.Descriptor instead.
+func (*MissingReplica) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *MissingReplica) GetReplicaId() string {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return ""
+}
+
+func (x *MissingReplica) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *MissingReplica) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *MissingReplica) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
@@ -2888,9 +3294,10 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"replica_id\x18\x04 \x01(\tR\treplicaId\x12\x12\n" +
 	"\x04text\x18\x05 \x01(\tR\x04text\".\n" +
 	"\x14InspectVolumeRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"I\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"\x81\x01\n" +
 	"\x15InspectVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xae\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\x126\n" +
+	"\bexposure\x18\x02 \x01(\v2\x1a.tandem.volume.v1.ExposureR\bexposure\"\xae\x01\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04wait\x18\x02 \x01(\bR\x04wait\x12\x16\n" +
@@ -3002,7 +3409,46 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	" \x03(\fR\amissing\x12 \n" +
 	"\vincarnation\x18\v \x01(\fR\vincarnation\x12\x12\n" +
 	"\x04spec\x18\f \x01(\fR\x04spec\x12\x14\n" +
-	"\x05error\x18\r \x01(\tR\x05error*h\n" +
+	"\x05error\x18\r \x01(\tR\x05error\",\n" +
+	"\x12GetExposureRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"~\n" +
+	"\x13GetExposureResponse\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
+	"\bexposure\x18\x03 \x01(\v2\x1a.tandem.volume.v1.ExposureR\bexposure\"\xe0\x02\n" +
+	"\bExposure\x125\n" +
+	"\x04open\x18\x01 \x01(\v2!.tandem.volume.v1.ExposedIntervalR\x04open\x125\n" +
+	"\x04past\x18\x02 \x03(\v2!.tandem.volume.v1.ExposedIntervalR\x04past\x12#\n" +
+	"\rearlier_count\x18\x03 \x01(\rR\fearlierCount\x12\x1d\n" +
+	"\n" +
+	"earlier_ms\x18\x04 \x01(\x03R\tearlierMs\x124\n" +
+	"\x16earlier_resynced_bytes\x18\x05 \x01(\x04R\x14earlierResyncedBytes\x12\x1f\n" +
+	"\vtotal_count\x18\x06 \x01(\rR\n" +
+	"totalCount\x12\x19\n" +
+	"\btotal_ms\x18\a \x01(\x03R\atotalMs\x120\n" +
+	"\x14total_resynced_bytes\x18\b \x01(\x04R\x12totalResyncedBytes\"\xf5\x02\n" +
+	"\x0fExposedInterval\x12 \n" +
+	"\ffrom_unix_ms\x18\x01 \x01(\x03R\n" +
+	"fromUnixMs\x12\x1c\n" +
+	"\n" +
+	"to_unix_ms\x18\x02 \x01(\x03R\btoUnixMs\x12\x1b\n" +
+	"\tlasted_ms\x18\x03 \x01(\x03R\blastedMs\x12\x1d\n" +
+	"\n" +
+	"from_epoch\x18\x04 \x01(\x04R\tfromEpoch\x12\x19\n" +
+	"\bto_epoch\x18\x05 \x01(\x04R\atoEpoch\x12\x14\n" +
+	"\x05cause\x18\x06 \x01(\tR\x05cause\x12\x10\n" +
+	"\x03end\x18\a \x01(\tR\x03end\x12:\n" +
+	"\amissing\x18\b \x03(\v2 .tandem.volume.v1.MissingReplicaR\amissing\x12'\n" +
+	"\x0fwithout_domains\x18\t \x03(\tR\x0ewithoutDomains\x12\x17\n" +
+	"\ain_sync\x18\n" +
+	" \x01(\rR\x06inSync\x12%\n" +
+	"\x0eresynced_bytes\x18\v \x01(\x04R\rresyncedBytes\"s\n" +
+	"\x0eMissingReplica\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x01 \x01(\tR\treplicaId\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason*h\n" +
 	"\n" +
 	"Protection\x12\x1a\n" +
 	"\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x1f\n" +
@@ -3026,11 +3472,12 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x19IMPORT_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12IMPORT_ACTION_NONE\x10\x01\x12\x18\n" +
 	"\x14IMPORT_ACTION_IMPORT\x10\x02\x12\x19\n" +
-	"\x15IMPORT_ACTION_REFUSED\x10\x032\xea\b\n" +
+	"\x15IMPORT_ACTION_REFUSED\x10\x032\xc6\t\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
-	"\rInspectVolume\x12&.tandem.volume.v1.InspectVolumeRequest\x1a'.tandem.volume.v1.InspectVolumeResponse\x12]\n" +
+	"\rInspectVolume\x12&.tandem.volume.v1.InspectVolumeRequest\x1a'.tandem.volume.v1.InspectVolumeResponse\x12Z\n" +
+	"\vGetExposure\x12$.tandem.volume.v1.GetExposureRequest\x1a%.tandem.volume.v1.GetExposureResponse\x12]\n" +
 	"\fDeleteVolume\x12%.tandem.volume.v1.DeleteVolumeRequest\x1a&.tandem.volume.v1.DeleteVolumeResponse\x12c\n" +
 	"\x0eReplaceReplica\x12'.tandem.volume.v1.ReplaceReplicaRequest\x1a(.tandem.volume.v1.ReplaceReplicaResponse\x12]\n" +
 	"\fAttachVolume\x12%.tandem.volume.v1.AttachVolumeRequest\x1a&.tandem.volume.v1.AttachVolumeResponse\x12]\n" +
@@ -3058,7 +3505,7 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                // 0: tandem.volume.v1.Protection
 	(Phase)(0),                     // 1: tandem.volume.v1.Phase
@@ -3100,13 +3547,18 @@ var file_volume_volumepb_volume_proto_goTypes = []any{
 	(*ListReplicasRequest)(nil),    // 37: tandem.volume.v1.ListReplicasRequest
 	(*ListReplicasResponse)(nil),   // 38: tandem.volume.v1.ListReplicasResponse
 	(*FoundReplica)(nil),           // 39: tandem.volume.v1.FoundReplica
-	nil,                            // 40: tandem.volume.v1.Volume.LabelsEntry
-	nil,                            // 41: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                            // 42: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*GetExposureRequest)(nil),     // 40: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),    // 41: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),               // 42: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),        // 43: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),         // 44: tandem.volume.v1.MissingReplica
+	nil,                            // 45: tandem.volume.v1.Volume.LabelsEntry
+	nil,                            // 46: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                            // 47: tandem.volume.v1.ListVolumesRequest.LabelsEntry
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	40, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	45, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
 	7,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
 	8,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
@@ -3115,55 +3567,62 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	6,  // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
 	2,  // 8: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 9: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	41, // 10: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	46, // 10: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
 	4,  // 11: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	42, // 12: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	47, // 12: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
 	4,  // 13: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
 	14, // 14: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
 	4,  // 15: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 16: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 17: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 18: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 19: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 20: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 21: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 22: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 23: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	35, // 24: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	36, // 25: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
-	3,  // 26: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	39, // 27: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	10, // 28: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	12, // 29: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	15, // 30: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	17, // 31: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	19, // 32: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	21, // 33: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	23, // 34: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	31, // 35: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	25, // 36: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	27, // 37: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	29, // 38: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	33, // 39: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	37, // 40: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	11, // 41: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	13, // 42: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	16, // 43: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	18, // 44: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	20, // 45: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	22, // 46: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	24, // 47: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	32, // 48: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	26, // 49: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	28, // 50: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	30, // 51: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	34, // 52: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	38, // 53: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	41, // [41:54] is the sub-list for method output_type
-	28, // [28:41] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	42, // 16: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	4,  // 17: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 18: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 19: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 20: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 21: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 22: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 23: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	4,  // 24: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	35, // 25: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	36, // 26: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	3,  // 27: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	39, // 28: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	42, // 29: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	43, // 30: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	43, // 31: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	44, // 32: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	10, // 33: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	12, // 34: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	15, // 35: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	40, // 36: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	17, // 37: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	19, // 38: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	21, // 39: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	23, // 40: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	31, // 41: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	25, // 42: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	27, // 43: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	29, // 44: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	33, // 45: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	37, // 46: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	11, // 47: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	13, // 48: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	16, // 49: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	41, // 50: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	18, // 51: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	20, // 52: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	22, // 53: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	24, // 54: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	32, // 55: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	26, // 56: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	28, // 57: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	30, // 58: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	34, // 59: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	38, // 60: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	47, // [47:61] is the sub-list for method output_type
+	33, // [33:47] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -3182,7 +3641,7 @@ func file_volume_volumepb_volume_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   39,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

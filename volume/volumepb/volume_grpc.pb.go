@@ -26,6 +26,7 @@ const (
 	Volumes_CreateVolume_FullMethodName   = "/tandem.volume.v1.Volumes/CreateVolume"
 	Volumes_ListVolumes_FullMethodName    = "/tandem.volume.v1.Volumes/ListVolumes"
 	Volumes_InspectVolume_FullMethodName  = "/tandem.volume.v1.Volumes/InspectVolume"
+	Volumes_GetExposure_FullMethodName    = "/tandem.volume.v1.Volumes/GetExposure"
 	Volumes_DeleteVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DeleteVolume"
 	Volumes_ReplaceReplica_FullMethodName = "/tandem.volume.v1.Volumes/ReplaceReplica"
 	Volumes_AttachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/AttachVolume"
@@ -50,6 +51,8 @@ type VolumesClient interface {
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
 	InspectVolume(ctx context.Context, in *InspectVolumeRequest, opts ...grpc.CallOption) (*InspectVolumeResponse, error)
+	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
+	GetExposure(ctx context.Context, in *GetExposureRequest, opts ...grpc.CallOption) (*GetExposureResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
@@ -119,6 +122,16 @@ func (c *volumesClient) InspectVolume(ctx context.Context, in *InspectVolumeRequ
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(InspectVolumeResponse)
 	err := c.cc.Invoke(ctx, Volumes_InspectVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) GetExposure(ctx context.Context, in *GetExposureRequest, opts ...grpc.CallOption) (*GetExposureResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetExposureResponse)
+	err := c.cc.Invoke(ctx, Volumes_GetExposure_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -237,6 +250,8 @@ type VolumesServer interface {
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
 	InspectVolume(context.Context, *InspectVolumeRequest) (*InspectVolumeResponse, error)
+	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
+	GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
@@ -290,6 +305,9 @@ func (UnimplementedVolumesServer) ListVolumes(context.Context, *ListVolumesReque
 }
 func (UnimplementedVolumesServer) InspectVolume(context.Context, *InspectVolumeRequest) (*InspectVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method InspectVolume not implemented")
+}
+func (UnimplementedVolumesServer) GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetExposure not implemented")
 }
 func (UnimplementedVolumesServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
@@ -389,6 +407,24 @@ func _Volumes_InspectVolume_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(VolumesServer).InspectVolume(ctx, req.(*InspectVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_GetExposure_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetExposureRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).GetExposure(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_GetExposure_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).GetExposure(ctx, req.(*GetExposureRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -566,6 +602,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "InspectVolume",
 			Handler:    _Volumes_InspectVolume_Handler,
+		},
+		{
+			MethodName: "GetExposure",
+			Handler:    _Volumes_GetExposure_Handler,
 		},
 		{
 			MethodName: "DeleteVolume",
