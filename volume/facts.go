@@ -164,13 +164,17 @@ func (d DomainView) EvictDetached(ctx context.Context, volume, domain string) er
 	if err != nil {
 		return err
 	}
+	exposed, err := c.exposed(ctx, cfg, next)
+	if err != nil {
+		return err
+	}
 	_, err = c.store.Txn(ctx, kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod},
 			{Key: domKey, Target: kvdb.CmpMod, Revision: dom.Mod},
 			c.guard(), c.unmarked(id),
 		},
-		Then: append(c.shrunk(cfg, next), record),
+		Then: slices.Concat(c.shrunk(cfg, next), exposed, []kvdb.Op{record}),
 	})
 	return err
 }

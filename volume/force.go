@@ -187,7 +187,11 @@ func (im *Importer) force(ctx context.Context, s *Spec, prev, next *replication.
 	if err != nil {
 		return err
 	}
-	res, err := im.commit(ctx, kvdb.Txn{If: guards, Then: append(c.configs.shrunk(prev, next), config)}, audit.Record{
+	exposed, err := c.configs.exposed(ctx, prev, next)
+	if err != nil {
+		return err
+	}
+	res, err := im.commit(ctx, kvdb.Txn{If: guards, Then: slices.Concat(c.configs.shrunk(prev, next), exposed, []kvdb.Op{config})}, audit.Record{
 		Verb: "volume replica force", Object: object(s.ID), Epoch: uint64(next.Epoch), Lost: []string{s.ID.String()},
 		Outcome: fmt.Sprintf("replica %s on node %s is the only one in sync, as of epoch %d", f.Replica, f.Node, f.Epoch),
 	})

@@ -365,7 +365,11 @@ func (im *Importer) write(ctx context.Context, s *sight, p *Imported, now *life)
 		if err != nil {
 			return err
 		}
-		t.Then = append(t.Then, ops...)
+		exposed, err := c.configs.exposed(ctx, nil, p.config)
+		if err != nil {
+			return err
+		}
+		t.Then = append(append(t.Then, ops...), exposed...)
 	} else if s.evidence[p.ID].mark == nil {
 		return nil
 	}

@@ -340,6 +340,7 @@ func (r *Reconciler) remove(ctx context.Context, e *Entry, mod kvdb.Revision) er
 		Then: []kvdb.Op{
 			{Kind: kvdb.OpDelete, Key: c.keys.spec(e.ID)},
 			{Kind: kvdb.OpDelete, Key: c.keys.config(e.ID)},
+			{Kind: kvdb.OpDelete, Key: c.keys.exposure(e.ID)},
 		},
 	}
 	for _, p := range e.Placed {

@@ -155,7 +155,11 @@ func (c *Catalogue) change(ctx context.Context, guards []kvdb.Cmp, s *Spec, cfg 
 		if err != nil {
 			return false, err
 		}
-		t.Then = append(t.Then, config)
+		exposed, err := c.configs.exposed(ctx, nil, cfg)
+		if err != nil {
+			return false, err
+		}
+		t.Then = append(append(t.Then, config), exposed...)
 	}
 	for _, r := range orders {
 		entry, err := c.trail.Stage(ctx, r)

@@ -171,7 +171,7 @@ func (s *Server) InspectVolume(ctx context.Context, r *volumepb.InspectVolumeReq
 	if err != nil {
 		return nil, err
 	}
-	return &volumepb.InspectVolumeResponse{Volume: s.show(ctx, e)}, nil
+	return &volumepb.InspectVolumeResponse{Volume: s.show(ctx, e), Exposure: s.exposure(ctx, e)}, nil
 }
 
 // DeleteVolume implements Volumes.

@@ -38,6 +38,7 @@ type fakeDaemon struct {
 	imported *volumepb.ImportKvdbResponse
 	trail    *auditpb.ListAuditResponse
 	verdict  *auditpb.VerifyAuditResponse
+	exposure *volumepb.Exposure
 	block    <-chan struct{} // DetachVolume answers when it is closed
 
 	mu       sync.Mutex
@@ -131,7 +132,7 @@ func (f *fakeDaemon) InspectVolume(_ context.Context, r *volumepb.InspectVolumeR
 	for _, l := range f.volumes {
 		for _, v := range l.GetVolumes() {
 			if v.GetName() == r.GetVolume() || v.GetId() == r.GetVolume() {
-				return &volumepb.InspectVolumeResponse{Volume: v}, nil
+				return &volumepb.InspectVolumeResponse{Volume: v, Exposure: f.exposure}, nil
 			}
 		}
 	}
@@ -143,6 +144,15 @@ func (f *fakeDaemon) UpdateVolume(_ context.Context, r *volumepb.UpdateVolumeReq
 	v := proto.CloneOf(attached())
 	v.Protection, v.Needs, v.Epoch = r.Protection, r.Needs, v.Epoch+1
 	return &volumepb.UpdateVolumeResponse{Volume: v}, f.err
+}
+
+func (f *fakeDaemon) GetExposure(_ context.Context, r *volumepb.GetExposureRequest) (*volumepb.GetExposureResponse, error) {
+	f.note(r)
+	x := f.exposure
+	if x == nil {
+		x = &volumepb.Exposure{}
+	}
+	return &volumepb.GetExposureResponse{VolumeId: idData, Name: "data", Exposure: x}, f.err
 }
 
 func (f *fakeDaemon) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeRequest) (*volumepb.DeleteVolumeResponse, error) {

@@ -165,3 +165,17 @@ func lostDomains() []*domainpb.ListDomainsResponse {
 	lost.Failover = &domainpb.FailoverOutlook{Idle: "back-off", Text: "the last automatic failover was 20 s ago", LeftMs: 580_000}
 	return []*domainpb.ListDomainsResponse{{LocalDomain: "dr-site", Domains: []*domainpb.Domain{domainActive("dr-site"), fenced, lost}}}
 }
+
+// exposed is a volume that lacks a replica, and did before.
+func exposed() *volumepb.Exposure {
+	missing := []*volumepb.MissingReplica{{ReplicaId: "r2", Node: "b1", Domain: "dr-site", Reason: "silent"}}
+	return &volumepb.Exposure{
+		EarlierCount: 2, EarlierMs: 7_200_000, EarlierResyncedBytes: gib, TotalCount: 5, TotalMs: 7_320_500, TotalResyncedBytes: gib + 12<<20,
+		Past: []*volumepb.ExposedInterval{
+			{LastedMs: 0, ToUnixMs: started - 100_000, FromEpoch: 3, ToEpoch: 4, Cause: "takeover", End: "join", Missing: missing, InSync: 1},
+			{FromUnixMs: started - 60_000, ToUnixMs: started, LastedMs: 60_000, FromEpoch: 6, ToEpoch: 7, Cause: "evict", End: "join", Missing: missing,
+				WithoutDomains: []string{"dr-site"}, InSync: 1, ResyncedBytes: 12 << 20},
+		},
+		Open: &volumepb.ExposedInterval{FromUnixMs: started + 40_000, LastedMs: 60_500, FromEpoch: 8, Cause: "evict", Missing: missing, WithoutDomains: []string{"dr-site"}, InSync: 1},
+	}
+}

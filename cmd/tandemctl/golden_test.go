@@ -116,6 +116,13 @@ func TestGolden(t *testing.T) {
 		{name: "volume-inspect-json", args: "volume inspect ledger -o json"},
 		{name: "volume-inspect-unknown", args: "volume inspect nothing"},
 		{name: "volume-inspect-unknown-json", args: "volume inspect nothing -o json"},
+		{name: "volume-inspect-exposed", args: "volume inspect data", fake: func(f *fakeDaemon) { f.exposure = exposed() }},
+		{name: "volume-exposure", args: "volume exposure data", fake: func(f *fakeDaemon) { f.exposure = exposed() }},
+		{name: "volume-exposure-json", args: "volume exposure data -o json", fake: func(f *fakeDaemon) {
+			f.exposure = exposed()
+			f.exposure.Past = nil
+		}},
+		{name: "volume-exposure-none", args: "volume exposure data"},
 		{name: "volume-delete", args: "volume delete data --force"},
 		{name: "volume-delete-wait-json", args: "volume delete data -f --wait -o json"},
 		{name: "volume-delete-nobody-to-ask", args: "volume delete data"},

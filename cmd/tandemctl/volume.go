@@ -191,7 +191,7 @@ func (a *app) volumeInspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(resp, func(w io.Writer) { inspectTable(w, resp.GetVolume()) })
+			return a.print(resp, func(w io.Writer) { inspectTable(w, resp.GetVolume(), resp.GetExposure()) })
 		},
 	}
 }
@@ -206,7 +206,7 @@ func (a *app) inspect(ctx context.Context, name string) (*pb.InspectVolumeRespon
 	return client.InspectVolume(ctx, &pb.InspectVolumeRequest{Volume: name})
 }
 
-func inspectTable(w io.Writer, v *pb.Volume) {
+func inspectTable(w io.Writer, v *pb.Volume, x *pb.Exposure) {
 	pairs := []string{
 		"Volume", v.GetId(),
 		"Name", v.GetName(),
@@ -227,6 +227,9 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 	}
 	if v.GetPhase() != pb.Phase_PHASE_CREATING && v.GetPhase() != pb.Phase_PHASE_DELETING && v.GetProgress() != "" {
 		pairs = append(pairs, "In progress", v.GetProgress())
+	}
+	if x != nil {
+		pairs = append(pairs, "Exposed", exposureText(x))
 	}
 	if n := v.GetUnreconciledBytes(); n > 0 {
 		pairs = append(pairs, "Comparing", bytesText(n)+" in which the replicas may differ, as after a takeover; a read there waits for it")

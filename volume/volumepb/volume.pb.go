@@ -1368,6 +1368,7 @@ func (x *InspectVolumeRequest) GetVolume() string {
 type InspectVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Exposure      *Exposure              `protobuf:"bytes,2,opt,name=exposure,proto3" json:"exposure,omitempty"` // without the past intervals but the last one; unset if it cannot be read
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1405,6 +1406,13 @@ func (*InspectVolumeResponse) Descriptor() ([]byte, []int) {
 func (x *InspectVolumeResponse) GetVolume() *Volume {
 	if x != nil {
 		return x.Volume
+	}
+	return nil
+}
+
+func (x *InspectVolumeResponse) GetExposure() *Exposure {
+	if x != nil {
+		return x.Exposure
 	}
 	return nil
 }
@@ -3134,6 +3142,404 @@ func (x *ForceReplicaResponse) GetLostNodes() []string {
 	return nil
 }
 
+type GetExposureRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetExposureRequest) Reset() {
+	*x = GetExposureRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetExposureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetExposureRequest) ProtoMessage() {}
+
+func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetExposureRequest.ProtoReflect.Descriptor instead.
+func (*GetExposureRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *GetExposureRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+type GetExposureResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Exposure      *Exposure              `protobuf:"bytes,3,opt,name=exposure,proto3" json:"exposure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetExposureResponse) Reset() {
+	*x = GetExposureResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetExposureResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetExposureResponse) ProtoMessage() {}
+
+func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetExposureResponse.ProtoReflect.Descriptor instead.
+func (*GetExposureResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *GetExposureResponse) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *GetExposureResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GetExposureResponse) GetExposure() *Exposure {
+	if x != nil {
+		return x.Exposure
+	}
+	return nil
+}
+
+// Exposure is what is known of the times in which a volume had fewer replicas in sync than members.
+type Exposure struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Open                 *ExposedInterval       `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`                                      // goes on; unset: every replica is in sync
+	Past                 []*ExposedInterval     `protobuf:"bytes,2,rep,name=past,proto3" json:"past,omitempty"`                                      // the oldest first
+	EarlierCount         uint32                 `protobuf:"varint,3,opt,name=earlier_count,json=earlierCount,proto3" json:"earlier_count,omitempty"` // intervals that are older than those of past
+	EarlierMs            int64                  `protobuf:"varint,4,opt,name=earlier_ms,json=earlierMs,proto3" json:"earlier_ms,omitempty"`
+	EarlierResyncedBytes uint64                 `protobuf:"varint,5,opt,name=earlier_resynced_bytes,json=earlierResyncedBytes,proto3" json:"earlier_resynced_bytes,omitempty"`
+	TotalCount           uint32                 `protobuf:"varint,6,opt,name=total_count,json=totalCount,proto3" json:"total_count,omitempty"` // of all intervals
+	TotalMs              int64                  `protobuf:"varint,7,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
+	TotalResyncedBytes   uint64                 `protobuf:"varint,8,opt,name=total_resynced_bytes,json=totalResyncedBytes,proto3" json:"total_resynced_bytes,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *Exposure) Reset() {
+	*x = Exposure{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Exposure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Exposure) ProtoMessage() {}
+
+func (x *Exposure) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
+func (*Exposure) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Exposure) GetOpen() *ExposedInterval {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *Exposure) GetPast() []*ExposedInterval {
+	if x != nil {
+		return x.Past
+	}
+	return nil
+}
+
+func (x *Exposure) GetEarlierCount() uint32 {
+	if x != nil {
+		return x.EarlierCount
+	}
+	return 0
+}
+
+func (x *Exposure) GetEarlierMs() int64 {
+	if x != nil {
+		return x.EarlierMs
+	}
+	return 0
+}
+
+func (x *Exposure) GetEarlierResyncedBytes() uint64 {
+	if x != nil {
+		return x.EarlierResyncedBytes
+	}
+	return 0
+}
+
+func (x *Exposure) GetTotalCount() uint32 {
+	if x != nil {
+		return x.TotalCount
+	}
+	return 0
+}
+
+func (x *Exposure) GetTotalMs() int64 {
+	if x != nil {
+		return x.TotalMs
+	}
+	return 0
+}
+
+func (x *Exposure) GetTotalResyncedBytes() uint64 {
+	if x != nil {
+		return x.TotalResyncedBytes
+	}
+	return 0
+}
+
+// ExposedInterval is a time in which the same replicas were out of sync.
+type ExposedInterval struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	FromUnixMs     int64                  `protobuf:"varint,1,opt,name=from_unix_ms,json=fromUnixMs,proto3" json:"from_unix_ms,omitempty"` // milliseconds since 1970, by the clock of the coordinator's node; 0 = before it was recorded
+	ToUnixMs       int64                  `protobuf:"varint,2,opt,name=to_unix_ms,json=toUnixMs,proto3" json:"to_unix_ms,omitempty"`       // 0 = goes on
+	LastedMs       int64                  `protobuf:"varint,3,opt,name=lasted_ms,json=lastedMs,proto3" json:"lasted_ms,omitempty"`         // until now if it goes on; 0 if the beginning is not known
+	FromEpoch      uint64                 `protobuf:"varint,4,opt,name=from_epoch,json=fromEpoch,proto3" json:"from_epoch,omitempty"`
+	ToEpoch        uint64                 `protobuf:"varint,5,opt,name=to_epoch,json=toEpoch,proto3" json:"to_epoch,omitempty"`
+	Cause          string                 `protobuf:"bytes,6,opt,name=cause,proto3" json:"cause,omitempty"` // of the change that began it
+	End            string                 `protobuf:"bytes,7,opt,name=end,proto3" json:"end,omitempty"`     // of the change that ended it
+	Missing        []*MissingReplica      `protobuf:"bytes,8,rep,name=missing,proto3" json:"missing,omitempty"`
+	WithoutDomains []string               `protobuf:"bytes,9,rep,name=without_domains,json=withoutDomains,proto3" json:"without_domains,omitempty"` // domains with a member and none in sync
+	InSync         uint32                 `protobuf:"varint,10,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`
+	ResyncedBytes  uint64                 `protobuf:"varint,11,opt,name=resynced_bytes,json=resyncedBytes,proto3" json:"resynced_bytes,omitempty"` // that had to be gone through before the replicas were in sync: at most so much was written while they were missing; 0 = not known
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ExposedInterval) Reset() {
+	*x = ExposedInterval{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExposedInterval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExposedInterval) ProtoMessage() {}
+
+func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExposedInterval.ProtoReflect.Descriptor instead.
+func (*ExposedInterval) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ExposedInterval) GetFromUnixMs() int64 {
+	if x != nil {
+		return x.FromUnixMs
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetToUnixMs() int64 {
+	if x != nil {
+		return x.ToUnixMs
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetLastedMs() int64 {
+	if x != nil {
+		return x.LastedMs
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetFromEpoch() uint64 {
+	if x != nil {
+		return x.FromEpoch
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetToEpoch() uint64 {
+	if x != nil {
+		return x.ToEpoch
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *ExposedInterval) GetEnd() string {
+	if x != nil {
+		return x.End
+	}
+	return ""
+}
+
+func (x *ExposedInterval) GetMissing() []*MissingReplica {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *ExposedInterval) GetWithoutDomains() []string {
+	if x != nil {
+		return x.WithoutDomains
+	}
+	return nil
+}
+
+func (x *ExposedInterval) GetInSync() uint32 {
+	if x != nil {
+		return x.InSync
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetResyncedBytes() uint64 {
+	if x != nil {
+		return x.ResyncedBytes
+	}
+	return 0
+}
+
+type MissingReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ReplicaId     string                 `protobuf:"bytes,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Domain        string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingReplica) Reset() {
+	*x = MissingReplica{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingReplica) ProtoMessage() {}
+
+func (x *MissingReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingReplica.ProtoReflect.Descriptor instead.
+func (*MissingReplica) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *MissingReplica) GetReplicaId() string {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return ""
+}
+
+func (x *MissingReplica) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *MissingReplica) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *MissingReplica) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
@@ -3263,9 +3669,10 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"replica_id\x18\x04 \x01(\tR\treplicaId\x12\x12\n" +
 	"\x04text\x18\x05 \x01(\tR\x04text\".\n" +
 	"\x14InspectVolumeRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"I\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"\x81\x01\n" +
 	"\x15InspectVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x87\x02\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\x126\n" +
+	"\bexposure\x18\x02 \x01(\v2\x1a.tandem.volume.v1.ExposureR\bexposure\"\x87\x02\n" +
 	"\x13UpdateVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12<\n" +
 	"\n" +
@@ -3402,7 +3809,46 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\n" +
 	"data_epoch\x18\x02 \x01(\x04R\tdataEpoch\x12\x1d\n" +
 	"\n" +
-	"lost_nodes\x18\x03 \x03(\tR\tlostNodes*h\n" +
+	"lost_nodes\x18\x03 \x03(\tR\tlostNodes\",\n" +
+	"\x12GetExposureRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"~\n" +
+	"\x13GetExposureResponse\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
+	"\bexposure\x18\x03 \x01(\v2\x1a.tandem.volume.v1.ExposureR\bexposure\"\xe0\x02\n" +
+	"\bExposure\x125\n" +
+	"\x04open\x18\x01 \x01(\v2!.tandem.volume.v1.ExposedIntervalR\x04open\x125\n" +
+	"\x04past\x18\x02 \x03(\v2!.tandem.volume.v1.ExposedIntervalR\x04past\x12#\n" +
+	"\rearlier_count\x18\x03 \x01(\rR\fearlierCount\x12\x1d\n" +
+	"\n" +
+	"earlier_ms\x18\x04 \x01(\x03R\tearlierMs\x124\n" +
+	"\x16earlier_resynced_bytes\x18\x05 \x01(\x04R\x14earlierResyncedBytes\x12\x1f\n" +
+	"\vtotal_count\x18\x06 \x01(\rR\n" +
+	"totalCount\x12\x19\n" +
+	"\btotal_ms\x18\a \x01(\x03R\atotalMs\x120\n" +
+	"\x14total_resynced_bytes\x18\b \x01(\x04R\x12totalResyncedBytes\"\xf5\x02\n" +
+	"\x0fExposedInterval\x12 \n" +
+	"\ffrom_unix_ms\x18\x01 \x01(\x03R\n" +
+	"fromUnixMs\x12\x1c\n" +
+	"\n" +
+	"to_unix_ms\x18\x02 \x01(\x03R\btoUnixMs\x12\x1b\n" +
+	"\tlasted_ms\x18\x03 \x01(\x03R\blastedMs\x12\x1d\n" +
+	"\n" +
+	"from_epoch\x18\x04 \x01(\x04R\tfromEpoch\x12\x19\n" +
+	"\bto_epoch\x18\x05 \x01(\x04R\atoEpoch\x12\x14\n" +
+	"\x05cause\x18\x06 \x01(\tR\x05cause\x12\x10\n" +
+	"\x03end\x18\a \x01(\tR\x03end\x12:\n" +
+	"\amissing\x18\b \x03(\v2 .tandem.volume.v1.MissingReplicaR\amissing\x12'\n" +
+	"\x0fwithout_domains\x18\t \x03(\tR\x0ewithoutDomains\x12\x17\n" +
+	"\ain_sync\x18\n" +
+	" \x01(\rR\x06inSync\x12%\n" +
+	"\x0eresynced_bytes\x18\v \x01(\x04R\rresyncedBytes\"s\n" +
+	"\x0eMissingReplica\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x01 \x01(\tR\treplicaId\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason*h\n" +
 	"\n" +
 	"Protection\x12\x1a\n" +
 	"\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x1f\n" +
@@ -3426,13 +3872,13 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x19IMPORT_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12IMPORT_ACTION_NONE\x10\x01\x12\x18\n" +
 	"\x14IMPORT_ACTION_IMPORT\x10\x02\x12\x19\n" +
-	"\x15IMPORT_ACTION_REFUSED\x10\x032\xa8\n" +
-	"\n" +
+	"\x15IMPORT_ACTION_REFUSED\x10\x032\x84\v\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
 	"\rInspectVolume\x12&.tandem.volume.v1.InspectVolumeRequest\x1a'.tandem.volume.v1.InspectVolumeResponse\x12]\n" +
-	"\fUpdateVolume\x12%.tandem.volume.v1.UpdateVolumeRequest\x1a&.tandem.volume.v1.UpdateVolumeResponse\x12]\n" +
+	"\fUpdateVolume\x12%.tandem.volume.v1.UpdateVolumeRequest\x1a&.tandem.volume.v1.UpdateVolumeResponse\x12Z\n" +
+	"\vGetExposure\x12$.tandem.volume.v1.GetExposureRequest\x1a%.tandem.volume.v1.GetExposureResponse\x12]\n" +
 	"\fDeleteVolume\x12%.tandem.volume.v1.DeleteVolumeRequest\x1a&.tandem.volume.v1.DeleteVolumeResponse\x12c\n" +
 	"\x0eReplaceReplica\x12'.tandem.volume.v1.ReplaceReplicaRequest\x1a(.tandem.volume.v1.ReplaceReplicaResponse\x12]\n" +
 	"\fAttachVolume\x12%.tandem.volume.v1.AttachVolumeRequest\x1a&.tandem.volume.v1.AttachVolumeResponse\x12]\n" +
@@ -3461,7 +3907,7 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                // 0: tandem.volume.v1.Protection
 	(Phase)(0),                     // 1: tandem.volume.v1.Phase
@@ -3508,13 +3954,18 @@ var file_volume_volumepb_volume_proto_goTypes = []any{
 	(*FoundReplica)(nil),           // 42: tandem.volume.v1.FoundReplica
 	(*ForceReplicaRequest)(nil),    // 43: tandem.volume.v1.ForceReplicaRequest
 	(*ForceReplicaResponse)(nil),   // 44: tandem.volume.v1.ForceReplicaResponse
-	nil,                            // 45: tandem.volume.v1.Volume.LabelsEntry
-	nil,                            // 46: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                            // 47: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*GetExposureRequest)(nil),     // 45: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),    // 46: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),               // 47: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),        // 48: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),         // 49: tandem.volume.v1.MissingReplica
+	nil,                            // 50: tandem.volume.v1.Volume.LabelsEntry
+	nil,                            // 51: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                            // 52: tandem.volume.v1.ListVolumesRequest.LabelsEntry
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	45, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	50, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
 	8,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
 	9,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
@@ -3524,64 +3975,71 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	4,  // 8: tandem.volume.v1.Volume.needs:type_name -> tandem.volume.v1.Needs
 	2,  // 9: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 10: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	46, // 11: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	51, // 11: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
 	4,  // 12: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
 	5,  // 13: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	47, // 14: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	52, // 14: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
 	5,  // 15: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
 	15, // 16: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
 	5,  // 17: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	0,  // 18: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	4,  // 19: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
-	5,  // 20: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 21: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 22: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 23: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 24: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 25: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 26: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 27: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 28: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	38, // 29: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	39, // 30: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
-	3,  // 31: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	42, // 32: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	5,  // 33: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	11, // 34: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	13, // 35: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	16, // 36: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	18, // 37: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
-	20, // 38: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	22, // 39: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	24, // 40: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	26, // 41: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	34, // 42: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	28, // 43: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	30, // 44: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	32, // 45: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	36, // 46: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	43, // 47: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	40, // 48: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	12, // 49: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	14, // 50: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	17, // 51: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	19, // 52: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
-	21, // 53: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	23, // 54: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	25, // 55: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	27, // 56: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	35, // 57: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	29, // 58: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	31, // 59: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	33, // 60: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	37, // 61: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	44, // 62: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	41, // 63: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	49, // [49:64] is the sub-list for method output_type
-	34, // [34:49] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	47, // 18: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	0,  // 19: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	4,  // 20: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	5,  // 21: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 22: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 23: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 24: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 25: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 26: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 27: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 28: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 29: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	38, // 30: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	39, // 31: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	3,  // 32: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	42, // 33: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	5,  // 34: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	47, // 35: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	48, // 36: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	48, // 37: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	49, // 38: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	11, // 39: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	13, // 40: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	16, // 41: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	18, // 42: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
+	45, // 43: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	20, // 44: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	22, // 45: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	24, // 46: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	26, // 47: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	34, // 48: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	28, // 49: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	30, // 50: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	32, // 51: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	36, // 52: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	43, // 53: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	40, // 54: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	12, // 55: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	14, // 56: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	17, // 57: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	19, // 58: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	46, // 59: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	21, // 60: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	23, // 61: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	25, // 62: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	27, // 63: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	35, // 64: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	29, // 65: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	31, // 66: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	33, // 67: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	37, // 68: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	44, // 69: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	41, // 70: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	55, // [55:71] is the sub-list for method output_type
+	39, // [39:55] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -3602,7 +4060,7 @@ func file_volume_volumepb_volume_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   44,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

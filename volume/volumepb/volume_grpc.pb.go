@@ -27,6 +27,7 @@ const (
 	Volumes_ListVolumes_FullMethodName    = "/tandem.volume.v1.Volumes/ListVolumes"
 	Volumes_InspectVolume_FullMethodName  = "/tandem.volume.v1.Volumes/InspectVolume"
 	Volumes_UpdateVolume_FullMethodName   = "/tandem.volume.v1.Volumes/UpdateVolume"
+	Volumes_GetExposure_FullMethodName    = "/tandem.volume.v1.Volumes/GetExposure"
 	Volumes_DeleteVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DeleteVolume"
 	Volumes_ReplaceReplica_FullMethodName = "/tandem.volume.v1.Volumes/ReplaceReplica"
 	Volumes_AttachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/AttachVolume"
@@ -57,6 +58,8 @@ type VolumesClient interface {
 	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
 	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
 	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*UpdateVolumeResponse, error)
+	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
+	GetExposure(ctx context.Context, in *GetExposureRequest, opts ...grpc.CallOption) (*GetExposureResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
@@ -140,6 +143,16 @@ func (c *volumesClient) UpdateVolume(ctx context.Context, in *UpdateVolumeReques
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UpdateVolumeResponse)
 	err := c.cc.Invoke(ctx, Volumes_UpdateVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) GetExposure(ctx context.Context, in *GetExposureRequest, opts ...grpc.CallOption) (*GetExposureResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetExposureResponse)
+	err := c.cc.Invoke(ctx, Volumes_GetExposure_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -273,6 +286,8 @@ type VolumesServer interface {
 	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
 	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
 	UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error)
+	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
+	GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
@@ -333,6 +348,9 @@ func (UnimplementedVolumesServer) InspectVolume(context.Context, *InspectVolumeR
 }
 func (UnimplementedVolumesServer) UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateVolume not implemented")
+}
+func (UnimplementedVolumesServer) GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetExposure not implemented")
 }
 func (UnimplementedVolumesServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
@@ -453,6 +471,24 @@ func _Volumes_UpdateVolume_Handler(srv interface{}, ctx context.Context, dec fun
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(VolumesServer).UpdateVolume(ctx, req.(*UpdateVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_GetExposure_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetExposureRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).GetExposure(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_GetExposure_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).GetExposure(ctx, req.(*GetExposureRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -652,6 +688,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UpdateVolume",
 			Handler:    _Volumes_UpdateVolume_Handler,
+		},
+		{
+			MethodName: "GetExposure",
+			Handler:    _Volumes_GetExposure_Handler,
 		},
 		{
 			MethodName: "DeleteVolume",

@@ -237,6 +237,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		Verify: replvolume.VerifySchedule{Every: r.VerifyInterval, Rate: int64(r.VerifyRate)},
 		Logger: d.lg,
 	})
+	d.configs.Resynced = d.resynced
 	stops.push(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
