@@ -27,6 +27,8 @@ const (
 	EventPolicy                              // the end of the SetPolicy of ID: the policy is in force, or, with Err, it is not and will not be
 	EventUnprotected                         // what the protection asks for was away for too long: writes go on without
 	EventProtected                           // it is back
+	EventHandedOver                          // the configuration names another coordinator, which is to take over
+	EventKept                                // a handover came to nothing for Err: it is served here as before
 )
 
 // Event is a state transition, for logs and metrics; never needed for correctness.
@@ -56,6 +58,7 @@ const (
 	StallProtection   Stall = "PROTECTION"         // what the volume's protection asks for is not in sync
 	StallResyncStart  Stall = "RESYNC_START"       // a short pause at the start of a resync
 	StallDetaching    Stall = "DETACHING"
+	StallHandover     Stall = "HANDOVER" // a short pause while another node takes over by plan
 	StallNotAttached  Stall = "NOT_ATTACHED"
 	StallConfigChange Stall = "CONFIG_CHANGE" // a change of the in-sync set is on its way
 	StallDomain       Stall = "DOMAIN"        // the configuration cannot be changed: the coordinator's cluster domain is not ACTIVE
@@ -72,6 +75,8 @@ func (c *Coordinator) Stall() Stall {
 			return StallNoReplica
 		}
 		return StallTakeover
+	case stageHandedOver:
+		return StallHandover
 	case stageDead, stageDetached, stageIdle:
 		return StallNotAttached
 	case stageElecting, stagePreparing, stageActivating, stageCommitting:
@@ -84,7 +89,7 @@ func (c *Coordinator) Stall() Stall {
 		return StallTakeover
 	}
 	switch {
-	case c.change != nil && c.changeStall != StallNone && (c.holdAcks || c.detachReq || c.hold || !c.reached().covers(c.need()) || !c.readable() || c.joining() && c.reconcile.Count() > 0):
+	case c.change != nil && c.changeStall != StallNone && (c.holdAcks || c.detachReq || c.holding() || !c.reached().covers(c.need()) || !c.readable() || c.joining() && c.reconcile.Count() > 0):
 		return c.changeStall
 	case c.protectionStall(), c.withheld():
 		return StallProtection
@@ -94,8 +99,8 @@ func (c *Coordinator) Stall() Stall {
 		return StallConfigChange
 	case c.detachReq:
 		return StallDetaching
-	case c.hold:
-		return StallResyncStart
+	case c.holding():
+		return c.hold.why
 	case !c.readable():
 		return StallReadLease
 	}

@@ -40,7 +40,7 @@ var ErrNotChanged = errors.New("core: the configuration could not be changed")
 func (c *Coordinator) SetPolicy(now int64, id uint64, p replication.Policy, expect replication.Epoch) {
 	c.now = now
 	switch {
-	case c.stage == stageDead || c.stage == stageDetached:
+	case c.over():
 		return
 	case c.policyOpen():
 		c.event(Event{Kind: EventPolicy, ID: id, Err: fmt.Errorf("%w: another change of the protection is on its way", ErrNotChanged)})
