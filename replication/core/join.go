@@ -356,6 +356,7 @@ func (c *Coordinator) joined(ch *change) {
 	c.m[j.q].failedJoins = 0
 	c.isr = ch.isr
 	c.join = nil
+	c.watchPolicy() // before anybody is let go because nothing is protected
 	c.event(Event{Kind: EventJoined, Replica: c.m[j.q].id})
 	if j.failed != "" {
 		// It failed while the outcome was open. It may even have what failed on the others.

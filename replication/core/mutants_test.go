@@ -173,6 +173,7 @@ var mutants = []mutant{
 	{"poison_early", "I19: somebody has everything", "evict.go", "if c.isr.has(k) && !(c.evictReq", "if false && !(c.evictReq"},
 	{"fenced_fails", "14.2: a session that is served no more", "session.go", "(msg.Status == replication.StatusFenced || msg", "(msg"},
 	{"shutdown_fails", "14.2: a replica that shuts down", "session.go", "|| msg.Status == replication.StatusShuttingDown) {", ") {"},
+	{"lapsed_for_long", "4: a policy that is met again binds at once", "join.go", "	c.watchPolicy() // before anybody is let go because nothing is protected\n", ""},
 	{"resync_never_yields", "9.3: a consumer goes first", "pace.go", "case p.slow*100 > p.n:", "case false:"},
 	{"resync_without_floor", "9.3: a resync comes to an end", "pace.go", "max(p.rate/2, floor)", "p.rate/2"},
 	{"quiet_beside_copies", "9.3: quiet is without copies", "pace.go", "case !copying && (p.copied == 0 || io.born-p.copied >= probeRest):", "case true:"},

@@ -15,6 +15,7 @@ func (n *simNode) change(ch Change) {
 	w, c := n.w, n.coord
 	cause := ch.Next.History[len(ch.Next.History)-1].Cause
 	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, cause)
+	n.lapsed = n.coord.policy.lapsed
 	tell := func(out Outcome, cfg *replication.Config, rev uint64) {
 		f := func() {
 			if n.alive(c) {

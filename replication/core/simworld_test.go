@@ -102,6 +102,8 @@ type simNode struct {
 	serving *Coordinator // has come to serve
 	refused *Coordinator // heard that it is refused because a replica knows more than the kvdb
 
+	lapsed bool // nothing was protected when its coordinator last proposed a change
+
 	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
 	life   int     // incarnation of the process
@@ -543,7 +545,7 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s serves, %d blocks to reconcile", n.id, e.Dirty)
 	case EventEvicted:
 		w.seen["evicted: "+e.Reason]++
-		if e.Reason == crowded && w.cfg.Protection == replication.MaxProtection && !n.coord.policy.lapsed {
+		if e.Reason == crowded && w.cfg.Protection == replication.MaxProtection && !n.lapsed {
 			w.fail("%s left for want of room (max_protection)", who())
 		}
 		w.trace("%s evicted %s: %s", n.id, who(), e.Reason)
