@@ -86,11 +86,12 @@ type Runtime interface {
 
 // ServerOptions of a Server. All but Logger are required.
 type ServerOptions struct {
-	Node    replication.NodeID
-	Runtime Runtime
-	Orphans func() []LocalReplica // on this node
-	Import  *Importer
-	Logger  *zap.Logger
+	Node     replication.NodeID
+	Runtime  Runtime
+	Orphans  func() []LocalReplica // on this node
+	Import   *Importer
+	Switcher *Switcher
+	Logger   *zap.Logger
 }
 
 // Server implements the gRPC service Volumes. It returns domain errors; an
