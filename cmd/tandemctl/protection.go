@@ -152,6 +152,6 @@ meanwhile, nothing is done.`,
 	}
 	p.register(cmd.Flags())
 	cmd.Flags().Uint64Var(&epoch, "expect-epoch", 0, "change it only in this `epoch` of the volume, as volume inspect shows it; 0: in any")
-	cmd.Flags().StringVar(&reason, "reason", "", "`why`, for the daemon's log")
+	cmd.Flags().StringVar(&reason, "reason", "", "`why`; the history of the volume's configuration keeps it")
 	return cmd
 }

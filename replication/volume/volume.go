@@ -44,6 +44,9 @@ type Volume struct {
 	wasDead  bool
 	ticked   bool // the status is to be published anew
 	policies policies
+	turn     bool  // it may resync
+	turnRate int64 // bytes a second that it may copy
+	asked    bool  // for the turn, at all
 	verifier verifier
 	noChange string // why the last attempt of a change had no effect, for the log
 
@@ -320,6 +323,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.core.ChangeDone(t, in.outcome, in.cfg, in.rev)
 	case inTick:
 		v.ticked = true
+		v.takeTurn(t)
 		v.core.Tick(t)
 		v.verifyIfDue(t)
 	case inUsable:
@@ -339,6 +343,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 	case inKill:
 		v.core.Kill(t, in.err)
 	case inStart:
+		v.takeTurn(t)
 		v.core.Start(t)
 	case inNoted:
 		v.noted()

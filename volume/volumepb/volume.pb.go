@@ -1383,7 +1383,7 @@ type UpdateVolumeRequest struct {
 	Protection    Protection             `protobuf:"varint,2,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
 	Needs         *Needs                 `protobuf:"bytes,3,opt,name=needs,proto3" json:"needs,omitempty"`                                 // unset: none
 	ExpectEpoch   uint64                 `protobuf:"varint,4,opt,name=expect_epoch,json=expectEpoch,proto3" json:"expect_epoch,omitempty"` // the epoch in which that was decided; 0 = any
-	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                               // for the log, in the caller's words
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                               // at most 200 bytes; the history of the configuration keeps it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
