@@ -2,6 +2,31 @@ package volume
 
 import "testing"
 
+// The speed of a resync follows a change within some ten seconds, and a pause of a moment does not make it jump.
+func TestSpeed(t *testing.T) {
+	var s speed
+	now, done := int64(1e15), int64(0)
+	run := func(seconds int, rate int64) (got int64) {
+		for range seconds * 10 {
+			now += 1e8
+			done += rate / 10
+			got = s.measure(now, done)
+		}
+		return got
+	}
+	if got := s.measure(now, 0); got != 0 {
+		t.Errorf("%d bytes a second before anything is known", got)
+	}
+	for _, tc := range []struct {
+		seconds           int
+		rate, least, most int64
+	}{{2, 1000, 990, 1010}, {1, 0, 800, 950}, {60, 1000, 990, 1010}, {30, 100, 100, 150}} {
+		if got := run(tc.seconds, tc.rate); got < tc.least || got > tc.most {
+			t.Errorf("%d bytes a second after %d s of %d, want %d to %d", got, tc.seconds, tc.rate, tc.least, tc.most)
+		}
+	}
+}
+
 // So many resync at once as may, in the order in which they asked, and share the rate; who has a turn and does not begin makes room.
 func TestTurns(t *testing.T) {
 	s := turns{most: 2, rate: 100}

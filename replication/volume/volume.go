@@ -44,6 +44,7 @@ type Volume struct {
 	wasDead  bool
 	ticked   bool // the status is to be published anew
 	policies policies
+	meter    speed // of the resync under way
 	turn     bool  // it may resync
 	turnRate int64 // bytes a second that it may copy
 	asked    bool  // for the turn, at all

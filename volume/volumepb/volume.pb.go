@@ -828,7 +828,7 @@ type Replica struct {
 	DirtyBytes           uint64                 `protobuf:"varint,8,opt,name=dirty_bytes,json=dirtyBytes,proto3" json:"dirty_bytes,omitempty"` // what it lacks, as far as known
 	ResyncTotalBytes     uint64                 `protobuf:"varint,9,opt,name=resync_total_bytes,json=resyncTotalBytes,proto3" json:"resync_total_bytes,omitempty"`
 	ResyncDoneBytes      uint64                 `protobuf:"varint,10,opt,name=resync_done_bytes,json=resyncDoneBytes,proto3" json:"resync_done_bytes,omitempty"`
-	ResyncBytesPerSecond uint64                 `protobuf:"varint,11,opt,name=resync_bytes_per_second,json=resyncBytesPerSecond,proto3" json:"resync_bytes_per_second,omitempty"` // gone through, compared or copied, on average since it began
+	ResyncBytesPerSecond uint64                 `protobuf:"varint,11,opt,name=resync_bytes_per_second,json=resyncBytesPerSecond,proto3" json:"resync_bytes_per_second,omitempty"` // gone through, compared or copied, lately
 	EtaSeconds           uint64                 `protobuf:"varint,12,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`                                   // 0 = not known
 	NodeOnline           bool                   `protobuf:"varint,13,opt,name=node_online,json=nodeOnline,proto3" json:"node_online,omitempty"`
 	HealedBlocks         uint64                 `protobuf:"varint,14,opt,name=healed_blocks,json=healedBlocks,proto3" json:"healed_blocks,omitempty"` // that did not read as they were written, and were rewritten, since the volume was attached
