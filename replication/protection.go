@@ -96,3 +96,11 @@ func (p Policy) Met(inSync, all []DomainID) bool {
 	return len(inSync) >= p.InSync && !slices.ContainsFunc(p.Domains, missing) &&
 		(p.Protection != MaxProtection || !slices.ContainsFunc(all, missing))
 }
+
+// PolicyCause is what the history of a configuration says of a change of the policy that was made for reason, "" if none was given.
+func PolicyCause(reason string) string {
+	if reason == "" {
+		return "protection"
+	}
+	return "protection: " + reason
+}

@@ -12,6 +12,9 @@ import (
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
+// maxReason bounds the reason of a change, in bytes: it is written with the configuration again and again.
+const maxReason = 200
+
 // UpdateVolume implements Volumes.
 func (s *Server) UpdateVolume(ctx context.Context, r *volumepb.UpdateVolumeRequest) (*volumepb.UpdateVolumeResponse, error) {
 	mode, err := parseProtection(r.Protection)
@@ -28,6 +31,9 @@ func (s *Server) UpdateVolume(ctx context.Context, r *volumepb.UpdateVolumeReque
 	case e.Rollback != nil:
 		return nil, fmt.Errorf("update volume %s: %w: %s", e.Name, replication.ErrRolledBack, e.Rollback.describe(e.ID))
 	}
+	if len(r.Reason) > maxReason {
+		return nil, fmt.Errorf("%w: a reason of %d bytes, at most %d are kept", ErrInvalid, len(r.Reason), maxReason)
+	}
 	p := replication.Policy{Protection: mode, Needs: parseNeeds(r.Needs)}
 	if err := p.Validate(memberDomains(e.Config)); err != nil {
 		return nil, fmt.Errorf("update volume %s: %w: %w", e.Name, ErrInvalid, err)
@@ -39,9 +45,9 @@ func (s *Server) UpdateVolume(ctx context.Context, r *volumepb.UpdateVolumeReque
 		return nil, fmt.Errorf("update volume %s: %w", e.Name, err)
 	}
 	expect := replication.Epoch(r.GetExpectedEpoch()) // compared again when it comes into force
-	err = s.o.Runtime.SetPolicy(ctx, e.ID, p, expect)
+	err = s.o.Runtime.SetPolicy(ctx, e.ID, p, expect, r.Reason)
 	if errors.Is(err, replication.ErrNotCoordinator) {
-		err = s.c.configs.protect(ctx, e.ID, s.o.Node, p, expect)
+		err = s.c.configs.protect(ctx, e.ID, s.o.Node, p, expect, r.Reason)
 	}
 	s.record(ctx, r, "volume update", e, err)
 	if err != nil {
@@ -56,7 +62,7 @@ func (s *Server) UpdateVolume(ctx context.Context, r *volumepb.UpdateVolumeReque
 
 // protect puts a policy in force for a volume that nobody serves: it is detached, or its coordinator was a process of this node that has
 // ended. Whoever attaches it takes over from this configuration, or from nothing: he compares and sets too.
-func (c *Configs) protect(ctx context.Context, id replication.VolumeID, here replication.NodeID, p replication.Policy, expect replication.Epoch) error {
+func (c *Configs) protect(ctx context.Context, id replication.VolumeID, here replication.NodeID, p replication.Policy, expect replication.Epoch, reason string) error {
 	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: clusterdomain.IncarnationKey(c.cluster)},
 	}})
@@ -83,7 +89,7 @@ func (c *Configs) protect(ctx context.Context, id replication.VolumeID, here rep
 	case cfg.Policy().Equal(p):
 		return nil
 	}
-	next := nextConfig(cfg, cfg.Phase, "protection")
+	next := nextConfig(cfg, cfg.Phase, replication.PolicyCause(reason))
 	next.SetPolicy(p)
 	record, err := put(c.keys.config(id), next)
 	if err != nil {

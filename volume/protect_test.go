@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,7 +59,7 @@ func TestUpdateVolume(t *testing.T) {
 	}
 
 	update := func(s *Server, mode volumepb.Protection, n *volumepb.Needs, epoch replication.Epoch) (*volumepb.Volume, error) {
-		q := &volumepb.UpdateVolumeRequest{Volume: "v", Protection: mode, Needs: n}
+		q := &volumepb.UpdateVolumeRequest{Volume: "v", Protection: mode, Needs: n, Reason: "test"}
 		if epoch != 0 {
 			q.ExpectedEpoch = (*uint64)(&epoch)
 		}
@@ -86,7 +87,7 @@ func TestUpdateVolume(t *testing.T) {
 	}
 	_, err = update(other, 0, nil, 0)
 	wantErr(t, err, ErrOtherNode)
-	wantErr(t, configs.protect(ctx, id, "n-b", replication.Policy{Protection: replication.MaxAvailability}, 0), ErrConflict)
+	wantErr(t, configs.protect(ctx, id, "n-b", replication.Policy{Protection: replication.MaxAvailability}, 0, ""), ErrConflict)
 	v, err = update(s, 0, &volumepb.Needs{InSync: 1}, 0)
 	if err != nil || v.Needs.InSync != 1 || v.Protection != volumepb.Protection_PROTECTION_MAX_AVAILABILITY || v.Phase != volumepb.Phase_PHASE_ACTIVE {
 		t.Fatal(v, err)
@@ -94,6 +95,12 @@ func TestUpdateVolume(t *testing.T) {
 	if _, err := s.DetachVolume(ctx, &volumepb.DetachVolumeRequest{Volume: "v"}); err != nil {
 		t.Fatal(err)
 	}
+	cfg, _, err := configs.Load(ctx, id)
+	if h := cfg.History; err != nil || h[len(h)-2].Cause != "protection: test" {
+		t.Errorf("the history does not tell why: %+v, %v", h, err)
+	}
+	_, err = s.UpdateVolume(ctx, &volumepb.UpdateVolumeRequest{Volume: "v", Reason: strings.Repeat("x", maxReason+1)})
+	wantErr(t, err, ErrInvalid)
 	if p, _, _ := policy(); p.InSync != 1 {
 		t.Errorf("detached with %+v", p)
 	}

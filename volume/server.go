@@ -77,7 +77,7 @@ type Runtime interface {
 	Status(ctx context.Context, v replication.VolumeID) Live
 	// SetPolicy changes the protection of a volume that is attached here, in epoch expect, 0 for any, and returns when it is in force.
 	// replication.ErrNotCoordinator: it is not attached here.
-	SetPolicy(ctx context.Context, v replication.VolumeID, p replication.Policy, expect replication.Epoch) error
+	SetPolicy(ctx context.Context, v replication.VolumeID, p replication.Policy, expect replication.Epoch, reason string) error
 	// StartVerify begins a verify of a volume that is attached here, at most rate bytes a second, nil being what is configured;
 	// StopVerify ends it. replication.ErrNotCoordinator: it is not attached here.
 	StartVerify(v replication.VolumeID, rate *int64) error

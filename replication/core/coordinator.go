@@ -123,6 +123,7 @@ type Coordinator struct {
 	cursor    int // of the reconcile sweep
 	join      *join
 	joinAt    int64  // earliest time of the next join attempt
+	joinHeld  bool   // the caller wants none to begin
 	bucket    bucket // of resync
 	pace      pace   // of copies beside the consumer
 	policy    policy // protection

@@ -26,6 +26,7 @@ type policyChange struct {
 	id     uint64
 	to     replication.Policy
 	expect replication.Epoch
+	reason string
 }
 
 // ErrEpoch is the end of a request that was made of another configuration than the one in force. Test with errors.Is.
@@ -34,10 +35,11 @@ var ErrEpoch = errors.New("core: the configuration was changed meanwhile")
 // ErrNotChanged says that a change did not take effect, and will not.
 var ErrNotChanged = errors.New("core: the configuration could not be changed")
 
-// SetPolicy asks that the volume is protected by p from now on. expect is the epoch in which that was decided, 0 for any. An EventPolicy with id tells the
+// SetPolicy asks that the volume is protected by p from now on. expect is the epoch in which that was decided, 0 for any; the history keeps
+// the reason, if there is one. An EventPolicy with id tells the
 // end; if none comes before the coordinator ends, the policy may be in force or not. A later request takes the place of one that
 // has not begun.
-func (c *Coordinator) SetPolicy(now int64, id uint64, p replication.Policy, expect replication.Epoch) {
+func (c *Coordinator) SetPolicy(now int64, id uint64, p replication.Policy, expect replication.Epoch, reason string) {
 	c.now = now
 	switch {
 	case c.over():
@@ -48,7 +50,7 @@ func (c *Coordinator) SetPolicy(now int64, id uint64, p replication.Policy, expe
 		if c.policy.wanted != nil {
 			c.endPolicy(fmt.Errorf("%w: another change of the protection was asked for meanwhile", ErrNotChanged))
 		}
-		c.policy.wanted = &policyChange{id: id, to: p, expect: expect}
+		c.policy.wanted = &policyChange{id: id, to: p, expect: expect, reason: reason}
 	}
 	c.progress()
 }
@@ -141,7 +143,7 @@ func (c *Coordinator) beginPolicy() bool {
 		c.endPolicy(fmt.Errorf("%w: epoch %d is in force, not %d", ErrEpoch, c.cfg.Epoch, w.expect))
 		return true
 	}
-	n := c.next("protection")
+	n := c.next(replication.PolicyCause(w.reason))
 	n.SetPolicy(w.to)
 	c.setISR(n, c.isr, c.evictedState)
 	c.change = &change{kind: changePolicy, step: stepCAS, isr: c.isr, next: n}

@@ -177,6 +177,9 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).unhang()
 	case "rot", "rot-sum", "differ":
 		w.spoil(f[0], node(1), arg(2), arg(3))
+	case "resync":
+		w.client.at.coord.SetResync(w.client.at.clock(), arg(1) == "go", 0)
+		w.client.at.drainCoord()
 	case "policy":
 		w.policyCommand(t, d, f[1:])
 	case "verify":

@@ -240,6 +240,10 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 			return w, ""
 		}
 	}
+	if n := w.client.at; n != nil && n.coord != nil {
+		n.coord.SetResync(n.clock(), true, 0)
+		n.drainCoord()
+	}
 	w.settle()
 	return w, ""
 }
@@ -260,6 +264,9 @@ func (w *simWorld) manage() {
 		w.takeover()
 	case w.rng.IntN(400) == 0:
 		w.changePolicy()
+	case w.rng.IntN(300) == 0 && c.at.coord != nil && !c.at.paused: // others resync too
+		c.at.coord.SetResync(c.at.clock(), w.rng.IntN(3) > 0, []int64{0, 4 << 20}[w.rng.IntN(2)])
+		c.at.drainCoord()
 	case w.rng.IntN(600) == 0:
 		c.quiet = true
 	case w.rng.IntN(2000) == 0:

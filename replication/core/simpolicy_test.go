@@ -56,7 +56,7 @@ func (w *simWorld) ask(n *simNode, p replication.Policy, expect replication.Epoc
 	w.promised.ids++
 	w.promised.asked[w.promised.ids] = p
 	w.trace("operator asks %s for %+v", n.id, p)
-	n.coord.SetPolicy(n.clock(), w.promised.ids, p, expect)
+	n.coord.SetPolicy(n.clock(), w.promised.ids, p, expect, "")
 	n.drainCoord()
 }
 

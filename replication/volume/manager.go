@@ -36,7 +36,8 @@ type Timing struct {
 	Retry       time.Duration // between attempts; default 500 ms
 	Flush       time.Duration // background flush; default 1 s
 	Rest        time.Duration // Close waits for so long that a disk answers what it was asked; default 10 s
-	ResyncRate  int64         // bytes a second; 0 unlimited
+	ResyncRate  int64         // bytes a second that all volumes attached here copy together; 0 unlimited
+	Resyncs     int           // of them resynced at once; default 4
 	ResyncFloor int64         // what copies do in bytes a second however slow they make the consumer's requests; default 16 MiB
 
 	// ConfirmReads has each read confirmed by every in-sync replica instead of leases, which trust clocks. Each node decides for itself.
@@ -60,6 +61,9 @@ func (t *Timing) ensureDefaults() {
 	def(&t.Retry, 500*time.Millisecond)
 	def(&t.Flush, time.Second)
 	def(&t.Rest, 10*time.Second)
+	if t.Resyncs == 0 {
+		t.Resyncs = 4
+	}
 	if t.ResyncFloor == 0 {
 		t.ResyncFloor = 16 << 20
 	}
@@ -103,6 +107,7 @@ type Manager struct {
 	node nodeIdentity
 	lg   *zap.Logger
 
+	turns   turns          // of resyncs
 	running sync.WaitGroup // goroutines of volumes that wait for something
 	telling sync.Mutex     // see tellDomains; before mu
 	mu      struct {
@@ -135,6 +140,7 @@ func NewManager(o Options) *Manager {
 	}
 	o.Timing.ensureDefaults()
 	m := &Manager{o: o, node: nodeIdentity{boot: o.Boot, instance: o.Instance, grant: int64(o.Timing.LeaseGrant)}, lg: o.Logger}
+	m.turns.most, m.turns.rate = o.Timing.Resyncs, o.Timing.ResyncRate
 	m.mu.hosts = make(map[hostKey]*host)
 	m.mu.volumes = make(map[replication.VolumeID]*Volume)
 	m.mu.down = make(map[replication.NodeID]bool)
@@ -347,6 +353,7 @@ func (m *Manager) Volumes() []*Volume {
 
 // forget drops a volume that has ended.
 func (m *Manager) forget(v *Volume) {
+	m.turns.leave(v)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.mu.volumes[v.id] == v {

@@ -12,6 +12,7 @@ import (
 type policyRequest struct {
 	to     replication.Policy
 	expect replication.Epoch
+	reason string
 	done   chan error // gets what became of it
 }
 
@@ -21,11 +22,12 @@ type policies struct {
 	open map[uint64]*policyRequest
 }
 
-// SetPolicy puts another protection in force, decided in epoch expect, 0 for any, and returns when it is: from then on no write is acknowledged
+// SetPolicy puts another protection in force, decided in epoch expect, 0 for any, for a reason that the history of the
+// configuration keeps, and returns when it is: from then on no write is acknowledged
 // against it. core.ErrEpoch and core.ErrNotChanged mean that it is not, and will not be; replication.ErrNotCoordinator that the volume is not
 // served here any more. When ctx ends before that the outcome is unknown.
-func (v *Volume) SetPolicy(ctx context.Context, p replication.Policy, expect replication.Epoch) error {
-	r := &policyRequest{to: p, expect: expect, done: make(chan error, 1)}
+func (v *Volume) SetPolicy(ctx context.Context, p replication.Policy, expect replication.Epoch, reason string) error {
+	r := &policyRequest{to: p, expect: expect, reason: reason, done: make(chan error, 1)}
 	v.post(volumeInput{kind: inPolicy, policy: r})
 	select {
 	case err := <-r.done:
@@ -44,7 +46,7 @@ func (v *Volume) askPolicy(t int64, r *policyRequest) {
 	}
 	v.policies.last++
 	v.policies.open[v.policies.last] = r
-	v.core.SetPolicy(t, v.policies.last, r.to, r.expect)
+	v.core.SetPolicy(t, v.policies.last, r.to, r.expect, r.reason)
 }
 
 // observePolicy answers who asked.

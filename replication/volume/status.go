@@ -20,7 +20,7 @@ type Status struct {
 	Detaching    bool // it was asked to detach, and will when nothing stalls it
 	InSync       []replication.ReplicaID
 	Resync       *core.Progress // nil if there is none
-	ResyncRate   int64          // bytes a second, of the resync under way
+	ResyncRate   int64          // bytes a second, of the resync under way, lately
 	ResyncSince  time.Time
 	Unreconciled int64 // bytes in which in-sync replicas may still differ
 	Verify       VerifyStatus
@@ -70,11 +70,10 @@ func (v *Volume) observe(events []core.Event) {
 	case s.Resync == nil:
 		s.ResyncSince = time.Time{}
 	case old.Resync == nil || old.Resync.Replica != s.Resync.Replica:
-		s.ResyncSince = time.Now()
+		s.ResyncSince, v.meter = time.Now(), speed{}
+		fallthrough
 	default:
-		if t := time.Since(s.ResyncSince); t > 0 {
-			s.ResyncRate = int64(float64(s.Resync.Total-s.Resync.Left) * replication.ResyncBlock / t.Seconds())
-		}
+		s.ResyncRate = v.meter.measure(now(), int64(s.Resync.Total-s.Resync.Left)*replication.ResyncBlock)
 	}
 	v.status.Store(s)
 	for _, done := range v.verifier.asked {
@@ -95,6 +94,29 @@ func (v *Volume) observe(events []core.Event) {
 		close(v.dead)
 		v.cancel()
 	}
+}
+
+// speed measures how fast something goes on, so that what changes now and then does not make it jump.
+type speed struct {
+	at, done int64 // of the last sample
+	rate     float64
+}
+
+// measure takes note that done bytes have been done at t ns, and returns bytes a second: mostly of the last ten seconds or so, 0 while it is not known.
+func (s *speed) measure(t, done int64) int64 {
+	const sample = int64(500 * time.Millisecond)
+	switch passed := t - s.at; {
+	case s.at == 0:
+		s.at, s.done = t, done
+	case passed >= sample:
+		now := float64(done-s.done) / (float64(passed) / 1e9)
+		if s.rate == 0 {
+			s.rate = now
+		}
+		s.rate += (now - s.rate) * min(float64(passed)/10e9, 1)
+		s.at, s.done = t, done
+	}
+	return int64(s.rate)
 }
 
 // log tells the story of the volume, one line a transition.

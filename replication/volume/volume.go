@@ -47,6 +47,10 @@ type Volume struct {
 	wasDead  bool
 	ticked   bool // the status is to be published anew
 	policies policies
+	meter    speed // of the resync under way
+	turn     bool  // it may resync
+	turnRate int64 // bytes a second that it may copy
+	asked    bool  // for the turn, at all
 	verifier verifier
 	noChange string // why the last attempt of a change had no effect, for the log
 
@@ -340,6 +344,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.takeBack(t)
 	case inTick:
 		v.ticked = true
+		v.takeTurn(t)
 		v.core.Tick(t)
 		v.verifyIfDue(t)
 	case inUsable:
@@ -359,6 +364,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 	case inKill:
 		v.core.Kill(t, in.err)
 	case inStart:
+		v.takeTurn(t)
 		v.core.Start(t)
 	case inNoted:
 		v.noted()

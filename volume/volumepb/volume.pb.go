@@ -888,7 +888,7 @@ type Replica struct {
 	DirtyBytes           uint64                 `protobuf:"varint,8,opt,name=dirty_bytes,json=dirtyBytes,proto3" json:"dirty_bytes,omitempty"` // what it lacks, as far as known
 	ResyncTotalBytes     uint64                 `protobuf:"varint,9,opt,name=resync_total_bytes,json=resyncTotalBytes,proto3" json:"resync_total_bytes,omitempty"`
 	ResyncDoneBytes      uint64                 `protobuf:"varint,10,opt,name=resync_done_bytes,json=resyncDoneBytes,proto3" json:"resync_done_bytes,omitempty"`
-	ResyncBytesPerSecond uint64                 `protobuf:"varint,11,opt,name=resync_bytes_per_second,json=resyncBytesPerSecond,proto3" json:"resync_bytes_per_second,omitempty"` // gone through, compared or copied, on average since it began
+	ResyncBytesPerSecond uint64                 `protobuf:"varint,11,opt,name=resync_bytes_per_second,json=resyncBytesPerSecond,proto3" json:"resync_bytes_per_second,omitempty"` // gone through, compared or copied, lately
 	EtaSeconds           uint64                 `protobuf:"varint,12,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`                                   // 0 = not known
 	NodeOnline           bool                   `protobuf:"varint,13,opt,name=node_online,json=nodeOnline,proto3" json:"node_online,omitempty"`
 	HealedBlocks         uint64                 `protobuf:"varint,14,opt,name=healed_blocks,json=healedBlocks,proto3" json:"healed_blocks,omitempty"` // that did not read as they were written, and were rewritten, since the volume was attached
@@ -1475,7 +1475,7 @@ type UpdateVolumeRequest struct {
 	Protection    Protection             `protobuf:"varint,2,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
 	Needs         *Needs                 `protobuf:"bytes,3,opt,name=needs,proto3" json:"needs,omitempty"`                                             // unset: none
 	ExpectedEpoch *uint64                `protobuf:"varint,4,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // the epoch in which that was decided; unset: any
-	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                                           // at most 200 bytes; the history of the configuration and the audit trail keep it
 	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -221,8 +221,10 @@ type Replication struct {
 	HandoverTimeout time.Duration `yaml:"handoverTimeout"`
 	// How long requests wait while a volume may not proceed, before they fail. At least opTimeout + sealTimeout.
 	StallTimeout time.Duration `yaml:"stallTimeout"`
-	// Resync traffic that this node sends, bytes per second. 0: no limit.
+	// What the volumes that are attached on this node copy together to resync replicas, bytes per second. 0: no limit.
 	ResyncRate Size `yaml:"resyncRate"`
+	// How many of the volumes that are attached on this node are resynced at once. They share resyncRate.
+	Resyncs int `yaml:"resyncs"`
 	// What a volume is resynced with, bytes per second, however slow that makes its consumer's requests. Above it the resync gives way
 	// when more than one of a hundred takes more than twice as long as without.
 	ResyncFloor Size `yaml:"resyncFloor"`

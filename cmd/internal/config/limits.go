@@ -91,6 +91,11 @@ var limits = []Limit{
 		at(func(c *Config) *Size { return &c.Replication.ResyncRate }),
 	},
 	{
+		"replication.resyncs", 1, 1024, 4, UnitCount,
+		"more at once do not end earlier: they share disks and the way to the other site",
+		at(func(c *Config) *int { return &c.Replication.Resyncs }),
+	},
+	{
 		"replication.resyncFloor", mib, 100 * gib, 16 * mib, UnitRate,
 		"a replica that is out of sync is a risk too: 16Mi go through a TiB in 18 hours",
 		at(func(c *Config) *Size { return &c.Replication.ResyncFloor }),

@@ -286,12 +286,12 @@ func verify(s *replvolume.VerifyStatus) *volume.Verify {
 }
 
 // SetPolicy implements volume.Runtime.
-func (r *runtime) SetPolicy(ctx context.Context, id replication.VolumeID, p replication.Policy, expect replication.Epoch) error {
+func (r *runtime) SetPolicy(ctx context.Context, id replication.VolumeID, p replication.Policy, expect replication.Epoch, reason string) error {
 	v := r.volumes.Volume(id)
 	if v == nil {
 		return replication.ErrNotCoordinator
 	}
-	return v.SetPolicy(ctx, p, expect)
+	return v.SetPolicy(ctx, p, expect, reason)
 }
 
 // StartVerify implements volume.Runtime.
