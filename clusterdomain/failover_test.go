@@ -182,7 +182,8 @@ func (s *sites) end() {
 // TestFailover: a site that is lost is fenced in time, what was attached there goes on in the other one, and the record tells it.
 func TestFailover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		vols := newVolumes("v1", "v2")
+		vols := newVolumes("v1", "v2", "elsewhere")
+		vols.attach("elsewhere", "b2")
 		s := newSites(t, vols, "a1", "b1", "b2")
 		defer s.end()
 		later(30 * time.Second)
@@ -201,6 +202,9 @@ func TestFailover(t *testing.T) {
 			if at := vols.at(v); at != "b1" {
 				t.Errorf("%s is attached on %s", v, at)
 			}
+		}
+		if at := vols.at("elsewhere"); at != "b2" {
+			t.Errorf("a volume that was not attached in the lost site was moved to %s", at)
 		}
 		r, err := s.ms["b2"].FailoverReport(t.Context(), 0)
 		if err != nil || r.ID != 1 || r.Domain != "a" || r.To != "b" || r.DomainEpoch != d.Epoch || !slices.Equal(r.Nodes, []string{"a1"}) || len(r.Volumes) != 2 {
@@ -264,8 +268,8 @@ func TestFailoverSuperseded(t *testing.T) {
 		vols.mu.Lock()
 		vols.m["v1"].Coordinator = arbiter.Coordinator{}
 		vols.mu.Unlock()
-		if _, err := s.ms["b1"].Activate(t.Context(), Change{Domain: "a", Actor: "op"}); err != nil {
-			t.Fatal(err)
+		if d, err := s.ms["b1"].Activate(t.Context(), Change{Domain: "a", Actor: "op"}); err != nil || d.Failover != nil {
+			t.Fatal(d, err)
 		}
 		s.mu.Lock()
 		delete(s.fail, "b1")
