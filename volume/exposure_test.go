@@ -86,7 +86,7 @@ func TestExposureLedger(t *testing.T) {
 // A clock that went back makes no negative time, and no gap between two intervals that follow each other.
 func TestExposureTimes(t *testing.T) {
 	at := func(s int) time.Time { return time.Unix(int64(1000+s), 0).UTC() }
-	none := func(replication.ReplicaID) int64 { return 0 }
+	bytes := func(r replication.ReplicaID) int64 { return int64(r[0]) }
 	three := firstConfig(&Spec{Request: Request{Size: gib}, Placed: []Placement{
 		{Replica: replication.ReplicaID{1}, Node: "n-a", Domain: "a"}, {Replica: replication.ReplicaID{2}, Node: "n-b", Domain: "b"},
 		{Replica: replication.ReplicaID{3}, Node: "n-b2", Domain: "b"},
@@ -94,20 +94,20 @@ func TestExposureTimes(t *testing.T) {
 	x := new(Exposure)
 	one := nextConfig(three, replication.PhaseActive, "first goes")
 	one.ISR = one.ISR[:2]
-	x.change(one, at(0), none)
+	x.change(one, at(0), bytes)
 	if x.Open == nil || len(x.Open.Without) != 0 {
 		t.Fatalf("%+v", x.Open)
 	}
 	two := nextConfig(one, replication.PhaseActive, "second goes")
 	two.ISR = two.ISR[:1]
-	x.change(two, at(10), none)
+	x.change(two, at(10), bytes)
 	same := nextConfig(two, replication.PhaseActive, "takeover")
-	x.change(same, at(15), none)
+	x.change(same, at(15), bytes)
 	all := three.Clone()
 	all.History = append(all.History, replication.EpochRecord{Cause: "back"})
-	x.change(all, at(5), none)
+	x.change(all, at(5), bytes)
 	if x.Open != nil || len(x.Past) != 2 || x.Past[0].Duration(at(99)) != 10*time.Second || x.Past[1].Duration(at(99)) != 0 || x.Past[1].Cause != "second goes" ||
-		!slices.Equal(x.Past[1].Without, []string{"b"}) {
+		!slices.Equal(x.Past[1].Without, []string{"b"}) || !x.Past[1].To.Equal(x.Past[1].From) || x.Past[0].Resynced != 0 || x.Past[1].Resynced != 2+3 {
 		t.Errorf("%+v", x)
 	}
 	if i := x.At(at(3)); i == nil || i.Cause != "first goes" || x.At(at(20)) != nil || x.At(at(-1)) != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/tandem-storage/tandem/audit/auditpb"
 	domainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -29,6 +30,7 @@ type fakeDaemon struct {
 	domainpb.UnimplementedClusterServer
 	volumepb.UnimplementedVolumesServer
 	auditpb.UnimplementedAuditServer
+	doctorpb.UnimplementedDoctorServer
 
 	err      error // of every call but GetStatus
 	status   *domainpb.GetStatusResponse
@@ -39,7 +41,8 @@ type fakeDaemon struct {
 	trail    *auditpb.ListAuditResponse
 	verdict  *auditpb.VerifyAuditResponse
 	exposure *volumepb.Exposure
-	refusal  string          // of every SwitchOver
+	refusal  string // of every SwitchOver
+	examined *doctorpb.ExamineResponse
 	block    <-chan struct{} // DetachVolume answers when it is closed
 
 	mu       sync.Mutex
@@ -128,6 +131,11 @@ func (f *fakeDaemon) ListAudit(_ context.Context, r *auditpb.ListAuditRequest) (
 func (f *fakeDaemon) VerifyAudit(_ context.Context, r *auditpb.VerifyAuditRequest) (*auditpb.VerifyAuditResponse, error) {
 	f.note(r)
 	return f.verdict, f.err
+}
+
+func (f *fakeDaemon) Examine(_ context.Context, r *doctorpb.ExamineRequest) (*doctorpb.ExamineResponse, error) {
+	f.note(r)
+	return f.examined, f.err
 }
 
 func (f *fakeDaemon) CreateVolume(_ context.Context, r *volumepb.CreateVolumeRequest) (*volumepb.CreateVolumeResponse, error) {
@@ -268,6 +276,7 @@ func newHarness(t *testing.T, f *fakeDaemon) *harness {
 		domainpb.RegisterClusterServer(srv, f)
 		volumepb.RegisterVolumesServer(srv, f)
 		auditpb.RegisterAuditServer(srv, f)
+		doctorpb.RegisterDoctorServer(srv, f)
 		done := make(chan error, 1)
 		go func() { done <- srv.Serve(ln) }()
 		t.Cleanup(func() {

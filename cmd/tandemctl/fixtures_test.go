@@ -5,6 +5,7 @@ import (
 
 	"github.com/tandem-storage/tandem/audit/auditpb"
 	domainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -123,6 +124,17 @@ func fixture() *fakeDaemon {
 			Orphans: []*volumepb.Orphan{{Node: "a1", Pool: "/var/lib/tandem/pool", VolumeId: "v-gone", ReplicaId: "r-gone", Text: "left by a volume that was deleted while the node was away"}},
 		}},
 		change: domainActive("primary"),
+		examined: &doctorpb.ExamineResponse{
+			Verdict: doctorpb.Verdict_VERDICT_OK,
+			Checks: []*doctorpb.Check{
+				{Name: "rtt-p99", Subject: "a1 -> b1", Value: "1.20 ms (p50 0.80 ms)", Limit: "<= 10.00 ms", Verdict: doctorpb.Verdict_VERDICT_OK},
+				{Name: "disk-sync", Subject: "a1 /pool", Value: "max 2.00 ms", Limit: "<= 50.00 ms (bad: 1000.00 ms)", Verdict: doctorpb.Verdict_VERDICT_OK},
+			},
+			Losses: []*doctorpb.DomainLoss{{Domain: "dr-site"}, {Domain: "primary", Volumes: []*doctorpb.VolumeLoss{
+				{VolumeId: idData, Name: "data", Fate: "fails-over", Text: "would fail over to node b1", Nodes: []string{"b1"}},
+				{VolumeId: idLedger, Fate: "stops", Text: "would stop: its only in-sync copy is in primary", Bad: true},
+			}}},
+		},
 		trail: &auditpb.ListAuditResponse{
 			Entries: []*auditpb.Entry{
 				{Seq: 7, UnixMs: started, Node: "b1", Actor: "root@b1", Verb: "domain deactivate --peer-lost", Object: "domain/primary", Reason: "site is\ndark",

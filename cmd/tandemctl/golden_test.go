@@ -10,6 +10,7 @@ import (
 
 	"github.com/tandem-storage/tandem/audit/auditpb"
 	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/frontend"
 	"github.com/tandem-storage/tandem/kvdb"
@@ -154,6 +155,13 @@ func TestGolden(t *testing.T) {
 		{name: "replica-replace-no-replica", args: "volume replica replace data"},
 		{name: "replica-replace-in-sync", args: "volume replica replace data b1 -f", fake: func(f *fakeDaemon) {
 			f.err = fmt.Errorf("%w: 1 on node b1", volume.ErrReplicaInSync)
+		}},
+		{name: "doctor", args: "doctor"},
+		{name: "doctor-json", args: "doctor -o json"},
+		{name: "doctor-bad", args: "doctor", fake: func(f *fakeDaemon) {
+			c := f.examined.Checks[0]
+			c.Value, c.Verdict, c.Advice = "14.00 ms (p50 9.00 ms)", doctorpb.Verdict_VERDICT_BAD, "every write waits for a round trip: use a shorter or less loaded path"
+			f.examined.Verdict = doctorpb.Verdict_VERDICT_BAD
 		}},
 		{name: "audit-list", args: "audit list"},
 		{name: "audit-list-json", args: "audit list --since 2023-11-14T00:00:00Z --limit 2 -o json"},

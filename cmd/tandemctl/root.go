@@ -64,6 +64,7 @@ func (a *app) rootCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		a.statusCommand(),
+		a.doctorCommand(),
 		group("cluster", "Nodes and cluster domains",
 			a.clusterListCommand(),
 			group("domains", "What each cluster domain (site) may do",

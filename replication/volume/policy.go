@@ -56,3 +56,11 @@ func (v *Volume) observePolicy(e *core.Event) {
 		delete(v.policies.open, e.ID)
 	}
 }
+
+// dropPolicies answers who asked a state machine that is gone: it had not begun.
+func (v *Volume) dropPolicies() {
+	for id, r := range v.policies.open {
+		r.done <- fmt.Errorf("%w: the volume was being moved meanwhile, ask again", core.ErrNotChanged)
+		delete(v.policies.open, id)
+	}
+}

@@ -94,8 +94,8 @@ func (s *turns) leave(v *Volume) { s.take(0, v, false, false) }
 // takeTurn asks for the volume's turn, and tells the state machine. By its worker.
 func (v *Volume) takeTurn(t int64) {
 	may, rate := v.m.turns.take(t, v, v.core.WantsResync(), v.core.Resync() != nil)
-	if may != v.turn || rate != v.turnRate || !v.asked {
-		v.turn, v.turnRate, v.asked = may, rate, true
+	if may != v.turn || rate != v.turnRate || !v.turnTold {
+		v.turn, v.turnRate, v.turnTold = may, rate, true
 		v.core.SetResync(t, may, rate)
 	}
 }

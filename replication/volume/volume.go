@@ -50,7 +50,7 @@ type Volume struct {
 	meter    speed // of the resync under way
 	turn     bool  // it may resync
 	turnRate int64 // bytes a second that it may copy
-	asked    bool  // for the turn, at all
+	turnTold bool  // to the state machine, at all
 	verifier verifier
 	noChange string // why the last attempt of a change had no effect, for the log
 

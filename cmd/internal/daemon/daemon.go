@@ -20,6 +20,8 @@ import (
 
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/cmd/internal/config"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -185,6 +187,7 @@ func (d *daemon) startTransport(stops *stopper) error {
 	srv.Register(d.peerSrv)
 	volumepb.RegisterReplicasServer(d.peerSrv, volume.NewReplicasServer(d.report))
 	volumepb.RegisterHandoversServer(d.peerSrv, &d.lateSwitch)
+	doctorpb.RegisterMeasurerServer(d.peerSrv, doctor.NewMeasurer(d.measured))
 	d.peers, err = transport.NewPeers(transport.PeersConfig{
 		Security: d.security, Boot: d.boot, BeatInterval: d.c.Replication.BeatInterval,
 		SuspectAfter: d.c.Replication.SuspectTimeout, OnLiveness: d.late.liveness, Logger: d.lg,

@@ -14,6 +14,7 @@ import (
 	"github.com/tandem-storage/tandem/audit/auditpb"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume"
@@ -99,6 +100,7 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 		Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher(), Logger: d.lg,
 	})
 	as := audit.NewServer(audit.New(d.store, d.c.ClusterName, d.c.NodeID))
+	ds := d.doctor()
 	start := func(l net.Listener, o ...grpc.ServerOption) {
 		o = append(o, grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg), rpcstatus.AnswerInTime()), grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 		s := grpc.NewServer(o...)
@@ -106,6 +108,7 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 		clusterdomainpb.RegisterClusterServer(s, cs)
 		volumepb.RegisterVolumesServer(s, d.service)
 		auditpb.RegisterAuditServer(s, as)
+		doctorpb.RegisterDoctorServer(s, ds)
 		serveOn(g, s, l)
 		stops.push(func() error {
 			s.Stop()
