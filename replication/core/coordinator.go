@@ -88,7 +88,7 @@ type Coordinator struct {
 	holdAcks   bool               // no write is acknowledged (5.2 step 1)
 	hold       hold               // what is not dispatched, and why
 	changeSent bool               // a compare-and-set is unresolved
-	ended      bool               // a detach or a handover has been proposed: no read is served any more
+	ended      bool               // a detach has been proposed: no read is served any more
 
 	changeStall Stall // why the last one is not in force
 
