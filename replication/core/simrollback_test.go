@@ -102,8 +102,13 @@ func (w *simWorld) misled(n *simNode, cause string) bool {
 	return w.marked
 }
 
-// checkSeal asserts I22 on the answer of peer's replica, which was of an incarnation of the kvdb, to a seal: who knows more promises nothing.
-func (w *simWorld) checkSeal(peer *simNode, q *replication.SealRequest, res *replication.SealResult, of replication.UUID) {
+// checkSeal asserts I22 on the answer of peer's replica to a seal: who knows more promises nothing. It is of the incarnation of the kvdb of
+// the seal that it answered before, whatever it was of when this one came: they wait for each other.
+func (w *simWorld) checkSeal(peer *simNode, q *replication.SealRequest, res *replication.SealResult) {
+	of := peer.sealed
+	if res != nil && res.Status == replication.StatusOK {
+		peer.sealed = q.Incarnation
+	}
 	switch {
 	case res == nil:
 	case res.Status == replication.StatusEpoch:

@@ -106,8 +106,9 @@ type simNode struct {
 
 	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
-	life   int     // incarnation of the process
-	kv     simLife // of the kvdb that the process goes by
+	life   int              // incarnation of the process
+	kv     simLife          // of the kvdb that the process goes by
+	sealed replication.UUID // incarnation of the kvdb that its replica is of, as it has answered
 	disk   simDisk
 
 	rep     *Replica
@@ -286,7 +287,7 @@ func (n *simNode) start() {
 	w, d := n.w, &n.disk
 	n.up, n.stop, n.paused, n.wake = true, false, false, 0
 	n.life++
-	n.kv = w.kvLife
+	n.kv, n.sealed = w.kvLife, d.meta.Incarnation
 	n.conns, n.ctl, n.flight = map[ConnID]*simConn{}, map[uint64]func(ControlResult){}, nil
 	d.log.open(w.slots)
 	if !d.clean {
