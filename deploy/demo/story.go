@@ -83,9 +83,8 @@ func (s *story) tell(ctx context.Context) error {
 	return nil
 }
 
-// home is the node where the application runs, away the one on the other site.
+// home is the node where the application runs.
 func (s *story) home() *lab.Node { return s.c.Node(places[s.at].node) }
-func (s *story) away() *lab.Node { return s.c.Node(places[1-s.at].node) }
 
 // site is where the application runs.
 func (s *story) site() string { return places[s.at].site }

@@ -49,7 +49,7 @@ func TestProtection(t *testing.T) {
 		t.Helper()
 		c.ctl(t, v.home, append([]string{"volume", "update", v.name}, args...)...)
 	}
-	c.refused(t, v.home, 7, []string{"epoch", "not 1"}, "volume", "update", v.name, "--stall-for", "5s", "--expect-epoch", "1")
+	c.refused(t, v.home, 7, []string{"epoch", "epoch 1 is expected"}, "volume", "update", v.name, "--stall-for", "5s", "--expect-epoch", "1")
 	update("--stall-for", "5s", "--reason", "test")
 	m = c.mark(t, v.home)
 	if err := c.Node(v.away).Kill(); err != nil {
