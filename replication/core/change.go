@@ -141,7 +141,7 @@ func (c *Coordinator) nextChange() bool {
 	if c.holdAcks {
 		return false // until somebody is evicted or comes back
 	}
-	if c.detachReq {
+	if c.detachReq && !c.writesStalled() {
 		return c.beginDetach()
 	}
 	if c.handTo != nil {
@@ -446,7 +446,18 @@ func (c *Coordinator) dropWaitingCopies() {
 	c.retry = true
 }
 
+// writesStalled reports whether writes wait for what their protection asks for: nothing can be drained before a replica is back, or
+// less is asked for.
+func (c *Coordinator) writesStalled() bool {
+	return c.protectionStall() && slices.ContainsFunc(c.waiting, func(io *IO) bool { return io.copy == nil && io.Kind != replication.MsgRead })
+}
+
 func (c *Coordinator) advanceDetach(ch *change) bool {
+	if ch.step == stepQuiesce && (c.policy.wanted != nil || c.writesStalled()) {
+		c.endChange()
+		c.releaseRequests()
+		return true
+	}
 	if lost := c.lostOf(c.isr); lost != 0 && ch.step != stepCommit && ch.step != stepCAS {
 		if _, ok := c.evictable(); ok {
 			c.endChange()

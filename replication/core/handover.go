@@ -66,6 +66,9 @@ func (c *Coordinator) beginHandover() bool {
 	case !slices.ContainsFunc(c.cfg.ISR, func(r replication.ReplicaID) bool { return c.cfg.Members[r].Node == c.handTo.Node }):
 		c.keep(fmt.Errorf("%w: node %s has no in-sync replica of it", errNotHandedOver, c.handTo.Node))
 		return true
+	case c.protectionStall(): // it cannot be flushed
+		c.keep(fmt.Errorf("%w: its writes wait for what its protection asks for", errNotHandedOver))
+		return true
 	case c.join != nil:
 		c.join.fail("volume is being handed over")
 		return true

@@ -172,6 +172,7 @@ var mutants = []mutant{
 	{"poison_early", "I19: somebody has everything", "evict.go", "if c.isr.has(k) && !(c.evictReq", "if false && !(c.evictReq"},
 	{"fenced_fails", "14.2: a session that is served no more", "session.go", "(msg.Status == replication.StatusFenced || msg", "(msg"},
 	{"shutdown_fails", "14.2: a replica that shuts down", "session.go", "|| msg.Status == replication.StatusShuttingDown) {", ") {"},
+	{"detach_stalled", "5.4: a detach that cannot be drained is in nobody's way", "change.go", "if c.detachReq && !c.writesStalled() {", "if c.detachReq {"},
 	{"lapsed_for_long", "4: a policy that is met again binds at once", "join.go", "	c.watchPolicy() // before anybody is let go because nothing is protected\n", ""},
 	{"resync_never_yields", "9.3: a consumer goes first", "pace.go", "case p.slow*100 > p.n:", "case false:"},
 	{"resync_out_of_turn", "9.3: so many resyncs at once", "join.go", "if c.joinHeld {", "if false {"},
