@@ -38,7 +38,7 @@ func (s *story) moveAgain(ctx context.Context) error {
 	for i := range s.moves {
 		before := w.confirmed()
 		out, err := s.c.Ctl(ctx, s.home(), "--timeout", "1m", "-o", "json", "cluster", "domains", "switchover",
-			"--to", places[1-s.at].site, "--volume", volumeName, "--reason", "demo")
+			"--to", s.place[1-s.at].site, "--volume", volumeName, "--reason", "demo")
 		if err != nil {
 			return err
 		}

@@ -31,10 +31,8 @@ const (
 	volumeSize = "2Gi"
 )
 
-// place is a site where the application can run, and the node there that is talked to.
+// place is a site where the application can run, and the node there with a replica of its volume.
 type place struct{ site, node string }
-
-var places = [2]place{{primary, "p1"}, {drSite, "d1"}}
 
 // story is one run of the demo.
 type story struct {
@@ -48,7 +46,8 @@ type story struct {
 	moves     int // moves by plan under the application, instead of losing sites
 
 	began time.Time
-	at    int             // in places, where the application runs
+	place [2]place
+	at    int             // in place, where the application runs
 	lost  int             // over all checks
 	total int             // confirmed transactions, by the last check
 	rto   []time.Duration // of each loss, from the kill to the first read on the other site
@@ -84,13 +83,14 @@ func (s *story) tell(ctx context.Context) error {
 }
 
 // home is the node where the application runs.
-func (s *story) home() *lab.Node { return s.c.Node(places[s.at].node) }
+func (s *story) home() *lab.Node { return s.c.Node(s.place[s.at].node) }
 
 // site is where the application runs.
-func (s *story) site() string { return places[s.at].site }
+func (s *story) site() string { return s.place[s.at].site }
 
 // found starts all sites and makes the volume.
 func (s *story) found(ctx context.Context) error {
+	s.place = [2]place{{primary, "p1"}, {drSite, "d1"}}
 	if err := s.c.Prepare(ctx); err != nil {
 		return err
 	}
@@ -115,6 +115,11 @@ func (s *story) found(ctx context.Context) error {
 		return err
 	}
 	for _, r := range v.Volume.Replicas {
+		for i := range s.place {
+			if s.place[i].site == r.Domain {
+				s.place[i].node = r.Node
+			}
+		}
 		s.say("volume %s, %s: replica on %s (%s)", volumeName, volumeSize, r.Node, r.Domain)
 	}
 	return nil
@@ -240,7 +245,7 @@ func (s *story) rejoin(ctx context.Context) error {
 	if err := s.sleep(ctx, s.load/4); err != nil { // what the returning replica lacks
 		return err
 	}
-	dead := places[1-s.at].site
+	dead := s.place[1-s.at].site
 	if err := s.c.Start(dead); err != nil {
 		return err
 	}
