@@ -144,5 +144,5 @@ func dropEmpty(jobs []job) (rest []job) {
 
 // aggressive is the profile that moves after seconds, with the shortest pause between failovers that there may be: this is not an incident.
 func aggressive(config map[string]any) {
-	config["failover"] = map[string]any{"profile": "aggressive", "minInterval": "8s"}
+	config["failover"] = map[string]any{"profile": "aggressive", "minInterval": "10s"}
 }
