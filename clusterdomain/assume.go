@@ -7,7 +7,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/kvdb"
 )
@@ -113,7 +112,7 @@ func (m *Manager) begin(ctx context.Context, d Domain, vol arbiter.Volume) {
 // attach attaches a volume and keeps on record what became of it.
 func (m *Manager) attach(ctx context.Context, d Domain, vol arbiter.Volume, attempt int) (done bool) {
 	lg := m.lg.With(zap.String("volume-id", vol.ID), zap.Uint64("failover", d.Failover.ID))
-	epoch, err := m.o.Failover.Attach(ctx, vol.ID)
+	epoch, err := m.o.Failover.Attach(ctx, vol.ID, d.Reason)
 	if ctx.Err() != nil {
 		return false
 	}
@@ -124,11 +123,6 @@ func (m *Manager) attach(ctx context.Context, d Domain, vol arbiter.Volume, atte
 	} else {
 		mv.Attached = time.Now().UTC()
 		lg.Warn("volume of a fenced domain attached", zap.Uint64("epoch", epoch))
-		if err := m.trail.Note(ctx, audit.Record{
-			Verb: "failover attach", Object: "volume/" + vol.ID, Reason: d.Reason, Outcome: "attached on node " + m.o.Node.Name, Epoch: epoch,
-		}); err != nil {
-			lg.Warn("attach not in the audit trail", zap.Error(err))
-		}
 	}
 	if err := m.writeMoved(ctx, movedPrefix(m.o.Cluster, d.Failover.ID)+vol.ID, mv); err != nil {
 		lg.Warn("what became of a volume is not on record", zap.Error(err))

@@ -26,8 +26,8 @@ type Failover struct {
 	Term func(ctx context.Context) (uint64, error)
 	// Now is a clock that goes on while the machine sleeps. Default: the monotonic one.
 	Now func() time.Duration
-	// Attach attaches a volume on this node as an operator would, and returns its epoch.
-	Attach func(ctx context.Context, volume string) (epoch uint64, err error)
+	// Attach attaches a volume on this node as an operator would, for a reason that the audit trail keeps, and returns its epoch.
+	Attach func(ctx context.Context, volume, reason string) (epoch uint64, err error)
 }
 
 func (f *Failover) ensureDefaults() {

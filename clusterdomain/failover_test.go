@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap/zaptest"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/kvdb/memkv"
@@ -128,7 +129,10 @@ func newSitesWith(t *testing.T, vols *sharedVolumes, change func(*Options), name
 					defer s.mu.Unlock()
 					return s.term, nil
 				},
-				Attach: func(_ context.Context, volume string) (uint64, error) {
+				Attach: func(_ context.Context, volume, reason string) (uint64, error) {
+					if !strings.HasPrefix(reason, "automatic failover ") {
+						t.Errorf("attached because of %q", reason)
+					}
 					s.mu.Lock()
 					defer s.mu.Unlock()
 					if err := s.fail[n]; err != nil {
@@ -217,6 +221,11 @@ func TestFailover(t *testing.T) {
 		}
 		if !r.Heard.Before(r.Gone) || !r.Gone.Before(r.Fenced) {
 			t.Errorf("%v %v %v", r.Heard, r.Gone, r.Fenced)
+		}
+		entries, _, err := audit.New(s.kv["b1"], "c", "b1").Entries(t.Context(), time.Time{})
+		fenced := slices.IndexFunc(entries, func(e audit.Entry) bool { return e.Verb == "failover" })
+		if err != nil || fenced < 0 || entries[fenced].Object != "domain/a" || entries[fenced].Reason != d.Reason || entries[fenced].Actor != d.Actor || entries[fenced].Epoch != d.Epoch {
+			t.Errorf("in the audit trail: %+v, %v", entries, err)
 		}
 		s.find("a1")
 		later(time.Minute)

@@ -32,7 +32,7 @@ type Options struct {
 	Pools   func() []Pool // called at every Refresh; nil: none. Must not block.
 	Volumes Volumes
 
-	TTL     time.Duration // of the registration; default DefaultTTL
+	TTL     time.Duration // of the registration; default 10 s
 	Refresh time.Duration // how often a changed registration is written; default 10 s
 	Poll    time.Duration // how often the domains are read in any case; default 5 s
 	// Failover says when a domain that is lost is fenced by itself, and who takes over. The zero value: never.
@@ -40,15 +40,12 @@ type Options struct {
 	Logger   *zap.Logger
 }
 
-// DefaultTTL is how long a registration outlives a node that does not renew it.
-const DefaultTTL = 10 * time.Second
-
 func (o *Options) ensureDefaults() {
 	if o.Pools == nil {
 		o.Pools = func() []Pool { return nil }
 	}
 	if o.TTL == 0 {
-		o.TTL = DefaultTTL
+		o.TTL = 10 * time.Second
 	}
 	if o.Refresh == 0 {
 		o.Refresh = 10 * time.Second

@@ -136,6 +136,9 @@ func TestSiteLostByItself(t *testing.T) {
 			if s := c.ctl(t, "b1", "status"); !strings.Contains(s, "failover-pending") || !strings.Contains(s, "onecopy") {
 				t.Errorf("the status does not tell what does not go on: %s", s)
 			}
+			if trail := c.ctl(t, "b1", "audit", "list"); strings.Contains(trail, "unknown") || strings.Count(trail, "automatic failover 1") != 3 { // the fence and two attaches
+				t.Errorf("the audit trail:\n%s", trail)
+			}
 			c.attach(t, "b1", "manual") // as its owner wants it
 
 			if err := c.Start(alpha); err != nil {

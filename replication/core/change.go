@@ -454,8 +454,7 @@ func (c *Coordinator) writesStalled() bool {
 
 func (c *Coordinator) advanceDetach(ch *change) bool {
 	if ch.step == stepQuiesce && (c.policy.wanted != nil || c.writesStalled()) {
-		c.endChange()
-		c.releaseRequests()
+		c.endChange() // it has held nothing yet
 		return true
 	}
 	if lost := c.lostOf(c.isr); lost != 0 && ch.step != stepCommit && ch.step != stepCAS {

@@ -29,7 +29,7 @@ func (d *daemon) measured() (doctor.Node, error) {
 		Timers: &doctorpb.Timers{
 			SuspectUs:   d.c.Replication.SuspectTimeout.Microseconds(),
 			OperationUs: d.c.Replication.OpTimeout.Microseconds(),
-			LeaseUs:     clusterdomain.DefaultTTL.Microseconds(),
+			LeaseUs:     d.c.Failover.NodeTTL.Microseconds(),
 		},
 	}
 	for _, p := range d.pools.all {
@@ -50,6 +50,7 @@ func (d *daemon) doctorPeers() []doctor.Peer {
 	return all
 }
 
+// dial returns a connection to another node, for a call now and then; it connects with the first.
 func (d *daemon) dial(node, address string) (*grpc.ClientConn, error) {
 	cc, err := grpc.NewClient("passthrough:///"+address, d.security.DialOptions(replication.NodeID(node))...)
 	if err != nil {

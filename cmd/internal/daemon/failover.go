@@ -25,8 +25,8 @@ func (d *daemon) failover() clusterdomain.Failover {
 }
 
 // assume attaches a volume after a failover as an operator does, with the node's default front end.
-func (d *daemon) assume(ctx context.Context, id string) (epoch uint64, err error) {
-	r, err := d.service.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: id})
+func (d *daemon) assume(ctx context.Context, id, reason string) (epoch uint64, err error) {
+	r, err := d.service.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: id, Actor: "node " + d.c.NodeID, Reason: reason})
 	if err != nil {
 		return 0, err
 	}
