@@ -85,6 +85,9 @@ func parseConfig(kv kvdb.KV) (*replication.Config, kvdb.Revision, error) {
 	if cfg.Version < 1 || cfg.Version > replication.ConfigVersion {
 		return nil, 0, fmt.Errorf("%w: %s: schema version %d, want 1 to %d", ErrBadRecord, kv.Key, cfg.Version, replication.ConfigVersion)
 	}
+	if cfg.Coord == nil && (cfg.Phase == replication.PhaseRecovering || cfg.Phase == replication.PhaseActive) {
+		return nil, 0, fmt.Errorf("%w: %s: %s without a coordinator", ErrBadRecord, kv.Key, cfg.Phase)
+	}
 	return cfg, kv.Mod, nil
 }
 

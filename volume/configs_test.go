@@ -594,3 +594,14 @@ func watchOfAnotherKVDB(t *testing.T) {
 	for range evs {
 	}
 }
+
+// What names no coordinator where there has to be one cannot be read: who takes over looks at the one before.
+func TestConfigWithoutCoordinator(t *testing.T) {
+	w, c, cfg, _ := attached(t)
+	for _, p := range []replication.Phase{replication.PhaseRecovering, replication.PhaseActive} {
+		cfg.Phase, cfg.Coord = p, nil
+		w.putConfig(cfg)
+		_, _, err := c.Load(t.Context(), cfg.Volume)
+		wantErr(t, err, ErrBadRecord)
+	}
+}
