@@ -46,7 +46,7 @@ clean: ## remove what was built, except the pinned tools
 ##@ try it
 
 .PHONY: demo
-demo: build ## two sites, a witness, PostgreSQL, a killed site, nothing lost (KVDB=etcd: on a real etcd; DEMOFLAGS=-failovers=20 or -moves=20: again and again)
+demo: build ## two sites, a witness, PostgreSQL, a killed site, nothing lost (KVDB=etcd: on a real etcd; DEMOFLAGS='-app sqlite', -failovers=20 or -moves=20: another database, again and again)
 	@deploy/hack/deps.sh --optional demo
 	@$(GO) build -trimpath -o $(BIN)/demo ./deploy/demo
 	@$(BIN)/demo -bin $(BIN) -kvdb $(KVDB) $(DEMOFLAGS)

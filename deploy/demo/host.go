@@ -14,8 +14,8 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// canMount says in a few words why a real block device and a file system are not to be had here, or "".
-func canMount(ctx context.Context) string {
+// canMount says in a few words why the database cannot have a file system on a real block device here, or "".
+func canMount(ctx context.Context, app string) string {
 	if os.Geteuid() != 0 {
 		return "not root"
 	}
@@ -29,7 +29,7 @@ func canMount(ctx context.Context) string {
 	if _, err := lab.Run(ctx, "losetup", "-f"); err != nil {
 		return "no free loop device"
 	}
-	if _, err := pgBin(); err != nil {
+	if err := databases[app].missing(); err != nil {
 		return err.Error()
 	}
 	for _, tool := range []string{"/usr/sbin/mkfs.xfs", "/usr/bin/fusermount3"} {

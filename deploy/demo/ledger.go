@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"crypto/md5"
+	"encoding/hex"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -142,6 +144,12 @@ func compare(confirmed, there map[int64]string) comparison {
 		}
 	}
 	return c
+}
+
+// fingerprint tells contents apart in the ledger.
+func fingerprint(content string) string {
+	sum := md5.Sum([]byte(content))
+	return hex.EncodeToString(sum[:])
 }
 
 // payload is the content of transaction id: it follows from the id, and no two are alike.

@@ -3,11 +3,10 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/md5"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -16,36 +15,39 @@ import (
 	"syscall"
 )
 
-// load is a number of psql clients that write transactions as fast as they are
-// confirmed, and put each confirmed one into the ledger.
+// load is a number of clients that write transactions as fast as they are
+// confirmed, and put each confirmed one into the ledger; and what the database
+// has beside them.
 type load struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu   sync.Mutex
-	errs []error
+	mu    sync.Mutex
+	procs []*os.Process
+	errs  []error
 }
 
 // nextID numbers the transactions of all loads of the demo.
 var nextID atomic.Int64
 
-const schema = `
-CREATE TABLE confirmed (id bigint PRIMARY KEY, client int NOT NULL, payload text NOT NULL);
-CREATE TABLE counters (client int PRIMARY KEY, n bigint NOT NULL);
-CREATE INDEX ON confirmed (client, id);`
-
-// startLoad starts the clients against the server.
-func startLoad(ctx context.Context, pg *postgres, l *ledger, clients int) *load {
+// startLoad starts the clients against the database.
+func startLoad(ctx context.Context, db database, l *ledger, clients int) *load {
 	ctx, cancel := context.WithCancel(ctx)
 	w := &load{cancel: cancel}
-	for c := range clients {
+	run := func(name string, f func() error) {
 		w.wg.Go(func() {
-			if err := client(ctx, pg, l, c); err != nil && ctx.Err() == nil {
+			if err := f(); err != nil {
 				w.mu.Lock()
-				w.errs = append(w.errs, fmt.Errorf("client %d: %w", c, err))
+				w.errs = append(w.errs, fmt.Errorf("%s: %w", name, err))
 				w.mu.Unlock()
 			}
 		})
+	}
+	for c := range clients {
+		run(fmt.Sprint("client ", c), func() error { return w.client(ctx, db, l, c) })
+	}
+	if cmd := db.beside(); cmd != nil {
+		run(filepath.Base(cmd.Path), func() error { return w.beside(ctx, cmd) })
 	}
 	return w
 }
@@ -56,7 +58,7 @@ func (w *load) stop() {
 	w.wg.Wait()
 }
 
-// wait returns when every client ended by itself, with what they saw: a dead site.
+// wait returns when every client ended, with what they saw: a dead site, if nobody stopped them.
 func (w *load) wait() error {
 	w.wg.Wait()
 	w.mu.Lock()
@@ -64,11 +66,36 @@ func (w *load) wait() error {
 	return errors.Join(w.errs...)
 }
 
-// client drives one psql. psql prints the marker after COMMIT only when COMMIT succeeded: ON_ERROR_STOP ends it at the first
-// error, and it never connects again.
-func client(ctx context.Context, pg *postgres, l *ledger, n int) error {
-	cmd := exec.Command(filepath.Join(pg.bin, "psql"), "-h", pg.socket, "-U", "postgres", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1")
+// signal sends one to every client. A load that was not started has none.
+func (w *load) signal(sig os.Signal) error {
+	if w == nil {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var errs []error
+	for _, p := range w.procs {
+		if err := p.Signal(sig); !errors.Is(err, os.ErrProcessDone) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (w *load) start(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	w.procs = append(w.procs, cmd.Process)
+	return nil
+}
+
+// client drives one client program until the load is stopped. It prints the marker after COMMIT only when COMMIT succeeded.
+func (w *load) client(ctx context.Context, db database, l *ledger, n int) error {
+	cmd := db.client()
 	var errOut strings.Builder
 	cmd.Stderr = &errOut
 	in, err := cmd.StdinPipe()
@@ -79,10 +106,10 @@ func client(ctx context.Context, pg *postgres, l *ledger, n int) error {
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := w.start(cmd); err != nil {
 		return err
 	}
-	err = transactions(ctx, in, bufio.NewReader(out), l, n)
+	err = transactions(ctx, db, in, bufio.NewReader(out), l, n)
 	in.Close()
 	if werr := cmd.Wait(); err != nil {
 		return errors.Join(err, werr, errors.New(strings.TrimSpace(errOut.String())))
@@ -90,46 +117,37 @@ func client(ctx context.Context, pg *postgres, l *ledger, n int) error {
 	return nil
 }
 
-func transactions(ctx context.Context, in io.Writer, out *bufio.Reader, l *ledger, client int) error {
+// beside runs what the database has beside the clients until the load is stopped.
+func (w *load) beside(ctx context.Context, cmd *exec.Cmd) error {
+	var errOut strings.Builder
+	cmd.Stderr = &errOut
+	if err := w.start(cmd); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // it may have ended
+	err := cmd.Wait()
+	if stopped := !stop(); stopped && !strings.Contains(errOut.String(), "aborted") {
+		return nil
+	}
+	return fmt.Errorf("ended by itself: %w: %s", err, strings.TrimSpace(errOut.String()))
+}
+
+func transactions(ctx context.Context, db database, in io.Writer, out *bufio.Reader, l *ledger, client int) error {
 	for ctx.Err() == nil {
 		id := nextID.Add(1)
-		p := payload(id)
-		if _, err := fmt.Fprintf(in, `BEGIN;
-INSERT INTO confirmed VALUES (%d, %d, '%s');
-INSERT INTO counters VALUES (%d, 1) ON CONFLICT (client) DO UPDATE SET n = counters.n + 1;
-COMMIT;
-\echo confirmed %d
-`, id, client, p, client, id); err != nil {
+		if _, err := io.WriteString(in, transaction(db, id, client)); err != nil {
 			return err
 		}
 		line, err := out.ReadString('\n')
 		if err != nil {
 			return err
 		}
-		if want := fmt.Sprintf("confirmed %d\n", id); line != want {
-			return fmt.Errorf("psql answered %q instead of %q", line, want)
+		if want := confirmation(id) + "\n"; line != want {
+			return fmt.Errorf("the client printed %q instead of %q", line, want)
 		}
-		sum := md5.Sum([]byte(p))
-		if err := l.confirm(id, hex.EncodeToString(sum[:])); err != nil {
+		if err := l.confirm(id, fingerprint(payload(id))); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// table returns what the server has: id and fingerprint of every row. Each client's counter must agree with its rows.
-func table(ctx context.Context, pg *postgres) (map[int64]string, error) {
-	torn, err := pg.sql(ctx, `SELECT client, n, (SELECT count(*) FROM confirmed f WHERE f.client = c.client) FROM counters c
-		WHERE n <> (SELECT count(*) FROM confirmed f WHERE f.client = c.client)`)
-	if err != nil {
-		return nil, err
-	}
-	if torn != "" {
-		return nil, fmt.Errorf("a transaction is there by half: client|counter|rows %s", torn)
-	}
-	rows, err := pg.sql(ctx, `SELECT id || ' ' || md5(payload) FROM confirmed`)
-	if err != nil {
-		return nil, err
-	}
-	return readPairs(strings.NewReader(rows))
 }

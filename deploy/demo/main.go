@@ -1,7 +1,7 @@
 // Command demo tells Tandem's story on one machine, as `make demo`.
 //
 // Two sites and a witness run as processes with their own directories and ports
-// on loopback. A volume with a replica in each site carries PostgreSQL on XFS
+// on loopback. A volume with a replica in each site carries a database on XFS
 // under a writing load; a client outside keeps a ledger of every transaction
 // that was confirmed. Every process of one site is killed, the other one takes
 // over by itself, and the ledger is compared. Then the dead site returns, is
@@ -34,6 +34,7 @@ const needSpace = 6 << 30
 
 type options struct {
 	bin, dir, kvdb string
+	app            string
 	load, limit    time.Duration
 	nbd, keep      bool
 	failovers      int
@@ -45,11 +46,12 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "directory with tandemd, tandemctl and etcd")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where to make the demo's directory; on a disk with XFS or ext4")
 	flag.StringVar(&o.kvdb, "kvdb", "raft", "raft (embedded) or etcd (three real members)")
+	flag.StringVar(&o.app, "app", "postgresql", "what runs on the volume: postgresql (with pgbench beside the clients that keep the ledger) or sqlite (all fsync)")
 	flag.DurationVar(&o.load, "load", 20*time.Second, "how long to write before the site is killed")
 	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "give up after this long")
 	flag.BoolVar(&o.nbd, "nbd", false, "tell the story over NBD, though a block device could be had")
-	flag.IntVar(&o.failovers, "failovers", 0, "instead of the story: lose the site where PostgreSQL runs so many times, one after the other")
-	flag.IntVar(&o.moves, "moves", 0, "instead of the story: move the volume by plan so many times under PostgreSQL that writes")
+	flag.IntVar(&o.failovers, "failovers", 0, "instead of the story: lose the site where it runs so many times, one after the other")
+	flag.IntVar(&o.moves, "moves", 0, "instead of the story: move the volume by plan so many times under a database that writes")
 	flag.BoolVar(&o.keep, "keep", false, "leave the demo's directory, with all logs, for a look")
 	flag.Parse()
 
@@ -78,6 +80,10 @@ func demo(ctx context.Context, o options, out io.Writer) (err error) {
 	case o.failovers < 0 || o.moves < 0 || o.failovers > 0 && o.moves > 0 || o.moves > 0 && o.nbd:
 		return errors.New("-failovers and -moves: one of them, 1 or more, and -moves without -nbd")
 	}
+	app, ok := databases[o.app]
+	if !ok {
+		return fmt.Errorf("-app %q: postgresql or sqlite", o.app)
+	}
 	bin, err := filepath.Abs(o.bin)
 	if err != nil {
 		return err
@@ -87,7 +93,7 @@ func demo(ctx context.Context, o options, out io.Writer) (err error) {
 	}
 	why := "asked for"
 	if !o.nbd {
-		why = canMount(ctx)
+		why = canMount(ctx, o.app)
 		o.nbd = why != ""
 	}
 	if o.nbd {
@@ -117,16 +123,18 @@ func demo(ctx context.Context, o options, out io.Writer) (err error) {
 	lab.AdoptOrphans()
 
 	frontend := "fuseloop"
+	if o.nbd || o.moves > 0 { // a loop device of the daemon cannot follow a move
+		frontend = "nbd"
+	}
 	var w workload
-	switch {
-	case o.nbd:
-		frontend = "nbd"
+	if o.nbd {
 		w, err = newNBDWorkload(work, &u)
-	case o.moves > 0: // a loop device of the daemon cannot follow
-		frontend = "nbd"
-		w, err = newPGWorkload(work, newFollower(work, &u), &u)
-	default:
-		w, err = newPGWorkload(work, nil, &u)
+	} else {
+		var f *follower
+		if o.moves > 0 {
+			f = newFollower(work, &u)
+		}
+		w, err = newFSWorkload(app, work, f, &u)
 	}
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"sort"
@@ -31,20 +32,26 @@ func pgVersion(path string) int {
 	return n
 }
 
-// postgres is one PostgreSQL server on a file system of the demo.
+// postgres is PostgreSQL. Beside the clients with the ledger pgbench runs its TPC-B-like transactions.
 type postgres struct {
 	bin    string              // directory of its programs
 	cred   *syscall.Credential // of user postgres
-	data   string              // data directory, on the volume
 	socket string              // directory of its socket, off the volume
 	log    string
-	proc   *lab.Process
+
+	data string       // data directory, on the volume, once it was started
+	proc *lab.Process // of the last start
 
 	backends []int // pids, when it was killed
 }
 
-// newPostgres returns a server for the data directory under mnt that does not run yet.
-func newPostgres(mnt, work string) (*postgres, error) {
+func missingPostgres() error {
+	_, err := pgBin()
+	return err
+}
+
+// newPostgres returns a server that does not run yet.
+func newPostgres(work string) (database, error) {
 	bin, err := pgBin()
 	if err != nil {
 		return nil, err
@@ -67,7 +74,7 @@ func newPostgres(mnt, work string) (*postgres, error) {
 	}
 	return &postgres{
 		bin: bin, cred: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)},
-		data: filepath.Join(mnt, "pgdata"), socket: socket, log: filepath.Join(work, "log", "postgres.log"),
+		socket: socket, log: filepath.Join(work, "log", "postgres.log"),
 	}, nil
 }
 
@@ -84,8 +91,22 @@ func (pg *postgres) initialise(ctx context.Context) error {
 	return err
 }
 
-// start starts the server and waits until it answers: after a crash it replays its log first.
-func (pg *postgres) start(ctx context.Context) error {
+func (pg *postgres) start(ctx context.Context, mnt string, first bool) error {
+	pg.data = filepath.Join(mnt, "pgdata")
+	if first {
+		if err := pg.initialise(ctx); err != nil {
+			return err
+		}
+	}
+	if err := pg.serve(ctx); err != nil || !first {
+		return err
+	}
+	_, err := lab.Run(ctx, pg.command("pgbench", "--initialize", "--quiet", "--scale=2", "postgres")...)
+	return err
+}
+
+// serve starts the server and waits until it answers: after a crash it replays its log first.
+func (pg *postgres) serve(ctx context.Context) error {
 	p, err := lab.StartProcess("postgres", pg.log, pg.cred, filepath.Join(pg.bin, "postgres"), "-D", pg.data,
 		"-c", "listen_addresses=", "-c", "unix_socket_directories="+pg.socket,
 		"-c", "fsync=on", "-c", "synchronous_commit=on", "-c", "full_page_writes=on",
@@ -114,7 +135,7 @@ func (pg *postgres) stop() error {
 
 // kill ends the server and all its backends at once, as a power cut would. They are gone when buried returns: those that
 // wait for the device cannot die before it answers or fails.
-func (pg *postgres) kill() error {
+func (pg *postgres) kill(*load) error {
 	if pg.proc == nil || !pg.proc.Running() {
 		return nil
 	}
@@ -143,17 +164,41 @@ func (pg *postgres) buried(ctx context.Context) error {
 	})
 }
 
-// sql runs statements and returns what they print, without decoration.
-func (pg *postgres) sql(ctx context.Context, statements string) (string, error) {
-	return lab.Run(ctx, filepath.Join(pg.bin, "psql"), "-h", pg.socket, "-U", "postgres", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-c", statements)
+// command returns the arguments to run one of PostgreSQL's client programs.
+func (pg *postgres) command(program string, more ...string) []string {
+	return append([]string{filepath.Join(pg.bin, program), "-h", pg.socket, "-U", "postgres"}, more...)
 }
 
-// check lets PostgreSQL verify its own tables and indexes.
+func (pg *postgres) psql(more ...string) []string {
+	return pg.command("psql", append([]string{"-X", "-q", "-At", "-v", "ON_ERROR_STOP=1"}, more...)...)
+}
+
+func (pg *postgres) client() *exec.Cmd {
+	argv := pg.psql()
+	return exec.Command(argv[0], argv[1:]...)
+}
+
+func (pg *postgres) print(text string) string { return `\echo ` + text }
+
+func (pg *postgres) beside() *exec.Cmd {
+	argv := pg.command("pgbench", "--client=2", "--time=86400", "--no-vacuum", "postgres")
+	return exec.Command(argv[0], argv[1:]...)
+}
+
+func (pg *postgres) sql(ctx context.Context, statements string) (string, error) {
+	return lab.Run(ctx, pg.psql("-c", statements)...)
+}
+
+// check lets PostgreSQL verify its own tables and indexes. In those of pgbench each transaction has added the same to four.
 func (pg *postgres) check(ctx context.Context) error {
+	if err := checked(ctx, pg, `SELECT count(DISTINCT sum), count(sum) FROM (SELECT sum(abalance) FROM pgbench_accounts UNION ALL SELECT sum(tbalance) FROM pgbench_tellers
+		UNION ALL SELECT sum(bbalance) FROM pgbench_branches UNION ALL SELECT coalesce(sum(delta), 0) FROM pgbench_history) AS four`, "1|4"); err != nil {
+		return err
+	}
 	if _, err := pg.sql(ctx, "CREATE EXTENSION IF NOT EXISTS amcheck"); err != nil {
 		return err
 	}
-	_, err := lab.Run(ctx, filepath.Join(pg.bin, "pg_amcheck"), "-h", pg.socket, "-U", "postgres", "--heapallindexed", "postgres")
+	_, err := lab.Run(ctx, pg.command("pg_amcheck", "--heapallindexed", "postgres")...)
 	return err
 }
 

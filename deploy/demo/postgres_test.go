@@ -27,22 +27,20 @@ func TestPostgresKilled(t *testing.T) {
 	}
 	ctx := t.Context()
 	lab.AdoptOrphans()
-	pg, err := newPostgres(mnt, work)
+	db, err := newPostgres(work)
 	if err != nil {
 		t.Fatal(err)
 	}
+	pg := db.(*postgres)
 	t.Cleanup(func() {
-		if err := pg.kill(); err != nil {
+		if err := pg.kill(nil); err != nil {
 			t.Error(err)
 		}
 		if err := pg.buried(context.WithoutCancel(ctx)); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := pg.initialise(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := pg.start(ctx); err != nil {
+	if err := pg.start(ctx, mnt, true); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := pg.sql(ctx, schema); err != nil {
@@ -59,7 +57,7 @@ func TestPostgresKilled(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := pg.kill(); err != nil {
+	if err := pg.kill(nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := pg.buried(ctx); err != nil {
@@ -71,7 +69,7 @@ func TestPostgresKilled(t *testing.T) {
 	if err := l.close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := pg.start(ctx); err != nil {
+	if err := pg.start(ctx, mnt, false); err != nil {
 		t.Fatal(err)
 	}
 	there, err := table(ctx, pg)
@@ -94,6 +92,12 @@ func TestPostgresKilled(t *testing.T) {
 	}
 	if _, err := table(ctx, pg); err == nil {
 		t.Error("a row without its counter was not noticed")
+	}
+	if _, err := pg.sql(ctx, "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = 1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := pg.check(ctx); err == nil {
+		t.Error("half a transaction of pgbench was not noticed")
 	}
 	if err := pg.stop(); err != nil {
 		t.Error(err)

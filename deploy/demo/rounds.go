@@ -31,9 +31,9 @@ func (s *story) loseAgain(ctx context.Context) error {
 
 // moveAgain moves the volume between the sites by plan, again and again, under the application, whose clients get no error.
 func (s *story) moveAgain(ctx context.Context) error {
-	w, ok := s.w.(*pgWorkload)
+	w, ok := s.w.(*fsWorkload)
 	if !ok {
-		return errors.New("only PostgreSQL can be moved under")
+		return errors.New("only a database on a file system can be moved under")
 	}
 	for i := range s.moves {
 		before := w.confirmed()

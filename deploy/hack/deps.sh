@@ -16,6 +16,7 @@ demo=(
 	/usr/bin/fusermount3                     fuse3
 	'/usr/lib/postgresql/*/bin/postgres'     postgresql
 	/usr/sbin/losetup                        mount
+	/usr/bin/sqlite3                         sqlite3
 	/usr/bin/nbdinfo                         libnbd-bin
 	'/usr/lib/python3/dist-packages/nbd.py'  python3-libnbd
 	/usr/bin/nbdkit                          nbdkit

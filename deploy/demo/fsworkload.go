@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -12,8 +11,10 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// pgWorkload is PostgreSQL on XFS on the block device.
-type pgWorkload struct {
+// fsWorkload is a database on XFS on the block device.
+type fsWorkload struct {
+	db database
+
 	work    string // directory of the demo
 	clients int
 	ledger  *ledger
@@ -23,26 +24,25 @@ type pgWorkload struct {
 	follower *follower // what makes the device, nil if the path is one
 
 	dev, mnt string // while open
-	pg       *postgres
-	load     *load // while writing
+	load     *load  // while writing
 }
 
-func newPGWorkload(work string, f *follower, u *lab.Undo) (*pgWorkload, error) {
-	w := &pgWorkload{work: work, clients: 4, path: filepath.Join(work, "ledger"), undo: u, follower: f}
+func newFSWorkload(app kind, work string, f *follower, u *lab.Undo) (*fsWorkload, error) {
+	db, err := app.make(work)
+	if err != nil {
+		return nil, err
+	}
+	w := &fsWorkload{db: db, work: work, clients: 4, path: filepath.Join(work, "ledger"), undo: u, follower: f}
 	// Taken back when the daemons are gone already: nothing hangs on a device any more, it fails.
 	u.Add("mounts", func() error {
 		ctx := context.Background()
-		if w.pg == nil {
-			return release(ctx, work)
-		}
-		return errors.Join(w.pg.buried(ctx), release(ctx, work))
+		return errors.Join(w.db.buried(ctx), release(ctx, work))
 	})
-	var err error
 	w.ledger, err = newLedger(w.path)
 	return w, err
 }
 
-func (w *pgWorkload) probe(_ context.Context, path string) error {
+func (w *fsWorkload) probe(_ context.Context, path string) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECT, 0)
 	if err != nil {
 		return err
@@ -59,7 +59,7 @@ func aligned(n int) []byte {
 	return b[skip : skip+n : skip+n]
 }
 
-func (w *pgWorkload) open(ctx context.Context, site, path string, first bool) error {
+func (w *fsWorkload) open(ctx context.Context, site, path string, first bool) error {
 	if w.follower != nil {
 		var err error
 		if path, err = w.follower.open(ctx, path); err != nil {
@@ -76,44 +76,32 @@ func (w *pgWorkload) open(ctx context.Context, site, path string, first bool) er
 		return err
 	}
 	w.dev, w.mnt = path, mnt
-	pg, err := newPostgres(mnt, w.work)
-	if err != nil {
+	w.undo.Add("database", func() error { return w.db.kill(w.load) })
+	if err := w.db.start(ctx, mnt, first); err != nil || !first {
 		return err
 	}
-	w.pg = pg
-	w.undo.Add("PostgreSQL", pg.kill)
-	if first {
-		if err := pg.initialise(ctx); err != nil {
-			return err
-		}
-	}
-	if err := pg.start(ctx); err != nil {
-		return err
-	}
-	if first {
-		_, err = pg.sql(ctx, schema)
-	}
+	_, err := w.db.sql(ctx, schema)
 	return err
 }
 
-func (w *pgWorkload) write(ctx context.Context) error {
-	w.load = startLoad(ctx, w.pg, w.ledger, w.clients)
+func (w *fsWorkload) write(ctx context.Context) error {
+	w.load = startLoad(ctx, w.db, w.ledger, w.clients)
 	return nil
 }
 
-func (w *pgWorkload) confirmed() int { return w.ledger.len() }
+func (w *fsWorkload) confirmed() int { return w.ledger.len() }
 
-func (w *pgWorkload) kill() error { return w.pg.kill() }
+func (w *fsWorkload) kill() error { return w.db.kill(w.load) }
 
-func (w *pgWorkload) mourn(ctx context.Context, dir string) error {
+func (w *fsWorkload) mourn(ctx context.Context, dir string) error {
 	if err := w.load.wait(); err == nil {
 		return errors.New("the clients did not notice that the site died")
 	}
 	w.load = nil
-	return errors.Join(w.pg.buried(ctx), release(ctx, dir))
+	return errors.Join(w.db.buried(ctx), release(ctx, dir))
 }
 
-func (w *pgWorkload) stop() error {
+func (w *fsWorkload) stop() error {
 	if w.load == nil {
 		return nil
 	}
@@ -123,8 +111,8 @@ func (w *pgWorkload) stop() error {
 	return err
 }
 
-func (w *pgWorkload) check(ctx context.Context) (comparison, error) {
-	there, err := table(ctx, w.pg)
+func (w *fsWorkload) check(ctx context.Context) (comparison, error) {
+	there, err := table(ctx, w.db)
 	if err != nil {
 		return comparison{}, err
 	}
@@ -133,14 +121,11 @@ func (w *pgWorkload) check(ctx context.Context) (comparison, error) {
 		return comparison{}, err
 	}
 	c := compare(confirmed, there)
-	if err := w.pg.check(ctx); err != nil {
-		return c, fmt.Errorf("pg_amcheck: %w", err)
-	}
-	return c, nil
+	return c, w.db.check(ctx)
 }
 
-func (w *pgWorkload) close(ctx context.Context) error {
-	if err := w.pg.stop(); err != nil {
+func (w *fsWorkload) close(ctx context.Context) error {
+	if err := w.db.stop(); err != nil {
 		return err
 	}
 	if err := unmount(ctx, w.mnt); err != nil {

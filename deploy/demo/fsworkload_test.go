@@ -11,12 +11,20 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// TestPGWorkloadOnLoopDevice takes the application through the demo's steps on a plain loop device.
-func TestPGWorkloadOnLoopDevice(t *testing.T) {
-	if why := canMount(t.Context()); why != "" {
-		t.Skip(why)
-	}
+// TestDatabasesOnLoopDevice takes each database through the demo's steps on a plain loop device.
+func TestDatabasesOnLoopDevice(t *testing.T) {
 	lab.AdoptOrphans()
+	for app := range databases {
+		t.Run(app, func(t *testing.T) {
+			if why := canMount(t.Context(), app); why != "" {
+				t.Skip(why)
+			}
+			onLoopDevice(t, databases[app])
+		})
+	}
+}
+
+func onLoopDevice(t *testing.T, app kind) {
 	work := t.TempDir()
 	if err := os.Chmod(filepath.Dir(work), 0o755); err != nil { // user postgres has to get through
 		t.Fatal(err)
@@ -54,7 +62,7 @@ func TestPGWorkloadOnLoopDevice(t *testing.T) {
 			t.Errorf("left behind: %v, %v", left, err)
 		}
 	})
-	w, err := newPGWorkload(work, nil, &u)
+	w, err := newFSWorkload(app, work, nil, &u)
 	if err != nil {
 		t.Fatal(err)
 	}
