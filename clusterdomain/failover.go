@@ -62,7 +62,7 @@ func (f *Failover) policy() arbiter.Policy {
 	}
 }
 
-// scanEvery is how often the arbiter looks.
+// scanEvery is how often the arbiter looks while nothing happens.
 const scanEvery = time.Second
 
 // scanWait bounds one look: a kvdb that takes longer is not healthy.
@@ -79,23 +79,30 @@ type looking struct {
 	idle      map[string]arbiter.Idle // that was logged last, by domain
 }
 
-// arbiterLoop looks after the other domains. All nodes look, so that the next one can go on where one
-// that is lost with its domain has ended; the leader acts.
+// arbiterLoop looks after the other domains: at once when the registrations of one are gone, and again at the moment at which that has
+// held for long enough. All nodes look, so that the next one can go on where one that is lost with its domain has ended; the leader acts.
 func (m *Manager) arbiterLoop(ctx context.Context) {
-	tick := time.NewTicker(scanEvery)
-	defer tick.Stop()
-	for {
+	views := m.Watch(ctx)
+	next := time.NewTimer(scanEvery)
+	defer next.Stop()
+	for suspect := false; ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-views:
+			was := suspect
+			if suspect = m.suspect(); was || !suspect {
+				continue
+			}
+		case <-next.C:
 		}
-		m.Arbitrate(ctx)
+		next.Reset(m.Arbitrate(ctx))
 	}
 }
 
-// Arbitrate looks once, and fences the domain that is due, if this node is to do it. Run does it all the time.
-func (m *Manager) Arbitrate(ctx context.Context) {
+// Arbitrate looks once, and fences the domain that is due, if this node is to do it. It returns when to look again. Run does it all the time.
+func (m *Manager) Arbitrate(ctx context.Context) (next time.Duration) {
+	began := time.Now()
 	s := m.look(ctx)
 	m.looking.Lock()
 	m.looking.watch.See(s)
@@ -103,9 +110,13 @@ func (m *Manager) Arbitrate(ctx context.Context) {
 	watch := m.looking.watch
 	m.looking.Unlock()
 	leads := arbiter.Leader(s.Nodes, s.Local) == m.o.Node.Name
+	next = scanEvery
 	for _, d := range m.View().Domains {
 		v := watch.Failover(m.o.Failover.policy(), s, d.Name)
 		m.tell(d.Name, v)
+		if v.Idle == arbiter.Confirming {
+			next = min(next, max(0, time.Duration(v.Left)-time.Since(began)))
+		}
 		if !v.Fence || !leads {
 			continue
 		}
@@ -114,8 +125,9 @@ func (m *Manager) Arbitrate(ctx context.Context) {
 		if err := m.fence(ctx, d, &automatic{sample: s, watch: &watch}); err != nil {
 			m.lg.Warn("lost domain not fenced, looking again", zap.String("domain", d.Name), zap.Error(err))
 		}
-		return
+		return scanEvery
 	}
+	return next
 }
 
 // tell logs why a domain that may be lost is not fenced, when that changes.

@@ -238,6 +238,40 @@ func TestFailover(t *testing.T) {
 	})
 }
 
+// TestFailoverAtOnce: from the end of the last registration to the fence passes what is to be confirmed, and no time between two looks.
+func TestFailoverAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const confirm = 15*time.Second + 400*time.Millisecond // a look each second does not end with it
+		s := newSitesWith(t, newVolumes("v1"), func(o *Options) { o.Failover.Confirm = confirm }, "a1", "b1")
+		defer s.end()
+		for _, ms := range []time.Duration{137, 512, 901} {
+			later(time.Minute + ms*time.Millisecond)
+			ctx, cancel := context.WithCancel(t.Context())
+			views := s.ms["b1"].Watch(ctx)
+			s.lose("a1")
+			var gone time.Time
+			for v := range views {
+				if n, _ := v.Node("a1"); gone.IsZero() && !n.Online {
+					gone = time.Now()
+				}
+				if v.State("a") == Fenced {
+					break
+				}
+			}
+			cancel()
+			if took := time.Since(gone); took != confirm {
+				t.Errorf("fenced %v after the end of the registration", took)
+			}
+			s.find("a1")
+			if _, err := s.ms["b1"].Activate(t.Context(), Change{Domain: "a", Actor: "op"}); err != nil {
+				t.Fatal(err)
+			}
+			later(10 * time.Minute) // failover.minInterval; whatever the first loss has moved is moved
+			s.vols.attach("v1", "a1")
+		}
+	})
+}
+
 // TestFailoverGoesOnElsewhere: the node that was to attach is lost too, or cannot: another one does, or it tries again.
 func TestFailoverGoesOnElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
