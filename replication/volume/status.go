@@ -90,6 +90,7 @@ func (v *Volume) observe(events []core.Event) {
 			v.deadErr = err
 		}
 		v.blocked.Store(true)
+		v.dropTurn()
 		v.m.forget(v)
 		close(v.dead)
 		v.cancel()

@@ -1,17 +1,20 @@
 package volume
 
 import (
+	"math/rand/v2"
 	"slices"
 	"sync"
+	"time"
 )
 
 // turns shares one thing that resyncs need out among them: a disk, the way from another domain, or this node's part in the
 // resyncs of what is attached here. So many have a turn at once, in the order in which they came to ask, and share its rate
 // (protocol.md 9.3). Nobody waits in here: who is refused asks again.
 type turns struct {
-	most  int   // at once; 0 any number
-	rate  int64 // bytes a second of all together; 0 unlimited
-	floor int64 // what each may copy at least, if rate has room for one: there are no more turns than that leaves
+	most   int   // at once; 0 any number
+	rate   int64 // bytes a second of all together; 0 unlimited
+	floor  int64 // what each may copy at least, if rate has room for one: there are no more turns than that leaves
+	spread int64 // what each of those that ask already adds to the time within which another one begins, ns
 
 	mu   sync.Mutex
 	asks []*turn // oldest first
@@ -28,8 +31,8 @@ type turn struct {
 // Who has not asked for so long, in nanoseconds, is forgotten: who has a turn, so that a coordinator that died frees it, and who has
 // none, after it was to ask again.
 const (
-	turnKept    = int64(5e9)
-	turnWaiting = int64(1e9)
+	turnKept    = int64(5 * time.Second)
+	turnWaiting = int64(time.Second)
 )
 
 // take reports whether the resync of a replica has a turn now, and gives it one if it can. runs: it copies already; that is not
@@ -41,6 +44,9 @@ func (s *turns) take(t int64, of hostKey, runs bool) bool {
 	a := s.find(of)
 	if a == nil {
 		a = &turn{of: of, from: t}
+		if n := int64(len(s.asks)); n > 0 && s.spread > 0 {
+			a.from += rand.Int64N(n * s.spread)
+		}
 		s.asks = append(s.asks, a)
 	}
 	a.seen = t
