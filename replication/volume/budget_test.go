@@ -3,6 +3,7 @@ package volume
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -241,4 +242,36 @@ func TestBudgetLink(t *testing.T) {
 	if a := ask("r", true, "a"); a.Granted || a.Again <= turnAgain || b.link("a").granted() != 6 {
 		t.Errorf("%+v; %d resyncs share 100 MiB a second of the way, which leaves each less than 16", a, b.link("a").granted())
 	}
+}
+
+// A resync waits until the node of its replica has a turn for it, says so, and frees it at its end.
+func TestResyncWaitsForTurn(t *testing.T) {
+	c := newTestCluster(t, 4<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	v := a.attach()
+	c.net.Down(b.id)
+	c.awaitInSync(1)
+	pool, others := b.m.budget.pool(b.st.Pool()), resyncs(4)
+	for _, of := range others {
+		pool.take(now(), of, true)
+	}
+	c.net.Up(b.id)
+	c.eventually("the resync waits for its turn", func() bool {
+		s := v.Status()
+		return len(s.Waits) == 1 && s.Waits[0] == b.rep && s.Resync == nil && pool.waiting() == 1
+	})
+	pool.leave(others[0])
+	c.awaitInSync(2)
+	for name, s := range map[string]*turns{"replica's pool": pool, "coordinator's pool": a.m.budget.pool(a.st.Pool()), "coordinator's node": &a.m.budget.node} {
+		c.eventually("the turn of the "+name+" is free again", func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return !slices.ContainsFunc(s.asks, func(t *turn) bool { return t.of.vol == c.vol })
+		})
+	}
+	if s := v.Status(); s.Waits != nil {
+		t.Errorf("in sync, and %v wait", s.Waits)
+	}
+	detach(t, a)
+	c.compare()
 }

@@ -178,3 +178,29 @@ func (v *Volume) dropTurn() {
 		leaveAll(v.claims(v.turn.member))
 	}
 }
+
+// waitsForTurn lists the replicas that would be resynced if it were their turn.
+func (v *Volume) waitsForTurn() (ids []replication.ReplicaID) {
+	if v.core.Resync() != nil {
+		return nil
+	}
+	for i, l := range v.links {
+		if i != v.turn.toldMember && v.core.WantsResync(i) {
+			ids = append(ids, l.id)
+		}
+	}
+	return ids
+}
+
+// lacks is what the local replica's dirty maps say.
+func (v *Volume) lacks() map[replication.ReplicaID]int64 {
+	h := v.m.host(v.id, v.opts.Local)
+	if h == nil {
+		return nil
+	}
+	m := h.lacks.Load()
+	if m == nil {
+		return nil
+	}
+	return *m
+}
