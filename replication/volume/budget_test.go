@@ -275,3 +275,15 @@ func TestResyncWaitsForTurn(t *testing.T) {
 	detach(t, a)
 	c.compare()
 }
+
+// Of the turns that a resync needs it has all or none, and who waits for one lets others have the rest.
+func TestBudgetAllOrNothing(t *testing.T) {
+	free, busy, rs := &turns{most: 1}, &turns{most: 1}, resyncs(3)
+	busy.take(1, rs[0], false)
+	if _, ok := takeAll(1, false, []claim{{free, rs[1]}, {busy, rs[1]}}); ok || free.granted() != 0 {
+		t.Error("who waits for a turn holds another one")
+	}
+	if !free.take(1, rs[2], false) {
+		t.Error("who waits for a turn elsewhere keeps its place against one who could begin")
+	}
+}
