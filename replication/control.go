@@ -1,5 +1,7 @@
 package replication
 
+import "time"
+
 // The control exchange of takeover, eviction and join (protocol.md 5): seal,
 // prepare, commit. Each request names the volume and the replica; each may be
 // repeated without harm. They travel as unary gRPC calls (replicationpb); the
@@ -101,3 +103,21 @@ type DirtyResult struct {
 
 // RegionSize is the unit of the activity log, in bytes.
 const RegionSize = 4 << 20
+
+// TurnRequest asks the node of a replica that is to be resynced for its turn: a bounded number of resyncs write to a disk at once,
+// and share what it, and the way from the other domain, may carry (protocol.md 9.3). It is no part of the volume's safety. A turn is
+// to be asked for again every second; after five without it is lost.
+type TurnRequest struct {
+	Volume  VolumeID
+	Replica ReplicaID
+	Runs    bool // it is being resynced already
+	Ended   bool // no turn is needed any more
+}
+
+// TurnResult answers TurnRequest.
+type TurnResult struct {
+	Status  Status
+	Granted bool
+	Rate    int64         // bytes a second that the resync may copy, 0 unlimited
+	Again   time.Duration // if it is not granted: ask after so long
+}

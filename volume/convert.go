@@ -75,11 +75,14 @@ func configPB(v *volumepb.Volume, cfg *replication.Config, live Live, online map
 			State:  volumepb.ReplicaState(volumepb.ReplicaState_value["REPLICA_STATE_"+string(m.State)]),
 			Reason: m.Reason, InSync: cfg.InISR(id), NodeOnline: online[m.Node],
 			DirtyBytes: uint64(p.Dirty), ResyncTotalBytes: uint64(p.Total), ResyncDoneBytes: uint64(p.Done),
-			ResyncBytesPerSecond: uint64(p.Rate), EtaSeconds: uint64(p.ETA / time.Second),
+			ResyncBytesPerSecond: uint64(p.Rate), EtaSeconds: etaSeconds(p.ETA), ResyncWaits: p.Waits,
 			HealedBlocks: uint64(p.Healed), Suspect: p.Suspect,
 		})
 	}
 }
+
+// etaSeconds is rounded up: 0 is for what is not known.
+func etaSeconds(d time.Duration) uint64 { return uint64((d + time.Second - 1) / time.Second) }
 
 func verifyPB(y *Verify) *volumepb.Verify {
 	if y == nil {

@@ -61,6 +61,7 @@ type Progress struct {
 	Total, Done int64
 	Rate        int64 // bytes per second
 	ETA         time.Duration
+	Waits       bool // for its turn to be resynced
 
 	Healed  int64 // blocks that were rewritten because they did not read well
 	Suspect bool  // so many that its disk is not to be trusted

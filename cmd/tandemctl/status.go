@@ -22,7 +22,10 @@ round-trip times, alerts. The exit code is 0 whenever the node answers.`,
 			if err != nil {
 				return err
 			}
-			return a.print(s, func(w io.Writer) { a.statusTable(w, s) })
+			return a.print(s, func(w io.Writer) {
+				a.statusTable(w, s)
+				a.redundancy(cmd, w)
+			})
 		},
 	}
 }

@@ -122,10 +122,10 @@ func (a *app) volumeListCommand() *cobra.Command {
 }
 
 func volumesTable(w io.Writer, l *pb.ListVolumesResponse) {
-	rows := [][]string{{"ID", "NAME", "SIZE", "IN SYNC", "PROTECTION", "STATUS"}}
+	rows := [][]string{{"ID", "NAME", "SIZE", "IN SYNC", "PROTECTION", "LEFT", "STATUS"}}
 	for _, v := range l.GetVolumes() {
 		rows = append(rows, []string{v.GetId(), v.GetName(), bytesText(v.GetSizeBytes()),
-			fmt.Sprintf("%d of %d", v.GetInSync(), v.GetReplicasWanted()), protectionText(v.GetProtection()), volumeStatus(v)})
+			fmt.Sprintf("%d of %d", v.GetInSync(), v.GetReplicasWanted()), protectionText(v.GetProtection()), missingOf(v).text(v), volumeStatus(v)})
 	}
 	table(w, rows...)
 	if len(l.GetOrphans()) > 0 {

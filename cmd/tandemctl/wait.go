@@ -141,6 +141,9 @@ func resyncText(r *volumepb.Replica) (text string, percent uint64) {
 		if r.GetReason() != "" {
 			text += ": " + r.GetReason()
 		}
+		if r.GetResyncWaits() {
+			text += "; waits for its turn to be resynced, " + bytesText(r.GetDirtyBytes()) + " to go through"
+		}
 		return text, 0
 	}
 	percent = uint64(float64(done) / float64(total) * 100)

@@ -47,6 +47,7 @@ type ReplicaView struct {
 	InSync      bool   `json:"in_sync"`
 	ResyncDone  int64  `json:"resync_done_bytes,string"`
 	ResyncTotal int64  `json:"resync_total_bytes,string"`
+	ResyncWaits bool   `json:"resync_waits"`
 }
 
 // Inspect asks a node for a volume.

@@ -123,7 +123,7 @@ type Coordinator struct {
 	cursor    int // of the reconcile sweep
 	join      *join
 	joinAt    int64  // earliest time of the next join attempt
-	joinHeld  bool   // the caller wants none to begin
+	mayJoin   mask   // whose resync may begin
 	bucket    bucket // of resync
 	pace      pace   // of copies beside the consumer
 	policy    policy // protection
@@ -257,6 +257,7 @@ func New(o Options, cfg *replication.Config, rev uint64) *Coordinator {
 		flushes: 1, touchedAt: make([]uint32, (cfg.Size+replication.RegionSize-1)/replication.RegionSize),
 		reqs: make(map[replication.Seq]copyRequest), harms: make(map[int64]harm),
 
+		mayJoin: ^mask(0),
 		lastSeq: 1, // so that the first flush covers something: what there was before this term
 	}
 	c.reconcile = NewBitmap(c.blocks)

@@ -131,12 +131,12 @@ func (c *Coordinator) unit() int64 {
 	return copySpan
 }
 
-// budget says whether another span may start, and takes it from the rate.
-func (c *Coordinator) budget() bool {
+// budget says whether another span may start, and takes it from the rate, in bytes a second, 0 unlimited.
+func (c *Coordinator) budget(rate int64) bool {
 	if len(c.jobs) >= c.o.ResyncWindow || c.now < c.copyAt {
 		return false
 	}
-	rate, unit := c.o.ResyncRate, c.unit()
+	unit := c.unit()
 	if !c.busy() {
 		return c.bucket.take(c.now, rate, max(rate, unit), unit)
 	}
@@ -194,7 +194,7 @@ func (c *Coordinator) fillCopies() {
 			j.cursor = 0
 			continue
 		}
-		if !c.budget() {
+		if !c.budget(c.o.ResyncRate) {
 			return
 		}
 		j.cursor = c.startSpan(j.todo, b, src, bit(j.q), false)
@@ -230,7 +230,7 @@ func (c *Coordinator) reconcileReads() {
 	}
 }
 
-// sweep reconciles the rest of D.
+// sweep reconciles the rest of D: no resync, which shares no rate.
 func (c *Coordinator) sweep() {
 	src, ok := c.mayReconcile()
 	if !ok {
@@ -250,7 +250,7 @@ func (c *Coordinator) sweep() {
 			c.cursor = b + 1
 			continue
 		}
-		if !c.budget() {
+		if !c.budget(0) {
 			return
 		}
 		c.cursor = c.startSpan(c.reconcile, b, src, dst, true)

@@ -68,24 +68,27 @@ func (c *Coordinator) advanceJoin() bool {
 	return false
 }
 
-// SetResync tells whether a resync may begin, and at most how many bytes a second are copied, 0 unlimited. One that runs goes on.
-func (c *Coordinator) SetResync(now int64, may bool, rate int64) {
+// SetResync tells at most how many bytes a second a resync copies, 0 unlimited, and of which members one may begin: of no other.
+// One that runs goes on. Before it is told a resync of any may begin.
+func (c *Coordinator) SetResync(now, rate int64, members ...int) {
 	c.now = now
-	c.joinHeld, c.o.ResyncRate = !may, rate
+	c.mayJoin, c.o.ResyncRate = 0, rate
+	for _, i := range members {
+		c.mayJoin |= bit(i)
+	}
 	c.progress()
 }
 
-// WantsResync reports whether a resync is under way, or would begin if it may.
-func (c *Coordinator) WantsResync() bool {
-	if c.stage != stageServing {
+// WantsResync reports whether a resync of a member is under way, or would begin if it may.
+func (c *Coordinator) WantsResync(member int) bool {
+	switch {
+	case c.stage != stageServing:
 		return false
+	case c.join != nil:
+		return c.join.q == member
+	default:
+		return c.reconcile.Count() == 0 && c.now >= c.joinAt && c.joinable(member)
 	}
-	for i := range c.m {
-		if c.joinable(i) {
-			return true
-		}
-	}
-	return c.join != nil
 }
 
 // joinable reports whether member i is out of sync and seems to be there.
@@ -101,11 +104,8 @@ func (c *Coordinator) beginJoin() bool {
 		c.sweep()
 		return false
 	}
-	if c.joinHeld {
-		return false
-	}
 	for i, m := range c.m {
-		if !c.joinable(i) {
+		if !c.mayJoin.has(i) || !c.joinable(i) {
 			continue
 		}
 		j := &join{q: i}

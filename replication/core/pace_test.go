@@ -31,7 +31,7 @@ func (w *paceWorld) run(ms int, copies bool) (speed int64) {
 		w.c.now += 1e6
 		now := int64(0)
 		w.c.jobs = nil
-		for copies && w.c.budget() {
+		for copies && w.c.budget(0) {
 			w.c.jobs = append(w.c.jobs, &copyJob{})
 			w.c.pace.copied = w.c.now
 			now += w.c.unit()
@@ -98,7 +98,7 @@ func TestPaceIdle(t *testing.T) {
 	w.run(1000, false)
 	c := &w.c
 	started := func() (n int) {
-		for c.jobs = nil; c.budget(); n++ {
+		for c.jobs = nil; c.budget(0); n++ {
 			c.jobs = append(c.jobs, &copyJob{})
 		}
 		return n

@@ -188,6 +188,18 @@ func NewReplica(o ReplicaOptions) *Replica {
 	return r
 }
 
+// Lacks is how many bytes the dirty maps say that each other member lacks, nil if there are no maps.
+func (r *Replica) Lacks() map[replication.ReplicaID]int64 {
+	if len(r.dirty) == 0 {
+		return nil
+	}
+	m := make(map[replication.ReplicaID]int64, len(r.dirty))
+	for q, d := range r.dirty {
+		m[q] = int64(d.Count()) * replication.ResyncBlock
+	}
+	return m
+}
+
 func (r *Replica) newMap() *dirtyMap {
 	return &dirtyMap{NewBitmap(int((r.o.Size + replication.ResyncBlock - 1) / replication.ResyncBlock)), make([]uint64, len(r.regions))}
 }

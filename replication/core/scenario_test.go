@@ -181,7 +181,13 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 	case "rot", "rot-sum", "differ":
 		w.spoil(f[0], node(1), arg(2), arg(3))
 	case "resync":
-		w.client.at.coord.SetResync(w.client.at.clock(), arg(1) == "go", 0)
+		var may []int // members by their nodes
+		for i, m := range w.client.at.coord.m {
+			if f[1] == "go" || f[1] == string(w.client.at.coord.cfg.Members[m.id].Node) {
+				may = append(may, i)
+			}
+		}
+		w.client.at.coord.SetResync(w.client.at.clock(), 0, may...)
 		w.client.at.drainCoord()
 	case "policy":
 		w.policyCommand(t, d, f[1:])

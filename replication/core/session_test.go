@@ -52,9 +52,9 @@ func TestSessionServedNoMore(t *testing.T) {
 func TestResyncRateLongPause(t *testing.T) {
 	for _, rate := range []int64{1, 1 << 20, 100 << 20, 1 << 40, 1 << 62} {
 		c := &Coordinator{o: Options{ResyncWindow: 1, ResyncRate: rate}, now: 1}
-		c.budget()
+		c.budget(c.o.ResyncRate)
 		c.now += 1 << 62 // 146 years
-		if !c.budget() || c.bucket.tokens < 0 {
+		if !c.budget(c.o.ResyncRate) || c.bucket.tokens < 0 {
 			t.Errorf("%d bytes a second: %d tokens, and nothing may start", rate, c.bucket.tokens)
 		}
 	}
@@ -106,5 +106,17 @@ func TestAnswerOfOldSession(t *testing.T) {
 		if io.acked.has(1) != tc.want {
 			t.Errorf("an answer of session %d, the present one is %d: acknowledged is %v", tc.sess, c.m[1].sess, !tc.want)
 		}
+	}
+}
+
+// What in-sync replicas may differ in after a takeover is compared and copied whatever a resync may copy a second.
+func TestReconcileSharesNoRate(t *testing.T) {
+	w := servingWorld(t)
+	c := w.nodes[0].coord
+	c.SetResync(w.nodes[0].clock(), 1)
+	c.reconcile.SetAll()
+	w.run(2000)
+	if n := c.Unreconciled(); n != 0 {
+		t.Errorf("%d of %d blocks are still to be compared after two seconds", n, c.blocks)
 	}
 }

@@ -241,11 +241,21 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 		}
 	}
 	if n := w.client.at; n != nil && n.coord != nil {
-		n.coord.SetResync(n.clock(), true, 0)
+		n.coord.SetResync(n.clock(), 0, membersOf(7)...)
 		n.drainCoord()
 	}
 	w.settle()
 	return w, ""
+}
+
+// membersOf lists the members below the third that may has.
+func membersOf(may mask) (members []int) {
+	for i := range 3 {
+		if may.has(i) {
+			members = append(members, i)
+		}
+	}
+	return members
 }
 
 // manage does what operators do: attach, detach, move.
@@ -265,7 +275,7 @@ func (w *simWorld) manage() {
 	case w.rng.IntN(400) == 0:
 		w.changePolicy()
 	case w.rng.IntN(300) == 0 && c.at.coord != nil && !c.at.paused: // others resync too
-		c.at.coord.SetResync(c.at.clock(), w.rng.IntN(3) > 0, []int64{0, 4 << 20}[w.rng.IntN(2)])
+		c.at.coord.SetResync(c.at.clock(), []int64{0, 4 << 20}[w.rng.IntN(2)], membersOf(mask(w.rng.IntN(8)))...)
 		c.at.drainCoord()
 	case w.rng.IntN(600) == 0:
 		c.quiet = true

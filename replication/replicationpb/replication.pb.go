@@ -718,6 +718,146 @@ func (x *DirtyResponse) GetBits() []byte {
 	return nil
 }
 
+type TurnRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Volume  []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Replica []byte                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	// It is being resynced already.
+	Runs bool `protobuf:"varint,3,opt,name=runs,proto3" json:"runs,omitempty"`
+	// No turn is needed any more.
+	Ended         bool `protobuf:"varint,4,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TurnRequest) Reset() {
+	*x = TurnRequest{}
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TurnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TurnRequest) ProtoMessage() {}
+
+func (x *TurnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TurnRequest.ProtoReflect.Descriptor instead.
+func (*TurnRequest) Descriptor() ([]byte, []int) {
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TurnRequest) GetVolume() []byte {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *TurnRequest) GetReplica() []byte {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+func (x *TurnRequest) GetRuns() bool {
+	if x != nil {
+		return x.Runs
+	}
+	return false
+}
+
+func (x *TurnRequest) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+type TurnResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Status  uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	Granted bool                   `protobuf:"varint,2,opt,name=granted,proto3" json:"granted,omitempty"`
+	// Bytes a second that the resync may copy, 0 unlimited.
+	Rate uint64 `protobuf:"varint,3,opt,name=rate,proto3" json:"rate,omitempty"`
+	// If it is not granted: ask after so long.
+	AgainMs       uint32 `protobuf:"varint,4,opt,name=again_ms,json=againMs,proto3" json:"again_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TurnResponse) Reset() {
+	*x = TurnResponse{}
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TurnResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TurnResponse) ProtoMessage() {}
+
+func (x *TurnResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TurnResponse.ProtoReflect.Descriptor instead.
+func (*TurnResponse) Descriptor() ([]byte, []int) {
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TurnResponse) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *TurnResponse) GetGranted() bool {
+	if x != nil {
+		return x.Granted
+	}
+	return false
+}
+
+func (x *TurnResponse) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *TurnResponse) GetAgainMs() uint32 {
+	if x != nil {
+		return x.AgainMs
+	}
+	return 0
+}
+
 type BeatRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Seq   uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
@@ -732,7 +872,7 @@ type BeatRequest struct {
 
 func (x *BeatRequest) Reset() {
 	*x = BeatRequest{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +884,7 @@ func (x *BeatRequest) String() string {
 func (*BeatRequest) ProtoMessage() {}
 
 func (x *BeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[9]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +897,7 @@ func (x *BeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeatRequest.ProtoReflect.Descriptor instead.
 func (*BeatRequest) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{9}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BeatRequest) GetSeq() uint64 {
@@ -801,7 +941,7 @@ type BeatResponse struct {
 
 func (x *BeatResponse) Reset() {
 	*x = BeatResponse{}
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[10]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +953,7 @@ func (x *BeatResponse) String() string {
 func (*BeatResponse) ProtoMessage() {}
 
 func (x *BeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_replication_replicationpb_replication_proto_msgTypes[10]
+	mi := &file_replication_replicationpb_replication_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +966,7 @@ func (x *BeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeatResponse.ProtoReflect.Descriptor instead.
 func (*BeatResponse) Descriptor() ([]byte, []int) {
-	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{10}
+	return file_replication_replicationpb_replication_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BeatResponse) GetSeq() uint64 {
@@ -917,7 +1057,17 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\x04peer\x18\x04 \x01(\fR\x04peer\";\n" +
 	"\rDirtyResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
-	"\x04bits\x18\x02 \x01(\fR\x04bits\"c\n" +
+	"\x04bits\x18\x02 \x01(\fR\x04bits\"i\n" +
+	"\vTurnRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +
+	"\x04runs\x18\x03 \x01(\bR\x04runs\x12\x14\n" +
+	"\x05ended\x18\x04 \x01(\bR\x05ended\"o\n" +
+	"\fTurnResponse\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\rR\x06status\x12\x18\n" +
+	"\agranted\x18\x02 \x01(\bR\agranted\x12\x12\n" +
+	"\x04rate\x18\x03 \x01(\x04R\x04rate\x12\x19\n" +
+	"\bagain_ms\x18\x04 \x01(\rR\aagainMs\"c\n" +
 	"\vBeatRequest\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -927,12 +1077,13 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
 	"\x04boot\x18\x03 \x01(\fR\x04boot\x12\x1a\n" +
-	"\bboottime\x18\x04 \x01(\x03R\bboottime2\xe3\x02\n" +
+	"\bboottime\x18\x04 \x01(\x03R\bboottime2\xb4\x03\n" +
 	"\vReplication\x12O\n" +
 	"\x04Seal\x12\".tandem.replication.v1.SealRequest\x1a#.tandem.replication.v1.SealResponse\x12X\n" +
 	"\aPrepare\x12%.tandem.replication.v1.PrepareRequest\x1a&.tandem.replication.v1.PrepareResponse\x12U\n" +
 	"\x06Commit\x12$.tandem.replication.v1.CommitRequest\x1a%.tandem.replication.v1.CommitResponse\x12R\n" +
-	"\x05Dirty\x12#.tandem.replication.v1.DirtyRequest\x1a$.tandem.replication.v1.DirtyResponse2[\n" +
+	"\x05Dirty\x12#.tandem.replication.v1.DirtyRequest\x1a$.tandem.replication.v1.DirtyResponse\x12O\n" +
+	"\x04Turn\x12\".tandem.replication.v1.TurnRequest\x1a#.tandem.replication.v1.TurnResponse2[\n" +
 	"\x04Beat\x12S\n" +
 	"\x04Beat\x12\".tandem.replication.v1.BeatRequest\x1a#.tandem.replication.v1.BeatResponse(\x010\x01B<Z:github.com/tandem-storage/tandem/replication/replicationpbb\x06proto3"
 
@@ -948,7 +1099,7 @@ func file_replication_replicationpb_replication_proto_rawDescGZIP() []byte {
 	return file_replication_replicationpb_replication_proto_rawDescData
 }
 
-var file_replication_replicationpb_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_replication_replicationpb_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_replication_replicationpb_replication_proto_goTypes = []any{
 	(*SealRequest)(nil),     // 0: tandem.replication.v1.SealRequest
 	(*Ancestor)(nil),        // 1: tandem.replication.v1.Ancestor
@@ -959,8 +1110,10 @@ var file_replication_replicationpb_replication_proto_goTypes = []any{
 	(*CommitResponse)(nil),  // 6: tandem.replication.v1.CommitResponse
 	(*DirtyRequest)(nil),    // 7: tandem.replication.v1.DirtyRequest
 	(*DirtyResponse)(nil),   // 8: tandem.replication.v1.DirtyResponse
-	(*BeatRequest)(nil),     // 9: tandem.replication.v1.BeatRequest
-	(*BeatResponse)(nil),    // 10: tandem.replication.v1.BeatResponse
+	(*TurnRequest)(nil),     // 9: tandem.replication.v1.TurnRequest
+	(*TurnResponse)(nil),    // 10: tandem.replication.v1.TurnResponse
+	(*BeatRequest)(nil),     // 11: tandem.replication.v1.BeatRequest
+	(*BeatResponse)(nil),    // 12: tandem.replication.v1.BeatResponse
 }
 var file_replication_replicationpb_replication_proto_depIdxs = []int32{
 	1,  // 0: tandem.replication.v1.SealRequest.lineage:type_name -> tandem.replication.v1.Ancestor
@@ -968,14 +1121,16 @@ var file_replication_replicationpb_replication_proto_depIdxs = []int32{
 	3,  // 2: tandem.replication.v1.Replication.Prepare:input_type -> tandem.replication.v1.PrepareRequest
 	5,  // 3: tandem.replication.v1.Replication.Commit:input_type -> tandem.replication.v1.CommitRequest
 	7,  // 4: tandem.replication.v1.Replication.Dirty:input_type -> tandem.replication.v1.DirtyRequest
-	9,  // 5: tandem.replication.v1.Beat.Beat:input_type -> tandem.replication.v1.BeatRequest
-	2,  // 6: tandem.replication.v1.Replication.Seal:output_type -> tandem.replication.v1.SealResponse
-	4,  // 7: tandem.replication.v1.Replication.Prepare:output_type -> tandem.replication.v1.PrepareResponse
-	6,  // 8: tandem.replication.v1.Replication.Commit:output_type -> tandem.replication.v1.CommitResponse
-	8,  // 9: tandem.replication.v1.Replication.Dirty:output_type -> tandem.replication.v1.DirtyResponse
-	10, // 10: tandem.replication.v1.Beat.Beat:output_type -> tandem.replication.v1.BeatResponse
-	6,  // [6:11] is the sub-list for method output_type
-	1,  // [1:6] is the sub-list for method input_type
+	9,  // 5: tandem.replication.v1.Replication.Turn:input_type -> tandem.replication.v1.TurnRequest
+	11, // 6: tandem.replication.v1.Beat.Beat:input_type -> tandem.replication.v1.BeatRequest
+	2,  // 7: tandem.replication.v1.Replication.Seal:output_type -> tandem.replication.v1.SealResponse
+	4,  // 8: tandem.replication.v1.Replication.Prepare:output_type -> tandem.replication.v1.PrepareResponse
+	6,  // 9: tandem.replication.v1.Replication.Commit:output_type -> tandem.replication.v1.CommitResponse
+	8,  // 10: tandem.replication.v1.Replication.Dirty:output_type -> tandem.replication.v1.DirtyResponse
+	10, // 11: tandem.replication.v1.Replication.Turn:output_type -> tandem.replication.v1.TurnResponse
+	12, // 12: tandem.replication.v1.Beat.Beat:output_type -> tandem.replication.v1.BeatResponse
+	7,  // [7:13] is the sub-list for method output_type
+	1,  // [1:7] is the sub-list for method input_type
 	1,  // [1:1] is the sub-list for extension type_name
 	1,  // [1:1] is the sub-list for extension extendee
 	0,  // [0:1] is the sub-list for field type_name
@@ -992,7 +1147,7 @@ func file_replication_replicationpb_replication_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replication_replicationpb_replication_proto_rawDesc), len(file_replication_replicationpb_replication_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -29,6 +29,7 @@ const (
 	Replication_Prepare_FullMethodName = "/tandem.replication.v1.Replication/Prepare"
 	Replication_Commit_FullMethodName  = "/tandem.replication.v1.Replication/Commit"
 	Replication_Dirty_FullMethodName   = "/tandem.replication.v1.Replication/Dirty"
+	Replication_Turn_FullMethodName    = "/tandem.replication.v1.Replication/Turn"
 )
 
 // ReplicationClient is the client API for Replication service.
@@ -49,6 +50,8 @@ type ReplicationClient interface {
 	Commit(ctx context.Context, in *CommitRequest, opts ...grpc.CallOption) (*CommitResponse, error)
 	// Dirty returns a dirty map.
 	Dirty(ctx context.Context, in *DirtyRequest, opts ...grpc.CallOption) (*DirtyResponse, error)
+	// Turn asks for the turn of a replica that is to be resynced, or keeps it.
+	Turn(ctx context.Context, in *TurnRequest, opts ...grpc.CallOption) (*TurnResponse, error)
 }
 
 type replicationClient struct {
@@ -99,6 +102,16 @@ func (c *replicationClient) Dirty(ctx context.Context, in *DirtyRequest, opts ..
 	return out, nil
 }
 
+func (c *replicationClient) Turn(ctx context.Context, in *TurnRequest, opts ...grpc.CallOption) (*TurnResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TurnResponse)
+	err := c.cc.Invoke(ctx, Replication_Turn_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ReplicationServer is the server API for Replication service.
 // All implementations must embed UnimplementedReplicationServer
 // for forward compatibility.
@@ -117,6 +130,8 @@ type ReplicationServer interface {
 	Commit(context.Context, *CommitRequest) (*CommitResponse, error)
 	// Dirty returns a dirty map.
 	Dirty(context.Context, *DirtyRequest) (*DirtyResponse, error)
+	// Turn asks for the turn of a replica that is to be resynced, or keeps it.
+	Turn(context.Context, *TurnRequest) (*TurnResponse, error)
 	mustEmbedUnimplementedReplicationServer()
 }
 
@@ -138,6 +153,9 @@ func (UnimplementedReplicationServer) Commit(context.Context, *CommitRequest) (*
 }
 func (UnimplementedReplicationServer) Dirty(context.Context, *DirtyRequest) (*DirtyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Dirty not implemented")
+}
+func (UnimplementedReplicationServer) Turn(context.Context, *TurnRequest) (*TurnResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Turn not implemented")
 }
 func (UnimplementedReplicationServer) mustEmbedUnimplementedReplicationServer() {}
 func (UnimplementedReplicationServer) testEmbeddedByValue()                     {}
@@ -232,6 +250,24 @@ func _Replication_Dirty_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Replication_Turn_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TurnRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReplicationServer).Turn(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Replication_Turn_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReplicationServer).Turn(ctx, req.(*TurnRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Replication_ServiceDesc is the grpc.ServiceDesc for Replication service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -254,6 +290,10 @@ var Replication_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Dirty",
 			Handler:    _Replication_Dirty_Handler,
+		},
+		{
+			MethodName: "Turn",
+			Handler:    _Replication_Turn_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

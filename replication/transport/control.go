@@ -3,6 +3,7 @@ package transport
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/tandem-storage/tandem/replication"
 	pb "github.com/tandem-storage/tandem/replication/replicationpb"
@@ -179,5 +180,31 @@ func dirtyFromPB(r *pb.DirtyRequest) (replication.DirtyRequest, error) {
 		Replica: replication.ReplicaID(c.uuid("replica", r.GetReplica())),
 		Term:    replication.Term(r.GetTerm()),
 		Peer:    replication.ReplicaID(c.uuid("peer", r.GetPeer())),
+	}, c.err
+}
+
+func turnToPB(r replication.TurnRequest) *pb.TurnRequest {
+	return &pb.TurnRequest{Volume: r.Volume[:], Replica: r.Replica[:], Runs: r.Runs, Ended: r.Ended}
+}
+
+func turnFromPB(r *pb.TurnRequest) (replication.TurnRequest, error) {
+	var c ids
+	return replication.TurnRequest{
+		Volume:  replication.VolumeID(c.uuid("volume", r.GetVolume())),
+		Replica: replication.ReplicaID(c.uuid("replica", r.GetReplica())),
+		Runs:    r.GetRuns(),
+		Ended:   r.GetEnded(),
+	}, c.err
+}
+
+func turnResultToPB(r replication.TurnResult) *pb.TurnResponse {
+	return &pb.TurnResponse{Status: uint32(r.Status), Granted: r.Granted, Rate: uint64(max(r.Rate, 0)), AgainMs: uint32(min(max(r.Again, 0), time.Hour).Milliseconds())}
+}
+
+func turnResultFromPB(r *pb.TurnResponse) (replication.TurnResult, error) {
+	var c ids
+	return replication.TurnResult{
+		Status: c.status(r.GetStatus()), Granted: r.GetGranted(),
+		Rate: int64(min(r.GetRate(), 1<<62)), Again: min(time.Duration(r.GetAgainMs())*time.Millisecond, time.Hour),
 	}, c.err
 }

@@ -196,6 +196,7 @@ func TestGarbage(t *testing.T) {
 			func() error { _, err := c.Prepare(t.Context(), &pb.PrepareRequest{}); return err },
 			func() error { _, err := c.Commit(t.Context(), &pb.CommitRequest{}); return err },
 			func() error { _, err := c.Dirty(t.Context(), &pb.DirtyRequest{}); return err },
+			func() error { _, err := c.Turn(t.Context(), &pb.TurnRequest{}); return err },
 			func() error {
 				id := make([]byte, 16)
 				_, err := c.Commit(t.Context(), &pb.CommitRequest{Volume: id, Replica: id, Incarnation: id, Config: []byte("null")})

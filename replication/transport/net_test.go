@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/transport"
@@ -125,4 +127,19 @@ type sessions struct {
 
 func (s sessions) ServeSession(ctx context.Context, from transport.Identity, c transport.Conn) error {
 	return s.serve(ctx, from, c)
+}
+
+// oldNode is of a version that knows no turns.
+type oldNode struct{ transport.Handler }
+
+func (oldNode) Turn(context.Context, transport.Identity, replication.TurnRequest) (replication.TurnResult, error) {
+	return replication.TurnResult{}, status.Error(codes.Unimplemented, "unknown method Turn")
+}
+
+// A node that knows no turns bounds no resync.
+func TestTurnUnknown(t *testing.T) {
+	p := dial(t, security(t, "client"), "server", serve(t, security(t, "server"), oldNode{}))
+	if r, err := p.Turn(t.Context(), replication.TurnRequest{}); err != nil || r != (replication.TurnResult{Granted: true}) {
+		t.Errorf("got %+v, %v", r, err)
+	}
 }

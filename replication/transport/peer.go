@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/tandem-storage/tandem/replication"
 	pb "github.com/tandem-storage/tandem/replication/replicationpb"
@@ -51,6 +53,18 @@ func (n *node) Dirty(ctx context.Context, r replication.DirtyRequest) (replicati
 	}
 	var c ids
 	return replication.DirtyResult{Status: c.status(a.GetStatus()), Bits: a.GetBits()}, c.err
+}
+
+// Turn implements Peer.
+func (n *node) Turn(ctx context.Context, r replication.TurnRequest) (replication.TurnResult, error) {
+	a, err := call(ctx, n, "turn", turnToPB(r), pb.ReplicationClient.Turn)
+	if status.Code(err) == codes.Unimplemented {
+		return replication.TurnResult{Granted: true}, nil
+	}
+	if err != nil {
+		return replication.TurnResult{}, err
+	}
+	return turnResultFromPB(a)
 }
 
 // call makes one call of the control exchange with n.

@@ -143,6 +143,23 @@ func (s *Server) Dirty(ctx context.Context, r *pb.DirtyRequest) (*pb.DirtyRespon
 	return &pb.DirtyResponse{Status: uint32(a.Status), Bits: a.Bits}, nil
 }
 
+// Turn implements pb.ReplicationServer.
+func (s *Server) Turn(ctx context.Context, r *pb.TurnRequest) (*pb.TurnResponse, error) {
+	from, err := PeerIdentity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q, err := turnFromPB(r)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.h.Turn(ctx, from, q)
+	if err != nil {
+		return nil, err
+	}
+	return turnResultToPB(a), nil
+}
+
 // Beat implements pb.BeatServer: it answers each beat at once.
 func (s *Server) Beat(stream grpc.BidiStreamingServer[pb.BeatRequest, pb.BeatResponse]) error {
 	if _, err := PeerIdentity(stream.Context()); err != nil {

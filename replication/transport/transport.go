@@ -59,6 +59,8 @@ type Peer interface {
 	Prepare(ctx context.Context, r replication.PrepareRequest) (replication.PrepareResult, error)
 	Commit(ctx context.Context, r replication.CommitRequest) (replication.CommitResult, error)
 	Dirty(ctx context.Context, r replication.DirtyRequest) (replication.DirtyResult, error)
+	// Turn is granted, without a limit, by a node whose version knows no turns.
+	Turn(ctx context.Context, r replication.TurnRequest) (replication.TurnResult, error)
 }
 
 // Handler serves what other nodes ask of this one. Its methods run concurrently.
@@ -71,6 +73,7 @@ type Handler interface {
 	Prepare(ctx context.Context, from Identity, r replication.PrepareRequest) (replication.PrepareResult, error)
 	Commit(ctx context.Context, from Identity, r replication.CommitRequest) (replication.CommitResult, error)
 	Dirty(ctx context.Context, from Identity, r replication.DirtyRequest) (replication.DirtyResult, error)
+	Turn(ctx context.Context, from Identity, r replication.TurnRequest) (replication.TurnResult, error)
 }
 
 // RTT is a digest of round-trip times of beats to one peer over the last minute.

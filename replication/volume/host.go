@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -61,6 +62,8 @@ type host struct {
 	// scratch of the worker
 	reqs  []*block.Request
 	batch []replication.Message
+
+	lacks atomic.Pointer[map[replication.ReplicaID]int64] // what look found the dirty maps to say, in bytes
 
 	closeOnce sync.Once
 	stopped   chan struct{} // closed when the storage is closed

@@ -10,13 +10,15 @@ import (
 // whether its pool has room.
 const lookInterval = int64(time.Second)
 
-// look finds out whether the pool has room: the replica tells it in its answers, and one
+// look notes what the dirty maps say, and finds out whether the pool has room: the replica tells it in its answers, and one
 // that nobody asks anything needs no room. It says so, once, if blocks have no checksums.
 func (h *host) look(t int64) {
 	if h.looked != 0 && t-h.looked < lookInterval {
 		return
 	}
 	h.looked = t
+	lacks := h.core.Lacks()
+	h.lacks.Store(&lacks)
 	if off := h.st.ChecksumsOff(); off != nil && !h.noSums {
 		h.noSums = true
 		h.lg.Warn("no checksums kept, damage on the disk is not noticed", zap.NamedError("reason", off))

@@ -40,6 +40,10 @@ type Timing struct {
 	Resyncs     int           // of them resynced at once; default 4
 	ResyncFloor int64         // what copies do in bytes a second however slow they make the consumer's requests; default 16 MiB
 
+	PoolResyncs    int   // resyncs at once that read or write a pool of this node; default 4
+	PoolResyncRate int64 // bytes a second that they read and write together; 0 unlimited
+	LinkResyncRate int64 // bytes a second that all resyncs from one other domain bring to replicas on this node; 0 unlimited
+
 	// ConfirmReads has each read confirmed by every in-sync replica instead of leases, which trust clocks. Each node decides for itself.
 	ConfirmReads bool
 }
@@ -63,6 +67,9 @@ func (t *Timing) ensureDefaults() {
 	def(&t.Rest, 10*time.Second)
 	if t.Resyncs == 0 {
 		t.Resyncs = 4
+	}
+	if t.PoolResyncs == 0 {
+		t.PoolResyncs = 4
 	}
 	if t.ResyncFloor == 0 {
 		t.ResyncFloor = 16 << 20
@@ -107,7 +114,7 @@ type Manager struct {
 	node nodeIdentity
 	lg   *zap.Logger
 
-	turns   turns          // of resyncs
+	budget  budget         // of resyncs
 	running sync.WaitGroup // goroutines of volumes that wait for something
 	telling sync.Mutex     // see tellDomains; before mu
 	mu      struct {
@@ -140,7 +147,7 @@ func NewManager(o Options) *Manager {
 	}
 	o.Timing.ensureDefaults()
 	m := &Manager{o: o, node: nodeIdentity{boot: o.Boot, instance: o.Instance, grant: int64(o.Timing.LeaseGrant)}, lg: o.Logger}
-	m.turns.most, m.turns.rate = o.Timing.Resyncs, o.Timing.ResyncRate
+	m.budget.init(&m.o.Timing)
 	m.mu.hosts = make(map[hostKey]*host)
 	m.mu.volumes = make(map[replication.VolumeID]*Volume)
 	m.mu.down = make(map[replication.NodeID]bool)
@@ -286,7 +293,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			v.farFirst = slices.Insert(v.farFirst, 0, l)
 		}
 	}
-	v.verifier.days = make([]healDay, len(v.links))
+	v.verifier.days, v.turn = make([]healDay, len(v.links)), newResyncTurn(len(v.links))
 	v.status.Store(&Status{Stall: core.StallTakeover, StalledSince: time.Now(), Config: cfg})
 	m.mu.Lock()
 	if w := m.mu.volumes[id]; w != nil || m.mu.closed {
@@ -353,7 +360,6 @@ func (m *Manager) Volumes() []*Volume {
 
 // forget drops a volume that has ended.
 func (m *Manager) forget(v *Volume) {
-	m.turns.leave(v)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.mu.volumes[v.id] == v {

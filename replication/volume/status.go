@@ -22,7 +22,9 @@ type Status struct {
 	Resync       *core.Progress // nil if there is none
 	ResyncRate   int64          // bytes a second, of the resync under way, lately
 	ResyncSince  time.Time
-	Unreconciled int64 // bytes in which in-sync replicas may still differ
+	Waits        []replication.ReplicaID         // to be resynced, for their turn
+	Lacks        map[replication.ReplicaID]int64 // bytes that the replica on this node knows each of those out of sync to lack, about a second old
+	Unreconciled int64                           // bytes in which in-sync replicas may still differ
 	Verify       VerifyStatus
 	Damage       core.Damage // blocks that cannot be read
 	Health       map[replication.ReplicaID]Health
@@ -58,6 +60,7 @@ func (v *Volume) observe(events []core.Event) {
 		Config: v.core.Config(), Term: v.core.Term(), Stall: stall, InSync: v.core.InSync(),
 		Detaching: v.leaving.Load(), Resync: v.core.Resync(), Unreconciled: int64(v.core.Unreconciled()) * replication.ResyncBlock,
 		Unprotected: v.core.Unprotected(), StalledSince: old.StalledSince, ResyncSince: old.ResyncSince,
+		Waits: v.waitsForTurn(), Lacks: v.lacks(),
 		Verify: v.verifyStatus(), Damage: v.core.Damage(), Health: v.health(),
 	}
 	if stall != old.Stall {
@@ -90,6 +93,7 @@ func (v *Volume) observe(events []core.Event) {
 			v.deadErr = err
 		}
 		v.blocked.Store(true)
+		v.dropTurn()
 		v.m.forget(v)
 		close(v.dead)
 		v.cancel()

@@ -7,63 +7,111 @@ import (
 	"time"
 )
 
-// turns shares among the volumes that are attached here what they resync at once: how many, and how much in a second (protocol.md 9.3).
-// When many replicas come back at the same moment they do not all begin in it.
+// turns shares one thing that resyncs need out among them: a disk, the way from another domain, or this node's part in the
+// resyncs of what is attached here. So many have a turn at once, in the order in which they came to ask, and share its rate
+// (protocol.md 9.3). Nobody waits in here: who is refused asks again.
 type turns struct {
-	most int   // at once
-	rate int64 // bytes a second of all together; 0 unlimited
+	most   int   // at once; 0 any number
+	rate   int64 // bytes a second of all together; 0 unlimited
+	floor  int64 // what each may copy at least, if rate has room for one: there are no more turns than that leaves
+	spread int64 // what each of those that ask already adds to the time within which another one begins, ns
 
 	mu   sync.Mutex
 	asks []*turn // oldest first
 }
 
-// turn is a volume that wants to resync.
+// turn is a resync that has one or asks for it.
 type turn struct {
-	v       *Volume
+	of      hostKey // the replica that is read or written
+	granted bool
 	from    int64 // not before, as now tells it
-	granted int64 // when it was, or when the resync was last seen; 0 if it was not
+	seen    int64 // when it was last asked for
 }
 
-// turnIdle is how long a volume whose resync does not begin keeps a turn that others wait for.
-const turnIdle = int64(5 * time.Second)
+// Who has not asked for so long, in nanoseconds, is forgotten: who has a turn, so that a coordinator that died frees it, and who has
+// none, after it was to ask again.
+const (
+	turnKept    = int64(5 * time.Second)
+	turnWaiting = int64(time.Second)
+)
 
-// turnSpread is what each of those that ask already adds to the time within which another one begins.
-const turnSpread = int64(100 * time.Millisecond)
-
-// take reports whether v may resync now, and at most how many bytes a second it copies. want: it wants to; runs: it does.
-func (s *turns) take(t int64, v *Volume, want, runs bool) (may bool, rate int64) {
+// take reports whether the resync of a replica has a turn now, and gives it one if it can. runs: it copies already; that is not
+// stopped, so it has a turn, one too many maybe. A turn is to be taken again before turnKept, or it is lost.
+func (s *turns) take(t int64, of hostKey, runs bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i := slices.IndexFunc(s.asks, func(a *turn) bool { return a.v == v })
-	if !want {
-		if i >= 0 {
-			s.asks = slices.Delete(s.asks, i, i+1)
+	s.forget(t)
+	a := s.find(of)
+	if a == nil {
+		a = &turn{of: of, from: t}
+		if n := int64(len(s.asks)); n > 0 && s.spread > 0 {
+			a.from += rand.Int64N(n * s.spread)
 		}
-		return false, s.share()
+		s.asks = append(s.asks, a)
 	}
-	if i < 0 {
-		a := &turn{v: v, from: t}
-		if n := int64(len(s.asks)); n > 0 {
-			a.from += rand.Int64N(n * turnSpread)
-		}
-		i, s.asks = len(s.asks), append(s.asks, a)
+	a.seen = t
+	if !a.granted && (runs || s.granted() < s.limit() && s.first(t) == a) {
+		a.granted = true
 	}
-	a := s.asks[i]
-	switch {
-	case runs:
-		a.granted = t
-	case a.granted != 0 && t-a.granted >= turnIdle && len(s.asks) > s.most:
-		a.granted = 0 // behind those that wait
-		s.asks = append(slices.Delete(s.asks, i, i+1), a)
-	case a.granted == 0 && t >= a.from && s.granted() < s.most && s.first(t) == a:
-		a.granted = t
-	}
-	return a.granted != 0, s.share()
+	return a.granted
 }
 
-// first is who is next to begin, nil if nobody is.
+// pass gives a turn back, if there is one, and lets others go before until a time. The place is kept for who asks then.
+func (s *turns) pass(of hostKey, until int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.find(of); a != nil {
+		a.granted, a.from = false, until
+	}
+}
+
+// leave forgets a resync: it has ended, or is not wanted any more.
+func (s *turns) leave(of hostKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asks = slices.DeleteFunc(s.asks, func(a *turn) bool { return a.of == of })
+}
+
+// waiting counts those that ask and have no turn.
+func (s *turns) waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.asks) - s.granted()
+}
+
+// share is what one of those that have a turn may copy in a second, 0 unlimited.
+func (s *turns) share() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rate <= 0 {
+		return 0
+	}
+	return max(s.rate/int64(max(s.granted(), 1)), 1)
+}
+
+// limit is how many may have a turn.
+func (s *turns) limit() int {
+	n := s.most
+	if n <= 0 {
+		n = int(^uint(0) >> 1)
+	}
+	if s.rate > 0 && s.floor > 0 {
+		n = min(n, int(max(s.rate/s.floor, 1)))
+	}
+	return n
+}
+
+func (s *turns) find(of hostKey) *turn {
+	i := slices.IndexFunc(s.asks, func(a *turn) bool { return a.of == of })
+	if i < 0 {
+		return nil
+	}
+	return s.asks[i]
+}
+
+// first is who is next to have a turn, nil if nobody is.
 func (s *turns) first(t int64) *turn {
-	i := slices.IndexFunc(s.asks, func(a *turn) bool { return a.granted == 0 && t >= a.from })
+	i := slices.IndexFunc(s.asks, func(a *turn) bool { return !a.granted && t >= a.from })
 	if i < 0 {
 		return nil
 	}
@@ -73,29 +121,19 @@ func (s *turns) first(t int64) *turn {
 // granted counts those that have a turn.
 func (s *turns) granted() (n int) {
 	for _, a := range s.asks {
-		if a.granted != 0 {
+		if a.granted {
 			n++
 		}
 	}
 	return n
 }
 
-// share is what one of those that have a turn may copy in a second.
-func (s *turns) share() int64 {
-	if s.rate <= 0 {
-		return 0
-	}
-	return max(s.rate/int64(max(s.granted(), 1)), 1)
-}
-
-// leave forgets a volume that has ended.
-func (s *turns) leave(v *Volume) { s.take(0, v, false, false) }
-
-// takeTurn asks for the volume's turn, and tells the state machine. By its worker.
-func (v *Volume) takeTurn(t int64) {
-	may, rate := v.m.turns.take(t, v, v.core.WantsResync(), v.core.Resync() != nil)
-	if may != v.turn || rate != v.turnRate || !v.turnTold {
-		v.turn, v.turnRate, v.turnTold = may, rate, true
-		v.core.SetResync(t, may, rate)
-	}
+// forget drops those that do not ask any more.
+func (s *turns) forget(t int64) {
+	s.asks = slices.DeleteFunc(s.asks, func(a *turn) bool {
+		if a.granted {
+			return t-a.seen >= turnKept
+		}
+		return t-max(a.seen, a.from) >= turnWaiting
+	})
 }

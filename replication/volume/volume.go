@@ -48,9 +48,7 @@ type Volume struct {
 	ticked   bool // the status is to be published anew
 	policies policies
 	meter    speed // of the resync under way
-	turn     bool  // it may resync
-	turnRate int64 // bytes a second that it may copy
-	turnTold bool  // to the state machine, at all
+	turn     resyncTurn
 	verifier verifier
 	noChange string // why the last attempt of a change had no effect, for the log
 
@@ -111,6 +109,7 @@ const (
 	inHandOver
 	inKeep
 	inTakeBack
+	inTurn
 )
 
 // volumeInput is one input of the coordinator's state machine.
@@ -134,6 +133,7 @@ type volumeInput struct {
 	policy  *policyRequest
 	of      *core.Coordinator // whose question is answered
 	move    *move
+	turn    *turnAnswer
 }
 
 // now is CLOCK_BOOTTIME in nanoseconds: it goes on while the machine sleeps.
@@ -368,6 +368,8 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.core.Start(t)
 	case inNoted:
 		v.noted()
+	case inTurn:
+		v.answeredTurn(t, in.turn)
 	case inPolicy:
 		v.askPolicy(t, in.policy)
 	case inVerify:

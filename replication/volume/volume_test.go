@@ -115,6 +115,7 @@ func TestEvictAndReturn(t *testing.T) {
 	c.awaitInSync(1)
 	n := w.count()
 	c.eventually("writes after the eviction", func() bool { return w.count() > n+100 })
+	c.eventually("what the replica lacks is told", func() bool { return v.Status().Lacks[b.rep] > 0 })
 	c.net.Up(b.id)
 	c.awaitInSync(2)
 	n = w.count()

@@ -225,6 +225,12 @@ type Replication struct {
 	ResyncRate Size `yaml:"resyncRate"`
 	// How many of the volumes that are attached on this node are resynced at once. They share resyncRate.
 	Resyncs int `yaml:"resyncs"`
+	// How many resyncs read or write a pool of this node at once, wherever the volumes are attached. They share resyncRatePerPool.
+	ResyncsPerPool int `yaml:"resyncsPerPool"`
+	// What resyncs read and write in each pool of this node together, bytes per second. 0: no limit.
+	ResyncRatePerPool Size `yaml:"resyncRatePerPool"`
+	// What resyncs bring from each other domain to the replicas of this node together, bytes per second. 0: no limit.
+	ResyncRatePerLink Size `yaml:"resyncRatePerLink"`
 	// What a volume is resynced with, bytes per second, however slow that makes its consumer's requests. Above it the resync gives way
 	// when more than one of a hundred takes more than twice as long as without.
 	ResyncFloor Size `yaml:"resyncFloor"`

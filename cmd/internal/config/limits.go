@@ -96,6 +96,21 @@ var limits = []Limit{
 		at(func(c *Config) *int { return &c.Replication.Resyncs }),
 	},
 	{
+		"replication.resyncsPerPool", 1, 1024, 4, UnitCount,
+		"a disk that many resyncs write at once serves none of them well",
+		at(func(c *Config) *int { return &c.Replication.ResyncsPerPool }),
+	},
+	{
+		"replication.resyncRatePerPool", 0, 100 * gib, 0, UnitRate,
+		"0 is no limit; there are no more resyncs at once than leave each a resyncFloor, and one in any case",
+		at(func(c *Config) *Size { return &c.Replication.ResyncRatePerPool }),
+	},
+	{
+		"replication.resyncRatePerLink", 0, 100 * gib, 0, UnitRate,
+		"0 is no limit; what a site's nodes receive together is so much for each of them",
+		at(func(c *Config) *Size { return &c.Replication.ResyncRatePerLink }),
+	},
+	{
 		"replication.resyncFloor", mib, 100 * gib, 16 * mib, UnitRate,
 		"a replica that is out of sync is a risk too: 16Mi go through a TiB in 18 hours",
 		at(func(c *Config) *Size { return &c.Replication.ResyncFloor }),

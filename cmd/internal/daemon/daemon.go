@@ -239,6 +239,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Lease: r.LeaseTime, LeaseGrant: r.LeaseGrant, ConfirmReads: r.ReadFence == config.FenceConfirm, Stall: r.StallTimeout,
 			Handover:   r.HandoverTimeout,
 			ResyncRate: int64(r.ResyncRate), Resyncs: r.Resyncs, ResyncFloor: int64(r.ResyncFloor),
+			PoolResyncs: r.ResyncsPerPool, PoolResyncRate: int64(r.ResyncRatePerPool), LinkResyncRate: int64(r.ResyncRatePerLink),
 		},
 		Verify: replvolume.VerifySchedule{Every: r.VerifyInterval, Rate: int64(r.VerifyRate)},
 		Logger: d.lg,

@@ -78,3 +78,12 @@ func (h *lateHandler) Dirty(ctx context.Context, from transport.Identity, r repl
 	}
 	return m.Dirty(ctx, from, r)
 }
+
+// Turn implements transport.Handler.
+func (h *lateHandler) Turn(ctx context.Context, from transport.Identity, r replication.TurnRequest) (replication.TurnResult, error) {
+	m, err := h.get()
+	if err != nil {
+		return replication.TurnResult{}, err
+	}
+	return m.Turn(ctx, from, r)
+}

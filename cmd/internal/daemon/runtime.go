@@ -263,6 +263,16 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 	for id, h := range st.Health {
 		l.Replicas[id] = volume.Progress{Healed: h.Healed, Suspect: h.Suspect}
 	}
+	for id, n := range st.Lacks {
+		pr := l.Replicas[id]
+		pr.Dirty = n
+		l.Replicas[id] = pr
+	}
+	for _, id := range st.Waits {
+		pr := l.Replicas[id]
+		pr.Waits = true
+		l.Replicas[id] = pr
+	}
 	if p := st.Resync; p != nil {
 		left := int64(p.Left) * replication.ResyncBlock
 		total := int64(p.Total) * replication.ResyncBlock

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/transport"
@@ -225,6 +226,7 @@ type control struct {
 	prepare func(replication.PrepareRequest) replication.PrepareResult
 	commit  func(replication.CommitRequest) replication.CommitResult
 	dirty   func(replication.DirtyRequest) replication.DirtyResult
+	turn    func(replication.TurnRequest) replication.TurnResult
 	from    chan transport.Identity
 }
 
@@ -246,6 +248,11 @@ func (c control) Commit(_ context.Context, from transport.Identity, r replicatio
 func (c control) Dirty(_ context.Context, from transport.Identity, r replication.DirtyRequest) (replication.DirtyResult, error) {
 	c.from <- from
 	return c.dirty(r), nil
+}
+
+func (c control) Turn(_ context.Context, from transport.Identity, r replication.TurnRequest) (replication.TurnResult, error) {
+	c.from <- from
+	return c.turn(r), nil
 }
 
 // testControl sends every field of every request and response there and back.
@@ -275,6 +282,8 @@ func testControl(t *testing.T, open Open) {
 	dirty := replication.DirtyRequest{Volume: volume, Replica: replica, Term: 13, Peer: other}
 	dirtied := replication.DirtyResult{Bits: make([]byte, 8<<20)} // of a volume of 4 TiB
 	pattern(dirtied.Bits, 1)
+	turn := replication.TurnRequest{Volume: volume, Replica: replica, Runs: true, Ended: true}
+	turned := replication.TurnResult{Status: replication.StatusNotFound, Granted: true, Rate: 1<<62 - 1, Again: 1500 * time.Millisecond}
 
 	var got any
 	from := make(chan transport.Identity, 1)
@@ -287,6 +296,7 @@ func testControl(t *testing.T, open Open) {
 		prepare: func(r replication.PrepareRequest) replication.PrepareResult { got = r; return prepared },
 		commit:  func(r replication.CommitRequest) replication.CommitResult { got = r; return committed },
 		dirty:   func(r replication.DirtyRequest) replication.DirtyResult { got = r; return dirtied },
+		turn:    func(r replication.TurnRequest) replication.TurnResult { got = r; return turned },
 	})
 	check := func(name string, request, response, want any, err error) {
 		t.Helper()
@@ -314,6 +324,8 @@ func testControl(t *testing.T, open Open) {
 	}
 	d, err := p.Dirty(t.Context(), dirty)
 	check("dirty", dirty, d, dirtied, err)
+	e, err := p.Turn(t.Context(), turn)
+	check("turn", turn, e, turned, err)
 }
 
 func testControlError(t *testing.T, open Open) {

@@ -68,6 +68,11 @@ func (p *peer) Dirty(ctx context.Context, r replication.DirtyRequest) (replicati
 	return a, err
 }
 
+// Turn implements transport.Peer.
+func (p *peer) Turn(ctx context.Context, r replication.TurnRequest) (replication.TurnResult, error) {
+	return call(ctx, p, r, transport.Handler.Turn)
+}
+
 // call takes r to the peer, f's answer back, or neither or only the first if the
 // network has it so. An error of the Handler arrives as an error.
 func call[Q, A any](ctx context.Context, p *peer, r Q, f func(transport.Handler, context.Context, transport.Identity, Q) (A, error)) (A, error) {
