@@ -233,7 +233,7 @@ func (l *Log) Append(ctx context.Context, r Record) (Entry, error) {
 		case err == nil:
 			err = ctx.Err()
 		}
-		if err != nil && !sleep(ctx, appendPause) {
+		if err != nil && !kvdb.Pause(ctx, appendPause) {
 			return Entry{}, fmt.Errorf("audit: append: %w", err)
 		}
 	}
@@ -262,16 +262,4 @@ func (l *Log) attempt(ctx context.Context, r Record, sent *[]Entry) (_ Entry, do
 		*sent = append(*sent, s.Entry)
 	}
 	return s.Entry, err == nil && res.Succeeded, err
-}
-
-// sleep reports whether d passed before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
