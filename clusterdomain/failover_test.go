@@ -37,6 +37,8 @@ func newVolumes(names ...string) *sharedVolumes {
 	return s
 }
 
+func (s *sharedVolumes) Receipt(context.Context, string, uint64) (*Receipt, error) { return nil, nil }
+
 func (s *sharedVolumes) Facts(context.Context) ([]arbiter.Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -46,6 +46,8 @@ type FailoverVolume struct {
 	Text  string        `json:"text,omitempty"`
 	// Moved is where it was attached, nil if it has not been yet. Kept apart.
 	Moved *Moved `json:"-"`
+	// Receipt is what the volume's ledger has of it, nil if that has nothing (any more).
+	Receipt *Receipt `json:"-"`
 }
 
 // Moved is what became of a volume.
@@ -232,7 +234,13 @@ func (m *Manager) FailoverReport(ctx context.Context, id uint64) (FailoverRecord
 	}
 	moved, err := m.moved(ctx, id)
 	for i := range r.Volumes {
-		r.Volumes[i].Moved = moved[r.Volumes[i].ID]
+		v := &r.Volumes[i]
+		v.Moved = moved[v.ID]
+		if rec, err := m.o.Volumes.Receipt(ctx, v.ID, id); err != nil { // the volume may be gone, or its ledger not readable
+			m.lg.Debug("receipt not readable", zap.String("volume-id", v.ID), zap.Error(err))
+		} else {
+			v.Receipt = rec
+		}
 	}
 	return r, err
 }
