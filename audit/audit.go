@@ -135,47 +135,50 @@ func (l *Log) signed(ctx context.Context, r Record) Record {
 	return r
 }
 
-// Staged is an entry on its way into the trail as part of a transaction.
+// Staged are entries on their way into the trail as part of a transaction.
 type Staged struct {
-	Entry Entry
+	Entry Entry // the last of them
 	conds []kvdb.Cmp
 	ops   []kvdb.Op
 }
 
-// AddTo makes the entry part of t: one comparison, and at most three operations of the part Then. When t's comparisons do
+// AddTo makes the entries part of t: one comparison, and at most one operation of the part Then, and two for each entry. When t's comparisons do
 // not hold, another entry may have come first: Stage again.
 func (s *Staged) AddTo(t *kvdb.Txn) {
 	t.If = append(t.If, s.conds...)
 	t.Then = append(t.Then, s.ops...)
 }
 
-// Stage makes the entry that comes next, for a transaction that does what r says. Nothing is written. It must be called again
+// Stage makes the entries that come next, for a transaction that does what the records say. Nothing is written. It must be called again
 // for every attempt. A damaged trail is no error. Errors: those of the store.
-func (l *Log) Stage(ctx context.Context, r Record) (*Staged, error) {
+func (l *Log) Stage(ctx context.Context, rs ...Record) (*Staged, error) {
 	h, mod, err := l.readHead(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s := &Staged{conds: []kvdb.Cmp{{Key: l.headKey(), Target: kvdb.CmpMod, Revision: mod}}}
-	if h.Last-h.First+1 >= l.keep {
-		if err := l.cut(ctx, h); err != nil {
+	for _, r := range rs {
+		if h.Last-h.First+1 >= l.keep {
+			if err := l.cut(ctx, h); err != nil {
+				return nil, err
+			}
+			s.ops = append(s.ops, kvdb.Op{Kind: kvdb.OpDelete, Key: l.entryKey(h.First - 1)})
+		}
+		e := Entry{Seq: h.Last + 1, Time: l.now().UTC().Truncate(time.Millisecond), Node: l.node, Record: l.signed(ctx, r).normal(), Prev: h.Hash}
+		e.Hash = e.sum()
+		h.Last, h.Hash = e.Seq, e.Hash
+		entry, err := put(l.entryKey(e.Seq), e)
+		if err != nil {
 			return nil, err
 		}
-		s.ops = append(s.ops, kvdb.Op{Kind: kvdb.OpDelete, Key: l.entryKey(h.First - 1)})
-	}
-	e := Entry{Seq: h.Last + 1, Time: l.now().UTC().Truncate(time.Millisecond), Node: l.node, Record: l.signed(ctx, r).normal(), Prev: h.Hash}
-	e.Hash = e.sum()
-	h.Last, h.Hash = e.Seq, e.Hash
-	entry, err := put(l.entryKey(e.Seq), e)
-	if err != nil {
-		return nil, err
+		s.ops = append(s.ops, entry)
+		s.Entry = e
 	}
 	end, err := put(l.headKey(), h)
 	if err != nil {
 		return nil, err
 	}
-	s.ops = append(s.ops, entry, end)
-	s.Entry = e
+	s.ops = append(s.ops, end)
 	return s, nil
 }
 
@@ -233,7 +236,7 @@ func (l *Log) Append(ctx context.Context, r Record) (Entry, error) {
 		case err == nil:
 			err = ctx.Err()
 		}
-		if err != nil && !sleep(ctx, appendPause) {
+		if err != nil && !kvdb.Pause(ctx, appendPause) {
 			return Entry{}, fmt.Errorf("audit: append: %w", err)
 		}
 	}
@@ -262,16 +265,4 @@ func (l *Log) attempt(ctx context.Context, r Record, sent *[]Entry) (_ Entry, do
 		*sent = append(*sent, s.Entry)
 	}
 	return s.Entry, err == nil && res.Succeeded, err
-}
-
-// sleep reports whether d passed before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -139,7 +139,7 @@ func (m *Manager) writeMoved(ctx context.Context, key string, mv Moved) error {
 		return err
 	}
 	for i := range recordAttempts {
-		if i > 0 && !sleep(ctx, retryAfter) {
+		if i > 0 && !kvdb.Pause(ctx, retryAfter) {
 			break
 		}
 		if _, err = kvdb.Put(ctx, m.store, key, value); err == nil {

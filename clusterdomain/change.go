@@ -104,7 +104,7 @@ func (p *proposal) run(ctx context.Context) (Domain, error) {
 			return d, err
 		case err != nil && definite(err) && !p.tried:
 			return Domain{}, err
-		case err != nil && !sleep(ctx, retryAfter/10):
+		case err != nil && !kvdb.Pause(ctx, retryAfter/10):
 			if p.tried {
 				return Domain{}, fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 			}

@@ -110,6 +110,9 @@ func failoverPB(f *FailoverRecord) *clusterdomainpb.FailoverReport {
 				p.Cause = "" // what held it has been done away with
 			}
 		}
+		if v.Receipt != nil {
+			p.Receipt = ReceiptPB(v.Receipt)
+		}
 		r.Volumes = append(r.Volumes, p)
 	}
 	return r

@@ -37,6 +37,8 @@ func newVolumes(names ...string) *sharedVolumes {
 	return s
 }
 
+func (s *sharedVolumes) Receipt(context.Context, string, uint64) (*Receipt, error) { return nil, nil }
+
 func (s *sharedVolumes) Facts(context.Context) ([]arbiter.Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -268,6 +270,46 @@ func TestFailoverAtOnce(t *testing.T) {
 			}
 			later(10 * time.Minute) // failover.minInterval; whatever the first loss has moved is moved
 			s.vols.attach("v1", "a1")
+		}
+	})
+}
+
+// TestFailoverPromotes: a STANDBY domain that may take over becomes ACTIVE with the transaction that fences the lost one, and both
+// are in the audit trail.
+func TestFailoverPromotes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		vols := newVolumes("v1")
+		s := newSitesWith(t, vols, func(o *Options) { o.Failover.AutoPromote = true }, "a1", "b1")
+		defer s.end()
+		later(30 * time.Second)
+		standby := Domain{Name: "b", State: Standby, PrevState: Active, Epoch: 9}
+		value, err := encode(standby)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := kvdb.Put(t.Context(), s.kv["b1"], DomainKey("c", "b"), value); err != nil {
+			t.Fatal(err)
+		}
+		later(10 * time.Second)
+		s.lose("a1")
+		later(40 * time.Second)
+		if own, at := s.ms["b1"].View().State("b"), vols.at("v1"); own != Active || at != "b1" {
+			t.Errorf("domain b is %s, v1 is attached on %q", own, at)
+		}
+		trail := audit.New(s.kv["b1"], "c", "b1")
+		entries, _, err := trail.Entries(t.Context(), time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(entries, func(e audit.Entry) bool { return e.Verb == "failover promote" })
+		if i < 1 || entries[i-1].Verb != "failover" || entries[i-1].Object != "domain/a" {
+			t.Fatalf("%+v", entries)
+		}
+		if e := entries[i]; e.Object != "domain/b" || e.Epoch != 10 || e.Outcome != "ACTIVE, was STANDBY" || !strings.Contains(e.Actor, "arbiter on node b1") || !strings.Contains(e.Reason, "automatic failover 1") {
+			t.Errorf("%+v", e)
+		}
+		if r, err := trail.Verify(t.Context()); err != nil || !r.Intact() {
+			t.Errorf("%+v, %v", r, err)
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/kvdb"
 )
@@ -46,6 +47,8 @@ type FailoverVolume struct {
 	Text  string        `json:"text,omitempty"`
 	// Moved is where it was attached, nil if it has not been yet. Kept apart.
 	Moved *Moved `json:"-"`
+	// Receipt is what the volume's ledger has of it, nil if that has nothing (any more).
+	Receipt *Receipt `json:"-"`
 }
 
 // Moved is what became of a volume.
@@ -113,7 +116,15 @@ func (p *proposal) failOver(ctx context.Context, doms []Domain, old Domain, vols
 	next.Failover = &FailoverRef{ID: id, To: s.Local}
 	r := record(next, v, s.Local)
 	t := kvdb.Txn{If: append(guard, kvdb.Cmp{Key: lastFailoverKey(m.o.Cluster), Target: kvdb.CmpMod, Revision: mod})}
-	entry, err := m.trail.Stage(ctx, next.record("failover"))
+	records := []audit.Record{next.record("failover")}
+	puts := map[string]any{DomainKey(m.o.Cluster, next.Name): next, failoverKey(m.o.Cluster, id): r}
+	if v.Promote {
+		i := slices.IndexFunc(doms, func(d Domain) bool { return d.Name == s.Local })
+		own := doms[i].next(Active, p.c.Actor, fmt.Sprintf("automatic failover %d: it takes over from domain %s", id, old.Name), p.id)
+		puts[DomainKey(m.o.Cluster, s.Local)] = own
+		records = append(records, own.record("failover promote"))
+	}
+	entry, err := m.trail.Stage(ctx, records...)
 	if err != nil {
 		return Domain{}, false, err
 	}
@@ -123,11 +134,7 @@ func (p *proposal) failOver(ctx context.Context, doms []Domain, old Domain, vols
 	}
 	short := r
 	short.Volumes, short.More = nil, 0
-	puts := map[string]any{DomainKey(m.o.Cluster, next.Name): next, failoverKey(m.o.Cluster, id): r, lastFailoverKey(m.o.Cluster): short}
-	if v.Promote {
-		i := slices.IndexFunc(doms, func(d Domain) bool { return d.Name == s.Local })
-		puts[DomainKey(m.o.Cluster, s.Local)] = doms[i].next(Active, p.c.Actor, fmt.Sprintf("automatic failover %d: it takes over from domain %s", id, old.Name), p.id)
-	}
+	puts[lastFailoverKey(m.o.Cluster)] = short
 	for key, v := range puts {
 		value, err := encode(v)
 		if err != nil {
@@ -232,7 +239,13 @@ func (m *Manager) FailoverReport(ctx context.Context, id uint64) (FailoverRecord
 	}
 	moved, err := m.moved(ctx, id)
 	for i := range r.Volumes {
-		r.Volumes[i].Moved = moved[r.Volumes[i].ID]
+		v := &r.Volumes[i]
+		v.Moved = moved[v.ID]
+		if rec, err := m.o.Volumes.Receipt(ctx, v.ID, id); err != nil { // the volume may be gone, or its ledger not readable
+			m.lg.Debug("receipt not readable", zap.String("volume-id", v.ID), zap.Error(err))
+		} else {
+			v.Receipt = rec
+		}
 	}
 	return r, err
 }

@@ -23,6 +23,9 @@ type Volumes interface {
 	// EvictDetached takes the replicas in the domain, which is DRAINING, out of the in-sync set of a detached volume.
 	// A volume that was attached or changed meanwhile is left alone; that is no error.
 	EvictDetached(ctx context.Context, volume, domain string) error
+
+	// Receipt returns the receipt of the volume (an id) for an automatic failover, nil if there is none.
+	Receipt(ctx context.Context, volume string, failover uint64) (*Receipt, error)
 }
 
 // Options of a Manager. Cluster, Node.Name, Node.Domain and Volumes are required.

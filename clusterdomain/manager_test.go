@@ -24,7 +24,8 @@ type volumes []arbiter.Volume
 func (v volumes) Facts(context.Context) ([]arbiter.Volume, error) {
 	return append([]arbiter.Volume{}, v...), nil
 }
-func (v volumes) EvictDetached(context.Context, string, string) error { return nil }
+func (v volumes) Receipt(context.Context, string, uint64) (*Receipt, error) { return nil, nil }
+func (v volumes) EvictDetached(context.Context, string, string) error       { return nil }
 
 // flaky is a store that loses the answers, or the requests, of the first writing transactions.
 type flaky struct {

@@ -34,7 +34,7 @@ func (m *Manager) register(ctx context.Context) error {
 			m.lg.Warn("node not registered", zap.Error(err))
 			failing = true
 		}
-		sleep(ctx, retryAfter)
+		kvdb.Pause(ctx, retryAfter)
 	}
 	return nil
 }

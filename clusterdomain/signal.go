@@ -25,7 +25,7 @@ func Signal(ctx context.Context, s kvdb.Store, prefix string) <-chan struct{} {
 				notify(ch)
 				err = forward(ctx, s, prefix, rev, ch)
 			}
-			if errors.Is(err, kvdb.ErrClosed) || !sleep(ctx, retryAfter) {
+			if errors.Is(err, kvdb.ErrClosed) || !kvdb.Pause(ctx, retryAfter) {
 				return
 			}
 		}
@@ -50,17 +50,5 @@ func notify(ch chan<- struct{}) {
 	select {
 	case ch <- struct{}{}:
 	default:
-	}
-}
-
-// sleep reports whether d passed before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

@@ -44,6 +44,14 @@ type SealResult struct {
 	Crowded  bool     // its pool is nearly full: it should not join
 	LogLost  bool     // its activity log does not tell: any region may differ from the other replicas
 	Active   []uint32 // regions (RegionSize) whose writes may not be settled; any other too if LogLost
+	Applied  Position // what it has of the last coordinator that wrote to it; zero: of none that was promised its term since the process started
+}
+
+// Position is how far the writes of one coordinator have come on a replica: none that was confirmed while the replica was in sync
+// is above it. It is for people; nothing is decided by it.
+type Position struct {
+	Term Term
+	Seq  Seq // highest of the writes that are done
 }
 
 // PrepareRequest tells for which members a replica must keep a dirty map, all of

@@ -105,7 +105,7 @@ func (c *Catalogue) Create(ctx context.Context, r Request) (*Entry, error) {
 		if err == nil {
 			err = ctx.Err()
 		}
-		if err != nil && (!errors.Is(err, kvdb.ErrUnavailable) || !sleep(ctx, casPause)) {
+		if err != nil && (!errors.Is(err, kvdb.ErrUnavailable) || !kvdb.Pause(ctx, casPause)) {
 			return nil, fmt.Errorf("create volume %s: %w", r.Name, err)
 		}
 	}
@@ -352,7 +352,7 @@ func (c *Catalogue) DeleteAt(ctx context.Context, id replication.VolumeID, expec
 		}
 		switch {
 		case err == nil:
-		case !errors.Is(err, kvdb.ErrUnavailable) || !sleep(ctx, casPause):
+		case !errors.Is(err, kvdb.ErrUnavailable) || !kvdb.Pause(ctx, casPause):
 			return err
 		}
 	}

@@ -25,6 +25,9 @@ type Configs struct {
 	// Resynced tells how much the resync of a replica that is under way, of a volume that is attached on this node, has to go through, in
 	// bytes; 0: not known. For the exposure ledger. It must not block. Set before the first change; nil: never known.
 	Resynced func(replication.VolumeID, replication.ReplicaID) int64
+	// Sealed tells what the in-sync replicas said of themselves at the takeover of a volume that is under way on this node. For the
+	// receipt. It must not block. Set before the first change; nil: never known.
+	Sealed func(replication.VolumeID) map[replication.ReplicaID]Sealed
 }
 
 // NewConfigs reads the incarnation of the kvdb, which must have been made (clusterdomain.Incarnation), and
@@ -139,7 +142,7 @@ func (c *Configs) CompareAndSwap(ctx context.Context, rev kvdb.Revision, next *r
 		case done:
 			return mod, nil
 		}
-		if err != nil && (errors.Is(err, kvdb.ErrClosed) || !s.sent || !sleep(ctx, pause)) || ctx.Err() != nil {
+		if err != nil && (errors.Is(err, kvdb.ErrClosed) || !s.sent || !kvdb.Pause(ctx, pause)) || ctx.Err() != nil {
 			is := ErrNotSent
 			if s.sent {
 				is = ErrOutcomeUnknown
@@ -205,7 +208,7 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	if err != nil {
 		return 0, true, err
 	}
-	exposed, err := s.c.exposedOp(look.Gets[4], prev, s.next)
+	exposed, err := s.c.exposedOp(look.Gets[4], prev, s.next, s.c.fence(ctx, prev, s.next))
 	if err != nil {
 		return 0, true, err
 	}
@@ -274,16 +277,4 @@ func (c *Configs) shrunk(prev, next *replication.Config) []kvdb.Op {
 		}
 	}
 	return ops
-}
-
-// sleep reports whether d passed before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
 )
@@ -23,6 +24,8 @@ type Exposure struct {
 	Open   *Interval   `json:"open,omitempty"` // goes on; nil: every replica is in sync
 	Past   []Interval  `json:"past,omitempty"` // the oldest first
 	Before ExposureSum `json:"before"`         // of those that are older than Past
+	// Receipts are of the takeovers, the oldest first.
+	Receipts []clusterdomain.Receipt `json:"receipts,omitempty"`
 }
 
 // Interval is a time in which the same replicas were out of sync.
@@ -153,8 +156,8 @@ func intervalOf(cfg *replication.Config) *Interval {
 }
 
 // exposedOp is the operation that enters next, which replaces prev (nil: it is new), into the ledger that kv is (nil: none yet); none
-// if it changes nothing. A ledger that cannot be read is begun anew: it stops no change of a configuration.
-func (c *Configs) exposedOp(kv *kvdb.KV, prev, next *replication.Config) ([]kvdb.Op, error) {
+// if it changes nothing. A ledger that cannot be read is begun anew: it stops no change of a configuration. fence is for the receipt of a takeover.
+func (c *Configs) exposedOp(kv *kvdb.KV, prev, next *replication.Config, fence *clusterdomain.FenceNote) ([]kvdb.Op, error) {
 	x := new(Exposure)
 	if kv != nil {
 		if err := json.Unmarshal(kv.Value, x); err != nil {
@@ -166,14 +169,19 @@ func (c *Configs) exposedOp(kv *kvdb.KV, prev, next *replication.Config) ([]kvdb
 			x.Open.Cause = prev.History[len(prev.History)-1].Cause
 		}
 	}
-	was := x.Open
-	x.change(next, time.Now().UTC().Truncate(time.Millisecond), func(r replication.ReplicaID) int64 {
+	was, now := x.Open, time.Now().UTC().Truncate(time.Millisecond)
+	var sealed map[replication.ReplicaID]Sealed
+	if c.Sealed != nil {
+		sealed = c.Sealed(next.Volume)
+	}
+	noted := x.took(prev, next, fence, now) || x.served(prev, next, sealed, now)
+	x.change(next, now, func(r replication.ReplicaID) int64 {
 		if c.Resynced == nil {
 			return 0
 		}
 		return c.Resynced(next.Volume, r)
 	})
-	if x.Open == was {
+	if x.Open == was && !noted {
 		return nil, nil
 	}
 	op, err := put(c.keys.exposure(next.Volume), x)
@@ -186,7 +194,7 @@ func (c *Configs) exposed(ctx context.Context, prev, next *replication.Config) (
 	if err != nil {
 		return nil, err
 	}
-	return c.exposedOp(look.Gets[0], prev, next)
+	return c.exposedOp(look.Gets[0], prev, next, c.fence(ctx, prev, next))
 }
 
 // Exposure returns the exposure ledger of a volume as it stands; Open is right also if the ledger was begun later than the interval.

@@ -57,6 +57,10 @@ func TestForce(t *testing.T) {
 	if e := trail[len(trail)-1]; e.Actor != "me" || e.Reason != "burnt" || e.Verb != "volume replica force" || !slices.Equal(e.Lost, []string{truth.Volume.String()}) {
 		t.Errorf("in the audit trail: %+v", e)
 	}
+	rs := receipts(t, c, truth.Volume)
+	if len(rs) != 1 || !rs[0].Forced || rs[0].DataEpoch != uint64(b.Epoch) || rs[0].Before != uint64(epoch) || rs[0].After != uint64(got.Epoch) {
+		t.Errorf("receipts: %+v", rs)
+	}
 	_, err = importer(w, w.store, reports).Force(t.Context(), truth.Volume, ForceRequest{Replica: "n-b"})
 	wantErr(t, err, ErrNotForced)
 }

@@ -58,7 +58,7 @@ func (c *Catalogue) Replace(ctx context.Context, id replication.VolumeID, r Repl
 		if err == nil {
 			err = ctx.Err()
 		}
-		if err != nil && (!errors.Is(err, kvdb.ErrUnavailable) || !sleep(ctx, casPause)) {
+		if err != nil && (!errors.Is(err, kvdb.ErrUnavailable) || !kvdb.Pause(ctx, casPause)) {
 			return err
 		}
 	}

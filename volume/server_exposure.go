@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
@@ -17,7 +18,12 @@ func (s *Server) GetExposure(ctx context.Context, r *volumepb.GetExposureRequest
 	if err != nil {
 		return nil, err
 	}
-	return &volumepb.GetExposureResponse{VolumeId: e.ID.String(), Name: e.Name, Exposure: exposurePB(x, s.progress(ctx, e), time.Now())}, nil
+	resp := &volumepb.GetExposureResponse{VolumeId: e.ID.String(), Name: e.Name, Exposure: exposurePB(x, s.progress(ctx, e), time.Now())}
+	for _, r := range x.Receipts {
+		r = x.follow(r)
+		resp.Receipts = append(resp.Receipts, clusterdomain.ReceiptPB(&r))
+	}
+	return resp, nil
 }
 
 // exposure is the summary for InspectVolume, nil if it cannot be read.

@@ -58,7 +58,7 @@ func (w *watcher) run(ctx context.Context) {
 				w.known[id] = 0 // the revisions of a restored kvdb begin anew
 			}
 		}
-		if errors.Is(err, kvdb.ErrClosed) || !sleep(ctx, casPauseMax) {
+		if errors.Is(err, kvdb.ErrClosed) || !kvdb.Pause(ctx, casPauseMax) {
 			return
 		}
 	}

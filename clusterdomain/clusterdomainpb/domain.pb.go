@@ -778,8 +778,9 @@ type FailoverVolume struct {
 	EpochAfter     uint64                 `protobuf:"varint,6,opt,name=epoch_after,json=epochAfter,proto3" json:"epoch_after,omitempty"`               // 0 = not attached by itself yet
 	AttachedUnixMs int64                  `protobuf:"varint,7,opt,name=attached_unix_ms,json=attachedUnixMs,proto3" json:"attached_unix_ms,omitempty"` // by the clock of to_node; 0 = not yet
 	Attempts       uint32                 `protobuf:"varint,8,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	Cause          string                 `protobuf:"bytes,9,opt,name=cause,proto3" json:"cause,omitempty"` // machine-readable, why it was not moved: manual, last-copy, no-node, ...
-	Text           string                 `protobuf:"bytes,10,opt,name=text,proto3" json:"text,omitempty"`  // what the operator can do, or the error of the last attempt
+	Cause          string                 `protobuf:"bytes,9,opt,name=cause,proto3" json:"cause,omitempty"`      // machine-readable, why it was not moved: manual, last-copy, no-node, ...
+	Text           string                 `protobuf:"bytes,10,opt,name=text,proto3" json:"text,omitempty"`       // what the operator can do, or the error of the last attempt
+	Receipt        *Receipt               `protobuf:"bytes,11,opt,name=receipt,proto3" json:"receipt,omitempty"` // unset: it was not taken over, or that is too long ago
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -884,6 +885,178 @@ func (x *FailoverVolume) GetText() string {
 	return ""
 }
 
+func (x *FailoverVolume) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+// Receipt is what is on record of one takeover of a volume. Times are in milliseconds since 1970, by the clocks of the nodes that acted.
+type Receipt struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	From           *Receipt_Attachment    `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`                                        // that was ended; without a node if the volume was forced while detached
+	To             *Receipt_Attachment    `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`                                            // that followed it, or is to
+	EpochBefore    uint64                 `protobuf:"varint,3,opt,name=epoch_before,json=epochBefore,proto3" json:"epoch_before,omitempty"`      // of the volume, in which from ended
+	EpochAfter     uint64                 `protobuf:"varint,4,opt,name=epoch_after,json=epochAfter,proto3" json:"epoch_after,omitempty"`         // in which to serves; 0 = not yet
+	TakenUnixMs    int64                  `protobuf:"varint,5,opt,name=taken_unix_ms,json=takenUnixMs,proto3" json:"taken_unix_ms,omitempty"`    // when from was ended in the kvdb
+	ServedUnixMs   int64                  `protobuf:"varint,6,opt,name=served_unix_ms,json=servedUnixMs,proto3" json:"served_unix_ms,omitempty"` // 0 = not yet
+	Attempts       uint32                 `protobuf:"varint,7,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Fence          *Receipt_Fence         `protobuf:"bytes,8,opt,name=fence,proto3" json:"fence,omitempty"` // the domain of from, as it was then; unset if it could not be read
+	Replicas       []*Receipt_Replica     `protobuf:"bytes,9,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Exposed        *Receipt_Exposed       `protobuf:"bytes,10,opt,name=exposed,proto3" json:"exposed,omitempty"` // unset = every replica was in sync then
+	Kept           bool                   `protobuf:"varint,11,opt,name=kept,proto3" json:"kept,omitempty"`      // everything that was confirmed before is there after
+	Why            string                 `protobuf:"bytes,12,opt,name=why,proto3" json:"why,omitempty"`         // or why that is not known
+	Forced         bool                   `protobuf:"varint,13,opt,name=forced,proto3" json:"forced,omitempty"`  // back to an older replica: what was confirmed after data_epoch is lost
+	DataEpoch      uint64                 `protobuf:"varint,14,opt,name=data_epoch,json=dataEpoch,proto3" json:"data_epoch,omitempty"`
+	ReturnedUnixMs int64                  `protobuf:"varint,15,opt,name=returned_unix_ms,json=returnedUnixMs,proto3" json:"returned_unix_ms,omitempty"` // when every replica was in sync again; 0 = not yet
+	ReturnedBytes  uint64                 `protobuf:"varint,16,opt,name=returned_bytes,json=returnedBytes,proto3" json:"returned_bytes,omitempty"`      // were compared or copied for that: at most so much differed
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Receipt) Reset() {
+	*x = Receipt{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Receipt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Receipt) ProtoMessage() {}
+
+func (x *Receipt) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
+func (*Receipt) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Receipt) GetFrom() *Receipt_Attachment {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Receipt) GetTo() *Receipt_Attachment {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *Receipt) GetEpochBefore() uint64 {
+	if x != nil {
+		return x.EpochBefore
+	}
+	return 0
+}
+
+func (x *Receipt) GetEpochAfter() uint64 {
+	if x != nil {
+		return x.EpochAfter
+	}
+	return 0
+}
+
+func (x *Receipt) GetTakenUnixMs() int64 {
+	if x != nil {
+		return x.TakenUnixMs
+	}
+	return 0
+}
+
+func (x *Receipt) GetServedUnixMs() int64 {
+	if x != nil {
+		return x.ServedUnixMs
+	}
+	return 0
+}
+
+func (x *Receipt) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Receipt) GetFence() *Receipt_Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
+func (x *Receipt) GetReplicas() []*Receipt_Replica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *Receipt) GetExposed() *Receipt_Exposed {
+	if x != nil {
+		return x.Exposed
+	}
+	return nil
+}
+
+func (x *Receipt) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
+func (x *Receipt) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Receipt) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+func (x *Receipt) GetDataEpoch() uint64 {
+	if x != nil {
+		return x.DataEpoch
+	}
+	return 0
+}
+
+func (x *Receipt) GetReturnedUnixMs() int64 {
+	if x != nil {
+		return x.ReturnedUnixMs
+	}
+	return 0
+}
+
+func (x *Receipt) GetReturnedBytes() uint64 {
+	if x != nil {
+		return x.ReturnedBytes
+	}
+	return 0
+}
+
 // BlockedVolume is a volume that cannot go on by itself.
 type BlockedVolume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -896,7 +1069,7 @@ type BlockedVolume struct {
 
 func (x *BlockedVolume) Reset() {
 	*x = BlockedVolume{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1081,7 @@ func (x *BlockedVolume) String() string {
 func (*BlockedVolume) ProtoMessage() {}
 
 func (x *BlockedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1094,7 @@ func (x *BlockedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockedVolume.ProtoReflect.Descriptor instead.
 func (*BlockedVolume) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BlockedVolume) GetVolumeId() string {
@@ -953,7 +1126,7 @@ type ListDomainsRequest struct {
 
 func (x *ListDomainsRequest) Reset() {
 	*x = ListDomainsRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1138,7 @@ func (x *ListDomainsRequest) String() string {
 func (*ListDomainsRequest) ProtoMessage() {}
 
 func (x *ListDomainsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1151,7 @@ func (x *ListDomainsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDomainsRequest.ProtoReflect.Descriptor instead.
 func (*ListDomainsRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{10}
 }
 
 type ListDomainsResponse struct {
@@ -991,7 +1164,7 @@ type ListDomainsResponse struct {
 
 func (x *ListDomainsResponse) Reset() {
 	*x = ListDomainsResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1176,7 @@ func (x *ListDomainsResponse) String() string {
 func (*ListDomainsResponse) ProtoMessage() {}
 
 func (x *ListDomainsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1189,7 @@ func (x *ListDomainsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDomainsResponse.ProtoReflect.Descriptor instead.
 func (*ListDomainsResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{10}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListDomainsResponse) GetLocalDomain() string {
@@ -1045,7 +1218,7 @@ type ActivateDomainRequest struct {
 
 func (x *ActivateDomainRequest) Reset() {
 	*x = ActivateDomainRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1230,7 @@ func (x *ActivateDomainRequest) String() string {
 func (*ActivateDomainRequest) ProtoMessage() {}
 
 func (x *ActivateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1243,7 @@ func (x *ActivateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDomainRequest.ProtoReflect.Descriptor instead.
 func (*ActivateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{11}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ActivateDomainRequest) GetDomain() string {
@@ -1110,7 +1283,7 @@ type ActivateDomainResponse struct {
 
 func (x *ActivateDomainResponse) Reset() {
 	*x = ActivateDomainResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1295,7 @@ func (x *ActivateDomainResponse) String() string {
 func (*ActivateDomainResponse) ProtoMessage() {}
 
 func (x *ActivateDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1308,7 @@ func (x *ActivateDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDomainResponse.ProtoReflect.Descriptor instead.
 func (*ActivateDomainResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{12}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ActivateDomainResponse) GetDomain() *Domain {
@@ -1159,7 +1332,7 @@ type DeactivateDomainRequest struct {
 
 func (x *DeactivateDomainRequest) Reset() {
 	*x = DeactivateDomainRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1344,7 @@ func (x *DeactivateDomainRequest) String() string {
 func (*DeactivateDomainRequest) ProtoMessage() {}
 
 func (x *DeactivateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1357,7 @@ func (x *DeactivateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeactivateDomainRequest.ProtoReflect.Descriptor instead.
 func (*DeactivateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{13}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeactivateDomainRequest) GetDomain() string {
@@ -1238,7 +1411,7 @@ type DeactivateDomainResponse struct {
 
 func (x *DeactivateDomainResponse) Reset() {
 	*x = DeactivateDomainResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1423,7 @@ func (x *DeactivateDomainResponse) String() string {
 func (*DeactivateDomainResponse) ProtoMessage() {}
 
 func (x *DeactivateDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1436,7 @@ func (x *DeactivateDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeactivateDomainResponse.ProtoReflect.Descriptor instead.
 func (*DeactivateDomainResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{14}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeactivateDomainResponse) GetDomain() *Domain {
@@ -1281,7 +1454,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1466,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1479,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{15}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{16}
 }
 
 type GetStatusResponse struct {
@@ -1326,7 +1499,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1511,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1524,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{16}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetStatusResponse) GetClusterName() string {
@@ -1437,7 +1610,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1622,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1635,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{17}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Node) GetName() string {
@@ -1563,7 +1736,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1748,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1761,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{18}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Pool) GetUuid() string {
@@ -1649,7 +1822,7 @@ type Rtt struct {
 
 func (x *Rtt) Reset() {
 	*x = Rtt{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1834,7 @@ func (x *Rtt) String() string {
 func (*Rtt) ProtoMessage() {}
 
 func (x *Rtt) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1847,7 @@ func (x *Rtt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rtt.ProtoReflect.Descriptor instead.
 func (*Rtt) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{19}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Rtt) GetNode() string {
@@ -1740,7 +1913,7 @@ type Kvdb struct {
 
 func (x *Kvdb) Reset() {
 	*x = Kvdb{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +1925,7 @@ func (x *Kvdb) String() string {
 func (*Kvdb) ProtoMessage() {}
 
 func (x *Kvdb) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +1938,7 @@ func (x *Kvdb) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kvdb.ProtoReflect.Descriptor instead.
 func (*Kvdb) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{20}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Kvdb) GetKind() string {
@@ -1824,7 +1997,7 @@ type KvdbMember struct {
 
 func (x *KvdbMember) Reset() {
 	*x = KvdbMember{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +2009,7 @@ func (x *KvdbMember) String() string {
 func (*KvdbMember) ProtoMessage() {}
 
 func (x *KvdbMember) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +2022,7 @@ func (x *KvdbMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KvdbMember.ProtoReflect.Descriptor instead.
 func (*KvdbMember) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{21}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *KvdbMember) GetName() string {
@@ -1905,7 +2078,7 @@ type RemoveKvdbMemberRequest struct {
 
 func (x *RemoveKvdbMemberRequest) Reset() {
 	*x = RemoveKvdbMemberRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2090,7 @@ func (x *RemoveKvdbMemberRequest) String() string {
 func (*RemoveKvdbMemberRequest) ProtoMessage() {}
 
 func (x *RemoveKvdbMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2103,7 @@ func (x *RemoveKvdbMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKvdbMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKvdbMemberRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{22}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RemoveKvdbMemberRequest) GetMember() string {
@@ -1963,7 +2136,7 @@ type RemoveKvdbMemberResponse struct {
 
 func (x *RemoveKvdbMemberResponse) Reset() {
 	*x = RemoveKvdbMemberResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2148,7 @@ func (x *RemoveKvdbMemberResponse) String() string {
 func (*RemoveKvdbMemberResponse) ProtoMessage() {}
 
 func (x *RemoveKvdbMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2161,7 @@ func (x *RemoveKvdbMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKvdbMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveKvdbMemberResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{23}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveKvdbMemberResponse) GetKvdb() *Kvdb {
@@ -2010,7 +2183,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2195,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2208,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{24}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Alert) GetCode() string {
@@ -2064,6 +2237,327 @@ func (x *Alert) GetText() string {
 		return x.Text
 	}
 	return ""
+}
+
+type Receipt_Attachment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Domain        string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
+	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Receipt_Attachment) Reset() {
+	*x = Receipt_Attachment{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Receipt_Attachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Receipt_Attachment) ProtoMessage() {}
+
+func (x *Receipt_Attachment) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Receipt_Attachment.ProtoReflect.Descriptor instead.
+func (*Receipt_Attachment) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8, 0}
+}
+
+func (x *Receipt_Attachment) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Receipt_Attachment) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *Receipt_Attachment) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Receipt_Attachment) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+type Receipt_Fence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the domain
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Failover      uint64                 `protobuf:"varint,5,opt,name=failover,proto3" json:"failover,omitempty"` // 0 = a person's order, or none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Receipt_Fence) Reset() {
+	*x = Receipt_Fence{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Receipt_Fence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Receipt_Fence) ProtoMessage() {}
+
+func (x *Receipt_Fence) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Receipt_Fence.ProtoReflect.Descriptor instead.
+func (*Receipt_Fence) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8, 1}
+}
+
+func (x *Receipt_Fence) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Receipt_Fence) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Receipt_Fence) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Receipt_Fence) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Receipt_Fence) GetFailover() uint64 {
+	if x != nil {
+		return x.Failover
+	}
+	return 0
+}
+
+type Receipt_Replica struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Node         string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Domain       string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
+	InSyncBefore bool                   `protobuf:"varint,4,opt,name=in_sync_before,json=inSyncBefore,proto3" json:"in_sync_before,omitempty"`
+	InSyncAfter  bool                   `protobuf:"varint,5,opt,name=in_sync_after,json=inSyncAfter,proto3" json:"in_sync_after,omitempty"`
+	Reason       string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`  // why it is not in sync
+	Sealed       bool                   `protobuf:"varint,7,opt,name=sealed,proto3" json:"sealed,omitempty"` // it promised to take nothing more of from, and told what it has
+	Lossy        bool                   `protobuf:"varint,8,opt,name=lossy,proto3" json:"lossy,omitempty"`   // it had lost power since its last flush
+	// No write above this that was confirmed while the replica was in sync; 0 = its process was started later, or nothing was written.
+	LastTerm      uint64 `protobuf:"varint,9,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
+	LastSeq       uint64 `protobuf:"varint,10,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Receipt_Replica) Reset() {
+	*x = Receipt_Replica{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Receipt_Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Receipt_Replica) ProtoMessage() {}
+
+func (x *Receipt_Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Receipt_Replica.ProtoReflect.Descriptor instead.
+func (*Receipt_Replica) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8, 2}
+}
+
+func (x *Receipt_Replica) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Receipt_Replica) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Receipt_Replica) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *Receipt_Replica) GetInSyncBefore() bool {
+	if x != nil {
+		return x.InSyncBefore
+	}
+	return false
+}
+
+func (x *Receipt_Replica) GetInSyncAfter() bool {
+	if x != nil {
+		return x.InSyncAfter
+	}
+	return false
+}
+
+func (x *Receipt_Replica) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Receipt_Replica) GetSealed() bool {
+	if x != nil {
+		return x.Sealed
+	}
+	return false
+}
+
+func (x *Receipt_Replica) GetLossy() bool {
+	if x != nil {
+		return x.Lossy
+	}
+	return false
+}
+
+func (x *Receipt_Replica) GetLastTerm() uint64 {
+	if x != nil {
+		return x.LastTerm
+	}
+	return 0
+}
+
+func (x *Receipt_Replica) GetLastSeq() uint64 {
+	if x != nil {
+		return x.LastSeq
+	}
+	return 0
+}
+
+type Receipt_Exposed struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	SinceUnixMs    int64                  `protobuf:"varint,1,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"` // 0 = since before this was recorded
+	Epoch          uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`                                  // that began it
+	WithoutDomains []string               `protobuf:"bytes,3,rep,name=without_domains,json=withoutDomains,proto3" json:"without_domains,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Receipt_Exposed) Reset() {
+	*x = Receipt_Exposed{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Receipt_Exposed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Receipt_Exposed) ProtoMessage() {}
+
+func (x *Receipt_Exposed) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Receipt_Exposed.ProtoReflect.Descriptor instead.
+func (*Receipt_Exposed) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8, 3}
+}
+
+func (x *Receipt_Exposed) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
+func (x *Receipt_Exposed) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Receipt_Exposed) GetWithoutDomains() []string {
+	if x != nil {
+		return x.WithoutDomains
+	}
+	return nil
 }
 
 var File_clusterdomain_clusterdomainpb_domain_proto protoreflect.FileDescriptor
@@ -2117,7 +2611,7 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"goneUnixMs\x12$\n" +
 	"\x0efenced_unix_ms\x18\v \x01(\x03R\ffencedUnixMs\x12A\n" +
 	"\avolumes\x18\f \x03(\v2'.tandem.clusterdomain.v1.FailoverVolumeR\avolumes\x12!\n" +
-	"\fmore_volumes\x18\r \x01(\rR\vmoreVolumes\"\x9e\x02\n" +
+	"\fmore_volumes\x18\r \x01(\rR\vmoreVolumes\"\xda\x02\n" +
 	"\x0eFailoverVolume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
@@ -2130,7 +2624,57 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\battempts\x18\b \x01(\rR\battempts\x12\x14\n" +
 	"\x05cause\x18\t \x01(\tR\x05cause\x12\x12\n" +
 	"\x04text\x18\n" +
-	" \x01(\tR\x04text\"V\n" +
+	" \x01(\tR\x04text\x12:\n" +
+	"\areceipt\x18\v \x01(\v2 .tandem.clusterdomain.v1.ReceiptR\areceipt\"\x82\n" +
+	"\n" +
+	"\aReceipt\x12?\n" +
+	"\x04from\x18\x01 \x01(\v2+.tandem.clusterdomain.v1.Receipt.AttachmentR\x04from\x12;\n" +
+	"\x02to\x18\x02 \x01(\v2+.tandem.clusterdomain.v1.Receipt.AttachmentR\x02to\x12!\n" +
+	"\fepoch_before\x18\x03 \x01(\x04R\vepochBefore\x12\x1f\n" +
+	"\vepoch_after\x18\x04 \x01(\x04R\n" +
+	"epochAfter\x12\"\n" +
+	"\rtaken_unix_ms\x18\x05 \x01(\x03R\vtakenUnixMs\x12$\n" +
+	"\x0eserved_unix_ms\x18\x06 \x01(\x03R\fservedUnixMs\x12\x1a\n" +
+	"\battempts\x18\a \x01(\rR\battempts\x12<\n" +
+	"\x05fence\x18\b \x01(\v2&.tandem.clusterdomain.v1.Receipt.FenceR\x05fence\x12D\n" +
+	"\breplicas\x18\t \x03(\v2(.tandem.clusterdomain.v1.Receipt.ReplicaR\breplicas\x12B\n" +
+	"\aexposed\x18\n" +
+	" \x01(\v2(.tandem.clusterdomain.v1.Receipt.ExposedR\aexposed\x12\x12\n" +
+	"\x04kept\x18\v \x01(\bR\x04kept\x12\x10\n" +
+	"\x03why\x18\f \x01(\tR\x03why\x12\x16\n" +
+	"\x06forced\x18\r \x01(\bR\x06forced\x12\x1d\n" +
+	"\n" +
+	"data_epoch\x18\x0e \x01(\x04R\tdataEpoch\x12(\n" +
+	"\x10returned_unix_ms\x18\x0f \x01(\x03R\x0ereturnedUnixMs\x12%\n" +
+	"\x0ereturned_bytes\x18\x10 \x01(\x04R\rreturnedBytes\x1a\\\n" +
+	"\n" +
+	"Attachment\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x12\x12\n" +
+	"\x04term\x18\x04 \x01(\x04R\x04term\x1a}\n" +
+	"\x05Fence\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1a\n" +
+	"\bfailover\x18\x05 \x01(\x04R\bfailover\x1a\x8d\x02\n" +
+	"\aReplica\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06domain\x18\x03 \x01(\tR\x06domain\x12$\n" +
+	"\x0ein_sync_before\x18\x04 \x01(\bR\finSyncBefore\x12\"\n" +
+	"\rin_sync_after\x18\x05 \x01(\bR\vinSyncAfter\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06sealed\x18\a \x01(\bR\x06sealed\x12\x14\n" +
+	"\x05lossy\x18\b \x01(\bR\x05lossy\x12\x1b\n" +
+	"\tlast_term\x18\t \x01(\x04R\blastTerm\x12\x19\n" +
+	"\blast_seq\x18\n" +
+	" \x01(\x04R\alastSeq\x1al\n" +
+	"\aExposed\x12\"\n" +
+	"\rsince_unix_ms\x18\x01 \x01(\x03R\vsinceUnixMs\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12'\n" +
+	"\x0fwithout_domains\x18\x03 \x03(\tR\x0ewithoutDomains\"V\n" +
 	"\rBlockedVolume\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
@@ -2272,7 +2816,7 @@ func file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP() []byte {
 }
 
 var file_clusterdomain_clusterdomainpb_domain_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(DomainState)(0),                 // 0: tandem.clusterdomain.v1.DomainState
 	(SyncStatus)(0),                  // 1: tandem.clusterdomain.v1.SyncStatus
@@ -2286,65 +2830,76 @@ var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(*GetFailoverResponse)(nil),      // 9: tandem.clusterdomain.v1.GetFailoverResponse
 	(*FailoverReport)(nil),           // 10: tandem.clusterdomain.v1.FailoverReport
 	(*FailoverVolume)(nil),           // 11: tandem.clusterdomain.v1.FailoverVolume
-	(*BlockedVolume)(nil),            // 12: tandem.clusterdomain.v1.BlockedVolume
-	(*ListDomainsRequest)(nil),       // 13: tandem.clusterdomain.v1.ListDomainsRequest
-	(*ListDomainsResponse)(nil),      // 14: tandem.clusterdomain.v1.ListDomainsResponse
-	(*ActivateDomainRequest)(nil),    // 15: tandem.clusterdomain.v1.ActivateDomainRequest
-	(*ActivateDomainResponse)(nil),   // 16: tandem.clusterdomain.v1.ActivateDomainResponse
-	(*DeactivateDomainRequest)(nil),  // 17: tandem.clusterdomain.v1.DeactivateDomainRequest
-	(*DeactivateDomainResponse)(nil), // 18: tandem.clusterdomain.v1.DeactivateDomainResponse
-	(*GetStatusRequest)(nil),         // 19: tandem.clusterdomain.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 20: tandem.clusterdomain.v1.GetStatusResponse
-	(*Node)(nil),                     // 21: tandem.clusterdomain.v1.Node
-	(*Pool)(nil),                     // 22: tandem.clusterdomain.v1.Pool
-	(*Rtt)(nil),                      // 23: tandem.clusterdomain.v1.Rtt
-	(*Kvdb)(nil),                     // 24: tandem.clusterdomain.v1.Kvdb
-	(*KvdbMember)(nil),               // 25: tandem.clusterdomain.v1.KvdbMember
-	(*RemoveKvdbMemberRequest)(nil),  // 26: tandem.clusterdomain.v1.RemoveKvdbMemberRequest
-	(*RemoveKvdbMemberResponse)(nil), // 27: tandem.clusterdomain.v1.RemoveKvdbMemberResponse
-	(*Alert)(nil),                    // 28: tandem.clusterdomain.v1.Alert
+	(*Receipt)(nil),                  // 12: tandem.clusterdomain.v1.Receipt
+	(*BlockedVolume)(nil),            // 13: tandem.clusterdomain.v1.BlockedVolume
+	(*ListDomainsRequest)(nil),       // 14: tandem.clusterdomain.v1.ListDomainsRequest
+	(*ListDomainsResponse)(nil),      // 15: tandem.clusterdomain.v1.ListDomainsResponse
+	(*ActivateDomainRequest)(nil),    // 16: tandem.clusterdomain.v1.ActivateDomainRequest
+	(*ActivateDomainResponse)(nil),   // 17: tandem.clusterdomain.v1.ActivateDomainResponse
+	(*DeactivateDomainRequest)(nil),  // 18: tandem.clusterdomain.v1.DeactivateDomainRequest
+	(*DeactivateDomainResponse)(nil), // 19: tandem.clusterdomain.v1.DeactivateDomainResponse
+	(*GetStatusRequest)(nil),         // 20: tandem.clusterdomain.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 21: tandem.clusterdomain.v1.GetStatusResponse
+	(*Node)(nil),                     // 22: tandem.clusterdomain.v1.Node
+	(*Pool)(nil),                     // 23: tandem.clusterdomain.v1.Pool
+	(*Rtt)(nil),                      // 24: tandem.clusterdomain.v1.Rtt
+	(*Kvdb)(nil),                     // 25: tandem.clusterdomain.v1.Kvdb
+	(*KvdbMember)(nil),               // 26: tandem.clusterdomain.v1.KvdbMember
+	(*RemoveKvdbMemberRequest)(nil),  // 27: tandem.clusterdomain.v1.RemoveKvdbMemberRequest
+	(*RemoveKvdbMemberResponse)(nil), // 28: tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	(*Alert)(nil),                    // 29: tandem.clusterdomain.v1.Alert
+	(*Receipt_Attachment)(nil),       // 30: tandem.clusterdomain.v1.Receipt.Attachment
+	(*Receipt_Fence)(nil),            // 31: tandem.clusterdomain.v1.Receipt.Fence
+	(*Receipt_Replica)(nil),          // 32: tandem.clusterdomain.v1.Receipt.Replica
+	(*Receipt_Exposed)(nil),          // 33: tandem.clusterdomain.v1.Receipt.Exposed
 }
 var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	0,  // 0: tandem.clusterdomain.v1.Domain.state:type_name -> tandem.clusterdomain.v1.DomainState
 	0,  // 1: tandem.clusterdomain.v1.Domain.prev_state:type_name -> tandem.clusterdomain.v1.DomainState
 	1,  // 2: tandem.clusterdomain.v1.Domain.sync:type_name -> tandem.clusterdomain.v1.SyncStatus
-	12, // 3: tandem.clusterdomain.v1.Domain.blocked:type_name -> tandem.clusterdomain.v1.BlockedVolume
+	13, // 3: tandem.clusterdomain.v1.Domain.blocked:type_name -> tandem.clusterdomain.v1.BlockedVolume
 	5,  // 4: tandem.clusterdomain.v1.Domain.failover:type_name -> tandem.clusterdomain.v1.FailoverOutlook
 	10, // 5: tandem.clusterdomain.v1.ListFailoversResponse.failovers:type_name -> tandem.clusterdomain.v1.FailoverReport
 	10, // 6: tandem.clusterdomain.v1.GetFailoverResponse.failover:type_name -> tandem.clusterdomain.v1.FailoverReport
 	11, // 7: tandem.clusterdomain.v1.FailoverReport.volumes:type_name -> tandem.clusterdomain.v1.FailoverVolume
-	4,  // 8: tandem.clusterdomain.v1.ListDomainsResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
-	4,  // 9: tandem.clusterdomain.v1.ActivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
-	4,  // 10: tandem.clusterdomain.v1.DeactivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
-	21, // 11: tandem.clusterdomain.v1.GetStatusResponse.nodes:type_name -> tandem.clusterdomain.v1.Node
-	24, // 12: tandem.clusterdomain.v1.GetStatusResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
-	23, // 13: tandem.clusterdomain.v1.GetStatusResponse.rtts:type_name -> tandem.clusterdomain.v1.Rtt
-	28, // 14: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
-	4,  // 15: tandem.clusterdomain.v1.GetStatusResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
-	2,  // 16: tandem.clusterdomain.v1.Node.state:type_name -> tandem.clusterdomain.v1.NodeState
-	22, // 17: tandem.clusterdomain.v1.Node.pools:type_name -> tandem.clusterdomain.v1.Pool
-	25, // 18: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
-	24, // 19: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
-	3,  // 20: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
-	13, // 21: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
-	15, // 22: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
-	17, // 23: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
-	6,  // 24: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:input_type -> tandem.clusterdomain.v1.ListFailoversRequest
-	8,  // 25: tandem.clusterdomain.v1.ClusterDomains.GetFailover:input_type -> tandem.clusterdomain.v1.GetFailoverRequest
-	19, // 26: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
-	26, // 27: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
-	14, // 28: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
-	16, // 29: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
-	18, // 30: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
-	7,  // 31: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:output_type -> tandem.clusterdomain.v1.ListFailoversResponse
-	9,  // 32: tandem.clusterdomain.v1.ClusterDomains.GetFailover:output_type -> tandem.clusterdomain.v1.GetFailoverResponse
-	20, // 33: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
-	27, // 34: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
-	28, // [28:35] is the sub-list for method output_type
-	21, // [21:28] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	12, // 8: tandem.clusterdomain.v1.FailoverVolume.receipt:type_name -> tandem.clusterdomain.v1.Receipt
+	30, // 9: tandem.clusterdomain.v1.Receipt.from:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
+	30, // 10: tandem.clusterdomain.v1.Receipt.to:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
+	31, // 11: tandem.clusterdomain.v1.Receipt.fence:type_name -> tandem.clusterdomain.v1.Receipt.Fence
+	32, // 12: tandem.clusterdomain.v1.Receipt.replicas:type_name -> tandem.clusterdomain.v1.Receipt.Replica
+	33, // 13: tandem.clusterdomain.v1.Receipt.exposed:type_name -> tandem.clusterdomain.v1.Receipt.Exposed
+	4,  // 14: tandem.clusterdomain.v1.ListDomainsResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
+	4,  // 15: tandem.clusterdomain.v1.ActivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
+	4,  // 16: tandem.clusterdomain.v1.DeactivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
+	22, // 17: tandem.clusterdomain.v1.GetStatusResponse.nodes:type_name -> tandem.clusterdomain.v1.Node
+	25, // 18: tandem.clusterdomain.v1.GetStatusResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
+	24, // 19: tandem.clusterdomain.v1.GetStatusResponse.rtts:type_name -> tandem.clusterdomain.v1.Rtt
+	29, // 20: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
+	4,  // 21: tandem.clusterdomain.v1.GetStatusResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
+	2,  // 22: tandem.clusterdomain.v1.Node.state:type_name -> tandem.clusterdomain.v1.NodeState
+	23, // 23: tandem.clusterdomain.v1.Node.pools:type_name -> tandem.clusterdomain.v1.Pool
+	26, // 24: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
+	25, // 25: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
+	3,  // 26: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
+	14, // 27: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
+	16, // 28: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
+	18, // 29: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
+	6,  // 30: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:input_type -> tandem.clusterdomain.v1.ListFailoversRequest
+	8,  // 31: tandem.clusterdomain.v1.ClusterDomains.GetFailover:input_type -> tandem.clusterdomain.v1.GetFailoverRequest
+	20, // 32: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
+	27, // 33: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
+	15, // 34: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
+	17, // 35: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
+	19, // 36: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
+	7,  // 37: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:output_type -> tandem.clusterdomain.v1.ListFailoversResponse
+	9,  // 38: tandem.clusterdomain.v1.ClusterDomains.GetFailover:output_type -> tandem.clusterdomain.v1.GetFailoverResponse
+	21, // 39: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
+	28, // 40: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	34, // [34:41] is the sub-list for method output_type
+	27, // [27:34] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_clusterdomain_clusterdomainpb_domain_proto_init() }
@@ -2352,15 +2907,15 @@ func file_clusterdomain_clusterdomainpb_domain_proto_init() {
 	if File_clusterdomain_clusterdomainpb_domain_proto != nil {
 		return
 	}
-	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11].OneofWrappers = []any{}
-	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13].OneofWrappers = []any{}
+	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12].OneofWrappers = []any{}
+	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc), len(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   25,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -17,7 +17,10 @@ func (a *app) volumeExposureCommand() *cobra.Command {
 		Short: "Show when a volume was not in sync everywhere",
 		Long: `Show when and for how long a volume had fewer replicas in sync than it has, why, and how much was at stake. Each line is a time in
 which the same replicas were missing. RESYNCED is what had to be gone through before they were in sync again: at most so much had been
-written while they were missing. The newest 64 are kept; of older ones the sum is.`,
+written while they were missing. The newest 64 are kept; of older ones the sum is.
+
+A receipt follows for each of the last 16 times in which the volume was taken from an attachment that had not ended in order: by an arbiter, after
+a deactivation with --peer-lost, or because its node was lost; and in which a replica was forced. See tandemctl failover report.`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := a.volumes()
@@ -38,10 +41,17 @@ written while they were missing. The newest 64 are kept; of older ones the sum i
 func exposureTable(w io.Writer, r *pb.GetExposureResponse) {
 	x := r.GetExposure()
 	fields(w, "Volume", r.GetVolumeId(), "Name", r.GetName(), "Exposed", exposureText(x))
-	if x.GetOpen() == nil && len(x.GetPast()) == 0 {
-		return
+	if x.GetOpen() != nil || len(x.GetPast()) > 0 {
+		fmt.Fprintln(w)
+		intervalsTable(w, x)
 	}
-	fmt.Fprintln(w)
+	for _, r := range r.GetReceipts() {
+		fmt.Fprintln(w)
+		receiptFields(w, "takeover", r)
+	}
+}
+
+func intervalsTable(w io.Writer, x *pb.Exposure) {
 	rows := [][]string{{"FROM", "FOR", "MISSING", "IN SYNC", "RESYNCED", "BEGAN BY", "ENDED BY"}}
 	if n := x.GetEarlierCount(); n > 0 {
 		rows = append(rows, []string{"earlier", millisText(x.GetEarlierMs()), fmt.Sprintf("%d times", n), "", someBytes(x.GetEarlierResyncedBytes()), "", ""})

@@ -49,7 +49,9 @@ func (a *app) failoverReportCommand() *cobra.Command {
 		Short: "Tell of one automatic failover what was moved, when, and what was not and why",
 		Long: `Tell of one automatic failover, the last one if no ID is given: the evidence on which a domain was fenced, and of each volume that
 was attached there where it goes on, its epochs before and after and how long that took from when the domain was last heard of; or
-why it does not go on by itself. Times are by the clocks of the nodes that acted.`,
+why it does not go on by itself. A receipt of each that was taken over follows: its attachments before and after, what each replica had,
+whether anything that was confirmed can be missing and why not, whether it was exposed then, and what the return of the other side took.
+Times are by the clocks of the nodes that acted. Takeovers that people began are told by tandemctl volume exposure.`,
 		Example: `  tandemctl failover report
   tandemctl failover report 3 -o json`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -115,6 +117,12 @@ func failoverTable(w io.Writer, f *pb.FailoverReport) {
 	table(w, rows...)
 	if n := f.GetMoreVolumes(); n > 0 {
 		fmt.Fprintf(w, "%s more are not listed\n", count(int(n), "volume"))
+	}
+	for _, v := range f.GetVolumes() {
+		if v.GetReceipt() != nil {
+			fmt.Fprintln(w)
+			receiptFields(w, v.GetName(), v.GetReceipt())
+		}
 	}
 }
 

@@ -176,9 +176,9 @@ func (f *fakeDaemon) GetExposure(_ context.Context, r *volumepb.GetExposureReque
 	f.note(r)
 	x := f.exposure
 	if x == nil {
-		x = &volumepb.Exposure{}
+		return &volumepb.GetExposureResponse{VolumeId: idData, Name: "data", Exposure: &volumepb.Exposure{}}, f.err
 	}
-	return &volumepb.GetExposureResponse{VolumeId: idData, Name: "data", Exposure: x}, f.err
+	return &volumepb.GetExposureResponse{VolumeId: idData, Name: "data", Exposure: x, Receipts: forced()}, f.err
 }
 
 func (f *fakeDaemon) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeRequest) (*volumepb.DeleteVolumeResponse, error) {

@@ -162,7 +162,8 @@ func failedOver() *domainpb.FailoverReport {
 		HeardUnixMs: started, GoneUnixMs: started + 10_200, FencedUnixMs: started + 25_300, MoreVolumes: 1,
 		Volumes: []*domainpb.FailoverVolume{
 			{Id: idLedger, Name: "ledger", FromNode: "a1", EpochBefore: 7, Cause: "last-copy", Text: "its last in-sync replica is here"},
-			{Id: idData, Name: "data", FromNode: "a1", ToNode: "b1", EpochBefore: 5, EpochAfter: 7, AttachedUnixMs: started + 26_150, Attempts: 1},
+			{Id: idData, Name: "data", FromNode: "a1", ToNode: "b1", EpochBefore: 5, EpochAfter: 7, AttachedUnixMs: started + 26_150, Attempts: 1,
+				Receipt: receipt()},
 			{Id: "6f1c2a34-0000-4000-8000-000000000003", Name: "new", FromNode: "a2", ToNode: "b1", EpochBefore: 3, Attempts: 2, Text: "no loop devices"},
 		},
 	}
@@ -189,5 +190,36 @@ func exposed() *volumepb.Exposure {
 				WithoutDomains: []string{"dr-site"}, InSync: 1, ResyncedBytes: 12 << 20},
 		},
 		Open: &volumepb.ExposedInterval{FromUnixMs: started + 40_000, LastedMs: 60_500, FromEpoch: 8, Cause: "evict", Missing: missing, WithoutDomains: []string{"dr-site"}, InSync: 1},
+	}
+}
+
+// receipt is of a takeover that an arbiter began, after which the other side has returned.
+func receipt() *domainpb.Receipt {
+	return &domainpb.Receipt{
+		From: &domainpb.Receipt_Attachment{Node: "a1", Domain: "primary", Id: "a-1", Term: 4}, To: &domainpb.Receipt_Attachment{Node: "b1", Domain: "dr-site", Id: "a-2", Term: 6},
+		EpochBefore: 5, EpochAfter: 7, TakenUnixMs: started + 25_000, ServedUnixMs: started + 26_150, Attempts: 1,
+		Fence: &domainpb.Receipt_Fence{State: "FENCED", Epoch: 4, Actor: "arbiter on node b1", Reason: "automatic failover 2: nothing\nwas heard", Failover: 2},
+		Replicas: []*domainpb.Receipt_Replica{
+			{Id: "r1", Node: "a1", Domain: "primary", InSyncBefore: true, Reason: "not reachable at takeover"},
+			{Id: "r2", Node: "b1", Domain: "dr-site", InSyncBefore: true, InSyncAfter: true, Sealed: true, LastTerm: 4, LastSeq: 81_234},
+		},
+		Kept: true, Why: "every confirmed write is on b1, which was in sync until then", ReturnedUnixMs: started + 99_000, ReturnedBytes: 12 << 20,
+	}
+}
+
+// forced are the receipts of a replica that was forced by hand, and of a takeover that is not at its end.
+func forced() []*domainpb.Receipt {
+	return []*domainpb.Receipt{
+		{
+			From: &domainpb.Receipt_Attachment{}, To: &domainpb.Receipt_Attachment{}, EpochBefore: 9, EpochAfter: 10, TakenUnixMs: started, ServedUnixMs: started, Attempts: 1,
+			Replicas: []*domainpb.Receipt_Replica{{Id: "r2", Node: "b1", Domain: "dr-site", InSyncAfter: true, Sealed: true, Lossy: true}},
+			Exposed:  &domainpb.Receipt_Exposed{SinceUnixMs: started - 60_000, Epoch: 6, WithoutDomains: []string{"dr-site"}},
+			Why:      "forced: what was confirmed after epoch 5 is lost", Forced: true, DataEpoch: 5,
+		},
+		{
+			From: &domainpb.Receipt_Attachment{Node: "b1", Domain: "dr-site", Id: "a-3", Term: 11}, To: &domainpb.Receipt_Attachment{Node: "b2", Domain: "dr-site", Id: "a-4", Term: 13},
+			EpochBefore: 12, TakenUnixMs: started, Attempts: 2, Why: "it is not served yet", Exposed: &domainpb.Receipt_Exposed{Epoch: 10},
+			Replicas: []*domainpb.Receipt_Replica{{Id: "r2", Node: "b1", Domain: "dr-site", InSyncBefore: true, Sealed: true}},
+		},
 	}
 }

@@ -32,6 +32,26 @@ type failoverReport struct {
 			After    uint64 `json:"epoch_after,string"`
 			Attached int64  `json:"attached_unix_ms,string"`
 			Cause    string `json:"cause"`
+			Receipt  *struct {
+				Kept     bool              `json:"kept"`
+				Why      string            `json:"why"`
+				Exposed  json.RawMessage   `json:"exposed"`
+				Returned int64             `json:"returned_unix_ms,string"`
+				Bytes    int64             `json:"returned_bytes,string"`
+				Before   uint64            `json:"epoch_before,string"`
+				After    uint64            `json:"epoch_after,string"`
+				From     map[string]string `json:"from"`
+				To       map[string]string `json:"to"`
+				Fence    struct {
+					Failover uint64 `json:"failover,string"`
+					Actor    string `json:"actor"`
+				} `json:"fence"`
+				Replicas []struct {
+					Node string `json:"node"`
+					Term uint64 `json:"last_term,string"`
+					Seq  uint64 `json:"last_seq,string"`
+				} `json:"replicas"`
+			} `json:"receipt"`
 		} `json:"volumes"`
 	} `json:"failover"`
 }
@@ -151,6 +171,7 @@ func TestSiteLostByItself(t *testing.T) {
 			w.start(t, uri)
 			c.ctl(t, "b1", "--timeout", "1m", "cluster", "domains", "activate", "--name", alpha, "--wait")
 			c.inSync(t, v.away, v.name, time.Minute, v.home, v.away)
+			c.receipt(t, v)
 			w.more(t, 50, 10*time.Second)
 			w.stop(t)
 			w.check(t, uri)
@@ -158,6 +179,30 @@ func TestSiteLostByItself(t *testing.T) {
 			c.identical(t, v.name)
 		})
 	}
+}
+
+// receipt checks the receipt of a volume whose site was lost in the first failover, was written to until then, and has returned.
+func (c *cluster) receipt(t *testing.T, v vol) {
+	t.Helper()
+	for _, f := range c.report(t, v.away).Failover.Volumes {
+		r := f.Receipt
+		switch {
+		case f.Name != v.name:
+			continue
+		case r == nil:
+			t.Fatalf("no receipt of %s", v.name)
+		case !r.Kept || !strings.Contains(r.Why, v.away), string(r.Exposed) != "null", r.Returned == 0, r.Bytes == 0, r.Fence.Failover != 1, !strings.Contains(r.Fence.Actor, "arbiter"),
+			r.From["node"] != v.home, r.To["node"] != v.away, r.From["id"] == r.To["id"], r.Before != f.Before, r.After != f.After:
+			t.Errorf("%+v", r)
+		}
+		for _, p := range r.Replicas {
+			if p.Node == v.away && (fmt.Sprint(p.Term) != r.From["term"] || p.Seq < 200) {
+				t.Errorf("%s says at the takeover that it has %d of term %d, it was written to in %s", p.Node, p.Seq, p.Term, r.From["term"])
+			}
+		}
+		return
+	}
+	t.Fatalf("%s is not in the report", v.name)
 }
 
 // TestArbiterJudges: the link between the sites is cut (F5), then the kvdb is lost and comes back without a single registration

@@ -213,6 +213,8 @@ type ControlResult struct {
 type Change struct {
 	Rev  uint64
 	Next *replication.Config
+	// Sealed is what was heard of the in-sync replicas at a takeover, for its record; nil for every other change.
+	Sealed []Sealed
 }
 
 // Outcome of a Change.

@@ -36,6 +36,8 @@ type mutant struct {
 
 var mutants = []mutant{
 	{"no_fence", "I6: the promise of a term", "replicacontrol.go", "case q.Term < r.meta.Term:\n\t\treturn replication.StatusFenced", "case false:\n\t\treturn replication.StatusFenced"},
+	{"position_of_others", "receipt: a position is of a term that this process has seen whole", "replicaio.go", "if r.meta.Term != r.began {", "if false {"},
+	{"position_in_flight", "receipt: what was confirmed is not above the position", "replicaio.go", "r.applied.Seq = max(r.applied.Seq, seq)", "r.applied.Seq = seq"},
 	{"no_session_fence", "I6: messages of another session", "replicaio.go", "if conn != r.conn || msg.Session != r.session {", "if false {"},
 	{"hello_old_term", "I6: no session of an older term", "replicacontrol.go", "case t.msg.Term < r.meta.Term:", "case false:"},
 	{"best_copy", "I4: a takeover starts from the in-sync set", "takeover.go", "c.isr = c.set(n.ISR)", "c.isr = c.all()"},

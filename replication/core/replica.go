@@ -54,6 +54,8 @@ type Replica struct {
 	session replication.SessionID
 	used    replication.Seq // highest number that the session has used
 	inUse   int             // I/O in the kernel
+	applied replication.Position
+	began   replication.Term // promised last by this process: all writes of it have come here
 
 	now    int64 // as SetClock told it
 	leased int64 // the coordinator of the term promised may complete reads before

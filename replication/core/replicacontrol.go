@@ -66,7 +66,7 @@ func (r *Replica) perform(t *replicaTask) bool {
 func (r *Replica) performSeal(t *replicaTask) bool {
 	res := &replication.SealResult{
 		Status: r.sealStatus(t.seal), Term: r.meta.Term, Epoch: r.meta.Epoch, Gen: r.meta.Gen, State: r.meta.State,
-		Boot: r.o.Boot, Instance: r.o.Instance, Lossy: r.meta.Lossy, LogLost: r.logLost, Crowded: r.crowded,
+		Boot: r.o.Boot, Instance: r.o.Instance, Lossy: r.meta.Lossy, LogLost: r.logLost, Crowded: r.crowded, Applied: r.applied,
 	}
 	t.reply.Seal = res
 	if res.Status != replication.StatusOK {
@@ -74,7 +74,7 @@ func (r *Replica) performSeal(t *replicaTask) bool {
 	}
 	if t.seal.Term != r.meta.Term {
 		r.newTerm()
-		r.leased = 0
+		r.leased, r.began = 0, t.seal.Term
 	}
 	res.Active = r.active()
 	res.Term = t.seal.Term

@@ -165,6 +165,8 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 	case err == nil:
 		msg.Type = replication.MsgAck
 		switch io.Kind {
+		case replication.MsgWrite, replication.MsgZero, replication.MsgTrim:
+			r.apply(io.seq)
 		case replication.MsgRead:
 			msg.Type = replication.MsgData
 		case replication.MsgHashReq:
@@ -198,6 +200,17 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 	if len(r.queue) > 0 {
 		r.run()
 	}
+}
+
+// apply takes note of a write that is done. It is of the term promised: none is promised while one is in the kernel (I17).
+func (r *Replica) apply(seq replication.Seq) {
+	if r.meta.Term != r.began {
+		return
+	}
+	if r.applied.Term != r.began {
+		r.applied = replication.Position{Term: r.began}
+	}
+	r.applied.Seq = max(r.applied.Seq, seq)
 }
 
 // fail ends the replica: its disk has failed.

@@ -264,6 +264,7 @@ func (c *simClient) done(n *simNode, d Completion) {
 		w.fail("I19: %s goes on with a consumer, and what that was told is lost", n.id)
 	}
 	w.checkAck(n, o)
+	w.confirmed(n, o.io)
 	switch {
 	case o.io.Kind == replication.MsgFlush:
 		for s := range simBlocks {

@@ -88,6 +88,7 @@ func (n *simNode) strand(ch Change) {
 func (w *simWorld) commit(n *simNode, ch Change) {
 	if !w.rolled {
 		w.checkChange(n, ch.Next)
+		w.checkSealed(ch)
 		if ch.Next.History[len(ch.Next.History)-1].Cause == "handover" {
 			w.checkHandover(n)
 		}

@@ -64,6 +64,7 @@ type simWorld struct {
 	buggy       bool              // replicas differ and vouch for what they have
 	strays      []*simStray
 	history     simHistory
+	positions   map[replication.ReplicaID]replication.Position // up to here what was confirmed with a replica in sync
 	moves       simMoves
 	moved       []replication.AttachID // attachments that others have followed
 	solid       bool                   // an in-sync replica has everything that was acknowledged
@@ -179,7 +180,7 @@ type simDisk struct {
 
 func newSimWorld(n int, rng *rand.Rand) *simWorld {
 	w := &simWorld{
-		rng: rng, seen: map[string]int{}, solid: true, slots: 4, grant: 250e6, trace: func(string, ...any) {},
+		rng: rng, seen: map[string]int{}, positions: map[replication.ReplicaID]replication.Position{}, solid: true, slots: 4, grant: 250e6, trace: func(string, ...any) {},
 		vol: replication.VolumeID{1}, rev: 1,
 		opts: Options{
 			SuspectTimeout: 300e6, OpTimeout: 1e9, SealTimeout: 500e6, LossyTimeout: 3e9, LeaseTime: 200e6, RetryInterval: 50e6,

@@ -158,6 +158,9 @@ func (c *Coordinator) setISR(n *replication.Config, s mask, why func(i int) (rep
 func (c *Coordinator) propose(n *replication.Config) {
 	c.changeSent = true
 	c.ready.Change = &Change{Rev: c.rev, Next: n}
+	if c.change.kind == changeActivate {
+		c.ready.Change.Sealed = c.sealedReplicas()
+	}
 }
 
 // elect is step 2 of 5.1.
@@ -273,6 +276,23 @@ func (c *Coordinator) activate(s mask) {
 	c.round = nil
 	c.change = &change{kind: changeActivate, next: n, isr: s}
 	c.propose(n)
+}
+
+// Sealed is what an in-sync replica told of itself at a takeover.
+type Sealed struct {
+	Replica replication.ReplicaID
+	Lossy   bool
+	Applied replication.Position
+}
+
+// sealedReplicas is what the in-sync replicas answered to the takeover.
+func (c *Coordinator) sealedReplicas() (all []Sealed) {
+	for i, m := range c.m {
+		if r := c.seals[i]; r != nil {
+			all = append(all, Sealed{Replica: m.id, Lossy: r.Lossy, Applied: r.Applied})
+		}
+	}
+	return all
 }
 
 // bootOf is the boot in which member i was sealed, zero if it was not.

@@ -212,7 +212,11 @@ type SealResponse struct {
 	// Regions whose writes may not be settled.
 	Active []uint32 `protobuf:"varint,10,rep,packed,name=active,proto3" json:"active,omitempty"`
 	// The pool is nearly full: the replica should not join.
-	Crowded       bool `protobuf:"varint,11,opt,name=crowded,proto3" json:"crowded,omitempty"`
+	Crowded bool `protobuf:"varint,11,opt,name=crowded,proto3" json:"crowded,omitempty"`
+	// The highest number of a write that is done on the replica, of the last coordinator that wrote to it, and that one's term. 0 if
+	// there was none, or the process was started after the term was promised.
+	AppliedTerm   uint64 `protobuf:"varint,12,opt,name=applied_term,json=appliedTerm,proto3" json:"applied_term,omitempty"`
+	AppliedSeq    uint64 `protobuf:"varint,13,opt,name=applied_seq,json=appliedSeq,proto3" json:"applied_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -322,6 +326,20 @@ func (x *SealResponse) GetCrowded() bool {
 		return x.Crowded
 	}
 	return false
+}
+
+func (x *SealResponse) GetAppliedTerm() uint64 {
+	if x != nil {
+		return x.AppliedTerm
+	}
+	return 0
+}
+
+func (x *SealResponse) GetAppliedSeq() uint64 {
+	if x != nil {
+		return x.AppliedSeq
+	}
+	return 0
 }
 
 type PrepareRequest struct {
@@ -1016,7 +1034,7 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	" \x03(\v2\x1f.tandem.replication.v1.AncestorR\alineage\"2\n" +
 	"\bAncestor\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x10\n" +
-	"\x03gen\x18\x02 \x01(\x04R\x03gen\"\x8b\x02\n" +
+	"\x03gen\x18\x02 \x01(\x04R\x03gen\"\xcf\x02\n" +
 	"\fSealResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
@@ -1029,7 +1047,10 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\blog_lost\x18\t \x01(\bR\alogLost\x12\x16\n" +
 	"\x06active\x18\n" +
 	" \x03(\rR\x06active\x12\x18\n" +
-	"\acrowded\x18\v \x01(\bR\acrowded\"\x8b\x01\n" +
+	"\acrowded\x18\v \x01(\bR\acrowded\x12!\n" +
+	"\fapplied_term\x18\f \x01(\x04R\vappliedTerm\x12\x1f\n" +
+	"\vapplied_seq\x18\r \x01(\x04R\n" +
+	"appliedSeq\"\x8b\x01\n" +
 	"\x0ePrepareRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +

@@ -97,6 +97,7 @@ func sealResultToPB(r replication.SealResult) *pb.SealResponse {
 		Status: uint32(r.Status), Term: uint64(r.Term), Epoch: uint64(r.Epoch), Gen: r.Gen,
 		State: string(r.State), Boot: r.Boot[:], Instance: r.Instance[:],
 		Lossy: r.Lossy, LogLost: r.LogLost, Active: r.Active, Crowded: r.Crowded,
+		AppliedTerm: uint64(r.Applied.Term), AppliedSeq: uint64(r.Applied.Seq),
 	}
 }
 
@@ -114,6 +115,7 @@ func sealResultFromPB(r *pb.SealResponse) (replication.SealResult, error) {
 		LogLost:  r.GetLogLost(),
 		Crowded:  r.GetCrowded(),
 		Active:   r.GetActive(),
+		Applied:  replication.Position{Term: replication.Term(r.GetAppliedTerm()), Seq: replication.Seq(r.GetAppliedSeq())},
 	}, c.err
 }
 

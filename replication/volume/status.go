@@ -33,6 +33,14 @@ type Status struct {
 // Status returns what the volume is doing; at most tickInterval old.
 func (v *Volume) Status() *Status { return v.status.Load() }
 
+// Sealed returns what the in-sync replicas told of themselves at the takeover; nil before it has come to that.
+func (v *Volume) Sealed() []core.Sealed {
+	if s := v.sealed.Load(); s != nil {
+		return *s
+	}
+	return nil
+}
+
 // Serves reports whether the volume has come to serve I/O and has not ended: its configuration is the latest that there is of it.
 // One that was handed over does not, unless it was taken back.
 func (v *Volume) Serves() bool {

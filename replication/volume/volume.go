@@ -58,6 +58,7 @@ type Volume struct {
 	leaving atomic.Bool // it was asked to detach; nobody can have it any more
 
 	status  atomic.Pointer[Status]
+	sealed  atomic.Pointer[[]core.Sealed]
 	blocked atomic.Bool  // no further requests
 	pending atomic.Int64 // requests of the consumer
 	idle    chan struct{}
@@ -434,6 +435,9 @@ func (v *Volume) carryOut() {
 	}
 	if r.Change != nil {
 		ch := *r.Change
+		if ch.Sealed != nil {
+			v.sealed.Store(&ch.Sealed)
+		}
 		v.m.running.Go(func() { v.swap(co, ch) })
 	}
 	tell := v.noteMove(r)

@@ -11,6 +11,7 @@
 package volumepb
 
 import (
+	clusterdomainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -3247,10 +3248,11 @@ func (x *GetExposureRequest) GetVolume() string {
 }
 
 type GetExposureResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Exposure      *Exposure              `protobuf:"bytes,3,opt,name=exposure,proto3" json:"exposure,omitempty"`
+	state         protoimpl.MessageState     `protogen:"open.v1"`
+	VolumeId      string                     `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Name          string                     `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Exposure      *Exposure                  `protobuf:"bytes,3,opt,name=exposure,proto3" json:"exposure,omitempty"`
+	Receipts      []*clusterdomainpb.Receipt `protobuf:"bytes,4,rep,name=receipts,proto3" json:"receipts,omitempty"` // of the takeovers, the oldest first; the last 16 are kept
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3302,6 +3304,13 @@ func (x *GetExposureResponse) GetName() string {
 func (x *GetExposureResponse) GetExposure() *Exposure {
 	if x != nil {
 		return x.Exposure
+	}
+	return nil
+}
+
+func (x *GetExposureResponse) GetReceipts() []*clusterdomainpb.Receipt {
+	if x != nil {
+		return x.Receipts
 	}
 	return nil
 }
@@ -4198,7 +4207,7 @@ var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"U\n" +
+	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\x1a*clusterdomain/clusterdomainpb/domain.proto\"U\n" +
 	"\x05Needs\x12\x17\n" +
 	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
@@ -4466,11 +4475,12 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\n" +
 	"lost_nodes\x18\x03 \x03(\tR\tlostNodes\",\n" +
 	"\x12GetExposureRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"~\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"\xbc\x01\n" +
 	"\x13GetExposureResponse\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
-	"\bexposure\x18\x03 \x01(\v2\x1a.tandem.volume.v1.ExposureR\bexposure\"\xe0\x02\n" +
+	"\bexposure\x18\x03 \x01(\v2\x1a.tandem.volume.v1.ExposureR\bexposure\x12<\n" +
+	"\breceipts\x18\x04 \x03(\v2 .tandem.clusterdomain.v1.ReceiptR\breceipts\"\xe0\x02\n" +
 	"\bExposure\x125\n" +
 	"\x04open\x18\x01 \x01(\v2!.tandem.volume.v1.ExposedIntervalR\x04open\x125\n" +
 	"\x04past\x18\x02 \x03(\v2!.tandem.volume.v1.ExposedIntervalR\x04past\x12#\n" +
@@ -4681,6 +4691,7 @@ var file_volume_volumepb_volume_proto_goTypes = []any{
 	nil,                             // 61: tandem.volume.v1.Volume.LabelsEntry
 	nil,                             // 62: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
 	nil,                             // 63: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*clusterdomainpb.Receipt)(nil), // 64: tandem.clusterdomain.v1.Receipt
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
@@ -4719,59 +4730,60 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	43, // 33: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
 	6,  // 34: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
 	48, // 35: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	49, // 36: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
-	49, // 37: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
-	50, // 38: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
-	53, // 39: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
-	4,  // 40: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
-	53, // 41: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
-	51, // 42: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
-	53, // 43: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
-	12, // 44: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	14, // 45: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	17, // 46: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	19, // 47: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
-	46, // 48: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
-	21, // 49: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	23, // 50: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	25, // 51: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	27, // 52: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	35, // 53: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	29, // 54: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	31, // 55: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	33, // 56: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	37, // 57: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	44, // 58: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	51, // 59: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
-	55, // 60: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
-	57, // 61: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
-	59, // 62: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
-	41, // 63: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	13, // 64: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	15, // 65: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	18, // 66: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	20, // 67: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
-	47, // 68: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
-	22, // 69: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	24, // 70: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	26, // 71: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	28, // 72: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	36, // 73: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	30, // 74: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	32, // 75: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	34, // 76: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	38, // 77: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	45, // 78: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	52, // 79: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
-	56, // 80: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
-	58, // 81: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
-	60, // 82: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
-	42, // 83: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	64, // [64:84] is the sub-list for method output_type
-	44, // [44:64] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	64, // 36: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
+	49, // 37: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	49, // 38: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	50, // 39: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	53, // 40: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	4,  // 41: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
+	53, // 42: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	51, // 43: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	53, // 44: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	12, // 45: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	14, // 46: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	17, // 47: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	19, // 48: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
+	46, // 49: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	21, // 50: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	23, // 51: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	25, // 52: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	27, // 53: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	35, // 54: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	29, // 55: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	31, // 56: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	33, // 57: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	37, // 58: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	44, // 59: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	51, // 60: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	55, // 61: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	57, // 62: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	59, // 63: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	41, // 64: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	13, // 65: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	15, // 66: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	18, // 67: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	20, // 68: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	47, // 69: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	22, // 70: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	24, // 71: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	26, // 72: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	28, // 73: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	36, // 74: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	30, // 75: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	32, // 76: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	34, // 77: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	38, // 78: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	45, // 79: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	52, // 80: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	56, // 81: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	58, // 82: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	60, // 83: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	42, // 84: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	65, // [65:85] is the sub-list for method output_type
+	45, // [45:65] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }

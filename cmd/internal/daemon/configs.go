@@ -55,3 +55,16 @@ func (d *daemon) resynced(v replication.VolumeID, r replication.ReplicaID) int64
 	}
 	return 0
 }
+
+// sealed is what the replicas told of themselves at the takeover of a volume that is attached here, or about to be.
+func (d *daemon) sealed(v replication.VolumeID) map[replication.ReplicaID]volume.Sealed {
+	vol := d.volumes.Volume(v)
+	if vol == nil {
+		return nil
+	}
+	all := make(map[replication.ReplicaID]volume.Sealed)
+	for _, s := range vol.Sealed() {
+		all[s.Replica] = volume.Sealed{Lossy: s.Lossy, Applied: s.Applied}
+	}
+	return all
+}

@@ -244,7 +244,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		Verify: replvolume.VerifySchedule{Every: r.VerifyInterval, Rate: int64(r.VerifyRate)},
 		Logger: d.lg,
 	})
-	d.configs.Resynced = d.resynced
+	d.configs.Resynced, d.configs.Sealed = d.resynced, d.sealed
 	stops.push(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()

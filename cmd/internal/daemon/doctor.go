@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/cmd/internal/config"
 	"github.com/tandem-storage/tandem/cmd/internal/doctor"
 	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/replication"
@@ -23,19 +24,24 @@ func (d *daemon) measured() (doctor.Node, error) {
 		return doctor.Node{}, err
 	}
 	n := doctor.Node{
-		Peers: d.doctorPeers,
-		Dial:  func(p doctor.Peer) (*grpc.ClientConn, error) { return d.dial(p.Name, p.Address) },
-		Read:  d.probe,
-		Timers: &doctorpb.Timers{
-			SuspectUs:   d.c.Replication.SuspectTimeout.Microseconds(),
-			OperationUs: d.c.Replication.OpTimeout.Microseconds(),
-			LeaseUs:     d.c.Failover.NodeTTL.Microseconds(),
-		},
+		Peers:  d.doctorPeers,
+		Dial:   func(p doctor.Peer) (*grpc.ClientConn, error) { return d.dial(p.Name, p.Address) },
+		Read:   d.probe,
+		Timers: timers(d.c),
 	}
 	for _, p := range d.pools.all {
 		n.Pools = append(n.Pools, p.Path())
 	}
 	return n, nil
+}
+
+// timers are those of the configuration that measurements are judged by.
+func timers(c *config.Config) *doctorpb.Timers {
+	return &doctorpb.Timers{
+		SuspectUs:   c.Replication.SuspectTimeout.Microseconds(),
+		OperationUs: c.Replication.OpTimeout.Microseconds(),
+		LeaseUs:     c.Failover.NodeTTL.Microseconds(),
+	}
 }
 
 // doctorPeers are the other nodes that are registered.

@@ -51,6 +51,8 @@ func TestJudge(t *testing.T) {
 		{"broken disk", func(a *Answer) { a.Disks[0] = &pb.Disk{Path: "/pool", Error: "input/output error"} }, []string{"disk-sync BAD"}},
 		{"slow kvdb", func(a *Answer) { a.Kvdb.MaxUs = 300_000 }, []string{"kvdb WARN"}},
 		{"very slow kvdb", func(a *Answer) { a.Kvdb.MaxUs = 2_600_000 }, []string{"kvdb BAD"}},
+		{"a kvdb too slow for a short nodeTTL", func(a *Answer) { a.Kvdb.MaxUs, a.Timers.LeaseUs = 190_000, 700_000 }, []string{"kvdb BAD"}},
+		{"just fast enough for it", func(a *Answer) { a.Kvdb.MaxUs, a.Timers.LeaseUs = 175_000, 700_000 }, nil},
 		{"no kvdb", func(a *Answer) { a.Kvdb, a.KvdbError = nil, "no leader" }, []string{"kvdb BAD"}},
 		{"not registered", func(a *Answer) { a.Offline = true }, []string{"lease BAD"}},
 		{"no answer", func(a *Answer) { a.MeasureResponse, a.Err = nil, errors.New("refused") }, []string{"answer BAD"}},

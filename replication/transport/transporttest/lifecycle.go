@@ -264,6 +264,7 @@ func testControl(t *testing.T, open Open) {
 	sealed := replication.SealResult{
 		Status: replication.StatusFenced, Term: 1<<64 - 1, Epoch: 5, Gen: 6, State: replication.MemberStale,
 		Boot: replication.BootID(id()), Instance: id(), Lossy: true, LogLost: true, Crowded: true, Active: []uint32{0, 7, 1<<32 - 1},
+		Applied: replication.Position{Term: 1<<64 - 2, Seq: 1<<63 + 1},
 	}
 	prepare := replication.PrepareRequest{Volume: volume, Replica: replica, Term: 8, Missing: []replication.ReplicaID{other, replica}, MarkAll: []replication.ReplicaID{other}}
 	prepared := replication.PrepareResult{Status: replication.StatusState, Term: 9}
