@@ -87,7 +87,7 @@ func newSimMetro(seed uint64, fail, trace func(string, ...any)) *simMetro {
 		fail: fail, trace: trace, rng: rng, start: time.Now(), seen: map[string]int{}, domains: []string{"a", "b"}, kv: memkv.NewServer(memkv.Options{}),
 		heard: map[[2]string]time.Time{}, reached: map[string]bool{}, attach: []int{0, 0, 500, 4000}[rng.IntN(4)],
 		policy: clusterdomain.Failover{
-			Enabled: true, Confirm: []time.Duration{2 * time.Second, 4 * time.Second}[rng.IntN(2)], MinInterval: 15 * time.Second,
+			Enabled: true, Confirm: []time.Duration{2 * time.Second, 4 * time.Second}[rng.IntN(2)], MinInterval: []time.Duration{15 * time.Second, 45 * time.Second}[rng.IntN(2)],
 			QuorumLoss: []int{100, 100, 50}[rng.IntN(3)], AutoPromote: rng.IntN(2) == 0,
 		},
 		ttl: kvdb.MinTTL,
@@ -172,7 +172,7 @@ func (c *simMetro) standBy() {
 		c.fail("%v", err)
 	}
 	d.Mod = rev
-	c.check.domains["b"] = d
+	c.check.domains["b"], c.check.made[simDomainEpoch{"b", d.Epoch}] = d, d
 	c.seen["a domain on standby"]++
 }
 

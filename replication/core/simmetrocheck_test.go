@@ -23,6 +23,7 @@ type simMetroCheck struct {
 	here    map[string]bool  // registered
 	ill     map[string]int64 // when it was last out of reach of the kvdb, or that changed its leader
 	refused map[string]bool  // orders that were refused, by actor
+	givenUp map[string]bool  // orders that give up every volume
 	orders  int              // that operators have given
 }
 
@@ -35,7 +36,7 @@ type simDomainEpoch struct {
 func (k *simMetroCheck) init(c *simMetro) {
 	*k = simMetroCheck{
 		c: c, domains: map[string]clusterdomain.Domain{}, made: map[simDomainEpoch]clusterdomain.Domain{},
-		since: map[string]int64{}, here: map[string]bool{}, ill: map[string]int64{}, refused: map[string]bool{},
+		since: map[string]int64{}, here: map[string]bool{}, ill: map[string]int64{}, refused: map[string]bool{}, givenUp: map[string]bool{},
 	}
 }
 
@@ -122,6 +123,9 @@ func (k *simMetroCheck) changed(m *simMachine, ds []clusterdomain.Domain, _ kvdb
 		}
 		if k.refused[d.Actor] {
 			c.fail("10.1: the order of %s was refused, and makes domain %s %s", d.Actor, d.Name, d.State)
+		}
+		if len(d.AcceptDataLoss) > 0 && !k.givenUp[d.Actor] {
+			c.fail("I24: %s gave up nothing, and domain %s is %s without %v", d.Actor, d.Name, d.State, d.AcceptDataLoss)
 		}
 		k.move(m, old, d)
 	}

@@ -163,8 +163,11 @@ func (c *simMetro) serve() {
 		if !r.taken {
 			if _, drawn := delay[r.of]; !drawn { // what is asked at once arrives at once: who asked first is nobody's to know
 				delay[r.of] = c.rng.Int64N(30e6)
-				if c.kvSlow {
+				switch {
+				case c.kvSlow:
 					delay[r.of] = c.rng.Int64N(4e9)
+				case c.rng.IntN(4) == 0: // so that others come in between
+					delay[r.of] = c.rng.Int64N(400e6)
 				}
 			}
 			r.taken, r.at = true, c.now+delay[r.of]

@@ -202,6 +202,7 @@ func (c *simMetro) order(m *simMachine, domain string, what simOrder, expect boo
 		o.PeerLost = true
 	case giveUpIt:
 		o.PeerLost = true
+		c.check.givenUp[o.Actor] = true
 		for _, w := range c.vols {
 			o.AcceptDataLoss = append(o.AcceptDataLoss, w.vol.String())
 		}
@@ -265,6 +266,15 @@ func metroPlan(seed uint64, steps int) []metroPlanned {
 		}
 	}
 	often, mend := 60+rng.IntN(900), 500+rng.IntN(3500)
+	if rng.IntN(3) == 0 { // nothing but sites that are lost for long, and come back
+		used = used[:0]
+		for i := range metroEvents {
+			if n := metroEvents[i].name; strings.HasPrefix(n, "site ") || n == "operator activates" || n == "operator attaches" {
+				used = append(used, i)
+			}
+		}
+		often, mend = 600+rng.IntN(900), 1000+rng.IntN(3000)
+	}
 	var plan []metroPlanned
 	for step := range steps {
 		if len(used) > 0 && rng.IntN(often) == 0 {
