@@ -19,6 +19,7 @@ LDFLAGS  := -X main.version=$(VERSION)
 KVDB     ?= raft
 ROUNDS   ?= 4
 CYCLES   ?= 200
+FAILOVER ?= 50
 FUZZTIME ?= 20s
 PKG      ?= ./...
 
@@ -75,8 +76,8 @@ test-race: deps build ## the same under the race detector
 	$(GO) test -count=1 -race -timeout 40m $(PKG)
 
 .PHONY: sim
-sim: ## the replication core in a simulated world, 20,000 seeds (SEED=s one seed, with all that happens; SEED=s SEEDS=n so many)
-	@deploy/hack/sim.sh "$(SEED)" "$(SEEDS)" "$(KEEP)"
+sim: ## the replication core in a simulated world, 20,000 seeds, and two sites with their arbiters, 500 (SEED=s or METRO=s one seed, with all that happens; SEEDS=n so many)
+	@METRO="$(METRO)" deploy/hack/sim.sh "$(SEED)" "$(SEEDS)" "$(KEEP)"
 
 # Nothing is asked of the machine but root, for network devices: qemu does without virtualisation.
 .PHONY: test-vm
@@ -88,8 +89,8 @@ test-vm: ## cut the power of two sites on a real kernel, in qemu (ROUNDS=4 SEED=
 
 .PHONY: test-nemesis
 test-nemesis: KVDB = etcd
-test-nemesis: deps ## break a living cluster again and again and check all answers (CYCLES=200 SEED=another each time KVDB=etcd|raft; a quarter of an hour)
-	$(GO) test -count=1 -v -timeout 24h -run TestNemesis ./deploy/nemesis -cycles $(CYCLES) -kvdb $(KVDB) $(if $(SEED),-seed $(SEED)) $(NEMESISFLAGS)
+test-nemesis: deps ## break a living cluster again and again and check all answers (CYCLES=200 SEED=another each time KVDB=etcd|raft FAILOVER=50 per cent by arbiters; a quarter of an hour)
+	$(GO) test -count=1 -v -timeout 24h -run TestNemesis ./deploy/nemesis -cycles $(CYCLES) -kvdb $(KVDB) -failover $(FAILOVER) $(if $(SEED),-seed $(SEED)) $(NEMESISFLAGS)
 
 .PHONY: mutants
 mutants: ## break one rule of the replication core at a time and see what catches it (a quarter of an hour; MUTANT=regexp for some)

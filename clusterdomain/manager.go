@@ -76,7 +76,7 @@ type Manager struct {
 	looking  looking  // what the arbiter of this node has seen
 	assuming assuming // what is being attached here after a failover
 
-	refreshMu sync.Mutex // held over reading and publishing: views never go back
+	refreshing chan struct{} // has a value while somebody reads and publishes: views never go back
 
 	subs struct {
 		sync.Mutex
@@ -95,7 +95,7 @@ func New(store kvdb.Store, o Options) (*Manager, error) {
 	if o.Volumes == nil {
 		return nil, fmt.Errorf("%w: no Volumes given", ErrInvalid)
 	}
-	m := &Manager{store: store, o: o, lg: o.Logger, trail: audit.New(store, o.Cluster, o.Node.Name), ready: make(chan struct{})}
+	m := &Manager{store: store, o: o, lg: o.Logger, trail: audit.New(store, o.Cluster, o.Node.Name), ready: make(chan struct{}), refreshing: make(chan struct{}, 1)}
 	m.subs.m = make(map[chan *View]struct{})
 	m.view.Store(&View{Local: o.Node.Name})
 	return m, nil
@@ -183,8 +183,12 @@ func (m *Manager) follow(ctx context.Context) {
 // then not older than the call. The view is kept current without it; it is for
 // decisions that an operator expects to follow a change made on another node.
 func (m *Manager) Refresh(ctx context.Context) error {
-	m.refreshMu.Lock()
-	defer m.refreshMu.Unlock()
+	select {
+	case m.refreshing <- struct{}{}:
+		defer func() { <-m.refreshing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	v, err := readView(ctx, m.store, m.o.Cluster, m.o.Node.Name, m.View())
 	if err != nil {
 		return err

@@ -409,3 +409,33 @@ func TestServer(t *testing.T) {
 		s.SetReachable(true)
 	})
 }
+
+// silent is a store that does not answer.
+type silent struct{ kvdb.Store }
+
+func (silent) List(ctx context.Context, _ string) ([]kvdb.KV, kvdb.Revision, error) {
+	<-ctx.Done()
+	return nil, 0, ctx.Err()
+}
+
+// TestRefreshInItsTime: whoever refreshes waits no longer than he said, also for another one who waits for the kvdb: the arbiter's look is late otherwise.
+func TestRefreshInItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := node(t, silent{memkv.New()}, "n1", "a", volumes{})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = m.Refresh(ctx)
+		}()
+		synctest.Wait()
+		short, done := context.WithTimeout(t.Context(), time.Second)
+		defer done()
+		began := time.Now()
+		if err := m.Refresh(short); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		cancel()
+		<-ended
+	})
+}

@@ -35,6 +35,9 @@ type VolumeView struct {
 		ID           string        `json:"id"`
 		Unreconciled int64         `json:"unreconciled_bytes,string"`
 		Replicas     []ReplicaView `json:"replicas"`
+		Attachment   struct {
+			Node string `json:"node"` // "": detached
+		} `json:"attachment"`
 	} `json:"volume"`
 }
 

@@ -36,6 +36,9 @@ var timers = map[string]any{
 	"beatInterval": "200ms", "suspectTimeout": suspect.String(), "leaseTime": "800ms", "leaseGrant": "1s", "opTimeout": "3s", "sealTimeout": "2s", "stallTimeout": "20s",
 }
 
+// failover is about as fast as the configuration allows, with what the timers above leave to it.
+var failover = map[string]any{"profile": "aggressive", "nodeTTL": "3s", "confirm": "1500ms", "minInterval": "10s"}
+
 const (
 	// slow is what is told of.
 	slow = 10 * time.Second
@@ -64,6 +67,9 @@ func found(t *testing.T) *cluster {
 		Nodes: []lab.NodeSpec{{Name: "a1", Site: alpha, Member: true}, {Name: "b1", Site: beta, Member: true}, {Name: "w1", Site: gamma, Member: true, Witness: true}},
 		Adjust: func(_ string, config map[string]any) {
 			config["replication"] = timers
+			if *failoverFlag > 0 {
+				config["failover"] = failover
+			}
 		},
 	}, &undo)
 	if err != nil {

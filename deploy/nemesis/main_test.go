@@ -16,11 +16,12 @@ import (
 )
 
 var (
-	seedFlag   = flag.Uint64("seed", 0, "seed of the plan; 0: another one each time, printed")
-	cyclesFlag = flag.Int("cycles", 0, "how many faults, one after the other; 0: the test is skipped")
-	kvdbFlag   = flag.String("kvdb", "etcd", `"etcd" (a server in each site) or "raft" (embedded)`)
-	faultFlag  = flag.String("fault", "", "only this one, in every cycle")
-	keepFlag   = flag.Bool("keep", false, "leave the directory of the cluster, with all logs and histories, for a look")
+	seedFlag     = flag.Uint64("seed", 0, "seed of the plan; 0: another one each time, printed")
+	cyclesFlag   = flag.Int("cycles", 0, "how many faults, one after the other; 0: the test is skipped")
+	kvdbFlag     = flag.String("kvdb", "etcd", `"etcd" (a server in each site) or "raft" (embedded)`)
+	faultFlag    = flag.String("fault", "", "only this one, in every cycle")
+	failoverFlag = flag.Int("failover", half, "of the takeovers that arbiters can do, so many per cent are left to them; 0: no automatic failover at all")
+	keepFlag     = flag.Bool("keep", false, "leave the directory of the cluster, with all logs and histories, for a look")
 
 	undo lab.Undo
 )

@@ -2,6 +2,7 @@ package nemesis
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,7 +25,7 @@ type runner struct {
 	backup     string      // what the kvdb comes back from, a directory; "": nothing
 	rolled     bool        // the kvdb came back from it, and was not imported yet
 
-	cycles, takeovers, refusals, imports, requests int
+	cycles, takeovers, failovers, unasked, refusals, imports, requests int
 }
 
 // every is how many cycles are checked at once.
@@ -34,7 +35,7 @@ const every = 10
 func TestNemesis(t *testing.T) {
 	need(t)
 	r := &runner{t: t, seed: seeded(), home: "a1", away: "b1", history: History{Start: make([]int64, places)}}
-	plan, err := Plan(r.seed, *cyclesFlag, Fault(*faultFlag))
+	plan, err := Plan(r.seed, *cyclesFlag, Fault(*faultFlag), *failoverFlag)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,8 +55,8 @@ func TestNemesis(t *testing.T) {
 			r.barrier()
 		}
 	}
-	say("%s: %d cycles, %d takeovers (%d refused: the last in-sync replica, or an old kvdb), %d imports, %d attachments, %d requests; every answer is explained; %v; SEED=%d",
-		*kvdbFlag, r.cycles, r.takeovers, r.refusals, r.imports, r.consumers, r.requests, since(began), r.seed)
+	say("%s: %d cycles, %d takeovers by the operator, %d by arbiters and %d more that were not planned (%d refused: the last in-sync replica, or an old kvdb), %d imports, %d attachments, %d requests; every answer is explained; %v; SEED=%d",
+		*kvdbFlag, r.cycles, r.takeovers, r.failovers, r.unasked, r.refusals, r.imports, r.consumers, r.requests, since(began), r.seed)
 }
 
 // cycle is one fault and the way back.
@@ -71,7 +72,11 @@ func (r *runner) cycle(c Cycle) {
 	stop := r.begin(c)
 	from := at
 	if c.Takeover {
-		switch done := r.takeOver(); {
+		take := r.takeOver
+		if c.Arbiter {
+			take = r.failOver
+		}
+		switch done := take(); {
 		case !done:
 			said += ", no takeover: the last in-sync replica is there, or the kvdb is old"
 		case c.Fault == RollBehind:
@@ -293,11 +298,51 @@ func (r *runner) takeOver() bool {
 		return false
 	}
 	r.takeovers++
-	r.replaced = append(r.replaced, r.current)
-	r.current = nil
-	r.home, r.away = r.away, r.home
+	r.changePlaces()
 	r.serve()
 	return true
+}
+
+// failOver waits until the arbiter away has taken the volume over. It returns false if it cannot: the replica there is not in sync.
+func (r *runner) failOver() (done bool) {
+	r.t.Helper()
+	began := time.Now()
+	until(r.t, "the arbiter takes over", func() (bool, error) {
+		v, err := r.Inspect(r.t.Context(), r.Node(r.away), volume)
+		if err != nil {
+			return false, err
+		}
+		done = v.Volume.Attachment.Node == r.away
+		stale := slices.ContainsFunc(v.Volume.Replicas, func(p lab.ReplicaView) bool { return p.Node == r.away && !p.InSync })
+		return done || stale, fmt.Errorf("attached on %s", v.Volume.Attachment.Node)
+	})
+	if !done {
+		r.refusals++
+		return false
+	}
+	r.failovers++
+	say("taken over by the arbiter after %v", since(began))
+	r.changePlaces()
+	r.serve()
+	return true
+}
+
+// changePlaces makes the other site home, where somebody attaches the volume.
+func (r *runner) changePlaces() {
+	if r.current != nil {
+		r.replaced = append(r.replaced, r.current)
+	}
+	r.current = nil
+	r.home, r.away = r.away, r.home
+}
+
+// moved reports whether an arbiter has taken the volume over that was not waited for: a fault can last long enough for it.
+func (r *runner) moved() bool {
+	if *failoverFlag == 0 {
+		return false
+	}
+	v, err := r.Inspect(r.t.Context(), r.Node(r.home), volume)
+	return err == nil && v.Volume.Attachment.Node == r.away
 }
 
 // move detaches the volume by plan and attaches it at the other site.
@@ -320,7 +365,7 @@ func (r *runner) attach(node string) (done bool) {
 			return true, nil
 		}
 		done = err == nil
-		return done, err
+		return done || node == r.home && r.moved(), err
 	})
 	if !done {
 		return false
@@ -356,6 +401,12 @@ func (r *runner) serve() {
 		if r.current == nil || !r.current.proc.Running() {
 			r.dead(r.current)
 			if !r.attach(r.home) {
+				if r.moved() {
+					r.current = nil
+					r.unasked++
+					r.changePlaces()
+					continue
+				}
 				r.t.Fatalf("%s was attached, and is not any more", volume)
 			}
 			c, err := r.consume("run")

@@ -59,11 +59,14 @@ const (
 	longest  = 2 * time.Second
 )
 
-// kind is a fault and in how many of its cycles, percent, the operator takes the volume over while it lasts.
+// kind is a fault and in how many of its cycles, percent, the volume is taken over while it lasts.
 type kind struct {
 	fault    Fault
 	takeover int
 }
+
+// lost are the faults by which home is lost: the arbiters of the other site can do what an operator does otherwise.
+var lost = []Fault{CutHome, MuteHome, DeafHome, StopHome, KillHome, TornHome}
 
 // faults are all of them.
 var faults = []kind{
@@ -79,6 +82,7 @@ type Cycle struct {
 	Fault    Fault
 	Hold     time.Duration // how long it lasts, at least; from the takeover on, if there is one
 	Takeover bool          // the operator deactivates home and attaches the volume away, while it lasts
+	Arbiter  bool          // the arbiters do that
 	Quiet    bool          // with a takeover: the consumer writes nothing while the fault lasts, so that only its reads could tell
 	Settle   bool          // afterwards: wait until both replicas are in sync
 	Site     int           // which kvdb member
@@ -86,7 +90,10 @@ type Cycle struct {
 
 func (c Cycle) String() string {
 	s := fmt.Sprintf("%-13s for %5v", c.Fault, c.Hold)
-	if c.Takeover {
+	switch {
+	case c.Arbiter:
+		s += ", a failover"
+	case c.Takeover:
 		s += ", a takeover"
 	}
 	if c.Quiet {
@@ -96,8 +103,8 @@ func (c Cycle) String() string {
 }
 
 // Plan returns the schedule of a seed: every fault once in as many cycles as there are faults, in another order each time; or
-// only one of them. A longer schedule of the same seed begins with the shorter one.
-func Plan(seed uint64, cycles int, only Fault) ([]Cycle, error) {
+// only one of them. So many per cent of the takeovers that arbiters can do are theirs. A longer schedule of the same seed begins with the shorter one.
+func Plan(seed uint64, cycles int, only Fault, failover int) ([]Cycle, error) {
 	of := slices.Clone(faults)
 	if only != "" {
 		of = slices.DeleteFunc(of, func(f kind) bool { return f.fault != only })
@@ -105,7 +112,7 @@ func Plan(seed uint64, cycles int, only Fault) ([]Cycle, error) {
 	if len(of) == 0 {
 		return nil, fmt.Errorf("nemesis: no such fault: %q", only)
 	}
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng, arbiters := rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 1))
 	var plan []Cycle
 	for len(plan) < cycles {
 		for _, i := range rng.Perm(len(of)) {
@@ -121,6 +128,7 @@ func Plan(seed uint64, cycles int, only Fault) ([]Cycle, error) {
 			if c.Takeover {
 				c.Hold *= 2
 			}
+			c.Arbiter = arbiters.IntN(100) < failover && c.Takeover && slices.Contains(lost, c.Fault)
 			plan = append(plan, c)
 		}
 	}

@@ -7,7 +7,7 @@ import (
 
 func mustPlan(t *testing.T, seed uint64, cycles int, only Fault) []Cycle {
 	t.Helper()
-	plan, err := Plan(seed, cycles, only)
+	plan, err := Plan(seed, cycles, only, half)
 	if err != nil || len(plan) != cycles {
 		t.Fatalf("a plan of %d cycles instead of %d: %v", len(plan), cycles, err)
 	}
@@ -22,8 +22,14 @@ func TestPlan(t *testing.T) {
 			t.Errorf("a plan of %d cycles is not the beginning of a longer one", n)
 		}
 	}
-	times := map[Fault]int{}
+	times, failovers := map[Fault]int{}, 0
 	for _, c := range long {
+		if c.Arbiter {
+			failovers++
+		}
+		if c.Arbiter && !(c.Takeover && slices.Contains(lost, c.Fault)) {
+			t.Errorf("%v: nobody would take over by itself", c)
+		}
 		times[c.Fault]++
 		if c.Hold < shortest || c.Hold > 2*longest || c.Hold > longest && !c.Takeover {
 			t.Errorf("%v lasts %v", c, c.Hold)
@@ -33,6 +39,9 @@ func TestPlan(t *testing.T) {
 		if times[f.fault] != 3 {
 			t.Errorf("%s is there %d times", f.fault, times[f.fault])
 		}
+	}
+	if failovers == 0 {
+		t.Error("arbiters do nothing")
 	}
 	if slices.Equal(mustPlan(t, 8, len(faults), ""), long[:len(faults)]) {
 		t.Error("another seed makes the same plan")
@@ -45,7 +54,7 @@ func TestPlanOfOne(t *testing.T) {
 			t.Errorf("%v is in a plan of %s", c, Usurp)
 		}
 	}
-	if _, err := Plan(1, 10, "earthquake"); err == nil {
+	if _, err := Plan(1, 10, "earthquake", 0); err == nil {
 		t.Error("there is a plan of a fault that does not exist")
 	}
 }

@@ -327,8 +327,7 @@ func (w *simWorld) settle() {
 		if c == nil {
 			continue // it is being handed over
 		}
-		if !w.rolled && !w.marked && c.stage == stageServing && len(w.truth.ISR) == len(w.nodes) && c.change == nil && c.reconcile.Count() == 0 &&
-			len(w.client.flight) == 0 && len(c.flight.ios) == 0 && c.Stall() == StallNone && !c.wroteSeq && w.verified(c) {
+		if w.atRest(c) && w.verified(c) {
 			w.compare()
 			w.checkHealed()
 			w.checkRest(c)
@@ -345,6 +344,12 @@ func (w *simWorld) settle() {
 	}
 	w.fail("not settled: stage %d stall %q isr %v flight %d waiting %d change %+v round %+v join %+v reconcile %d jobs %d reqs %d evict %b %q hold %q/%v open %b",
 		k.stage, k.Stall(), w.inSync(), len(k.flight.ios), len(k.waiting), k.change, k.round, k.join, k.reconcile.Count(), len(k.jobs), len(k.reqs), k.evictReq, k.evictWhy, k.hold.why, k.holdAcks, k.openSet())
+}
+
+// atRest reports whether everything is in sync and nothing is under way.
+func (w *simWorld) atRest(c *Coordinator) bool {
+	return !w.rolled && !w.marked && c.stage == stageServing && len(w.truth.ISR) == len(w.nodes) && c.change == nil && c.reconcile.Count() == 0 &&
+		len(w.client.flight) == 0 && len(c.flight.ios) == 0 && c.Stall() == StallNone && !c.wroteSeq
 }
 
 // checkRest asserts that nothing is left over when a volume is at rest.
@@ -435,14 +440,16 @@ type simTally struct {
 	virtual int64
 }
 
-func (a *simTally) add(w *simWorld) {
+func (a *simTally) add(w *simWorld) { a.addSeen(w.seen, w.now) }
+
+func (a *simTally) addSeen(seen map[string]int, virtual int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.seen == nil {
 		a.seen = map[string]int{}
 	}
-	a.virtual += w.now
-	for k, v := range w.seen {
+	a.virtual += virtual
+	for k, v := range seen {
 		a.seen[k] += v
 	}
 }

@@ -55,7 +55,7 @@ func (n *simNode) handOver(to *simNode) {
 	n.giving = &simHandover{to: to, id: replication.AttachID(w.uuid()), old: c.o.Attach}
 	to.named = n.giving
 	w.trace("%s hands over to %s", n.id, to.id)
-	c.HandOver(n.clock(), replication.Coord{Node: to.id, Domain: replication.DomainID(to.id), Boot: to.boot, AttachID: n.giving.id})
+	c.HandOver(n.clock(), replication.Coord{Node: to.id, Domain: to.domain, Boot: to.boot, AttachID: n.giving.id})
 	n.drainCoord()
 	w.after(simHandOver, func() {
 		w.once(n, func() {
@@ -82,7 +82,7 @@ func (n *simNode) handedOver(c *Coordinator) {
 // takeOver begins what n was prepared for, when it is asked to, or sees the configuration.
 func (n *simNode) takeOver(h *simHandover) {
 	w := n.w
-	if co := w.cfg.Coord; !n.up || n.named != h || n.stop || n.fenced || n.coord != nil || w.kvDown || n.kvCut || co == nil || co.AttachID != h.id {
+	if co := w.cfg.Coord; !n.up || n.named != h || n.stop || n.mustStop(n) || n.coord != nil || w.kvDown || n.kvCut || co == nil || co.AttachID != h.id {
 		w.trace("%s cannot take over", n.id)
 		return
 	}

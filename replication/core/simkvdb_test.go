@@ -16,6 +16,10 @@ func (n *simNode) change(ch Change) {
 	cause := ch.Next.History[len(ch.Next.History)-1].Cause
 	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, cause)
 	n.lapsed = n.coord.policy.lapsed
+	if w.metro != nil {
+		w.metro.change(n, ch)
+		return
+	}
 	tell := func(out Outcome, cfg *replication.Config, rev uint64) {
 		f := func() {
 			if n.alive(c) {

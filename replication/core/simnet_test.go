@@ -22,7 +22,7 @@ func (n *simNode) connect(s Session) {
 	n.sess[s.To] = conn
 	w.trace("%s -> %s hello term %d", n.id, peer.id, s.Term)
 	w.later(conn.there, func() {
-		if !peer.up || peer.life != conn.life || !n.reach(peer) || n.fenced || peer.stop {
+		if !peer.up || peer.life != conn.life || !n.reach(peer) || peer.mustStop(n) || peer.stop {
 			conn.breakOff()
 			return
 		}
@@ -151,7 +151,7 @@ func (n *simNode) control(q Control) {
 		if !n.reach(peer) || !peer.up || peer.life != life || peer.stop {
 			return
 		}
-		if n.fenced {
+		if peer.mustStop(n) {
 			answer(ControlResult{Failed: true})
 			return
 		}

@@ -77,7 +77,7 @@ func (w *simWorld) happen(e *planEvent) {
 
 // shrink leaves events out of a plan as long as fails still holds of the rest: first many at
 // once, then one by one (Zeller and Hildebrandt, Simplifying and Isolating Failure-Inducing Input, 2002).
-func shrink(plan []planEvent, fails func([]planEvent) bool) []planEvent {
+func shrink[E any](plan []E, fails func([]E) bool) []E {
 	for n := (len(plan) + 1) / 2; n > 0; {
 		shorter := false
 		for at := 0; at < len(plan); {

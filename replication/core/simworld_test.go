@@ -38,6 +38,7 @@ type simWorld struct {
 	grant int64          // of read leases
 	seen  map[string]int // what happened, by name
 
+	metro   *simMetro // the cluster that the volume is in, nil if the world is its own
 	vol     replication.VolumeID
 	cfg     *replication.Config // what the kvdb has
 	truth   *replication.Config // what counts: the same, unless the kvdb was restored from a backup
@@ -92,6 +93,8 @@ type simTimer struct {
 type simNode struct {
 	w      *simWorld
 	id     replication.NodeID
+	domain replication.DomainID // its own, but in a simMetro
+	site   *simMachine          // nil but in a simMetro
 	rid    replication.ReplicaID
 	up     bool
 	paused bool
@@ -193,11 +196,11 @@ func newSimWorld(n int, rng *rand.Rand) *simWorld {
 		History: []replication.EpochRecord{{Epoch: 1, Gen: 1}},
 	}
 	for i := range n {
-		node := &simNode{w: w, id: replication.NodeID(fmt.Sprint("n", i)), rid: replication.ReplicaID{byte(i + 1)}, cutTo: map[*simNode]bool{}, damage: map[*simNode]bool{}}
+		node := &simNode{w: w, id: replication.NodeID(fmt.Sprint("n", i)), domain: replication.DomainID(fmt.Sprint("n", i)), rid: replication.ReplicaID{byte(i + 1)}, cutTo: map[*simNode]bool{}, damage: map[*simNode]bool{}}
 		node.disk = newSimDisk(ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync})
 		w.nodes = append(w.nodes, node)
 		w.cfg.ISR = append(w.cfg.ISR, node.rid)
-		w.cfg.Members[node.rid] = replication.Member{Node: node.id, Domain: replication.DomainID(node.id), State: replication.MemberInSync}
+		w.cfg.Members[node.rid] = replication.Member{Node: node.id, Domain: node.domain, State: replication.MemberInSync}
 		node.boot = replication.BootID(w.uuid())
 	}
 	for _, node := range w.nodes {
@@ -237,9 +240,12 @@ func (w *simWorld) after(d int64, f func()) {
 
 // step lets time pass and one thing happen, if there is one.
 func (w *simWorld) step() {
-	if w.fifo {
+	switch {
+	case w.metro != nil:
+		w.now = w.metro.now
+	case w.fifo:
 		w.now += 1e6
-	} else {
+	default:
 		w.now += 1 + w.rng.Int64N(2e6)
 	}
 	for i := 0; i < len(w.timers); i++ {
@@ -436,16 +442,16 @@ func (n *simNode) coordinate(id replication.AttachID, resume, back bool, cfg *re
 	w := n.w
 	o := w.opts
 	o.Boot = n.boot
-	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), id, n.rid, w.rng.Uint64
+	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, n.domain, id, n.rid, w.rng.Uint64
 	n.kv = w.kvLife
 	o.Resume, o.TakeBack, o.Incarnation, o.Former = resume, back, n.kv.id, n.kv.former
 	n.coord = New(o, cfg, rev)
 	n.sess = make([]*simConn, len(w.nodes))
 	for i, m := range w.nodes {
-		if m.fenced {
+		if n.mustStop(m) {
 			n.coord.SetUsable(n.clock(), i, false)
 		}
-		if m.drains && m != n {
+		if n.sendsAway(m) {
 			n.coord.SetKept(n.clock(), i, false)
 		}
 		if m.silent && m != n {
