@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +22,7 @@ type Configs struct {
 	cluster string
 	keys    keys
 	life    atomic.Pointer[life] // of the kvdb, see checkIncarnation
+	domains sync.Map             // clusterdomain.Domain by replication.DomainID, as last read: what blind goes by
 
 	// Resynced tells how much the resync of a replica that is under way, of a volume that is attached on this node, has to go through, in
 	// bytes; 0: not known. For the exposure ledger. It must not block. Set before the first change; nil: never known.
@@ -133,7 +135,14 @@ const (
 // ErrConflict (another is in force, which may have come on top of this one: Load and decide again), *DomainStateError, ErrIncarnation, ErrInvalidChange,
 // ErrDeleting, replication.ErrRolledBack (the volume waits for an import), replication.ErrVolumeNotFound.
 func (c *Configs) CompareAndSwap(ctx context.Context, rev kvdb.Revision, next *replication.Config, actor replication.DomainID) (kvdb.Revision, error) {
-	s := swap{c: c, rev: rev, next: next, actor: actor}
+	return c.CompareAndSwapFrom(ctx, nil, rev, next, actor)
+}
+
+// CompareAndSwapFrom is CompareAndSwap by one who has prev, the configuration of revision rev; nil if he has not. A change that leaves
+// the in-sync set alone is made without a look then, in one round trip: the transaction compares all that a look would have found,
+// prev itself included, and a comparison that fails leads to a look. prev need not be trusted.
+func (c *Configs) CompareAndSwapFrom(ctx context.Context, prev *replication.Config, rev kvdb.Revision, next *replication.Config, actor replication.DomainID) (kvdb.Revision, error) {
+	s := swap{c: c, prev: prev, rev: rev, next: next, actor: actor}
 	for pause := casPause; ; pause = min(2*pause, casPauseMax) {
 		mod, done, err := s.attempt(ctx)
 		switch {
@@ -158,15 +167,59 @@ func (c *Configs) CompareAndSwap(ctx context.Context, rev kvdb.Revision, next *r
 // swap is one CompareAndSwap under way.
 type swap struct {
 	c     *Configs
+	prev  *replication.Config // of rev, as the caller says; nil if he does not, or it was tried
 	rev   kvdb.Revision
 	next  *replication.Config
 	actor replication.DomainID
 	sent  bool // a transaction whose outcome was not told is or was on its way
 }
 
-// attempt looks and, if the change is permitted, sends it. done: the outcome is known. Otherwise
+// blind is the transaction that makes the change without a look, once; ok is false if there has to be one.
+func (s *swap) blind() (t kvdb.Txn, ok bool) {
+	prev := s.prev
+	s.prev = nil
+	known, found := s.c.domains.Load(s.actor)
+	if prev == nil || !found || checkChange(prev, s.next) != nil || !slices.Equal(prev.ISR, s.next.ISR) {
+		return t, false // a ledger and a gate want to know of another in-sync set
+	}
+	if takes(prev, s.next) || prev.Phase == replication.PhaseRecovering && !isHandover(prev) {
+		return t, false // the ledger has a receipt of a takeover
+	}
+	d := known.(clusterdomain.Domain)
+	if s.permitted(prev, &d) != nil {
+		return t, false
+	}
+	was, err := put(s.c.keys.config(s.next.Volume), prev)
+	if err != nil {
+		return t, false
+	}
+	record, err := put(s.c.keys.config(s.next.Volume), s.next)
+	if err != nil {
+		return t, false
+	}
+	t = s.txn(d.Mod, []kvdb.Op{record})
+	t.If = append(t.If, kvdb.Cmp{Key: was.Key, Target: kvdb.CmpValue, Value: was.Value})
+	return t, true
+}
+
+// txn makes ops if all is as it was decided by: the configuration, that the actor's domain may do it, the kvdb, and that no import is wanted.
+func (s *swap) txn(domain kvdb.Revision, ops []kvdb.Op) kvdb.Txn {
+	return kvdb.Txn{
+		If: []kvdb.Cmp{
+			{Key: s.c.keys.config(s.next.Volume), Target: kvdb.CmpMod, Revision: s.rev},
+			{Key: clusterdomain.DomainKey(s.c.cluster, string(s.actor)), Target: kvdb.CmpMod, Revision: domain},
+			s.c.guard(), s.c.unmarked(s.next.Volume),
+		},
+		Then: ops,
+	}
+}
+
+// attempt sends the change, after a look if it takes one and if that permits it. done: the outcome is known. Otherwise
 // it is to be repeated; an error says why.
 func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error) {
+	if t, ok := s.blind(); ok {
+		return s.send(ctx, t)
+	}
 	k := s.c.keys
 	domKey, incKey := clusterdomain.DomainKey(s.c.cluster, string(s.actor)), clusterdomain.IncarnationKey(s.c.cluster)
 	look, err := s.c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
@@ -200,8 +253,11 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	if err := checkChange(prev, s.next); err != nil {
 		return 0, true, err
 	}
-	domMod, err := s.permitted(prev, dom)
+	d, err := s.c.domain(s.actor, dom)
 	if err != nil {
+		return 0, true, err
+	}
+	if err := s.permitted(prev, d); err != nil {
 		return 0, true, err
 	}
 	record, err := put(k.config(s.next.Volume), s.next)
@@ -212,14 +268,11 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	if err != nil {
 		return 0, true, err
 	}
-	t := kvdb.Txn{
-		If: []kvdb.Cmp{
-			{Key: k.config(s.next.Volume), Target: kvdb.CmpMod, Revision: s.rev},
-			{Key: domKey, Target: kvdb.CmpMod, Revision: domMod},
-			s.c.guard(), s.c.unmarked(s.next.Volume),
-		},
-		Then: slices.Concat(s.c.shrunk(prev, s.next), exposed, []kvdb.Op{record}),
-	}
+	return s.send(ctx, s.txn(d.Mod, slices.Concat(s.c.shrunk(prev, s.next), exposed, []kvdb.Op{record})))
+}
+
+// send is the end of an attempt.
+func (s *swap) send(ctx context.Context, t kvdb.Txn) (_ kvdb.Revision, done bool, _ error) {
 	res, err := s.c.store.Txn(ctx, t)
 	switch {
 	case errors.Is(err, kvdb.ErrInvalid):
@@ -235,29 +288,44 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	return res.Revision, true, nil
 }
 
-// permitted reports whether the actor's domain may make the change, and the
-// revision of the record that says so.
-func (s *swap) permitted(prev *replication.Config, kv *kvdb.KV) (kvdb.Revision, error) {
+// LookAhead reads what a change in the name of domain actor depends on beside the volume, so that the next CompareAndSwapFrom needs no look.
+func (c *Configs) LookAhead(ctx context.Context, actor replication.DomainID) error {
+	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{{Kind: kvdb.OpGet, Key: clusterdomain.DomainKey(c.cluster, string(actor))}}})
+	if err != nil {
+		return fmt.Errorf("read domain %s: %w", actor, err)
+	}
+	_, err = c.domain(actor, look.Gets[0])
+	return err
+}
+
+// domain is what kv, nil if there is none, says of a domain.
+func (c *Configs) domain(name replication.DomainID, kv *kvdb.KV) (*clusterdomain.Domain, error) {
+	if kv == nil {
+		return nil, &DomainStateError{Domain: name}
+	}
+	d, err := clusterdomain.ParseDomain(*kv)
+	if err != nil {
+		return nil, err
+	}
+	c.domains.Store(name, d)
+	return &d, nil
+}
+
+// permitted returns nil if d, the actor's domain, may make the change.
+func (s *swap) permitted(prev *replication.Config, d *clusterdomain.Domain) error {
 	co := s.next.Coord
 	if co == nil || isHandover(s.next) {
 		co = prev.Coord // a detach and a handover are the coordinator's own
 	}
 	if co == nil || co.Domain != s.actor {
-		return 0, fmt.Errorf("%w: domain %s speaks for a coordinator of another", ErrInvalidChange, s.actor)
-	}
-	if kv == nil {
-		return 0, &DomainStateError{Domain: s.actor}
-	}
-	d, err := clusterdomain.ParseDomain(*kv)
-	if err != nil {
-		return 0, err
+		return fmt.Errorf("%w: domain %s speaks for a coordinator of another", ErrInvalidChange, s.actor)
 	}
 	detach := s.next.Phase == replication.PhaseDetached
 	runs := prev.Phase == replication.PhaseActive && s.next.Phase == replication.PhaseActive
 	if !d.State.MayAttach() && !(runs && d.State.MayRun()) && !(detach && d.State.MayDetach()) {
-		return 0, &DomainStateError{Domain: s.actor, State: d.State}
+		return &DomainStateError{Domain: s.actor, State: d.State}
 	}
-	return d.Mod, nil
+	return nil
 }
 
 // shrunk are the writes that tell the gate of a deactivation that an in-sync set got smaller; prev

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -21,11 +23,17 @@ type Mover interface {
 	MayHandOver(v replication.VolumeID) error
 	// HandOver gives the volume to the attachment to, which take asks to serve, and returns how long requests were held. On an error the volume
 	// goes on here.
-	HandOver(ctx context.Context, v replication.VolumeID, to replication.Coord, take func(ctx context.Context) error) (hold time.Duration, err error)
+	HandOver(ctx context.Context, v replication.VolumeID, to replication.Coord, take func(ctx context.Context, h Handover) error) (hold time.Duration, err error)
 	// PrepareHandover names the attachment that this node would make, and the path that it will have.
 	PrepareHandover(v replication.VolumeID) (to replication.Coord, path string, err error)
-	// TakeHandover makes it, when the configuration names it.
-	TakeHandover(ctx context.Context, v replication.VolumeID, a replication.AttachID) (path string, err error)
+	// TakeHandover makes it, when the configuration names it: h.Config, or if that is nil the one that is in force.
+	TakeHandover(ctx context.Context, v replication.VolumeID, a replication.AttachID, h Handover) (path string, err error)
+}
+
+// Handover is the configuration that names another coordinator, and its revision.
+type Handover struct {
+	Config   *replication.Config
+	Revision kvdb.Revision
 }
 
 // Switcher moves attached volumes between nodes by plan, on behalf of operators and of other nodes. It implements the gRPC service Handovers.
@@ -46,7 +54,7 @@ var _ volumepb.HandoversServer = (*Switcher)(nil)
 // What a move is expected to hold requests for: some disk and kvdb work, and so many round trips one after the other.
 const (
 	moveWork       = 30 * time.Millisecond
-	moveRoundTrips = 10
+	moveRoundTrips = 12
 )
 
 // SwitchOver moves one volume, or tells what would be done.
@@ -163,8 +171,12 @@ func (s *Switcher) move(ctx context.Context, e *Entry, to clusterdomain.Node, m 
 		Boot: replication.BootID(p.Boot), AttachID: replication.AttachID(p.AttachId),
 	}
 	// Whoever asked may go away: what was begun is ended.
-	hold, err := s.Mover.HandOver(context.WithoutCancel(ctx), e.ID, next, func(ctx context.Context) error {
-		_, err := c.TakeHandover(ctx, &volumepb.TakeHandoverRequest{Volume: e.ID.String(), AttachId: p.AttachId})
+	hold, err := s.Mover.HandOver(context.WithoutCancel(ctx), e.ID, next, func(ctx context.Context, h Handover) error {
+		raw, err := json.Marshal(h.Config)
+		if err != nil {
+			return fmt.Errorf("%w: configuration of the handover: %w", ErrBadRecord, err)
+		}
+		_, err = c.TakeHandover(ctx, &volumepb.TakeHandoverRequest{Volume: e.ID.String(), AttachId: p.AttachId, Config: raw, Revision: int64(h.Revision)})
 		return err
 	})
 	if err != nil {
@@ -213,6 +225,9 @@ func (s *Switcher) PrepareHandover(ctx context.Context, r *volumepb.PrepareHando
 	if err != nil {
 		return nil, err
 	}
+	if err := s.Catalogue.configs.LookAhead(ctx, to.Domain); err != nil { // while nobody waits
+		return nil, err
+	}
 	return &volumepb.PrepareHandoverResponse{AttachId: to.AttachID[:], Boot: to.Boot[:], Domain: string(to.Domain), Path: path}, nil
 }
 
@@ -222,7 +237,17 @@ func (s *Switcher) TakeHandover(ctx context.Context, r *volumepb.TakeHandoverReq
 	if err != nil || len(r.AttachId) != len(replication.AttachID{}) {
 		return nil, fmt.Errorf("%w: volume %q, attachment of %d bytes", ErrInvalid, r.Volume, len(r.AttachId))
 	}
-	path, err := s.Mover.TakeHandover(ctx, id, replication.AttachID(r.AttachId))
+	var h Handover
+	if len(r.Config) > 0 {
+		h.Config, h.Revision, err = parseConfig(kvdb.KV{Key: "configuration of the handover", Value: r.Config, Mod: kvdb.Revision(r.Revision)})
+		switch {
+		case err != nil:
+			return nil, err
+		case h.Config.Volume != id || h.Revision <= 0:
+			return nil, fmt.Errorf("%w: the configuration of the handover of volume %s is that of volume %s, revision %d", ErrInvalid, id, h.Config.Volume, h.Revision)
+		}
+	}
+	path, err := s.Mover.TakeHandover(ctx, id, replication.AttachID(r.AttachId), h)
 	if err != nil {
 		return nil, err
 	}

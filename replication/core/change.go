@@ -290,6 +290,7 @@ func (c *Coordinator) changed(ch *change) {
 		c.sealUntil = c.now + c.o.SealTimeout
 		c.change = nil
 		c.commitRound(c.isr, false)
+		c.askFirstLeases()
 	case changeEvict:
 		c.isr, c.holdAcks = ch.isr, true
 		for i, m := range c.m {

@@ -209,8 +209,9 @@ type ControlResult struct {
 	Dirty   *replication.DirtyResult
 }
 
-// Change asks for a compare-and-set of the configuration from revision Rev to Next.
+// Change asks for a compare-and-set of the configuration from Prev, which was read or made at revision Rev, to Next. Neither is to be changed.
 type Change struct {
+	Prev *replication.Config
 	Rev  uint64
 	Next *replication.Config
 	// Sealed is what was heard of the in-sync replicas at a takeover, for its record; nil for every other change.

@@ -146,26 +146,68 @@ func (c *Coordinator) connect(i int) {
 func (c *Coordinator) SessionUp(now int64, i int, id replication.SessionID, ack replication.HelloAck) {
 	c.now = now
 	m := c.m[i]
-	if m.sess != id || !m.pending || c.stage != stageServing {
+	if m.sess != id || !m.pending || c.over() {
 		return
 	}
 	m.pending = false
+	if c.stage != stageServing {
+		c.earlySession(i, ack)
+		return
+	}
 	if m.boot != (replication.BootID{}) && m.boot != ack.Boot {
 		c.lostPower(i)
 		c.progress()
 		return
 	}
-	m.boot, m.open, m.lag, m.upAt = ack.Boot, true, 0, now
+	c.opened(i, ack)
 	if m.up {
 		c.pardon(i, suspected)
 	}
-	// A replica whose process lost its activity log learns here which numbers may
-	// have been lost with it.
-	c.send(i, replication.Message{Type: replication.MsgStable, Seq: c.lastSeq})
 	c.askLease(i)
 	c.resend(i)
 	c.retry = true
 	c.progress()
+}
+
+func (c *Coordinator) opened(i int, ack replication.HelloAck) {
+	m := c.m[i]
+	m.boot, m.open, m.lag, m.upAt = ack.Boot, true, 0, c.now
+	// A replica whose process lost its activity log learns here which numbers may
+	// have been lost with it.
+	c.send(i, replication.Message{Type: replication.MsgStable, Seq: c.lastSeq})
+}
+
+// Sessions are opened while a takeover goes on, with replicas that have promised its term, so that it is served as soon as it is committed
+// (protocol.md 5.1). Until then they carry nothing of a consumer, and a lease is asked for only when the activation is in force: who follows a coordinator
+// that was not activated does not wait for one.
+
+// earlySession takes the answer to a hello before the volume is served. A replica in another boot than it was sealed in may have lost what
+// it had then: it is found to have when it is connected to again.
+func (c *Coordinator) earlySession(i int, ack replication.HelloAck) {
+	if r := c.seals[i]; r == nil || r.Boot != ack.Boot {
+		c.dropSession(i)
+		return
+	}
+	c.opened(i, ack)
+	c.askFirstLeases()
+}
+
+// askFirstLeases asks for what the first read needs, once the activation is in force.
+func (c *Coordinator) askFirstLeases() {
+	for i, m := range c.m {
+		if c.stage == stageCommitting && c.isr.has(i) && m.open {
+			c.askLease(i)
+		}
+	}
+}
+
+// keepSessions ends the sessions with all members but those of s.
+func (c *Coordinator) keepSessions(s mask) {
+	for i, m := range c.m {
+		if !s.has(i) && (m.open || m.pending) {
+			c.dropSession(i)
+		}
+	}
 }
 
 // resend sends member i every request that it has not acknowledged. Applying
@@ -233,7 +275,7 @@ func (c *Coordinator) sessionLost(i int) {
 func (c *Coordinator) Step(now int64, i int, msg *replication.Message) {
 	c.now = now
 	m := c.m[i]
-	if c.stage != stageServing || msg.Session != m.sess || !m.open {
+	if msg.Session != m.sess || !m.open || c.stage != stageServing && (c.stage != stageCommitting || msg.Type != replication.MsgGrant) {
 		return
 	}
 	if msg.Type == replication.MsgGrant { // asks for nothing: a replica that has nothing else to do needs no room

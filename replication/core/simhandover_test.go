@@ -74,21 +74,28 @@ func (n *simNode) handedOver(c *Coordinator) {
 	n.coord, n.giving, n.out = nil, nil, h
 	w.seen["handover"]++
 	if n.reach(h.to) {
-		w.once(h.to, func() { h.to.takeOver(h) })
+		w.once(h.to, func() { h.to.takeOver(h, true) })
 	}
 	w.after(simTakeOver, func() { w.once(n, func() { n.takeBack(h) }) })
 }
 
-// takeOver begins what n was prepared for, when it is asked to, or sees the configuration.
-func (n *simNode) takeOver(h *simHandover) {
+// takeOver begins what n was prepared for, when it sees the configuration, or is told it, which may be late.
+func (n *simNode) takeOver(h *simHandover, told bool) {
 	w := n.w
-	if co := w.cfg.Coord; !n.up || n.named != h || n.stop || n.mustStop(n) || n.coord != nil || w.kvDown || n.kvCut || co == nil || co.AttachID != h.id {
+	cfg, rev := w.cfg, w.rev
+	if told {
+		cfg, rev = h.cfg, h.rev
+		if rev != w.rev {
+			w.seen["handover: told late"]++
+		}
+	}
+	if co := cfg.Coord; !n.up || n.named != h || n.stop || n.mustStop(n) || n.coord != nil || !told && (w.kvDown || n.kvCut) || co == nil || co.AttachID != h.id {
 		w.trace("%s cannot take over", n.id)
 		return
 	}
 	w.trace("%s takes over by plan", n.id)
 	n.out, n.named = nil, nil // once
-	n.coordinate(h.id, false, false, w.cfg, w.rev)
+	n.coordinate(h.id, false, false, cfg, rev)
 }
 
 // takeBack goes on with the attachment unless the other one was activated, which only the compare-and-set tells.

@@ -128,7 +128,7 @@ func (n *simNode) watch() {
 			n.coord.ConfigSeen(n.clock(), seen)
 			n.drainCoord()
 		case n.named != nil && co != nil && co.AttachID == n.named.id:
-			n.takeOver(n.named)
+			n.takeOver(n.named, false)
 		}
 	})
 }

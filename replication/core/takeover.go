@@ -157,7 +157,7 @@ func (c *Coordinator) setISR(n *replication.Config, s mask, why func(i int) (rep
 
 func (c *Coordinator) propose(n *replication.Config) {
 	c.changeSent = true
-	c.ready.Change = &Change{Rev: c.rev, Next: n}
+	c.ready.Change = &Change{Prev: c.cfg, Rev: c.rev, Next: n}
 	if c.change.kind == changeActivate {
 		c.ready.Change.Sealed = c.sealedReplicas()
 	}
@@ -178,6 +178,7 @@ func (c *Coordinator) elect() {
 // seal is step 3.
 func (c *Coordinator) seal() {
 	c.stage = stageSealing
+	c.keepSessions(0) // a replica may have restarted, and is asked anew in which boot it is
 	c.sealUntil = c.now + c.o.SealTimeout
 	c.lossUntil = c.now + c.o.LossyTimeout
 	clear(c.seals)
@@ -234,6 +235,12 @@ func (c *Coordinator) sealed() (s mask, ok bool) {
 func (c *Coordinator) prepare(s mask) {
 	c.stage = stagePreparing
 	c.sealUntil = c.now + c.o.SealTimeout
+	c.keepSessions(s)
+	for i, m := range c.m {
+		if s.has(i) && !m.open && !m.pending {
+			c.connect(i) // it has promised the term: what is left of the takeover need not be waited for
+		}
+	}
 	c.prepareRound(s, c.all()&^s)
 }
 

@@ -20,6 +20,9 @@ type AttachOptions struct {
 	// Named, if not zero, is the attachment to which the coordinator on another node has handed the volume over: the takeover goes on
 	// with what it has begun, or fails. The others do not matter then.
 	Named replication.AttachID
+	// Given is the configuration by which that was done, as the coordinator before tells it. It need not be the one in force any more: then the
+	// replicas refuse its term, or the activation loses its comparison.
+	Given Given
 }
 
 // Attach makes this node the volume's coordinator (a takeover if another one
@@ -58,9 +61,12 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			}
 			return v, err
 		default:
-			cfg, rev, err := m.o.Configs.Load(ctx, id)
-			if err != nil {
-				return nil, err
+			cfg, rev := o.Given.Config, o.Given.Rev
+			if o.Given = (Given{}); cfg == nil { // another one is no longer given
+				var err error
+				if cfg, rev, err = m.o.Configs.Load(ctx, id); err != nil {
+					return nil, err
+				}
 			}
 			if err := m.mayTake(cfg, o); err != nil {
 				return nil, err

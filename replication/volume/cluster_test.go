@@ -54,11 +54,13 @@ type testConfigs struct {
 	down   error // answer to everything, if not nil
 	noSwap error // answer to every change, if not nil
 	gone   bool  // the volume is not there any more
+	loads  int   // so far
 }
 
 func (k *testConfigs) Load(context.Context, replication.VolumeID) (*replication.Config, uint64, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.loads++
 	if k.down != nil {
 		return nil, 0, k.down
 	}
@@ -68,7 +70,7 @@ func (k *testConfigs) Load(context.Context, replication.VolumeID) (*replication.
 	return k.cfg.Clone(), k.rev, nil
 }
 
-func (k *testConfigs) Swap(_ context.Context, rev uint64, next *replication.Config, _ replication.DomainID) (uint64, error) {
+func (k *testConfigs) Swap(_ context.Context, _ *replication.Config, rev uint64, next *replication.Config, _ replication.DomainID) (uint64, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
@@ -81,6 +83,12 @@ func (k *testConfigs) Swap(_ context.Context, rev uint64, next *replication.Conf
 	}
 	k.cfg, k.rev = next.Clone(), k.rev+1
 	return k.rev, nil
+}
+
+func (k *testConfigs) loaded() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.loads
 }
 
 func (k *testConfigs) config() *replication.Config {

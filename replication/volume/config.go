@@ -17,14 +17,14 @@ type Configs interface {
 	// read), or an error that wraps replication.ErrVolumeNotFound.
 	Load(ctx context.Context, v replication.VolumeID) (*replication.Config, uint64, error)
 
-	// Swap puts next in force if rev still is the revision in force and the cluster
+	// Swap puts next in force if rev, the revision of prev, still is the one in force and the cluster
 	// domain actor may act, and returns the new revision. It may be called again with the
 	// same arguments to find out what became of a call whose outcome is unknown.
 	//
 	// ErrConflict, ErrRefused, ErrInvalidChange, replication.ErrRolledBack and replication.ErrVolumeNotFound mean that no such call puts next in force any
 	// more; ErrConflict also that an earlier one may have. ErrNotSent means that this call
 	// changed nothing, and says nothing of an earlier one. With any other error the outcome is unknown.
-	Swap(ctx context.Context, rev uint64, next *replication.Config, actor replication.DomainID) (uint64, error)
+	Swap(ctx context.Context, prev *replication.Config, rev uint64, next *replication.Config, actor replication.DomainID) (uint64, error)
 }
 
 // What Configs.Swap answers. Test with errors.Is.
@@ -55,7 +55,7 @@ func (v *Volume) swap(of *core.Coordinator, ch core.Change) {
 func (v *Volume) attempt(ch core.Change) (core.Outcome, *replication.Config, uint64, error) {
 	ctx, cancel := context.WithTimeout(v.ctx, kvdbTimeout)
 	defer cancel()
-	rev, err := v.m.o.Configs.Swap(ctx, ch.Rev, ch.Next, v.m.o.Domain)
+	rev, err := v.m.o.Configs.Swap(ctx, ch.Prev, ch.Rev, ch.Next, v.m.o.Domain)
 	switch {
 	case err == nil:
 		return core.ChangeOK, nil, rev, nil

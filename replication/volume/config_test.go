@@ -27,7 +27,7 @@ func (k *lostConfigs) Load(ctx context.Context, v replication.VolumeID) (*replic
 	return k.testConfigs.Load(ctx, v)
 }
 
-func (k *lostConfigs) Swap(ctx context.Context, rev uint64, next *replication.Config, d replication.DomainID) (uint64, error) {
+func (k *lostConfigs) Swap(ctx context.Context, prev *replication.Config, rev uint64, next *replication.Config, d replication.DomainID) (uint64, error) {
 	k.mu.Lock()
 	if k.gone {
 		k.asked++
@@ -36,7 +36,7 @@ func (k *lostConfigs) Swap(ctx context.Context, rev uint64, next *replication.Co
 	}
 	hit := next.History[len(next.History)-1].Cause == k.cause
 	k.mu.Unlock()
-	r, err := k.testConfigs.Swap(ctx, rev, next, d)
+	r, err := k.testConfigs.Swap(ctx, prev, rev, next, d)
 	if err != nil || !hit {
 		return r, err
 	}

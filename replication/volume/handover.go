@@ -13,8 +13,14 @@ import (
 // HandoverOptions say to whom a volume is given, and how.
 type HandoverOptions struct {
 	To replication.Coord // the attachment that is prepared there: its node, domain, boot and id
-	// Take asks To's node to attach as AttachOptions.Named; nil when it serves. ctx ends after Timing.Handover.
-	Take func(ctx context.Context) error
+	// Take asks To's node to attach as AttachOptions.Named, by h; nil when it serves. ctx ends after Timing.Handover.
+	Take func(ctx context.Context, h Given) error
+}
+
+// Given is the configuration by which a volume was handed over, and its revision.
+type Given struct {
+	Config *replication.Config // nil: it is read
+	Rev    uint64
 }
 
 // Handover tells of a volume that was moved, or was to be.
@@ -30,6 +36,7 @@ type move struct {
 	held    []*volumeIO // while it is given; by the worker
 	err     error       // how the volume ended while it was given; by the worker
 	kept    error       // why it was not given; before decided is closed
+	given   Given       // how it was given; before decided is closed
 	decided chan struct{}
 	settled chan struct{} // closed when it serves again after it was given
 }
@@ -66,7 +73,7 @@ func (m *Manager) HandOver(ctx context.Context, id replication.VolumeID, o Hando
 	}
 	tctx, cancel := context.WithTimeout(ctx, m.o.Timing.Handover)
 	defer cancel()
-	err := o.Take(tctx)
+	err := o.Take(tctx, mv.given)
 	h.Hold = time.Since(mv.since)
 	if err == nil {
 		v.kill(replication.ErrHandedOver)
@@ -126,6 +133,7 @@ func (v *Volume) noteMove(r *core.Ready) (tell chan struct{}) {
 			mv.held = append(mv.held, io.User.(*volumeIO))
 		}
 		v.away = mv
+		mv.given = Given{Config: v.core.Config(), Rev: v.core.Revision()}
 		if v.core.Config().Phase == replication.PhaseActive {
 			mv.end(replication.ErrHandedOver) // the other one has been activated meanwhile
 		}

@@ -17,8 +17,8 @@ func (n *testNode) prepare() replication.Coord {
 }
 
 // take attaches on n what was handed over to it.
-func (n *testNode) take(ctx context.Context, to replication.Coord) error {
-	_, err := n.m.Attach(ctx, n.c.vol, AttachOptions{Named: to.AttachID})
+func (n *testNode) take(ctx context.Context, to replication.Coord, g Given) error {
+	_, err := n.m.Attach(ctx, n.c.vol, AttachOptions{Named: to.AttachID, Given: g})
 	return err
 }
 
@@ -37,12 +37,17 @@ func TestHandOver(t *testing.T) {
 			noted = errors.Is(err, replication.ErrHandedOver) && len(held) == 0
 		})
 		to := other.prepare()
-		h, err := from.m.HandOver(t.Context(), c.vol, HandoverOptions{To: to, Take: func(ctx context.Context) error {
+		h, err := from.m.HandOver(t.Context(), c.vol, HandoverOptions{To: to, Take: func(ctx context.Context, g Given) error {
 			if v.Serves() {
 				t.Error("it serves when another node is named")
 			}
 			go func() { held <- block.WriteAt(v, want, 1<<20, 0) }()
-			return other.take(ctx, to)
+			loads := c.kv.loaded()
+			err := other.take(ctx, to, g)
+			if c.kv.loaded() != loads {
+				t.Error("the configuration was read though it was sent")
+			}
+			return err
 		}})
 		if err != nil || h.Hold <= 0 || h.Drained > h.Hold {
 			t.Fatal(h, err)
@@ -71,21 +76,24 @@ func TestTakeBack(t *testing.T) {
 	lost := errors.New("answer lost")
 	for _, tc := range []struct {
 		name  string
-		take  func(ctx context.Context, n *testNode, to replication.Coord) error
+		take  func(ctx context.Context, n *testNode, to replication.Coord, g Given) error
 		moved bool
 	}{
-		{"refused", func(context.Context, *testNode, replication.Coord) error { return lost }, false},
-		{"silent", func(ctx context.Context, _ *testNode, _ replication.Coord) error { <-ctx.Done(); return ctx.Err() }, false},
-		{"late", func(ctx context.Context, n *testNode, to replication.Coord) error {
+		{"refused", func(context.Context, *testNode, replication.Coord, Given) error { return lost }, false},
+		{"silent", func(ctx context.Context, _ *testNode, _ replication.Coord, _ Given) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}, false},
+		{"late", func(ctx context.Context, n *testNode, to replication.Coord, g Given) error {
 			n.c.t.Cleanup(func() {
-				if err := n.take(context.Background(), to); !errors.Is(err, replication.ErrNotCoordinator) {
+				if err := n.take(context.Background(), to, g); !errors.Is(err, replication.ErrNotCoordinator) {
 					n.c.t.Errorf("taken though it was taken back: %v", err)
 				}
 			})
 			return lost
 		}, false},
-		{"served and not told", func(ctx context.Context, n *testNode, to replication.Coord) error {
-			return errors.Join(n.take(ctx, to), lost)
+		{"served and not told", func(ctx context.Context, n *testNode, to replication.Coord, g Given) error {
+			return errors.Join(n.take(ctx, to, g), lost)
 		}, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -94,9 +102,9 @@ func TestTakeBack(t *testing.T) {
 			a.m.o.Timing.Handover = 300 * time.Millisecond
 			v := a.attach()
 			id, held, to := v.AttachID(), make(chan error, 1), b.prepare()
-			_, err := a.m.HandOver(t.Context(), c.vol, HandoverOptions{To: to, Take: func(ctx context.Context) error {
+			_, err := a.m.HandOver(t.Context(), c.vol, HandoverOptions{To: to, Take: func(ctx context.Context, g Given) error {
 				go func() { held <- block.WriteAt(v, bytes.Repeat([]byte{9}, 4096), 0, 0) }()
-				return tc.take(ctx, b, to)
+				return tc.take(ctx, b, to, g)
 			}})
 			if tc.moved {
 				if err != nil || !errors.Is(v.Err(), replication.ErrHandedOver) || b.m.Volume(c.vol) == nil {
@@ -130,7 +138,7 @@ func TestNotHandedOver(t *testing.T) {
 	c.kv.mu.Lock()
 	c.kv.noSwap = ErrNotSent
 	c.kv.mu.Unlock()
-	_, err := a.m.HandOver(t.Context(), c.vol, HandoverOptions{To: b.prepare(), Take: func(context.Context) error {
+	_, err := a.m.HandOver(t.Context(), c.vol, HandoverOptions{To: b.prepare(), Take: func(context.Context, Given) error {
 		t.Error("the other one is asked to take what it was not given")
 		return nil
 	}})

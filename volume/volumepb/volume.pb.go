@@ -4108,9 +4108,12 @@ func (x *PrepareHandoverResponse) GetPath() string {
 }
 
 type TakeHandoverRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	AttachId      []byte                 `protobuf:"bytes,2,opt,name=attach_id,json=attachId,proto3" json:"attach_id,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Volume   string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	AttachId []byte                 `protobuf:"bytes,2,opt,name=attach_id,json=attachId,proto3" json:"attach_id,omitempty"`
+	// The configuration of the handover as it stands in the kvdb, and its revision; empty: it is read.
+	Config        []byte `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
+	Revision      int64  `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4157,6 +4160,20 @@ func (x *TakeHandoverRequest) GetAttachId() []byte {
 		return x.AttachId
 	}
 	return nil
+}
+
+func (x *TakeHandoverRequest) GetConfig() []byte {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *TakeHandoverRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 type TakeHandoverResponse struct {
@@ -4549,10 +4566,12 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\tattach_id\x18\x01 \x01(\fR\battachId\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x16\n" +
 	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\x12\n" +
-	"\x04path\x18\x04 \x01(\tR\x04path\"J\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\"~\n" +
 	"\x13TakeHandoverRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
-	"\tattach_id\x18\x02 \x01(\fR\battachId\"*\n" +
+	"\tattach_id\x18\x02 \x01(\fR\battachId\x12\x16\n" +
+	"\x06config\x18\x03 \x01(\fR\x06config\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"*\n" +
 	"\x14TakeHandoverResponse\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path*h\n" +
 	"\n" +

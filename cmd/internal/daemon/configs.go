@@ -20,8 +20,8 @@ func (s configStore) Load(ctx context.Context, v replication.VolumeID) (*replica
 }
 
 // Swap implements replvolume.Configs.
-func (s configStore) Swap(ctx context.Context, rev uint64, next *replication.Config, actor replication.DomainID) (uint64, error) {
-	r, err := s.c.CompareAndSwap(ctx, kvdb.Revision(rev), next, actor)
+func (s configStore) Swap(ctx context.Context, prev *replication.Config, rev uint64, next *replication.Config, actor replication.DomainID) (uint64, error) {
+	r, err := s.c.CompareAndSwapFrom(ctx, prev, kvdb.Revision(rev), next, actor)
 	switch {
 	case err == nil:
 		return uint64(r), nil

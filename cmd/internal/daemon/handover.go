@@ -11,6 +11,7 @@ import (
 
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/datapath/frontend"
+	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
 	replvolume "github.com/tandem-storage/tandem/replication/volume"
 	"github.com/tandem-storage/tandem/volume"
@@ -40,7 +41,7 @@ func (r *runtime) MayHandOver(id replication.VolumeID) error {
 }
 
 // HandOver implements volume.Mover.
-func (r *runtime) HandOver(ctx context.Context, id replication.VolumeID, to replication.Coord, take func(ctx context.Context) error) (time.Duration, error) {
+func (r *runtime) HandOver(ctx context.Context, id replication.VolumeID, to replication.Coord, take func(ctx context.Context, h volume.Handover) error) (time.Duration, error) {
 	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return 0, err
@@ -49,7 +50,9 @@ func (r *runtime) HandOver(ctx context.Context, id replication.VolumeID, to repl
 	if err := r.MayHandOver(id); err != nil {
 		return 0, err
 	}
-	h, err := r.volumes.HandOver(ctx, id, replvolume.HandoverOptions{To: to, Take: take})
+	h, err := r.volumes.HandOver(ctx, id, replvolume.HandoverOptions{To: to, Take: func(ctx context.Context, g replvolume.Given) error {
+		return take(ctx, volume.Handover{Config: g.Config, Revision: kvdb.Revision(g.Rev)})
+	}})
 	return h.Hold, err
 }
 
@@ -86,7 +89,7 @@ func (r *runtime) unprepare(a attachment) {
 }
 
 // TakeHandover implements volume.Mover. It is begun once: one that failed has come to nothing, and the volume is taken back.
-func (r *runtime) TakeHandover(ctx context.Context, id replication.VolumeID, a replication.AttachID) (string, error) {
+func (r *runtime) TakeHandover(ctx context.Context, id replication.VolumeID, a replication.AttachID, h volume.Handover) (string, error) {
 	// Whoever asked may go away when he sees it activated, before it serves.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.c.Replication.HandoverTimeout)
 	defer cancel()
@@ -105,7 +108,7 @@ func (r *runtime) TakeHandover(ctx context.Context, id replication.VolumeID, a r
 		return "", fmt.Errorf("%w: attachment %s is not prepared here", replication.ErrNotCoordinator, a)
 	}
 	defer r.unprepare(p.attachment)
-	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{Named: a})
+	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{Named: a, Given: replvolume.Given{Config: h.Config, Rev: uint64(h.Revision)}})
 	if err != nil {
 		return "", err
 	}
@@ -124,7 +127,7 @@ func (r *runtime) followHandover(cfg *replication.Config) {
 		return
 	}
 	go func() {
-		if _, err := r.TakeHandover(context.Background(), cfg.Volume, co.AttachID); err != nil {
+		if _, err := r.TakeHandover(context.Background(), cfg.Volume, co.AttachID, volume.Handover{}); err != nil {
 			r.lg.Warn("volume that was handed over is not taken", zap.Stringer("volume-id", cfg.Volume), zap.Error(err))
 		}
 	}()
