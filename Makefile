@@ -76,7 +76,7 @@ test-race: deps build ## the same under the race detector
 	$(GO) test -count=1 -race -timeout 40m $(PKG)
 
 .PHONY: sim
-sim: ## the replication core in a simulated world, 20,000 seeds, and two sites with their arbiters, 500 (SEED=s or METRO=s one seed, with all that happens; SEEDS=n so many)
+sim: ## the replication core in a simulated world, 20,000 seeds, and two sites with their arbiters, 300 (SEED=s or METRO=s one seed, with all that happens; SEEDS=n so many)
 	@METRO="$(METRO)" deploy/hack/sim.sh "$(SEED)" "$(SEEDS)" "$(KEEP)"
 
 # Nothing is asked of the machine but root, for network devices: qemu does without virtualisation.

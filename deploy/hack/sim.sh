@@ -25,5 +25,5 @@ awk 'NR > 1 { n += $2; blocks++; if ($3 > 0) { ran += $2; reached++ } }
 	END { printf "coverage of the core: %.1f %% of its statements, %.1f %% of its branches (blocks between them)\n", 100 * ran / n, 100 * reached / blocks }' "$profile"
 if [[ -z $seed ]]; then
 	echo "two sites with their arbiters and operators:"
-	go test -count=1 -timeout 10h -run 'TestSimMetro$' -v "$pkg" -metro.seeds=500 | grep -v '^=== \|^ok'
+	go test -count=1 -timeout 10h -run 'TestSimMetro$' -v "$pkg" -metro.seeds=300 | grep -v '^=== \|^ok'
 fi

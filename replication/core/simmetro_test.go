@@ -55,7 +55,8 @@ type simMetro struct {
 	told    []simTold
 	wanted  []*simAttach
 	heard   map[[2]string]time.Time
-	reached map[string]bool // machines that reach the kvdb
+	again   map[[2]string]int64 // when one was heard again that had been silent for long enough
+	reached map[string]bool     // machines that reach the kvdb
 }
 
 // simTold is what a goroutine has found out, for the world to act on.
@@ -85,7 +86,7 @@ func newSimMetro(seed uint64, fail, trace func(string, ...any)) *simMetro {
 	rng := rand.New(rand.NewPCG(seed, 23))
 	c := &simMetro{
 		fail: fail, trace: trace, rng: rng, start: time.Now(), seen: map[string]int{}, domains: []string{"a", "b"}, kv: memkv.NewServer(memkv.Options{}),
-		heard: map[[2]string]time.Time{}, reached: map[string]bool{}, attach: []int{0, 0, 500, 4000}[rng.IntN(4)],
+		heard: map[[2]string]time.Time{}, again: map[[2]string]int64{}, reached: map[string]bool{}, attach: []int{0, 0, 500, 4000}[rng.IntN(4)],
 		policy: clusterdomain.Failover{
 			Enabled: true, Confirm: []time.Duration{2 * time.Second, 4 * time.Second}[rng.IntN(2)], MinInterval: []time.Duration{15 * time.Second, 45 * time.Second}[rng.IntN(2)],
 			QuorumLoss: []int{100, 100, 50}[rng.IntN(3)], AutoPromote: rng.IntN(2) == 0,
@@ -242,6 +243,11 @@ func (c *simMetro) busy(s *simStore) bool {
 	return !s.dead && slices.ContainsFunc(c.asked, func(r *simRequest) bool { return r.of == s && !r.late })
 }
 
+// silence is for how long a coordinator has to be silent, but for a beat.
+func (c *simMetro) silence() time.Duration {
+	return c.policy.Grant + c.policy.Confirm - 100*time.Millisecond
+}
+
 // beat lets each machine hear the others that it can hear.
 func (c *simMetro) beat() {
 	c.mu.Lock()
@@ -249,7 +255,11 @@ func (c *simMetro) beat() {
 	for _, m := range c.machines {
 		for _, o := range c.machines {
 			if m != o && m.hears(o) {
-				c.heard[[2]string{m.name, o.name}] = time.Now()
+				pair := [2]string{m.name, o.name}
+				if time.Since(c.heard[pair]) >= c.silence() {
+					c.again[pair] = c.now
+				}
+				c.heard[pair] = time.Now()
 			}
 		}
 	}

@@ -38,7 +38,8 @@ type simRequest struct {
 	do     func(*memkv.Store) (any, error)
 	answer chan simAnswer
 	taken  bool
-	late   bool  // nobody waits for the answer
+	late   bool // nobody waits for the answer
+	asked  int64
 	at     int64 // when it gets through
 }
 
@@ -170,7 +171,7 @@ func (c *simMetro) serve() {
 					delay[r.of] = c.rng.Int64N(400e6)
 				}
 			}
-			r.taken, r.at = true, c.now+delay[r.of]
+			r.taken, r.asked, r.at = true, c.now, c.now+delay[r.of]
 		}
 		switch {
 		case r.of.dead || r.at <= c.now && !(r.of.m.paused && r.of.m.store == r.of):
@@ -225,15 +226,16 @@ func (c *simMetro) carryOut(r *simRequest) (any, error) {
 	}
 	res, err := c.look.Txn(context.Background(), *r.txn)
 	if err == nil && res.Succeeded {
-		c.committed(r.of.m, *r.txn, res.Revision)
+		c.committed(r, res.Revision)
 	}
 	return res, err
 }
 
-// committed notes what a machine's transaction has changed.
-func (c *simMetro) committed(m *simMachine, t kvdb.Txn, rev kvdb.Revision) {
+// committed notes what a transaction has changed.
+func (c *simMetro) committed(r *simRequest, rev kvdb.Revision) {
+	m := r.of.m
 	var changed []clusterdomain.Domain
-	for _, op := range t.Then {
+	for _, op := range r.txn.Then {
 		if op.Kind != kvdb.OpPut {
 			continue
 		}
@@ -259,7 +261,7 @@ func (c *simMetro) committed(m *simMachine, t kvdb.Txn, rev kvdb.Revision) {
 		}
 	}
 	if len(changed) > 0 {
-		c.check.changed(m, changed, rev)
+		c.check.changed(m, changed, r.asked)
 	}
 }
 

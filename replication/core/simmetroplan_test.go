@@ -162,7 +162,7 @@ func (c *simMetro) elect(*simMachine) bool {
 	c.term++
 	c.mu.Unlock()
 	for _, m := range c.machines {
-		c.check.ill[m.name] = c.now
+		c.check.sick(m)
 	}
 	return true
 }
