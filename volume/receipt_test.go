@@ -30,7 +30,7 @@ func TestReceipts(t *testing.T) {
 	swap := func(next *replication.Config, d replication.DomainID) {
 		t.Helper()
 		var err error
-		if rev, err = c.CompareAndSwap(t.Context(), rev, next, d); err != nil {
+		if rev, err = c.CompareAndSwapFrom(t.Context(), cfg, rev, next, d); err != nil { // as who has the configuration that is replaced
 			t.Fatal(err)
 		}
 		cfg = next

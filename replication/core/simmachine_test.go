@@ -162,6 +162,14 @@ func (f *simFacts) EvictDetached(ctx context.Context, id, domain string) error {
 	return volume.NewDomainView(c).EvictDetached(ctx, id, domain)
 }
 
+func (f *simFacts) Receipt(ctx context.Context, id string, failover uint64) (*clusterdomain.Receipt, error) {
+	c, err := f.configs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return volume.NewDomainView(c).Receipt(ctx, id, failover)
+}
+
 // hears reports whether m's beats are answered by o.
 func (m *simMachine) hears(o *simMachine) bool {
 	a, b := m.nodes[0], o.nodes[0]
