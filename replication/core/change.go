@@ -52,12 +52,14 @@ type change struct {
 
 // progress carries the state machine as far as it goes without further input.
 func (c *Coordinator) progress() {
+	c.lookAtGroup()
 	for c.advanceStage() {
 	}
 	c.driveRound()
 	if c.stage == stageServing {
 		c.flushIfDue()
 	}
+	c.lookAtCut()
 	c.reconcileReads()
 	c.nextHeal()
 	c.advanceVerify()
@@ -134,6 +136,9 @@ func (c *Coordinator) nextChange() bool {
 	}
 	if c.holdAcks {
 		return false // until somebody is evicted or comes back
+	}
+	if c.groupHoldsAcks() {
+		return false // a resync would wait for what is held
 	}
 	if c.detachReq {
 		return c.beginDetach()
@@ -283,6 +288,9 @@ func (c *Coordinator) changed(ch *change) {
 			if ch.q.has(i) {
 				c.event(Event{Kind: EventEvicted, Replica: m.id, Reason: c.evictWhy[i]})
 				c.dropMember(i)
+				if c.evictWhy[i] == groupSplit {
+					m.tryAt = c.now + c.o.GroupRest
+				}
 			}
 		}
 		c.evictReq &= c.isr

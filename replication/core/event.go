@@ -24,6 +24,8 @@ const (
 	EventVerifyStarted                       // a pass over the volume has begun
 	EventVerifyStopped                       // it was ended early
 	EventVerified                            // it is complete; Blocks sectors were healed
+	EventGroupLate                           // the other volumes of the group were waited for too long
+	EventHeld                                // a cut holds the volume, and nothing is in flight
 )
 
 // Event is a state transition, for logs and metrics; never needed for correctness.
@@ -55,6 +57,7 @@ const (
 	StallNotAttached  Stall = "NOT_ATTACHED"
 	StallConfigChange Stall = "CONFIG_CHANGE" // a change of the in-sync set is on its way
 	StallDomain       Stall = "DOMAIN"        // the configuration cannot be changed: the coordinator's cluster domain is not ACTIVE
+	StallGroup        Stall = "GROUP"         // a short pause until the other volumes of the group have left a cluster domain too
 	StallRollback     Stall = "KVDB_ROLLBACK" // the configuration cannot be changed: the kvdb knows an older one, or another (I22)
 )
 
@@ -88,6 +91,8 @@ func (c *Coordinator) Stall() Stall {
 		return StallNeedReplica
 	case c.holdAcks:
 		return StallConfigChange
+	case c.groupHoldsAcks(), c.groupHoldsWrites():
+		return StallGroup
 	case c.detachReq:
 		return StallDetaching
 	case c.hold:

@@ -59,7 +59,11 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			if err := m.mayTake(cfg, o); err != nil {
 				return nil, err
 			}
-			if err := m.start(id, cfg, rev, o.Resume); err != nil {
+			grouped, err := m.grouped(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			if err := m.start(id, cfg, rev, o.Resume, grouped); err != nil {
 				return nil, err
 			}
 		}

@@ -42,6 +42,7 @@ func (v *Volume) observe(events []core.Event) {
 		v.log(&events[i])
 		v.observeVerify(&events[i])
 	}
+	v.observeGroup(events)
 	stall := v.core.Stall()
 	old := v.status.Load()
 	if len(events) == 0 && !v.ticked && old.Stall == stall && old.Config == v.core.Config() {
@@ -120,7 +121,9 @@ func (v *Volume) log(e *core.Event) {
 		v.lg.Error("volume lost", epoch, zap.Error(e.Err))
 	case core.EventHealed, core.EventRecomputed, core.EventLost, core.EventDiffers, core.EventVerifyStarted, core.EventVerifyStopped, core.EventVerified:
 		v.logDamage(e)
-	case core.EventResyncProgress:
+	case core.EventGroupLate:
+		v.lg.Error("the other volumes of the group did not follow in time, I/O goes on", epoch)
+	case core.EventResyncProgress, core.EventHeld:
 	}
 }
 

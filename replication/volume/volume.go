@@ -44,7 +44,8 @@ type Volume struct {
 	wasDead  bool
 	ticked   bool // the status is to be published anew
 	verifier verifier
-	noChange string // why the last attempt of a change had no effect, for the log
+	held     chan struct{} // closed when a cut holds the volume; nil if nobody waits for that
+	noChange string        // why the last attempt of a change had no effect, for the log
 
 	// With the lock of the Manager:
 	waiters int         // calls of Attach that wait until it is served
@@ -99,6 +100,7 @@ const (
 	inStart
 	inNoted
 	inVerify
+	inCall
 )
 
 // volumeInput is one input of the coordinator's state machine.
@@ -119,6 +121,7 @@ type volumeInput struct {
 	rate    int64
 	err     error
 	done    chan struct{} // closed when the status shows it
+	call    func(t int64)
 }
 
 // now is CLOCK_BOOTTIME in nanoseconds: it goes on while the machine sleeps.
@@ -337,6 +340,8 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.core.Kill(t, in.err)
 	case inStart:
 		v.core.Start(t)
+	case inCall:
+		in.call(t)
 	case inNoted:
 		v.noted()
 	case inVerify:
