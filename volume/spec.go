@@ -88,6 +88,10 @@ var (
 	ErrNotSent         = errors.New("volume: nothing was changed, the kvdb did not take it")
 	ErrOutcomeUnknown  = errors.New("volume: not known whether the change took effect")
 	ErrBadRecord       = errors.New("volume: unreadable record")
+	ErrGroupNotFound   = errors.New("volume: no such group")
+	ErrGroupExists     = errors.New("volume: a group of this name exists already, and is different")
+	ErrInGroup         = errors.New("volume: the volume is in a group")
+	ErrNotCut          = errors.New("volume: the group was not cut")
 )
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)

@@ -27,6 +27,7 @@ type fakeDaemon struct {
 	domainpb.UnimplementedClusterDomainsServer
 	domainpb.UnimplementedClusterServer
 	volumepb.UnimplementedVolumesServer
+	volumepb.UnimplementedGroupsServer
 
 	err      error // of every call but GetStatus
 	status   *domainpb.GetStatusResponse
@@ -199,6 +200,7 @@ func newHarness(t *testing.T, f *fakeDaemon) *harness {
 		domainpb.RegisterClusterDomainsServer(srv, f)
 		domainpb.RegisterClusterServer(srv, f)
 		volumepb.RegisterVolumesServer(srv, f)
+		volumepb.RegisterGroupsServer(srv, f)
 		done := make(chan error, 1)
 		go func() { done <- srv.Serve(ln) }()
 		t.Cleanup(func() {

@@ -36,7 +36,7 @@ func oneName(what string) cobra.PositionalArgs {
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {
-	var size, protection, domains string
+	var size, protection, domains, groupName string
 	var replicas uint32
 	var labels map[string]string
 	cmd := &cobra.Command{
@@ -76,6 +76,12 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			if err != nil {
 				return err
 			}
+			if groupName != "" {
+				if err := a.addToGroup(cmd.Context(), groupName, resp.GetVolume().GetId()); err != nil {
+					return err
+				}
+				resp.Volume.Group = groupName
+			}
 			return a.print(resp, func(w io.Writer) {
 				fmt.Fprintf(w, "Volume successfully created: %s (id %s)\n", resp.GetVolume().GetName(), resp.GetVolume().GetId())
 			})
@@ -87,6 +93,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	f.StringVar(&protection, "protection", "max-availability",
 		"`what` writes do while a replica is out of reach: max-availability goes on without it, max-protection stalls until it is back in sync")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
+	f.StringVar(&groupName, "group", "", "put the volume into this consistency `group`, which exists")
 	f.StringToStringVarP(&labels, "label", "l", nil, "labels, as in `app=db,tier=1`")
 	_ = cmd.MarkFlagRequired("size") // the flag is there: see above
 	return cmd
@@ -232,6 +239,9 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 	}
 	if y := v.GetVerify(); y.GetRunning() || y.GetLastUnixMs() != 0 {
 		pairs = append(pairs, "Verify", verifyText(y)+"; last complete: "+verifyTime(y.GetLastUnixMs(), "none"))
+	}
+	if g := v.GetGroup(); g != "" {
+		pairs = append(pairs, "Group", g)
 	}
 	fields(w, append(pairs, damagePairs(v.GetDamage())...)...)
 	fmt.Fprintln(w, "\nReplicas:")

@@ -262,6 +262,7 @@ type Volume struct {
 	InSync            uint32                 `protobuf:"varint,15,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`                                  // replicas in sync
 	Verify            *Verify                `protobuf:"bytes,16,opt,name=verify,proto3" json:"verify,omitempty"`                                                 // set on the node where it is attached
 	Damage            *Damage                `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`                                                 // set if there is any, on the node where it is attached
+	Group             string                 `protobuf:"bytes,30,opt,name=group,proto3" json:"group,omitempty"`                                                   // the consistency group that it is in, "" = none
 	UnreconciledBytes uint64                 `protobuf:"varint,18,opt,name=unreconciled_bytes,json=unreconciledBytes,proto3" json:"unreconciled_bytes,omitempty"` // what in-sync replicas have still to be compared in after a takeover
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -414,6 +415,13 @@ func (x *Volume) GetDamage() *Damage {
 		return x.Damage
 	}
 	return nil
+}
+
+func (x *Volume) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
 }
 
 func (x *Volume) GetUnreconciledBytes() uint64 {
@@ -2612,7 +2620,7 @@ var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"\x98\x06\n" +
+	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"\xae\x06\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -2636,7 +2644,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\bprogress\x18\x0e \x01(\tR\bprogress\x12\x17\n" +
 	"\ain_sync\x18\x0f \x01(\rR\x06inSync\x120\n" +
 	"\x06verify\x18\x10 \x01(\v2\x18.tandem.volume.v1.VerifyR\x06verify\x120\n" +
-	"\x06damage\x18\x11 \x01(\v2\x18.tandem.volume.v1.DamageR\x06damage\x12-\n" +
+	"\x06damage\x18\x11 \x01(\v2\x18.tandem.volume.v1.DamageR\x06damage\x12\x14\n" +
+	"\x05group\x18\x1e \x01(\tR\x05group\x12-\n" +
 	"\x12unreconciled_bytes\x18\x12 \x01(\x04R\x11unreconciledBytes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

@@ -28,6 +28,10 @@ func (d *daemon) follow(ctx context.Context, g *errgroup.Group) {
 		return nil
 	})
 	g.Go(func() error {
+		d.groups.Run(ctx)
+		return nil
+	})
+	g.Go(func() error {
 		d.checkReplicas(ctx)
 		return nil
 	})
@@ -92,12 +96,16 @@ func (d *daemon) rtts() []clusterdomain.RTT {
 func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	cs := clusterdomain.NewServer(d.domains, clusterdomain.ServerOptions{Version: d.version, RTTs: d.rtts, Kvdb: d.kvdbInfo, RemoveKvdbMember: d.kvdbRemove})
 	vs := volume.NewServer(d.catalogue, volume.ServerOptions{Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer()})
+	coords := &cutCoordinators{d: d}
+	stops.push(coords.close)
+	gs := volume.NewGroupServer(d.catalogue, coords)
 	start := func(l net.Listener, o ...grpc.ServerOption) {
 		o = append(o, grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg), rpcstatus.AnswerInTime()), grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 		s := grpc.NewServer(o...)
 		clusterdomainpb.RegisterClusterDomainsServer(s, cs)
 		clusterdomainpb.RegisterClusterServer(s, cs)
 		volumepb.RegisterVolumesServer(s, vs)
+		volumepb.RegisterGroupsServer(s, gs)
 		serveOn(g, s, l)
 		stops.push(func() error {
 			s.Stop()

@@ -31,6 +31,7 @@ var stallText = map[core.Stall]string{
 	core.StallReadLease:    "reads wait: an in-sync replica has not renewed its read lease in time; it is evicted if it stays silent",
 	core.StallKVDB:         "the kvdb is out of reach, so that the in-sync set cannot be changed: bring a majority of its members back",
 	core.StallProtection:   "protection is max-protection, and an in-sync replica is out of reach: writes wait until its node is back",
+	core.StallGroup:        "a replica has left, and the other volumes of the group have to leave its cluster domain too before writes go on: at most 5 seconds",
 	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
 	core.StallDetaching:    "the volume is being detached: its last requests and a flush have to end on every in-sync replica",
 	core.StallDomain:       "the in-sync set has to be changed, and this node's cluster domain may not do that: activate it",
