@@ -67,6 +67,16 @@ type Coord struct {
 	Boot     BootID   `json:"boot,omitzero"` // of the node; zero if a version without read leases wrote it
 	AttachID AttachID `json:"attach_id"`
 	Term     Term     `json:"term"`
+	// From is who handed the volume over to this coordinator, zero if nobody did. While the phase is RECOVERING it tells that
+	// neither of them serves: the one before has ended, all that it acknowledged is stable, and this one has not come to serve.
+	From Handover `json:"from,omitzero"`
+}
+
+// Handover names the coordinator that gave a volume up to another one by plan.
+type Handover struct {
+	Node     NodeID   `json:"node"`
+	AttachID AttachID `json:"attach_id"`
+	Term     Term     `json:"term"`
 }
 
 // Member is one replica of the volume.

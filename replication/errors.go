@@ -15,6 +15,7 @@ var (
 	ErrReplicaFaulted  = errors.New("replication: replica's disk has failed")
 	ErrDomainFenced    = errors.New("replication: cluster domain is fenced")
 	ErrRolledBack      = errors.New("replication: KVDB_ROLLBACK: the kvdb knows less than a replica, it was restored from a backup or replaced")
+	ErrHandedOver      = errors.New("replication: volume was handed over to another node")
 	ErrBusy            = errors.New("replication: volume is attached elsewhere")
 	ErrClosed          = errors.New("replication: volume is closed")
 )

@@ -51,6 +51,9 @@ func checkPhase(prev, next *replication.Config) error {
 			return fmt.Errorf("no coordinator")
 		case next.Coord.Term != replication.Term(next.Epoch):
 			return fmt.Errorf("term %d is not the epoch", next.Coord.Term)
+		case isHandover(next) && (prev.Phase != replication.PhaseActive || prev.Coord == nil ||
+			next.Coord.From != replication.Handover{Node: prev.Coord.Node, AttachID: prev.Coord.AttachID, Term: prev.Coord.Term}):
+			return fmt.Errorf("only an active coordinator hands over")
 		case !sameISR:
 			return fmt.Errorf("a takeover does not change the in-sync set")
 		}
@@ -74,6 +77,11 @@ func checkPhase(prev, next *replication.Config) error {
 		return fmt.Errorf("not a coordinator's to write")
 	}
 	return nil
+}
+
+// isHandover reports whether a configuration was made by the coordinator before, for the one that it names.
+func isHandover(c *replication.Config) bool {
+	return c.Phase == replication.PhaseRecovering && c.Coord != nil && c.Coord.From != replication.Handover{}
 }
 
 // checkMembers holds I2 and that the member states tell the in-sync set.

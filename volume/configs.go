@@ -224,8 +224,8 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 // revision of the record that says so.
 func (s *swap) permitted(prev *replication.Config, kv *kvdb.KV) (kvdb.Revision, error) {
 	co := s.next.Coord
-	if co == nil {
-		co = prev.Coord // a detach is the coordinator's own
+	if co == nil || isHandover(s.next) {
+		co = prev.Coord // a detach and a handover are the coordinator's own
 	}
 	if co == nil || co.Domain != s.actor {
 		return 0, fmt.Errorf("%w: domain %s speaks for a coordinator of another", ErrInvalidChange, s.actor)

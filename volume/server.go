@@ -79,10 +79,11 @@ type Runtime interface {
 
 // ServerOptions of a Server. All are required.
 type ServerOptions struct {
-	Node    replication.NodeID
-	Runtime Runtime
-	Orphans func() []LocalReplica // on this node
-	Import  *Importer
+	Node     replication.NodeID
+	Runtime  Runtime
+	Orphans  func() []LocalReplica // on this node
+	Import   *Importer
+	Switcher *Switcher
 }
 
 // Server implements the gRPC service Volumes. It returns domain errors; an

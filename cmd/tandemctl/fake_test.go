@@ -35,6 +35,7 @@ type fakeDaemon struct {
 	volumes  []*volumepb.ListVolumesResponse
 	change   *domainpb.Domain
 	imported *volumepb.ImportKvdbResponse
+	refusal  string          // of every SwitchOver
 	block    <-chan struct{} // DetachVolume answers when it is closed
 
 	mu       sync.Mutex
@@ -79,6 +80,23 @@ func (f *fakeDaemon) ListDomains(_ context.Context, r *domainpb.ListDomainsReque
 func (f *fakeDaemon) ActivateDomain(_ context.Context, r *domainpb.ActivateDomainRequest) (*domainpb.ActivateDomainResponse, error) {
 	f.note(r)
 	return &domainpb.ActivateDomainResponse{Domain: f.change}, f.err
+}
+
+func (f *fakeDaemon) SwitchOver(_ context.Context, r *volumepb.SwitchOverRequest) (*volumepb.SwitchOverResponse, error) {
+	f.note(r)
+	if f.err != nil && !r.DryRun {
+		return nil, f.err
+	}
+	m := &volumepb.Move{
+		VolumeId: r.Volume, VolumeName: r.Volume, FromNode: "a1", ToNode: "b1", RoundTripUs: 9800, ExpectedHoldUs: 128000,
+		Action: volumepb.SwitchOverAction_SWITCH_OVER_ACTION_MOVE,
+	}
+	if f.refusal != "" {
+		m.Action, m.Text = volumepb.SwitchOverAction_SWITCH_OVER_ACTION_REFUSED, f.refusal
+	} else if !r.DryRun {
+		m.Done, m.HoldUs, m.Path = true, 93400, "nbd+unix:///v.a?socket=/run/tandem/nbd.sock"
+	}
+	return &volumepb.SwitchOverResponse{Move: m}, nil
 }
 
 func (f *fakeDaemon) DeactivateDomain(_ context.Context, r *domainpb.DeactivateDomainRequest) (*domainpb.DeactivateDomainResponse, error) {

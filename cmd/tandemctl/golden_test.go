@@ -53,6 +53,16 @@ func TestGolden(t *testing.T) {
 		}},
 		{name: "domains-deactivate-no-volumes", args: "cluster domains deactivate --name primary --accept-data-loss ,"},
 		{name: "domains-deactivate-epoch", args: "cluster domains deactivate --name primary --expect-epoch -1"},
+		{name: "domains-switchover", args: "cluster domains switchover --to dr-site --volume data --reason maintenance"},
+		{name: "domains-switchover-all", args: "cluster domains switchover --to nowhere --dry-run"},
+		{name: "domains-switchover-json", args: "cluster domains switchover --to dr-site --volume data -o json"},
+		{name: "domains-switchover-refused", args: "cluster domains switchover --to dr-site --volume data", fake: func(f *fakeDaemon) {
+			f.refusal = "it is shown as a device of this machine"
+		}},
+		{name: "domains-switchover-kept", args: "cluster domains switchover --to dr-site --volume data", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("move volume data to node b1: %w: node b1 was named and did not come to serve, the volume was taken back", replication.ErrStalled)
+		}},
+		{name: "domains-switchover-no-domain", args: "cluster domains switchover"},
 		{name: "volume-create", args: "volume create data --size 2GiB --replicas 2"},
 		{name: "volume-create-json", args: "volume create data --size 2GiB --protection max-protection --domains primary,dr-site -l app=db -o json"},
 		{name: "volume-create-no-size", args: "volume create data"},

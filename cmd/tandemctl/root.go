@@ -67,7 +67,7 @@ func (a *app) rootCommand() *cobra.Command {
 		group("cluster", "Nodes and cluster domains",
 			a.clusterListCommand(),
 			group("domains", "What each cluster domain (site) may do",
-				a.domainsShowCommand(), a.domainsActivateCommand(), a.domainsDeactivateCommand())),
+				a.domainsShowCommand(), a.domainsActivateCommand(), a.domainsDeactivateCommand(), a.domainsSwitchoverCommand())),
 		group("volume", "Create, look at and delete volumes",
 			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeDeleteCommand(),
 			group("replica", "The replicas of a volume", a.replicaReplaceCommand()),

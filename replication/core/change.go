@@ -19,6 +19,7 @@ const (
 	changeStopSync                        // SYNCING → STALE
 	changeJoin                            // SYNCING → IN_SYNC
 	changeDetach                          // ACTIVE → DETACHED
+	changeHandover                        // ACTIVE → RECOVERING, under another coordinator
 )
 
 // changeStep is how far a change has come.
@@ -33,7 +34,8 @@ const (
 	stepDirty                     // fetch the dirty map
 	stepTell                      // tell the joiner
 	stepConnect                   // open its session
-	stepFlush                     // detach: everything stable
+	stepFlush                     // detach, handover: everything stable
+	stepSettle                    // handover: everybody knows it
 )
 
 // change is the one configuration change under way.
@@ -107,7 +109,7 @@ func (c *Coordinator) advanceStage() bool {
 			return c.advanceChange()
 		}
 		return c.nextChange()
-	case stageIdle, stageElecting, stageActivating, stageDetached, stageDead:
+	case stageIdle, stageElecting, stageActivating, stageDetached, stageHandedOver, stageDead:
 	}
 	return false
 }
@@ -143,6 +145,9 @@ func (c *Coordinator) nextChange() bool {
 	if c.detachReq {
 		return c.beginDetach()
 	}
+	if c.handTo != nil {
+		return c.beginHandover()
+	}
 	return c.advanceJoin()
 }
 
@@ -171,6 +176,8 @@ func (c *Coordinator) advanceChange() bool {
 		return c.advanceFinishJoin(ch)
 	case changeDetach:
 		return c.advanceDetach(ch)
+	case changeHandover:
+		return c.advanceHandover(ch)
 	case changeElect, changeActivate:
 	}
 	return false
@@ -233,7 +240,7 @@ func (c *Coordinator) evictedState(i int) (replication.MemberState, string) {
 // tells what became of next ends the wait for it: that a later attempt was not sent does not (I10).
 func (c *Coordinator) ChangeDone(now int64, out Outcome, cfg *replication.Config, rev uint64) {
 	c.now = now
-	if c.stage == stageDead || c.stage == stageDetached || !c.changeSent {
+	if c.over() || !c.changeSent {
 		return
 	}
 	ch := c.change
@@ -298,8 +305,7 @@ func (c *Coordinator) changed(ch *change) {
 		c.commitRound(c.isr, false)
 	case changeStartSync:
 		// Nothing may fall between not mirrored and not marked.
-		c.hold = true
-		c.dropWaitingCopies()
+		c.holdRequests(StallResyncStart, false)
 		ch.step, ch.until = stepQuiesce, c.now+c.o.SuspectTimeout
 	case changeStopSync:
 		ch.step = stepCommit
@@ -310,6 +316,8 @@ func (c *Coordinator) changed(ch *change) {
 		ch.step = stepCommit
 		ch.until = c.now + c.o.SealTimeout
 		c.commitRound(c.isr, c.flushGood && c.reconcile.Count() == 0)
+	case changeHandover:
+		c.handedOver()
 	case changeRestore:
 	}
 }
@@ -334,8 +342,11 @@ func (c *Coordinator) conflict(ch *change, cfg *replication.Config, rev uint64) 
 	case c.rolledBack(cfg):
 		c.changeStall = StallRollback // until an import brings back what it knows
 		c.notSent(ch, ChangeRolledBack)
+	case ch.kind == changeHandover && c.succeeded(cfg):
+		c.cfg, c.rev = cfg.Clone(), rev
+		c.handedOver()
 	case c.stage == stageElecting || !c.mine(cfg):
-		c.die(replication.ErrDeposed)
+		c.die(c.tooLate(cfg))
 	case c.lostTrack(cfg):
 		c.die(errLostTrack)
 	default:
@@ -374,6 +385,8 @@ func (c *Coordinator) notSent(ch *change, out Outcome) {
 		ch.step = stepPropose
 	case changeStartSync:
 		c.abandonStartSync(out.String())
+	case changeHandover:
+		c.keep(fmt.Errorf("%w: %s", errNotHandedOver, out))
 	case changeRestore:
 	}
 }
@@ -435,14 +448,14 @@ func (c *Coordinator) advanceDetach(ch *change) bool {
 	if lost := c.lostOf(c.isr); lost != 0 && ch.step != stepCommit && ch.step != stepCAS {
 		if _, ok := c.evictable(); ok {
 			c.endChange()
-			c.hold = false
+			c.releaseRequests()
 			return true
 		}
 	}
 	switch ch.step {
 	case stepQuiesce:
 		if c.quiet() && len(c.waiting) == 0 {
-			c.hold = true
+			c.holdRequests(StallDetaching, false)
 			ch.step = stepFlush
 			c.flushNow()
 		}

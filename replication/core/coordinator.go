@@ -20,6 +20,9 @@ type Options struct {
 	// Resume: an earlier process was the coordinator under Attach, the configuration names it still, and its consumer
 	// lives. The takeover ends with ErrPoisoned where another one starts as after a power cut (I19).
 	Resume bool
+	// TakeBack: the coordinator before handed over under Attach, and the other one was not heard to serve. The configuration is to be
+	// that of the handover still; otherwise this one ends, as it does when its election comes too late: with ErrHandedOver if the other one has it.
+	TakeBack bool
 
 	SuspectTimeout int64 // a member without session for so long is evicted
 	OpTimeout      int64 // a member that does not answer a request for so long is evicted
@@ -54,6 +57,7 @@ const (
 	stageCommitting              // survivors store the new configuration
 	stageServing                 // I/O is ordered and fanned out
 	stageDetached                // left in order; terminal
+	stageHandedOver              // another coordinator was named in order; terminal
 	stageDead                    // deposed or poisoned; terminal
 )
 
@@ -82,10 +86,11 @@ type Coordinator struct {
 	evictReq   mask
 	evictWhy   []string
 	detachReq  bool
-	holdAcks   bool // no write is acknowledged (5.2 step 1)
-	hold       bool // no write or flush is dispatched (9.1 step 3)
-	changeSent bool // a compare-and-set is unresolved
-	ended      bool // a detach has been proposed: no read is served any more
+	handTo     *replication.Coord // to whom the volume is to be given, nil if it stays
+	holdAcks   bool               // no write is acknowledged (5.2 step 1)
+	hold       hold               // what is not dispatched, and why
+	changeSent bool               // a compare-and-set is unresolved
+	ended      bool               // a detach or a handover has been proposed: no read is served any more
 
 	changeStall Stall // why the last one is not in force
 
@@ -169,6 +174,7 @@ type Ready struct {
 	Disconnect  []Session    // sessions to close
 	Completions []Completion // answers to the consumer
 	Released    []*IO        // requests that the core no longer refers to; each after its completion
+	Returned    []*IO        // requests that were not carried out and are not answered, in order: after a handover
 	Events      []Event      // for listeners; never needed for correctness
 }
 
@@ -290,16 +296,24 @@ func (c *Coordinator) Advance() {
 	clear(r.Messages)
 	clear(r.Completions)
 	clear(r.Released)
+	clear(r.Returned)
 	*r = Ready{
 		Messages: r.Messages[:0], Control: r.Control[:0], Connect: r.Connect[:0], Disconnect: r.Disconnect[:0],
-		Completions: r.Completions[:0], Released: r.Released[:0], Events: r.Events[:0],
+		Completions: r.Completions[:0], Released: r.Released[:0], Returned: r.Returned[:0], Events: r.Events[:0],
 	}
 }
 
-// Start begins the takeover (protocol.md 5.1).
+// Start begins the takeover (protocol.md 5.1). A coordinator that the configuration names already, because the one
+// before has handed over to it, begins in the term that it was given.
 func (c *Coordinator) Start(now int64) {
 	c.now = now
-	if c.stage == stageIdle {
+	switch {
+	case c.stage != stageIdle:
+	case c.o.TakeBack && !c.limbo():
+		c.die(c.tooLate(c.cfg))
+	case c.named():
+		c.succeed()
+	default:
 		c.elect()
 	}
 }
@@ -315,7 +329,7 @@ func (c *Coordinator) Propose(now int64, io *IO) {
 		io.Off, io.Len = 0, 0 // it has no range: it overlaps nothing
 	}
 	switch {
-	case c.stage == stageDead || c.stage == stageDetached:
+	case c.over():
 		c.complete(io, c.deadErr())
 		c.release(io)
 	case c.dispatchable(io) && !c.behind(io):
@@ -339,9 +353,9 @@ func (c *Coordinator) Kill(now int64, err error) {
 }
 
 // Dead returns why the coordinator ended, nil while it lives. After a detach that is
-// replication.ErrClosed, or what was lost with it.
+// replication.ErrClosed, or what was lost with it, and after a handover replication.ErrHandedOver.
 func (c *Coordinator) Dead() error {
-	if c.stage == stageDead || c.stage == stageDetached {
+	if c.over() {
 		return c.deadErr()
 	}
 	return nil
@@ -349,6 +363,9 @@ func (c *Coordinator) Dead() error {
 
 // Detached reports whether the coordinator left in order, as far as it could.
 func (c *Coordinator) Detached() bool { return c.stage == stageDetached }
+
+// over reports whether the coordinator has ended, in whatever way.
+func (c *Coordinator) over() bool { return c.stage >= stageDetached }
 
 func (c *Coordinator) deadErr() error {
 	if c.dead != nil {
@@ -412,7 +429,7 @@ func (c *Coordinator) SetUp(now int64, i int, up bool) {
 // ConfigSeen tells of a configuration found in the kvdb.
 func (c *Coordinator) ConfigSeen(now int64, cfg *replication.Config) {
 	c.now = now
-	if c.stage == stageDead || c.stage == stageDetached || cfg.Epoch <= c.cfg.Epoch || c.stage <= stageElecting {
+	if c.over() || cfg.Epoch <= c.cfg.Epoch || c.stage <= stageElecting {
 		return
 	}
 	if c.changeSent && c.change != nil && cfg.ProposalID == c.change.next.ProposalID {
@@ -420,6 +437,7 @@ func (c *Coordinator) ConfigSeen(now int64, cfg *replication.Config) {
 	}
 	switch {
 	case c.rolledBack(cfg): // nobody has taken over: what runs goes on (G6)
+	case c.changeSent && c.succeeded(cfg): // its own handover is in force, of which it has not been told yet
 	case !c.mine(cfg):
 		c.die(replication.ErrDeposed)
 	case c.lostTrack(cfg):
@@ -441,7 +459,7 @@ func (c *Coordinator) mine(cfg *replication.Config) bool {
 
 // die is the end: everything fails, nothing is revived (I23b).
 func (c *Coordinator) die(err error) {
-	if c.stage == stageDead || c.stage == stageDetached {
+	if c.over() {
 		return
 	}
 	c.stage, c.dead = stageDead, err

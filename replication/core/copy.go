@@ -170,7 +170,7 @@ func (b *bucket) take(now, rate int64) bool {
 func (c *Coordinator) fillCopies() {
 	j := c.join
 	src := c.prefer(c.isr & c.openSet())
-	if src < 0 || j.failed != "" || c.hold {
+	if src < 0 || j.failed != "" || c.holding() {
 		return
 	}
 	for j.todo.Count() > 0 {
@@ -191,7 +191,7 @@ func (c *Coordinator) fillCopies() {
 
 // mayReconcile reports whether spans of D may be copied now, and the authority.
 func (c *Coordinator) mayReconcile() (src int, ok bool) {
-	if c.reconcile.Count() == 0 || c.stage != stageServing || c.hold || c.holdAcks || c.joining() || !c.openSet().covers(c.isr) || c.now < c.copyAt {
+	if c.reconcile.Count() == 0 || c.stage != stageServing || c.holding() || c.holdAcks || c.joining() || !c.openSet().covers(c.isr) || c.now < c.copyAt {
 		return -1, false
 	}
 	return c.prefer(c.isr), true

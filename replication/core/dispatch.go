@@ -16,15 +16,15 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 	}
 	switch {
 	case io.copy != nil:
-		if c.hold {
+		if c.holding() {
 			return false
 		}
 	case io.Kind == replication.MsgRead:
-		if !c.readable() || c.unreconciled(io.Off, io.Len) {
+		if c.hold.reads || !c.readable() || c.unreconciled(io.Off, io.Len) {
 			return false
 		}
 	default:
-		if c.hold || c.protectionStall() {
+		if c.holding() || c.protectionStall() {
 			return false
 		}
 		if c.cut != nil || c.groupHoldsWrites() {
@@ -146,7 +146,7 @@ func (c *Coordinator) touch(io *IO) {
 
 // flushIfDue flushes when much was written, or in many places.
 func (c *Coordinator) flushIfDue() {
-	if (c.unflushed >= c.o.FlushBytes || c.touched >= c.o.FlushRegions) && !c.flushing && !c.hold {
+	if (c.unflushed >= c.o.FlushBytes || c.touched >= c.o.FlushRegions) && !c.flushing && !c.holding() {
 		c.flushNow()
 	}
 }

@@ -24,6 +24,8 @@ const (
 	EventVerifyStarted                       // a pass over the volume has begun
 	EventVerifyStopped                       // it was ended early
 	EventVerified                            // it is complete; Blocks sectors were healed
+	EventHandedOver                          // the configuration names another coordinator, which is to take over
+	EventKept                                // a handover came to nothing for Err: it is served here as before
 	EventGroupLate                           // the other volumes of the group were waited for too long
 	EventHeld                                // a cut holds the volume, and nothing is in flight
 )
@@ -54,6 +56,7 @@ const (
 	StallProtection   Stall = "PROTECTION"         // max_protection: a cluster domain has no in-sync replica
 	StallResyncStart  Stall = "RESYNC_START"       // a short pause at the start of a resync
 	StallDetaching    Stall = "DETACHING"
+	StallHandover     Stall = "HANDOVER" // a short pause while another node takes over by plan
 	StallNotAttached  Stall = "NOT_ATTACHED"
 	StallConfigChange Stall = "CONFIG_CHANGE" // a change of the in-sync set is on its way
 	StallDomain       Stall = "DOMAIN"        // the configuration cannot be changed: the coordinator's cluster domain is not ACTIVE
@@ -71,6 +74,8 @@ func (c *Coordinator) Stall() Stall {
 			return StallNoReplica
 		}
 		return StallTakeover
+	case stageHandedOver:
+		return StallHandover
 	case stageDead, stageDetached, stageIdle:
 		return StallNotAttached
 	case stageElecting, stagePreparing, stageActivating, stageCommitting:
@@ -83,7 +88,7 @@ func (c *Coordinator) Stall() Stall {
 		return StallTakeover
 	}
 	switch {
-	case c.change != nil && c.changeStall != StallNone && (c.holdAcks || c.detachReq || c.hold || !c.reached().covers(c.need()) || !c.readable() || c.joining() && c.reconcile.Count() > 0):
+	case c.change != nil && c.changeStall != StallNone && (c.holdAcks || c.detachReq || c.holding() || !c.reached().covers(c.need()) || !c.readable() || c.joining() && c.reconcile.Count() > 0):
 		return c.changeStall
 	case c.protectionStall():
 		return StallProtection
@@ -95,8 +100,8 @@ func (c *Coordinator) Stall() Stall {
 		return StallGroup
 	case c.detachReq:
 		return StallDetaching
-	case c.hold:
-		return StallResyncStart
+	case c.holding():
+		return c.hold.why
 	case !c.readable():
 		return StallReadLease
 	}

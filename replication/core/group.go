@@ -130,7 +130,7 @@ func (c *Coordinator) GroupStatus() GroupStatus {
 // lookAtGroup follows the in-sync set, has those leave that are to, and gives up what took too long.
 func (c *Coordinator) lookAtGroup() {
 	g := &c.group
-	if c.stage == stageIdle || c.stage >= stageDetached {
+	if c.stage == stageIdle || c.over() {
 		return
 	}
 	for k := range g.sides {

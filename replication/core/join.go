@@ -109,7 +109,7 @@ func (c *Coordinator) beginStartSync() bool {
 
 func (c *Coordinator) advanceStartSync(ch *change) bool {
 	j := c.join
-	if ch.step != stepCAS && (j.failed != "" || c.hold && c.now >= ch.until || c.wished() != 0) {
+	if ch.step != stepCAS && (j.failed != "" || c.holding() && c.now >= ch.until || c.wished() != 0) {
 		c.abandonStartSync("could not start in time")
 		return true
 	}
@@ -123,7 +123,7 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 		ch.next, ch.step = n, stepCAS
 		c.propose(n)
 	case stepQuiesce:
-		if !c.quiet() || c.copying() {
+		if !c.drained() {
 			return false
 		}
 		ch.step = stepDirty
@@ -169,7 +169,7 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 			// the resync ends.
 			j.mirrored = true
 			c.endChange()
-			c.hold = false
+			c.releaseRequests()
 			c.retry = true
 			if j.seal.LogLost {
 				c.event(Event{Kind: EventLogLost, Replica: c.m[j.q].id})
@@ -251,8 +251,7 @@ func (c *Coordinator) tellJoiner(ch *change) {
 // abandonStartSync gives up before anything is mirrored.
 func (c *Coordinator) abandonStartSync(why string) {
 	c.endChange()
-	c.hold = false
-	c.retry = true
+	c.releaseRequests()
 	c.join.fail(why)
 }
 

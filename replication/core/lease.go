@@ -186,12 +186,15 @@ func (r *Replica) quarantine() {
 // After a detach all have ended. So have those up to the coordinator that cfg names if it came to
 // serve and ran here: then the leases of the earlier ones had run out, and of one node only one process at a time
 // serves, with one coordinator for each volume. A node that has booted again may be a copy of
-// another machine that is still running: that is not certain.
+// another machine that is still running: that is not certain. Who handed over reads no more, and who it
+// was handed to never came to read, if what is replaced is the configuration of the handover itself.
 func (c *Coordinator) endedTerm(cfg *replication.Config) replication.Term {
 	old := cfg.Coord
 	switch {
 	case old == nil:
 		return replication.Term(cfg.Epoch)
+	case cfg.Phase == replication.PhaseRecovering && old.From.Term != 0:
+		return old.Term
 	case cfg.Phase == replication.PhaseActive && old.Node == c.o.Node && old.Boot == c.o.Boot && !replication.UUID(old.Boot).IsZero():
 		return old.Term
 	default:

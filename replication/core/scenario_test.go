@@ -21,6 +21,7 @@ import (
 //
 //	world nodes=2 [at=n0] (attached there already) [protection=max_protection]
 //	      [stall=100] (milliseconds until a request fails) [slots=1] (of each activity log)
+//	handover n0 n1 | keep-it n0 (it is called off)
 //	attach n0 | resume n0 (the attachment that its process had) | detach | crash n0 | power n0 | stop n0 | start n0 | damage-log n0 (that is not running)
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
 //	delay n0 n1 (what is on the way in n0's session with n1 now) | arrive (it comes, whatever has happened since)
@@ -120,6 +121,11 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 	case "resume":
 		w.client.at = node(1)
 		node(1).resume()
+	case "handover":
+		node(1).handOver(node(2))
+	case "keep-it":
+		node(1).coord.Keep(node(1).clock(), errNotHandedOver)
+		node(1).drainCoord()
 	case "detach":
 		w.client.at.coord.Detach(w.client.at.clock())
 		w.client.at.drainCoord()

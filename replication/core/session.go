@@ -14,7 +14,7 @@ func (c *Coordinator) Tick(now int64) {
 	if c.stage == stageServing {
 		c.watchMembers()
 		c.watchRequests()
-		if c.wroteSeq && !c.flushing && !c.hold && now-c.lastFlush >= c.o.FlushInterval {
+		if c.wroteSeq && !c.flushing && !c.holding() && now-c.lastFlush >= c.o.FlushInterval {
 			c.flushNow()
 		}
 		c.tellStable()
@@ -188,7 +188,7 @@ func (c *Coordinator) resend(i int) {
 // SessionDown tells that a session ended, or could not be opened.
 func (c *Coordinator) SessionDown(now int64, i int, id replication.SessionID) {
 	c.now = now
-	if c.m[i].sess != id || c.stage == stageDead || c.stage == stageDetached {
+	if c.m[i].sess != id || c.over() {
 		return
 	}
 	c.sessionLost(i)
@@ -199,8 +199,7 @@ func (c *Coordinator) SessionDown(now int64, i int, id replication.SessionID) {
 // term is the one that it has promised.
 func (c *Coordinator) SessionRefused(now int64, i int, id replication.SessionID, st replication.Status, term replication.Term) {
 	c.now = now
-	if c.m[i].sess == id && c.stage == stageServing && st == replication.StatusFenced && term > c.term {
-		c.die(replication.ErrDeposed)
+	if c.m[i].sess == id && c.stage == stageServing && st == replication.StatusFenced && term > c.term && c.fenced() {
 		return
 	}
 	if c.m[i].sess == id && c.stage == stageServing && st == replication.StatusIO {
@@ -259,8 +258,7 @@ func (c *Coordinator) Step(now int64, i int, msg *replication.Message) {
 
 // answer takes an ack or a nack.
 func (c *Coordinator) answer(i int, msg *replication.Message) {
-	if msg.Type == replication.MsgNack && msg.Status == replication.StatusFenced && msg.Term > c.term {
-		c.die(replication.ErrDeposed)
+	if msg.Type == replication.MsgNack && msg.Status == replication.StatusFenced && msg.Term > c.term && c.fenced() {
 		return
 	}
 	if msg.Type == replication.MsgNack && (msg.Status == replication.StatusFenced || msg.Status == replication.StatusShuttingDown) {

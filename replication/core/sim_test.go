@@ -73,7 +73,7 @@ var faults = []fault{
 	{"kvdb out of reach of a node", func(_ *simWorld, n *simNode) bool { n.kvCut = true; return true }, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
 	{"kvdb restored from a backup", func(w *simWorld, _ *simNode) bool { return w.rollBack() }, func(w *simWorld, _ *simNode) { w.importKVDB() }},
 	{"kvdb lost in a change", func(w *simWorld, _ *simNode) bool {
-		causes := []string{"takeover", "activate", "evict", "start resync", "stop resync", "join", "detach"}
+		causes := []string{"takeover", "activate", "evict", "start resync", "stop resync", "join", "detach", "handover", "handover"}
 		w.kvLose = causes[w.rng.IntN(len(causes))]
 		return true
 	}, func(w *simWorld, _ *simNode) { w.reachKVDB() }},
@@ -199,6 +199,7 @@ func simNodes(seed uint64) int { return 2 + int(seed%2) }
 // runPlan runs one seed with another plan than its own.
 func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed string) {
 	w = newSimWorld(simNodes(seed), rand.New(rand.NewPCG(seed, 17)))
+	w.drawMoves(rand.New(rand.NewPCG(seed, 19)))
 	w.fail = func(f string, a ...any) { panic(simFailure(fmt.Sprintf(f, a...))) }
 	if *simLog {
 		w.trace = func(f string, a ...any) {
@@ -228,6 +229,7 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 			w.happen(&plan[0])
 		}
 		w.manage()
+		w.move()
 		w.lookForRollback()
 		if w.hopeless() {
 			w.seen["hopeless"]++
@@ -277,7 +279,7 @@ func (w *simWorld) settle() {
 		n.unhang()
 		n.crowd(false)
 	}
-	if w.client.quiet && w.client.at != nil {
+	if w.client.quiet && w.client.at != nil && w.client.at.coord != nil {
 		w.client.quiet = w.client.at.coord.detachReq
 	}
 	for range 40_000 {
@@ -299,6 +301,9 @@ func (w *simWorld) settle() {
 			continue
 		}
 		c := w.client.at.coord
+		if c == nil {
+			continue // it is being handed over
+		}
 		if !w.rolled && !w.marked && c.stage == stageServing && len(w.truth.ISR) == len(w.nodes) && c.change == nil && c.reconcile.Count() == 0 &&
 			len(w.client.flight) == 0 && len(c.flight.ios) == 0 && c.Stall() == StallNone && !c.wroteSeq && w.verified(c) {
 			w.compare()
@@ -312,14 +317,17 @@ func (w *simWorld) settle() {
 		w.fail("no coordinator after the faults ended")
 	}
 	k := w.client.at.coord
-	w.fail("not settled: stage %d stall %q isr %v flight %d waiting %d change %+v round %+v join %+v reconcile %d jobs %d reqs %d evict %b %q hold %v/%v open %b",
-		k.stage, k.Stall(), w.inSync(), len(k.flight.ios), len(k.waiting), k.change, k.round, k.join, k.reconcile.Count(), len(k.jobs), len(k.reqs), k.evictReq, k.evictWhy, k.hold, k.holdAcks, k.openSet())
+	if k == nil {
+		w.fail("not settled: handed over and nobody serves")
+	}
+	w.fail("not settled: stage %d stall %q isr %v flight %d waiting %d change %+v round %+v join %+v reconcile %d jobs %d reqs %d evict %b %q hold %q/%v open %b",
+		k.stage, k.Stall(), w.inSync(), len(k.flight.ios), len(k.waiting), k.change, k.round, k.join, k.reconcile.Count(), len(k.jobs), len(k.reqs), k.evictReq, k.evictWhy, k.hold.why, k.holdAcks, k.openSet())
 }
 
 // checkRest asserts that nothing is left over when a volume is at rest.
 func (w *simWorld) checkRest(c *Coordinator) {
-	if len(c.waiting) > 0 || len(c.reqs) > 0 || len(c.jobs) > 0 || c.holdAcks || c.hold || c.join != nil {
-		w.fail("left over: waiting %d reqs %d jobs %d hold %v/%v join %+v", len(c.waiting), len(c.reqs), len(c.jobs), c.hold, c.holdAcks, c.join)
+	if len(c.waiting) > 0 || len(c.reqs) > 0 || len(c.jobs) > 0 || c.holdAcks || c.holding() || c.join != nil {
+		w.fail("left over: waiting %d reqs %d jobs %d hold %q/%v join %+v", len(c.waiting), len(c.reqs), len(c.jobs), c.hold.why, c.holdAcks, c.join)
 	}
 	if len(c.freeIOs) > 3 {
 		w.fail("%d internal flushes were made", len(c.freeIOs))

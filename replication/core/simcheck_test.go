@@ -63,6 +63,7 @@ type simClient struct {
 	flight []*simOp
 	tag    uint64
 	free   []*IO // released: used again, so that a reference that the core kept does harm
+	coming bool  // it is on its way to the coordinator that has followed its own
 	quiet  bool  // no new requests: it is about to detach
 
 	unanswered []*simOp // modifications in flight when the process of its coordinator died
@@ -92,7 +93,7 @@ func (c *simClient) newIO() *IO {
 // act starts a request at random.
 func (c *simClient) act() {
 	w := c.w
-	if c.at == nil || c.at.coord == nil || c.at.paused || c.quiet || len(c.flight) >= 4 {
+	if c.at == nil || c.at.coord == nil || c.at.paused || c.quiet || c.coming || len(c.flight) >= 4 {
 		return
 	}
 	if w.rng.IntN(8) == 0 {
@@ -213,7 +214,7 @@ func (c *simClient) again() {
 }
 
 // lost ends the consumer with its coordinator.
-func (c *simClient) lost() { c.at, c.flight, c.quiet = nil, nil, false }
+func (c *simClient) lost() { c.at, c.flight, c.quiet, c.coming = nil, nil, false, false }
 
 // released takes a request back; its data are spoilt.
 func (c *simClient) released(io *IO) {

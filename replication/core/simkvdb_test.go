@@ -87,6 +87,9 @@ func (n *simNode) strand(ch Change) {
 func (w *simWorld) commit(n *simNode, ch Change) {
 	if !w.rolled {
 		w.checkChange(n, ch.Next)
+		if ch.Next.History[len(ch.Next.History)-1].Cause == "handover" {
+			w.checkHandover(n)
+		}
 	}
 	w.put(ch.Next)
 	w.checkContent()
@@ -113,9 +116,13 @@ func (n *simNode) watch() {
 		return
 	}
 	w.once(n, func() {
-		if n.up && n.coord != nil {
+		switch co := seen.Coord; {
+		case !n.up:
+		case n.coord != nil:
 			n.coord.ConfigSeen(n.clock(), seen)
 			n.drainCoord()
+		case n.named != nil && co != nil && co.AttachID == n.named.id:
+			n.takeOver(n.named)
 		}
 	})
 }

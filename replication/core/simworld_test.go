@@ -62,9 +62,11 @@ type simWorld struct {
 	buggy     bool         // replicas differ and vouch for what they have
 	strays    []*simStray
 	history   simHistory
-	solid     bool  // an in-sync replica has everything that was acknowledged
-	owed      bool  // what a power cut took may be forgiven at the next attachment
-	forgiven  int64 // when that was last done
+	moves     simMoves
+	moved     []replication.AttachID // attachments that others have followed
+	solid     bool                   // an in-sync replica has everything that was acknowledged
+	owed      bool                   // what a power cut took may be forgiven at the next attachment
+	forgiven  int64                  // when that was last done
 }
 
 // simQueue is a channel in which things happen in order.
@@ -116,6 +118,9 @@ type simNode struct {
 	wake          int64 // when its replica is to be told the time
 
 	coord  *Coordinator
+	giving *simHandover         // that coord was asked for
+	named  *simHandover         // that it is prepared for
+	out    *simHandover         // that it has made, and nobody has told what became of it
 	record replication.AttachID // of the attachment under which a consumer here was served, and which has not ended
 	served int64                // when that attachment was served first
 	doomed *Coordinator         // goes on with a consumer that was told of writes that are lost: it must not answer that
@@ -343,18 +348,19 @@ func (n *simNode) halt() {
 // end forgets the coordinator. If that had not come to its end the consumer waits for another life of the process.
 func (n *simNode) end() {
 	if n.w.client.at == n {
-		if n.coord != nil && n.coord.Dead() == nil && n.record == n.coord.o.Attach {
+		if n.coord != nil && n.coord.Dead() == nil && n.record == n.coord.o.Attach || n.out != nil && n.record == n.out.old {
 			n.w.client.await()
 		}
 		n.w.client.lost()
 	}
-	n.coord = nil
+	n.coord, n.giving, n.out, n.named = nil, nil, nil, nil
 }
 
 // resumable reports whether the attachment that n has a record of is the volume's still.
 func (n *simNode) resumable() bool {
 	c := n.w.cfg.Coord
-	return c != nil && c.Node == n.id && c.AttachID == n.record
+	return c != nil && c.Node == n.id && c.AttachID == n.record ||
+		c != nil && n.w.cfg.Phase == replication.PhaseRecovering && c.From.Node == n.id && c.From.AttachID == n.record && !replication.UUID(n.record).IsZero()
 }
 
 // stopped ends the process of a node that is to stop cleanly and has come to rest.
@@ -378,6 +384,10 @@ func (n *simNode) fence(on bool) {
 	w := n.w
 	n.fenced = on
 	n.fences++
+	if n.out != nil && on { // its consumer gets errors
+		n.record = replication.AttachID{}
+		n.end()
+	}
 	if n.coord != nil && on {
 		n.coord.Kill(n.clock(), replication.ErrDomainFenced)
 		n.drainCoord()
@@ -400,25 +410,26 @@ func (n *simNode) reach(o *simNode) bool { return n == o || !n.cutTo[o] }
 
 // attach makes n the coordinator of a new attachment.
 func (n *simNode) attach() {
+	n.out = nil
 	n.w.client.unanswered, n.record = nil, replication.AttachID{}
 	n.w.trace("%s attaches", n.id)
-	n.coordinate(replication.AttachID(n.w.uuid()), false)
+	n.coordinate(replication.AttachID(n.w.uuid()), false, false, n.w.cfg, n.w.rev)
 }
 
 // resume makes n the coordinator of the attachment that it has a record of.
 func (n *simNode) resume() {
 	n.w.trace("%s goes on", n.id)
-	n.coordinate(n.record, true)
+	n.coordinate(n.record, true, false, n.w.cfg, n.w.rev)
 	n.w.client.again()
 }
 
-func (n *simNode) coordinate(id replication.AttachID, resume bool) {
+func (n *simNode) coordinate(id replication.AttachID, resume, back bool, cfg *replication.Config, rev uint64) {
 	w := n.w
 	o := w.opts
 	o.Boot = n.boot
 	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), id, n.rid, w.rng.Uint64
-	o.Resume, o.Incarnation, o.Former = resume, w.kvLife.id, w.kvLife.former
-	n.coord = New(o, w.cfg, w.rev)
+	o.Resume, o.TakeBack, o.Incarnation, o.Former = resume, back, w.kvLife.id, w.kvLife.former
+	n.coord = New(o, cfg, rev)
 	n.sess = make([]*simConn, len(w.nodes))
 	for i, m := range w.nodes {
 		if m.fenced {
@@ -478,8 +489,15 @@ func (n *simNode) drainCoord() {
 	for _, io := range r.Released {
 		w.client.released(io)
 	}
+	if n.giving != nil {
+		n.giving.held = append(n.giving.held, r.Returned...)
+	}
 	dead := c.Dead()
 	c.Advance()
+	if c.HandedOver() && n.coord == c {
+		n.handedOver(c)
+		return
+	}
 	if dead != nil && n.coord == c {
 		w.trace("%s no longer serves: %v", n.id, dead)
 		w.checkDeposed(n)
@@ -495,6 +513,7 @@ func (n *simNode) observe(e *Event) {
 	switch e.Kind {
 	case EventServing:
 		n.serving = n.coord
+		n.follow()
 		switch {
 		case !n.coord.o.Resume:
 			if w.client.at == n { // otherwise nobody was told anything
@@ -556,7 +575,10 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s verifies", n.id)
 	case EventVerifyStopped:
 		w.trace("%s verifies no more", n.id)
-	case EventElected, EventResyncProgress, EventDetached, EventDied:
+	case EventKept:
+		w.seen["handover: kept"]++
+		w.trace("%s keeps the volume: %v", n.id, e.Err)
+	case EventElected, EventResyncProgress, EventDetached, EventDied, EventHandedOver:
 	}
 }
 

@@ -60,8 +60,7 @@ func (c *Coordinator) ControlDone(now int64, id uint64, res ControlResult) {
 	}
 	delete(c.ctl, id)
 	// One that is not in sync may have promised a takeover that came to nothing.
-	if term := res.term(); !res.Failed && c.term != 0 && term > c.term && c.isr.has(ctl.to) {
-		c.die(replication.ErrDeposed)
+	if term := res.term(); !res.Failed && c.term != 0 && term > c.term && c.isr.has(ctl.to) && c.fenced() {
 		return
 	}
 	// The others may know as little as the kvdb, and the takeover may have gone on without this one (I22).
@@ -75,7 +74,7 @@ func (c *Coordinator) ControlDone(now int64, id uint64, res ControlResult) {
 	case ctl.round == c.round:
 		r := ctl.round
 		r.sent &^= bit(ctl.to)
-		if ok := !res.Failed && r.reply(ctl.to, res); c.stage == stageDead {
+		if ok := !res.Failed && r.reply(ctl.to, res); c.over() {
 			return
 		} else if ok {
 			r.got |= bit(ctl.to)

@@ -27,7 +27,7 @@ type VerifyProgress struct {
 // StartVerify begins a pass over the volume that compares at most rate bytes a second; 0 is no limit. One that runs goes on with rate.
 func (c *Coordinator) StartVerify(now, rate int64) {
 	c.now = now
-	if c.stage == stageDead || c.stage == stageDetached {
+	if c.over() {
 		return
 	}
 	if c.verify == nil {

@@ -17,6 +17,9 @@ type AttachOptions struct {
 	// Resume, if not zero, is an attachment that an earlier process on this node served, and whose consumer lives:
 	// the takeover goes on with that one, or fails. TakeFrom does not matter then.
 	Resume replication.AttachID
+	// Named, if not zero, is the attachment to which the coordinator on another node has handed the volume over: the takeover goes on
+	// with what it has begun, or fails. The others do not matter then.
+	Named replication.AttachID
 }
 
 // Attach makes this node the volume's coordinator (a takeover if another one
@@ -50,6 +53,9 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			if err == nil && o.Resume != (replication.AttachID{}) && v.attach != o.Resume {
 				return nil, fmt.Errorf("%w: attachment %s has ended, the volume is attached again", replication.ErrNotCoordinator, o.Resume)
 			}
+			if err == nil && o.Named != (replication.AttachID{}) && v.attach != o.Named {
+				return nil, fmt.Errorf("%w: it is attached here already, as attachment %s", replication.ErrBusy, v.attach)
+			}
 			return v, err
 		default:
 			cfg, rev, err := m.o.Configs.Load(ctx, id)
@@ -63,7 +69,7 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			if err != nil {
 				return nil, err
 			}
-			if err := m.start(id, cfg, rev, o.Resume, grouped); err != nil {
+			if err := m.start(id, cfg, rev, o, grouped); err != nil {
 				return nil, err
 			}
 		}

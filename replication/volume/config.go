@@ -44,8 +44,8 @@ var ErrNotAtRest = errors.New("replication/volume: a replica has not come to res
 const kvdbTimeout = 5 * time.Second
 
 // swap makes one attempt of a change.
-func (v *Volume) swap(ch core.Change) {
-	in := volumeInput{kind: inChange}
+func (v *Volume) swap(of *core.Coordinator, ch core.Change) {
+	in := volumeInput{kind: inChange, of: of}
 	var err error
 	in.outcome, in.cfg, in.rev, err = v.attempt(ch)
 	v.logOutcome(in.outcome, err)

@@ -16,15 +16,15 @@ import (
 // controlTimeout bounds one control request.
 const controlTimeout = 5 * time.Second
 
-// control carries one control request of the coordinator out and reports.
-func (v *Volume) control(c core.Control) {
+// control carries one control request of a coordinator out and reports.
+func (v *Volume) control(of *core.Coordinator, c core.Control) {
 	ctx, cancel := context.WithTimeout(v.ctx, controlTimeout)
 	defer cancel()
 	res, err := v.ask(ctx, v.links[c.To], c)
 	if err != nil {
 		res = core.ControlResult{Failed: true}
 	}
-	v.post(volumeInput{kind: inControl, id: c.ID, ctl: res})
+	v.post(volumeInput{kind: inControl, of: of, id: c.ID, ctl: res})
 }
 
 // ask sends c to the local replica or to another node.

@@ -9,8 +9,8 @@ import (
 // ending is what happens between the end of a coordinator and that its consumer is told.
 type ending struct {
 	sync.Mutex
-	before func() // called in between, once
-	begun  bool   // too late for another one
+	before func(error) // called in between, once
+	begun  bool        // too late for another one
 
 	// By the worker:
 	seen   bool // the coordinator has ended
@@ -26,9 +26,9 @@ type heldAnswer struct {
 
 // BeforeEnd lets f be called when the volume is lost, before a request fails because of that and before Dead is closed: who
 // goes on with attachments after a restart has to know by then that this one is not to be revived (I23b). f may take
-// as long as it needs; the requests wait. It is not called for a detach. BeforeEnd is called once, and reports false, without
+// as long as it needs; the requests wait. It is told what Err is going to return, and not called for a detach. BeforeEnd is called once, and reports false, without
 // taking f, if the volume is lost already.
-func (v *Volume) BeforeEnd(f func()) bool {
+func (v *Volume) BeforeEnd(f func(err error)) bool {
 	e := &v.end
 	e.Lock()
 	defer e.Unlock()
@@ -41,7 +41,8 @@ func (v *Volume) BeforeEnd(f func()) bool {
 // noteEnd lets the end be noted, once the coordinator has come to it.
 func (v *Volume) noteEnd() {
 	e := &v.end
-	if e.seen || v.core.Dead() == nil || v.core.Detached() {
+	err := v.ended()
+	if e.seen || err == nil || v.core.Detached() {
 		return
 	}
 	e.seen = true
@@ -54,7 +55,7 @@ func (v *Volume) noteEnd() {
 	}
 	e.noting = true
 	v.m.running.Go(func() {
-		before()
+		before(err)
 		v.post(volumeInput{kind: inNoted})
 	})
 }

@@ -87,7 +87,7 @@ func TestBeforeEnd(t *testing.T) {
 	noting, note := make(chan struct{}), make(chan struct{})
 	goOn := sync.OnceFunc(func() { close(note) })
 	t.Cleanup(goOn)
-	if !v.BeforeEnd(func() { close(noting); <-note }) {
+	if !v.BeforeEnd(func(error) { close(noting); <-note }) {
 		t.Fatal("lost already")
 	}
 	if err := block.WriteAt(v, make([]byte, 4096), 0, 0); err != nil {
@@ -98,7 +98,7 @@ func TestBeforeEnd(t *testing.T) {
 	told := make(chan error, 1)
 	go func() { told <- block.WriteAt(v, make([]byte, 4096), 4096, 0) }()
 	c.eventually("a request that waits", func() bool { return v.pending.Load() == 1 })
-	if v.BeforeEnd(func() {}) {
+	if v.BeforeEnd(func(error) {}) {
 		t.Error("a volume that is lost was taken for one that is not")
 	}
 	short, cancel := context.WithCancel(t.Context())

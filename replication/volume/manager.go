@@ -31,6 +31,7 @@ type Timing struct {
 	Lease      time.Duration // how long a read lease lets a coordinator read; default 2 s
 	LeaseGrant time.Duration // how long a replica keeps one, before which it follows no other coordinator; default 3 s
 	Lossy      time.Duration // the same while all that answered lost power; default 60 s
+	Handover   time.Duration // a volume that is handed over and not served by then is taken back; default 10 s
 	Stall      time.Duration // a request that cannot proceed for so long fails; default 90 s
 	Retry      time.Duration // between attempts; default 500 ms
 	Flush      time.Duration // background flush; default 1 s
@@ -55,6 +56,7 @@ func (t *Timing) ensureDefaults() {
 	def(&t.Lease, 2*time.Second)
 	def(&t.LeaseGrant, 3*time.Second)
 	def(&t.Lossy, 60*time.Second)
+	def(&t.Handover, 10*time.Second)
 	def(&t.Stall, 90*time.Second)
 	def(&t.Retry, 500*time.Millisecond)
 	def(&t.Flush, time.Second)
@@ -217,8 +219,14 @@ func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
 	switch c := cfg.Coord; {
 	case cfg.Phase == replication.PhaseDeleting:
 		return fmt.Errorf("%w: it is being deleted", replication.ErrVolumeNotFound)
+	case o.Named != replication.AttachID{}:
+		if cfg.Phase != replication.PhaseRecovering || c.Node != m.o.Node || c.AttachID != o.Named {
+			return fmt.Errorf("%w: it is not handed over to this node as attachment %s, or was taken back", replication.ErrNotCoordinator, o.Named)
+		}
+		return nil
 	case o.Resume != replication.AttachID{}:
-		if c == nil || c.Node != m.o.Node || c.AttachID != o.Resume {
+		given := c != nil && cfg.Phase == replication.PhaseRecovering && c.From.Node == m.o.Node && c.From.AttachID == o.Resume // and the other one has not come to serve
+		if !given && (c == nil || c.Node != m.o.Node || c.AttachID != o.Resume) {
 			return fmt.Errorf("%w: attachment %s has ended, the volume was detached or attached again since", replication.ErrNotCoordinator, o.Resume)
 		}
 		return nil
@@ -229,12 +237,14 @@ func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
 	}
 }
 
-// start makes the volume and begins its takeover, unless somebody else just did. resume is the attachment to go on with,
-// zero for a new one; grouped, whether the volume is in a group.
-func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64, resume replication.AttachID, grouped bool) error {
+// start makes the volume and begins its takeover, unless somebody else just did; grouped, whether it is in a group.
+func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64, how AttachOptions, grouped bool) error {
 	t := m.o.Timing
-	attach := resume
-	if resume == (replication.AttachID{}) {
+	attach := how.Resume
+	switch none := (replication.AttachID{}); {
+	case how.Named != none:
+		attach = how.Named
+	case attach == none:
 		attach = replication.AttachID(replication.NewUUID())
 	}
 	var local replication.ReplicaID
@@ -251,15 +261,16 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 	v := &Volume{
 		m: m, id: id, size: cfg.Size, attach: attach, lg: m.lg.With(zap.Stringer("volume-id", id)),
 		serving: make(chan struct{}), dead: make(chan struct{}), idle: make(chan struct{}),
-		core: core.New(core.Options{
-			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Boot: m.o.Boot, Attach: attach, Resume: attach == resume,
+		opts: core.Options{
+			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Boot: m.o.Boot, Attach: attach, Resume: attach == how.Resume,
 			Incarnation: incarnation, Former: former, Local: local,
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
 			LeaseTime: int64(t.Lease), ConfirmReads: t.ConfirmReads, LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
 			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,
 			ResyncWindow: resyncWindow, JoinerLag: joinerLag, GroupTimeout: int64(t.Group), GroupRest: int64(t.GroupRest), Group: grouped, Rand: rand.Uint64,
-		}, cfg, rev),
+		},
 	}
+	v.core = core.New(v.opts, cfg, rev)
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	for _, r := range v.core.Members() {
 		l := &link{id: r, node: cfg.Members[r].Node}
@@ -283,6 +294,14 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 	}
 	m.mu.volumes[id] = v
 	m.running.Go(v.tick) // before Close waits
+	m.mu.Unlock()
+	m.begin(v, cfg)
+	return nil
+}
+
+// begin tells a coordinator that has not started what there is to know, and starts it.
+func (m *Manager) begin(v *Volume, cfg *replication.Config) {
+	m.mu.Lock()
 	// What PeerUp tells from now on comes behind this in the inbox.
 	work := false
 	for i, l := range v.links {
@@ -294,7 +313,6 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 	}
 	m.tellDomains(v, cfg)
 	v.post(volumeInput{kind: inStart})
-	return nil
 }
 
 // tellDomains tells a volume which of its members' domains may hold in-sync replicas, and which are to. A

@@ -31,7 +31,11 @@ type Status struct {
 func (v *Volume) Status() *Status { return v.status.Load() }
 
 // Serves reports whether the volume has come to serve I/O and has not ended: its configuration is the latest that there is of it.
-func (v *Volume) Serves() bool { return isClosed(v.serving) && !isClosed(v.dead) }
+// One that was handed over does not, unless it was taken back.
+func (v *Volume) Serves() bool {
+	co := v.Status().Config.Coord
+	return isClosed(v.serving) && !isClosed(v.dead) && co != nil && co.AttachID == v.attach
+}
 
 // kill ends the volume at once: its requests fail with err.
 func (v *Volume) kill(err error) { v.post(volumeInput{kind: inKill, err: err}) }
@@ -80,7 +84,7 @@ func (v *Volume) observe(events []core.Event) {
 		v.wasServe = true
 		close(v.serving)
 	}
-	if err := v.core.Dead(); err != nil && !v.wasDead && !v.end.noting {
+	if err := v.ended(); err != nil && !v.wasDead && !v.end.noting {
 		v.wasDead = true
 		if !v.core.Detached() || !errors.Is(err, replication.ErrClosed) {
 			v.deadErr = err
@@ -101,6 +105,10 @@ func (v *Volume) log(e *core.Event) {
 		v.lg.Info("takeover started", epoch)
 	case core.EventServing:
 		v.lg.Info("volume serving", epoch, zap.Int("unreconciled-blocks", e.Dirty))
+	case core.EventHandedOver:
+		v.lg.Info("volume handed over", epoch, zap.String("node", string(v.core.Config().Coord.Node)))
+	case core.EventKept:
+		v.lg.Warn("volume not handed over", epoch, zap.Error(e.Err))
 	case core.EventEvicted:
 		v.lg.Error("replica evicted", epoch, replica, zap.String("reason", e.Reason))
 	case core.EventLogLost:

@@ -31,6 +31,7 @@ type Volume struct {
 
 	in    inbox[volumeInput]
 	core  *core.Coordinator // by the worker only
+	opts  core.Options      // of core
 	links []*link           // by member index
 	// farFirst has the links in the order of sending: what has the longer way leaves
 	// before the local write is submitted.
@@ -40,6 +41,8 @@ type Volume struct {
 	dead     chan struct{} // closed when the coordinator has ended
 	deadErr  error         // why; set before dead is closed
 	end      ending
+	asked    *move // by which the volume is to be handed over; by the worker
+	away     *move // by which it was, and it has not been taken back; by the worker
 	wasServe bool
 	wasDead  bool
 	ticked   bool // the status is to be published anew
@@ -100,6 +103,9 @@ const (
 	inStart
 	inNoted
 	inVerify
+	inHandOver
+	inKeep
+	inTakeBack
 	inCall
 )
 
@@ -120,7 +126,9 @@ type volumeInput struct {
 	flag    bool
 	rate    int64
 	err     error
-	done    chan struct{} // closed when the status shows it
+	done    chan struct{}     // closed when the status shows it
+	of      *core.Coordinator // whose question is answered
+	move    *move
 	call    func(t int64)
 }
 
@@ -273,7 +281,9 @@ func (v *Volume) work() {
 		}
 		t := now()
 		for i := range items {
-			v.apply(t, &items[i])
+			if v.away == nil || !v.applyAway(&items[i]) {
+				v.apply(t, &items[i])
+			}
 		}
 		v.carryOut()
 		for i := range items {
@@ -315,9 +325,19 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		}
 		v.core.SessionRefused(t, in.member, in.sess, in.msg.Status, in.msg.Term)
 	case inControl:
-		v.core.ControlDone(t, in.id, in.ctl)
+		if in.of == v.core {
+			v.core.ControlDone(t, in.id, in.ctl)
+		}
 	case inChange:
-		v.core.ChangeDone(t, in.outcome, in.cfg, in.rev)
+		if in.of == v.core {
+			v.core.ChangeDone(t, in.outcome, in.cfg, in.rev)
+		}
+	case inHandOver:
+		v.handOver(t, in.move)
+	case inKeep:
+		v.core.Keep(t, in.err)
+	case inTakeBack:
+		v.takeBack(t)
 	case inTick:
 		v.ticked = true
 		v.core.Tick(t)
@@ -400,13 +420,15 @@ func (v *Volume) carryOut() {
 		l.sess, l.stop = s.ID, func() { cancel(errEnded) }
 		v.connect(ctx, s)
 	}
+	co := v.core
 	for _, c := range r.Control {
-		v.m.running.Go(func() { v.control(c) })
+		v.m.running.Go(func() { v.control(co, c) })
 	}
 	if r.Change != nil {
 		ch := *r.Change
-		v.m.running.Go(func() { v.swap(ch) })
+		v.m.running.Go(func() { v.swap(co, ch) })
 	}
+	tell := v.noteMove(r)
 	v.noteEnd()
 	for _, d := range r.Completions {
 		if o := d.IO.User.(*volumeIO); d.Err == nil || !v.withhold(o.req, d.Err) {
@@ -416,7 +438,11 @@ func (v *Volume) carryOut() {
 	for _, io := range r.Released {
 		io.User.(*volumeIO).recycle()
 	}
+	v.dropAway()
 	v.observe(r.Events)
+	if tell != nil {
+		close(tell)
+	}
 	v.core.Advance()
 }
 

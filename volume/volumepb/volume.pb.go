@@ -243,6 +243,58 @@ func (ImportAction) EnumDescriptor() ([]byte, []int) {
 	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{3}
 }
 
+type SwitchOverAction int32
+
+const (
+	SwitchOverAction_SWITCH_OVER_ACTION_UNSPECIFIED SwitchOverAction = 0
+	SwitchOverAction_SWITCH_OVER_ACTION_NONE        SwitchOverAction = 1 // it is there, or attached nowhere; text says which
+	SwitchOverAction_SWITCH_OVER_ACTION_MOVE        SwitchOverAction = 2 // it is moved, or was
+	SwitchOverAction_SWITCH_OVER_ACTION_REFUSED     SwitchOverAction = 3 // text says why, and what to do
+)
+
+// Enum value maps for SwitchOverAction.
+var (
+	SwitchOverAction_name = map[int32]string{
+		0: "SWITCH_OVER_ACTION_UNSPECIFIED",
+		1: "SWITCH_OVER_ACTION_NONE",
+		2: "SWITCH_OVER_ACTION_MOVE",
+		3: "SWITCH_OVER_ACTION_REFUSED",
+	}
+	SwitchOverAction_value = map[string]int32{
+		"SWITCH_OVER_ACTION_UNSPECIFIED": 0,
+		"SWITCH_OVER_ACTION_NONE":        1,
+		"SWITCH_OVER_ACTION_MOVE":        2,
+		"SWITCH_OVER_ACTION_REFUSED":     3,
+	}
+)
+
+func (x SwitchOverAction) Enum() *SwitchOverAction {
+	p := new(SwitchOverAction)
+	*p = x
+	return p
+}
+
+func (x SwitchOverAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SwitchOverAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_volume_volumepb_volume_proto_enumTypes[4].Descriptor()
+}
+
+func (SwitchOverAction) Type() protoreflect.EnumType {
+	return &file_volume_volumepb_volume_proto_enumTypes[4]
+}
+
+func (x SwitchOverAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SwitchOverAction.Descriptor instead.
+func (SwitchOverAction) EnumDescriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{4}
+}
+
 type Volume struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2616,6 +2668,600 @@ func (x *FoundReplica) GetError() string {
 	return ""
 }
 
+type SwitchOverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	ToDomain      string                 `protobuf:"bytes,2,opt,name=to_domain,json=toDomain,proto3" json:"to_domain,omitempty"`
+	ToNode        string                 `protobuf:"bytes,3,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"` // of that domain, with an in-sync replica; "" = chosen
+	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // for the log
+	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`   // who asks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SwitchOverRequest) Reset() {
+	*x = SwitchOverRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SwitchOverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SwitchOverRequest) ProtoMessage() {}
+
+func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SwitchOverRequest.ProtoReflect.Descriptor instead.
+func (*SwitchOverRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *SwitchOverRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *SwitchOverRequest) GetToDomain() string {
+	if x != nil {
+		return x.ToDomain
+	}
+	return ""
+}
+
+func (x *SwitchOverRequest) GetToNode() string {
+	if x != nil {
+		return x.ToNode
+	}
+	return ""
+}
+
+func (x *SwitchOverRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *SwitchOverRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SwitchOverRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type SwitchOverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          *Move                  `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SwitchOverResponse) Reset() {
+	*x = SwitchOverResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SwitchOverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SwitchOverResponse) ProtoMessage() {}
+
+func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SwitchOverResponse.ProtoReflect.Descriptor instead.
+func (*SwitchOverResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *SwitchOverResponse) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+// Move is a planned move of one volume.
+type Move struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId       string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	VolumeName     string                 `protobuf:"bytes,2,opt,name=volume_name,json=volumeName,proto3" json:"volume_name,omitempty"`
+	Action         SwitchOverAction       `protobuf:"varint,3,opt,name=action,proto3,enum=tandem.volume.v1.SwitchOverAction" json:"action,omitempty"`
+	Text           string                 `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	FromNode       string                 `protobuf:"bytes,5,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	ToNode         string                 `protobuf:"bytes,6,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"`
+	RoundTripUs    uint64                 `protobuf:"varint,7,opt,name=round_trip_us,json=roundTripUs,proto3" json:"round_trip_us,omitempty"`          // between the two, half of the beats take longer; 0 = not known
+	ExpectedHoldUs uint64                 `protobuf:"varint,8,opt,name=expected_hold_us,json=expectedHoldUs,proto3" json:"expected_hold_us,omitempty"` // how long requests will wait, roughly
+	Done           bool                   `protobuf:"varint,9,opt,name=done,proto3" json:"done,omitempty"`
+	HoldUs         uint64                 `protobuf:"varint,10,opt,name=hold_us,json=holdUs,proto3" json:"hold_us,omitempty"` // how long they waited, as measured where it was
+	Path           string                 `protobuf:"bytes,11,opt,name=path,proto3" json:"path,omitempty"`                    // what a consumer opens now, on to_node
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Move) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *Move) GetVolumeName() string {
+	if x != nil {
+		return x.VolumeName
+	}
+	return ""
+}
+
+func (x *Move) GetAction() SwitchOverAction {
+	if x != nil {
+		return x.Action
+	}
+	return SwitchOverAction_SWITCH_OVER_ACTION_UNSPECIFIED
+}
+
+func (x *Move) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Move) GetFromNode() string {
+	if x != nil {
+		return x.FromNode
+	}
+	return ""
+}
+
+func (x *Move) GetToNode() string {
+	if x != nil {
+		return x.ToNode
+	}
+	return ""
+}
+
+func (x *Move) GetRoundTripUs() uint64 {
+	if x != nil {
+		return x.RoundTripUs
+	}
+	return 0
+}
+
+func (x *Move) GetExpectedHoldUs() uint64 {
+	if x != nil {
+		return x.ExpectedHoldUs
+	}
+	return 0
+}
+
+func (x *Move) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *Move) GetHoldUs() uint64 {
+	if x != nil {
+		return x.HoldUs
+	}
+	return 0
+}
+
+func (x *Move) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+// SwitchOverList is what tandemctl prints of several moves.
+type SwitchOverList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Moves         []*Move                `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"` // by volume
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SwitchOverList) Reset() {
+	*x = SwitchOverList{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SwitchOverList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SwitchOverList) ProtoMessage() {}
+
+func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SwitchOverList.ProtoReflect.Descriptor instead.
+func (*SwitchOverList) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *SwitchOverList) GetMoves() []*Move {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+type MoveVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *SwitchOverRequest     `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVolumeRequest) Reset() {
+	*x = MoveVolumeRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVolumeRequest) ProtoMessage() {}
+
+func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
+func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *MoveVolumeRequest) GetRequest() *SwitchOverRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type MoveVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          *Move                  `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVolumeResponse) Reset() {
+	*x = MoveVolumeResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVolumeResponse) ProtoMessage() {}
+
+func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
+func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *MoveVolumeResponse) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+type PrepareHandoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareHandoverRequest) Reset() {
+	*x = PrepareHandoverRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareHandoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareHandoverRequest) ProtoMessage() {}
+
+func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareHandoverRequest.ProtoReflect.Descriptor instead.
+func (*PrepareHandoverRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *PrepareHandoverRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+type PrepareHandoverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AttachId      []byte                 `protobuf:"bytes,1,opt,name=attach_id,json=attachId,proto3" json:"attach_id,omitempty"` // 16 bytes
+	Boot          []byte                 `protobuf:"bytes,2,opt,name=boot,proto3" json:"boot,omitempty"`                         // of the node, 16 bytes
+	Domain        string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
+	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"` // under which a consumer will find it; one that is early is kept waiting
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareHandoverResponse) Reset() {
+	*x = PrepareHandoverResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareHandoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareHandoverResponse) ProtoMessage() {}
+
+func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareHandoverResponse.ProtoReflect.Descriptor instead.
+func (*PrepareHandoverResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *PrepareHandoverResponse) GetAttachId() []byte {
+	if x != nil {
+		return x.AttachId
+	}
+	return nil
+}
+
+func (x *PrepareHandoverResponse) GetBoot() []byte {
+	if x != nil {
+		return x.Boot
+	}
+	return nil
+}
+
+func (x *PrepareHandoverResponse) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *PrepareHandoverResponse) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type TakeHandoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	AttachId      []byte                 `protobuf:"bytes,2,opt,name=attach_id,json=attachId,proto3" json:"attach_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeHandoverRequest) Reset() {
+	*x = TakeHandoverRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeHandoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeHandoverRequest) ProtoMessage() {}
+
+func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeHandoverRequest.ProtoReflect.Descriptor instead.
+func (*TakeHandoverRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *TakeHandoverRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *TakeHandoverRequest) GetAttachId() []byte {
+	if x != nil {
+		return x.AttachId
+	}
+	return nil
+}
+
+type TakeHandoverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeHandoverResponse) Reset() {
+	*x = TakeHandoverResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeHandoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeHandoverResponse) ProtoMessage() {}
+
+func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeHandoverResponse.ProtoReflect.Descriptor instead.
+func (*TakeHandoverResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *TakeHandoverResponse) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
@@ -2827,7 +3473,48 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	" \x03(\fR\amissing\x12 \n" +
 	"\vincarnation\x18\v \x01(\fR\vincarnation\x12\x12\n" +
 	"\x04spec\x18\f \x01(\fR\x04spec\x12\x14\n" +
-	"\x05error\x18\r \x01(\tR\x05error*h\n" +
+	"\x05error\x18\r \x01(\tR\x05error\"\xa8\x01\n" +
+	"\x11SwitchOverRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tto_domain\x18\x02 \x01(\tR\btoDomain\x12\x17\n" +
+	"\ato_node\x18\x03 \x01(\tR\x06toNode\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\"@\n" +
+	"\x12SwitchOverResponse\x12*\n" +
+	"\x04move\x18\x01 \x01(\v2\x16.tandem.volume.v1.MoveR\x04move\"\xd9\x02\n" +
+	"\x04Move\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1f\n" +
+	"\vvolume_name\x18\x02 \x01(\tR\n" +
+	"volumeName\x12:\n" +
+	"\x06action\x18\x03 \x01(\x0e2\".tandem.volume.v1.SwitchOverActionR\x06action\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x12\x1b\n" +
+	"\tfrom_node\x18\x05 \x01(\tR\bfromNode\x12\x17\n" +
+	"\ato_node\x18\x06 \x01(\tR\x06toNode\x12\"\n" +
+	"\rround_trip_us\x18\a \x01(\x04R\vroundTripUs\x12(\n" +
+	"\x10expected_hold_us\x18\b \x01(\x04R\x0eexpectedHoldUs\x12\x12\n" +
+	"\x04done\x18\t \x01(\bR\x04done\x12\x17\n" +
+	"\ahold_us\x18\n" +
+	" \x01(\x04R\x06holdUs\x12\x12\n" +
+	"\x04path\x18\v \x01(\tR\x04path\">\n" +
+	"\x0eSwitchOverList\x12,\n" +
+	"\x05moves\x18\x01 \x03(\v2\x16.tandem.volume.v1.MoveR\x05moves\"R\n" +
+	"\x11MoveVolumeRequest\x12=\n" +
+	"\arequest\x18\x01 \x01(\v2#.tandem.volume.v1.SwitchOverRequestR\arequest\"@\n" +
+	"\x12MoveVolumeResponse\x12*\n" +
+	"\x04move\x18\x01 \x01(\v2\x16.tandem.volume.v1.MoveR\x04move\"0\n" +
+	"\x16PrepareHandoverRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"v\n" +
+	"\x17PrepareHandoverResponse\x12\x1b\n" +
+	"\tattach_id\x18\x01 \x01(\fR\battachId\x12\x12\n" +
+	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x16\n" +
+	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\"J\n" +
+	"\x13TakeHandoverRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tattach_id\x18\x02 \x01(\fR\battachId\"*\n" +
+	"\x14TakeHandoverResponse\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path*h\n" +
 	"\n" +
 	"Protection\x12\x1a\n" +
 	"\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x1f\n" +
@@ -2851,7 +3538,12 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x19IMPORT_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12IMPORT_ACTION_NONE\x10\x01\x12\x18\n" +
 	"\x14IMPORT_ACTION_IMPORT\x10\x02\x12\x19\n" +
-	"\x15IMPORT_ACTION_REFUSED\x10\x032\xea\b\n" +
+	"\x15IMPORT_ACTION_REFUSED\x10\x03*\x90\x01\n" +
+	"\x10SwitchOverAction\x12\"\n" +
+	"\x1eSWITCH_OVER_ACTION_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17SWITCH_OVER_ACTION_NONE\x10\x01\x12\x1b\n" +
+	"\x17SWITCH_OVER_ACTION_MOVE\x10\x02\x12\x1e\n" +
+	"\x1aSWITCH_OVER_ACTION_REFUSED\x10\x032\xc3\t\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
@@ -2866,7 +3558,14 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"StopVerify\x12#.tandem.volume.v1.StopVerifyRequest\x1a$.tandem.volume.v1.StopVerifyResponse\x12T\n" +
 	"\tGetVerify\x12\".tandem.volume.v1.GetVerifyRequest\x1a#.tandem.volume.v1.GetVerifyResponse\x12W\n" +
 	"\n" +
-	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse2i\n" +
+	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse\x12W\n" +
+	"\n" +
+	"SwitchOver\x12#.tandem.volume.v1.SwitchOverRequest\x1a$.tandem.volume.v1.SwitchOverResponse2\xab\x02\n" +
+	"\tHandovers\x12W\n" +
+	"\n" +
+	"MoveVolume\x12#.tandem.volume.v1.MoveVolumeRequest\x1a$.tandem.volume.v1.MoveVolumeResponse\x12f\n" +
+	"\x0fPrepareHandover\x12(.tandem.volume.v1.PrepareHandoverRequest\x1a).tandem.volume.v1.PrepareHandoverResponse\x12]\n" +
+	"\fTakeHandover\x12%.tandem.volume.v1.TakeHandoverRequest\x1a&.tandem.volume.v1.TakeHandoverResponse2i\n" +
 	"\bReplicas\x12]\n" +
 	"\fListReplicas\x12%.tandem.volume.v1.ListReplicasRequest\x1a&.tandem.volume.v1.ListReplicasResponseB2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
 
@@ -2882,113 +3581,137 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 	return file_volume_volumepb_volume_proto_rawDescData
 }
 
-var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_volume_volumepb_volume_proto_goTypes = []any{
-	(Protection)(0),                // 0: tandem.volume.v1.Protection
-	(Phase)(0),                     // 1: tandem.volume.v1.Phase
-	(ReplicaState)(0),              // 2: tandem.volume.v1.ReplicaState
-	(ImportAction)(0),              // 3: tandem.volume.v1.ImportAction
-	(*Volume)(nil),                 // 4: tandem.volume.v1.Volume
-	(*Verify)(nil),                 // 5: tandem.volume.v1.Verify
-	(*Damage)(nil),                 // 6: tandem.volume.v1.Damage
-	(*Attachment)(nil),             // 7: tandem.volume.v1.Attachment
-	(*Stall)(nil),                  // 8: tandem.volume.v1.Stall
-	(*Replica)(nil),                // 9: tandem.volume.v1.Replica
-	(*CreateVolumeRequest)(nil),    // 10: tandem.volume.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),   // 11: tandem.volume.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),     // 12: tandem.volume.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),    // 13: tandem.volume.v1.ListVolumesResponse
-	(*Orphan)(nil),                 // 14: tandem.volume.v1.Orphan
-	(*InspectVolumeRequest)(nil),   // 15: tandem.volume.v1.InspectVolumeRequest
-	(*InspectVolumeResponse)(nil),  // 16: tandem.volume.v1.InspectVolumeResponse
-	(*DeleteVolumeRequest)(nil),    // 17: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),   // 18: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),  // 19: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil), // 20: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),    // 21: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),   // 22: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),    // 23: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),   // 24: tandem.volume.v1.DetachVolumeResponse
-	(*StartVerifyRequest)(nil),     // 25: tandem.volume.v1.StartVerifyRequest
-	(*StartVerifyResponse)(nil),    // 26: tandem.volume.v1.StartVerifyResponse
-	(*StopVerifyRequest)(nil),      // 27: tandem.volume.v1.StopVerifyRequest
-	(*StopVerifyResponse)(nil),     // 28: tandem.volume.v1.StopVerifyResponse
-	(*GetVerifyRequest)(nil),       // 29: tandem.volume.v1.GetVerifyRequest
-	(*GetVerifyResponse)(nil),      // 30: tandem.volume.v1.GetVerifyResponse
-	(*WatchVolumeRequest)(nil),     // 31: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),    // 32: tandem.volume.v1.WatchVolumeResponse
-	(*ImportKvdbRequest)(nil),      // 33: tandem.volume.v1.ImportKvdbRequest
-	(*ImportKvdbResponse)(nil),     // 34: tandem.volume.v1.ImportKvdbResponse
-	(*ImportedVolume)(nil),         // 35: tandem.volume.v1.ImportedVolume
-	(*SilentNode)(nil),             // 36: tandem.volume.v1.SilentNode
-	(*ListReplicasRequest)(nil),    // 37: tandem.volume.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),   // 38: tandem.volume.v1.ListReplicasResponse
-	(*FoundReplica)(nil),           // 39: tandem.volume.v1.FoundReplica
-	nil,                            // 40: tandem.volume.v1.Volume.LabelsEntry
-	nil,                            // 41: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                            // 42: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(Protection)(0),                 // 0: tandem.volume.v1.Protection
+	(Phase)(0),                      // 1: tandem.volume.v1.Phase
+	(ReplicaState)(0),               // 2: tandem.volume.v1.ReplicaState
+	(ImportAction)(0),               // 3: tandem.volume.v1.ImportAction
+	(SwitchOverAction)(0),           // 4: tandem.volume.v1.SwitchOverAction
+	(*Volume)(nil),                  // 5: tandem.volume.v1.Volume
+	(*Verify)(nil),                  // 6: tandem.volume.v1.Verify
+	(*Damage)(nil),                  // 7: tandem.volume.v1.Damage
+	(*Attachment)(nil),              // 8: tandem.volume.v1.Attachment
+	(*Stall)(nil),                   // 9: tandem.volume.v1.Stall
+	(*Replica)(nil),                 // 10: tandem.volume.v1.Replica
+	(*CreateVolumeRequest)(nil),     // 11: tandem.volume.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 12: tandem.volume.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),      // 13: tandem.volume.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 14: tandem.volume.v1.ListVolumesResponse
+	(*Orphan)(nil),                  // 15: tandem.volume.v1.Orphan
+	(*InspectVolumeRequest)(nil),    // 16: tandem.volume.v1.InspectVolumeRequest
+	(*InspectVolumeResponse)(nil),   // 17: tandem.volume.v1.InspectVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 18: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 19: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),   // 20: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil),  // 21: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),     // 22: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),    // 23: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),     // 24: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),    // 25: tandem.volume.v1.DetachVolumeResponse
+	(*StartVerifyRequest)(nil),      // 26: tandem.volume.v1.StartVerifyRequest
+	(*StartVerifyResponse)(nil),     // 27: tandem.volume.v1.StartVerifyResponse
+	(*StopVerifyRequest)(nil),       // 28: tandem.volume.v1.StopVerifyRequest
+	(*StopVerifyResponse)(nil),      // 29: tandem.volume.v1.StopVerifyResponse
+	(*GetVerifyRequest)(nil),        // 30: tandem.volume.v1.GetVerifyRequest
+	(*GetVerifyResponse)(nil),       // 31: tandem.volume.v1.GetVerifyResponse
+	(*WatchVolumeRequest)(nil),      // 32: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),     // 33: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),       // 34: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),      // 35: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),          // 36: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),              // 37: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),     // 38: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),    // 39: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),            // 40: tandem.volume.v1.FoundReplica
+	(*SwitchOverRequest)(nil),       // 41: tandem.volume.v1.SwitchOverRequest
+	(*SwitchOverResponse)(nil),      // 42: tandem.volume.v1.SwitchOverResponse
+	(*Move)(nil),                    // 43: tandem.volume.v1.Move
+	(*SwitchOverList)(nil),          // 44: tandem.volume.v1.SwitchOverList
+	(*MoveVolumeRequest)(nil),       // 45: tandem.volume.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),      // 46: tandem.volume.v1.MoveVolumeResponse
+	(*PrepareHandoverRequest)(nil),  // 47: tandem.volume.v1.PrepareHandoverRequest
+	(*PrepareHandoverResponse)(nil), // 48: tandem.volume.v1.PrepareHandoverResponse
+	(*TakeHandoverRequest)(nil),     // 49: tandem.volume.v1.TakeHandoverRequest
+	(*TakeHandoverResponse)(nil),    // 50: tandem.volume.v1.TakeHandoverResponse
+	nil,                             // 51: tandem.volume.v1.Volume.LabelsEntry
+	nil,                             // 52: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 53: tandem.volume.v1.ListVolumesRequest.LabelsEntry
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	40, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	51, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
-	7,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
-	8,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
-	9,  // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
-	5,  // 6: tandem.volume.v1.Volume.verify:type_name -> tandem.volume.v1.Verify
-	6,  // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
+	8,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
+	9,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
+	10, // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
+	6,  // 6: tandem.volume.v1.Volume.verify:type_name -> tandem.volume.v1.Verify
+	7,  // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
 	2,  // 8: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 9: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	41, // 10: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	4,  // 11: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	42, // 12: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	4,  // 13: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
-	14, // 14: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
-	4,  // 15: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 16: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 17: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 18: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 19: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 20: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 21: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 22: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	4,  // 23: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	35, // 24: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	36, // 25: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	52, // 10: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	5,  // 11: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	53, // 12: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	5,  // 13: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
+	15, // 14: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
+	5,  // 15: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 16: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 17: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 18: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 19: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 20: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 21: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 22: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	5,  // 23: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	36, // 24: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	37, // 25: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
 	3,  // 26: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	39, // 27: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	10, // 28: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	12, // 29: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	15, // 30: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	17, // 31: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	19, // 32: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	21, // 33: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	23, // 34: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	31, // 35: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	25, // 36: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	27, // 37: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	29, // 38: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	33, // 39: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	37, // 40: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	11, // 41: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	13, // 42: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	16, // 43: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	18, // 44: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	20, // 45: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	22, // 46: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	24, // 47: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	32, // 48: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	26, // 49: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	28, // 50: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	30, // 51: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	34, // 52: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	38, // 53: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	41, // [41:54] is the sub-list for method output_type
-	28, // [28:41] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	40, // 27: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	43, // 28: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	4,  // 29: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
+	43, // 30: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	41, // 31: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	43, // 32: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	11, // 33: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	13, // 34: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	16, // 35: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	18, // 36: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	20, // 37: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	22, // 38: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	24, // 39: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	32, // 40: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	26, // 41: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	28, // 42: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	30, // 43: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	34, // 44: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	41, // 45: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	45, // 46: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	47, // 47: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	49, // 48: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	38, // 49: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	12, // 50: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	14, // 51: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	17, // 52: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	19, // 53: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	21, // 54: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	23, // 55: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	25, // 56: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	33, // 57: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	27, // 58: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	29, // 59: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	31, // 60: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	35, // 61: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	42, // 62: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	46, // 63: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	48, // 64: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	50, // 65: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	39, // 66: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	50, // [50:67] is the sub-list for method output_type
+	33, // [33:50] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -3002,10 +3725,10 @@ func file_volume_volumepb_volume_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   39,
+			NumEnums:      5,
+			NumMessages:   49,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_volume_volumepb_volume_proto_goTypes,
 		DependencyIndexes: file_volume_volumepb_volume_proto_depIdxs,

@@ -35,6 +35,7 @@ const (
 	Volumes_StopVerify_FullMethodName     = "/tandem.volume.v1.Volumes/StopVerify"
 	Volumes_GetVerify_FullMethodName      = "/tandem.volume.v1.Volumes/GetVerify"
 	Volumes_ImportKvdb_FullMethodName     = "/tandem.volume.v1.Volumes/ImportKvdb"
+	Volumes_SwitchOver_FullMethodName     = "/tandem.volume.v1.Volumes/SwitchOver"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -85,6 +86,10 @@ type VolumesClient interface {
 	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
 	// or another change of a volume, came first.
 	ImportKvdb(ctx context.Context, in *ImportKvdbRequest, opts ...grpc.CallOption) (*ImportKvdbResponse, error)
+	// SwitchOver moves an attached volume to a node of another domain by plan: its consumer's requests wait meanwhile, and none fails. It
+	// returns when the volume is served there. With dry_run it tells what would be done. May be asked of any node. What cannot be moved is told
+	// by action REFUSED. Errors: NOT_FOUND; UNAVAILABLE it was begun and came to nothing: the volume is served where it was.
+	SwitchOver(ctx context.Context, in *SwitchOverRequest, opts ...grpc.CallOption) (*SwitchOverResponse, error)
 }
 
 type volumesClient struct {
@@ -224,6 +229,16 @@ func (c *volumesClient) ImportKvdb(ctx context.Context, in *ImportKvdbRequest, o
 	return out, nil
 }
 
+func (c *volumesClient) SwitchOver(ctx context.Context, in *SwitchOverRequest, opts ...grpc.CallOption) (*SwitchOverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SwitchOverResponse)
+	err := c.cc.Invoke(ctx, Volumes_SwitchOver_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VolumesServer is the server API for Volumes service.
 // All implementations must embed UnimplementedVolumesServer
 // for forward compatibility.
@@ -272,6 +287,10 @@ type VolumesServer interface {
 	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
 	// or another change of a volume, came first.
 	ImportKvdb(context.Context, *ImportKvdbRequest) (*ImportKvdbResponse, error)
+	// SwitchOver moves an attached volume to a node of another domain by plan: its consumer's requests wait meanwhile, and none fails. It
+	// returns when the volume is served there. With dry_run it tells what would be done. May be asked of any node. What cannot be moved is told
+	// by action REFUSED. Errors: NOT_FOUND; UNAVAILABLE it was begun and came to nothing: the volume is served where it was.
+	SwitchOver(context.Context, *SwitchOverRequest) (*SwitchOverResponse, error)
 	mustEmbedUnimplementedVolumesServer()
 }
 
@@ -317,6 +336,9 @@ func (UnimplementedVolumesServer) GetVerify(context.Context, *GetVerifyRequest) 
 }
 func (UnimplementedVolumesServer) ImportKvdb(context.Context, *ImportKvdbRequest) (*ImportKvdbResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ImportKvdb not implemented")
+}
+func (UnimplementedVolumesServer) SwitchOver(context.Context, *SwitchOverRequest) (*SwitchOverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SwitchOver not implemented")
 }
 func (UnimplementedVolumesServer) mustEmbedUnimplementedVolumesServer() {}
 func (UnimplementedVolumesServer) testEmbeddedByValue()                 {}
@@ -548,6 +570,24 @@ func _Volumes_ImportKvdb_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_SwitchOver_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SwitchOverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).SwitchOver(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_SwitchOver_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).SwitchOver(ctx, req.(*SwitchOverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Volumes_ServiceDesc is the grpc.ServiceDesc for Volumes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -599,6 +639,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ImportKvdb",
 			Handler:    _Volumes_ImportKvdb_Handler,
 		},
+		{
+			MethodName: "SwitchOver",
+			Handler:    _Volumes_SwitchOver_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -607,6 +651,194 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 	},
+	Metadata: "volume/volumepb/volume.proto",
+}
+
+const (
+	Handovers_MoveVolume_FullMethodName      = "/tandem.volume.v1.Handovers/MoveVolume"
+	Handovers_PrepareHandover_FullMethodName = "/tandem.volume.v1.Handovers/PrepareHandover"
+	Handovers_TakeHandover_FullMethodName    = "/tandem.volume.v1.Handovers/TakeHandover"
+)
+
+// HandoversClient is the client API for Handovers service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Handovers is served to the other nodes of the cluster: the steps of SwitchOver.
+type HandoversClient interface {
+	// MoveVolume is SwitchOver, asked of the node where the volume is attached.
+	MoveVolume(ctx context.Context, in *MoveVolumeRequest, opts ...grpc.CallOption) (*MoveVolumeResponse, error)
+	// PrepareHandover names the attachment under which the node would follow another one's. FAILED_PRECONDITION: it cannot.
+	PrepareHandover(ctx context.Context, in *PrepareHandoverRequest, opts ...grpc.CallOption) (*PrepareHandoverResponse, error)
+	// TakeHandover attaches what was handed over to an attachment that was prepared, once. It returns when that serves.
+	TakeHandover(ctx context.Context, in *TakeHandoverRequest, opts ...grpc.CallOption) (*TakeHandoverResponse, error)
+}
+
+type handoversClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewHandoversClient(cc grpc.ClientConnInterface) HandoversClient {
+	return &handoversClient{cc}
+}
+
+func (c *handoversClient) MoveVolume(ctx context.Context, in *MoveVolumeRequest, opts ...grpc.CallOption) (*MoveVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MoveVolumeResponse)
+	err := c.cc.Invoke(ctx, Handovers_MoveVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *handoversClient) PrepareHandover(ctx context.Context, in *PrepareHandoverRequest, opts ...grpc.CallOption) (*PrepareHandoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PrepareHandoverResponse)
+	err := c.cc.Invoke(ctx, Handovers_PrepareHandover_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *handoversClient) TakeHandover(ctx context.Context, in *TakeHandoverRequest, opts ...grpc.CallOption) (*TakeHandoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TakeHandoverResponse)
+	err := c.cc.Invoke(ctx, Handovers_TakeHandover_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// HandoversServer is the server API for Handovers service.
+// All implementations must embed UnimplementedHandoversServer
+// for forward compatibility.
+//
+// Handovers is served to the other nodes of the cluster: the steps of SwitchOver.
+type HandoversServer interface {
+	// MoveVolume is SwitchOver, asked of the node where the volume is attached.
+	MoveVolume(context.Context, *MoveVolumeRequest) (*MoveVolumeResponse, error)
+	// PrepareHandover names the attachment under which the node would follow another one's. FAILED_PRECONDITION: it cannot.
+	PrepareHandover(context.Context, *PrepareHandoverRequest) (*PrepareHandoverResponse, error)
+	// TakeHandover attaches what was handed over to an attachment that was prepared, once. It returns when that serves.
+	TakeHandover(context.Context, *TakeHandoverRequest) (*TakeHandoverResponse, error)
+	mustEmbedUnimplementedHandoversServer()
+}
+
+// UnimplementedHandoversServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedHandoversServer struct{}
+
+func (UnimplementedHandoversServer) MoveVolume(context.Context, *MoveVolumeRequest) (*MoveVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveVolume not implemented")
+}
+func (UnimplementedHandoversServer) PrepareHandover(context.Context, *PrepareHandoverRequest) (*PrepareHandoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PrepareHandover not implemented")
+}
+func (UnimplementedHandoversServer) TakeHandover(context.Context, *TakeHandoverRequest) (*TakeHandoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TakeHandover not implemented")
+}
+func (UnimplementedHandoversServer) mustEmbedUnimplementedHandoversServer() {}
+func (UnimplementedHandoversServer) testEmbeddedByValue()                   {}
+
+// UnsafeHandoversServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to HandoversServer will
+// result in compilation errors.
+type UnsafeHandoversServer interface {
+	mustEmbedUnimplementedHandoversServer()
+}
+
+func RegisterHandoversServer(s grpc.ServiceRegistrar, srv HandoversServer) {
+	// If the following call panics, it indicates UnimplementedHandoversServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Handovers_ServiceDesc, srv)
+}
+
+func _Handovers_MoveVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MoveVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HandoversServer).MoveVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Handovers_MoveVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HandoversServer).MoveVolume(ctx, req.(*MoveVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Handovers_PrepareHandover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PrepareHandoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HandoversServer).PrepareHandover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Handovers_PrepareHandover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HandoversServer).PrepareHandover(ctx, req.(*PrepareHandoverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Handovers_TakeHandover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TakeHandoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HandoversServer).TakeHandover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Handovers_TakeHandover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HandoversServer).TakeHandover(ctx, req.(*TakeHandoverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Handovers_ServiceDesc is the grpc.ServiceDesc for Handovers service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Handovers_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "tandem.volume.v1.Handovers",
+	HandlerType: (*HandoversServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "MoveVolume",
+			Handler:    _Handovers_MoveVolume_Handler,
+		},
+		{
+			MethodName: "PrepareHandover",
+			Handler:    _Handovers_PrepareHandover_Handler,
+		},
+		{
+			MethodName: "TakeHandover",
+			Handler:    _Handovers_TakeHandover_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
 	Metadata: "volume/volumepb/volume.proto",
 }
 

@@ -215,6 +215,8 @@ type Replication struct {
 	// What lets a coordinator read: "lease", or "confirm" to ask the other in-sync replicas about each read, which takes a round trip
 	// and trusts no clock.
 	ReadFence ReadFence `yaml:"readFence"`
+	// A planned move (switchover) of a volume is called off, or taken back, when the other node does not serve it for so long.
+	HandoverTimeout time.Duration `yaml:"handoverTimeout"`
 	// How long requests wait while a volume may not proceed, before they fail. At least opTimeout + sealTimeout.
 	StallTimeout time.Duration `yaml:"stallTimeout"`
 	// Resync traffic that this node sends, bytes per second. 0: no limit.

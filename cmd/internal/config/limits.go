@@ -76,6 +76,11 @@ var limits = []Limit{
 		at(func(c *Config) *time.Duration { return &c.Replication.LeaseGrant }),
 	},
 	{
+		"replication.handoverTimeout", int64(time.Second), int64(time.Minute), int64(10 * time.Second), UnitDuration,
+		"requests wait for so long, twice at worst, when the other node of a planned move dies in the middle",
+		at(func(c *Config) *time.Duration { return &c.Replication.HandoverTimeout }),
+	},
+	{
 		"replication.stallTimeout", int64(5 * time.Second), int64(24 * time.Hour), int64(90 * time.Second), UnitDuration,
 		"long enough to fail over by hand without an I/O error, short enough that a hopeless wait ends",
 		at(func(c *Config) *time.Duration { return &c.Replication.StallTimeout }),

@@ -49,12 +49,13 @@ type daemon struct {
 	domain  replication.DomainID
 	boot    replication.BootID
 
-	security *transport.Security
-	late     *lateHandler
-	peerSrv  *grpc.Server
-	peers    *transport.Peers
-	store    kvdb.Store
-	kvdbInfo func(context.Context) clusterdomain.KvdbStatus
+	security   *transport.Security
+	late       *lateHandler
+	lateSwitch lateSwitcher
+	peerSrv    *grpc.Server
+	peers      *transport.Peers
+	store      kvdb.Store
+	kvdbInfo   func(context.Context) clusterdomain.KvdbStatus
 	// kvdbRemove takes a member out; nil if this node is none of an embedded kvdb.
 	kvdbRemove func(ctx context.Context, ref string) error
 
@@ -182,6 +183,7 @@ func (d *daemon) startTransport(stops *stopper) error {
 	srv.Register(d.peerSrv)
 	volumepb.RegisterReplicasServer(d.peerSrv, volume.NewReplicasServer(d.report))
 	volumepb.RegisterGroupCoordinatorsServer(d.peerSrv, volume.NewGroupCoordinatorsServer(d.cutTarget))
+	volumepb.RegisterHandoversServer(d.peerSrv, &d.lateSwitch)
 	d.peers, err = transport.NewPeers(transport.PeersConfig{
 		Security: d.security, Boot: d.boot, BeatInterval: d.c.Replication.BeatInterval,
 		SuspectAfter: d.c.Replication.SuspectTimeout, OnLiveness: d.late.liveness, Logger: d.lg,
@@ -232,6 +234,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		MayAttach: func(n replication.DomainID) bool { return d.domains.DomainState(string(n)).MayAttach() },
 		Timing: replvolume.Timing{
 			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Lease: r.LeaseTime, LeaseGrant: r.LeaseGrant, ConfirmReads: r.ReadFence == config.FenceConfirm, Stall: r.StallTimeout,
+			Handover:   r.HandoverTimeout,
 			ResyncRate: int64(r.ResyncRate),
 		},
 		Verify: replvolume.VerifySchedule{Every: r.VerifyInterval, Rate: int64(r.VerifyRate)},
@@ -248,7 +251,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 	d.reconciler = volume.NewReconciler(d.catalogue, volume.ReconcilerOptions{
 		Node: d.node, Replicas: &localReplicas{pools: d.pools, volumes: d.volumes}, Logger: d.lg,
 	})
-	if d.runtime, err = newRuntime(d.c, d.volumes, d.security, d.suspect, d.lg); err != nil {
+	if d.runtime, err = newRuntime(d.c, d.volumes, d.security, d.boot, d.suspect, d.lg); err != nil {
 		return err
 	}
 	stops.push(d.runtime.close)

@@ -22,6 +22,7 @@ import (
 // domains and nodes, the catalogue and the configurations.
 func (d *daemon) follow(ctx context.Context, g *errgroup.Group) {
 	d.late.m.Store(d.volumes)
+	d.lateSwitch.s.Store(d.switcher())
 	g.Go(func() error { return d.domains.Run(ctx) })
 	g.Go(func() error {
 		d.reconciler.Run(ctx)
@@ -57,6 +58,7 @@ func (d *daemon) follow(ctx context.Context, g *errgroup.Group) {
 				d.lg.Error("configuration of a volume cannot be read, it is left alone", zap.Stringer("volume-id", e.Volume), zap.Error(e.Err))
 			case e.Config != nil:
 				d.volumes.ConfigChanged(e.Config)
+				d.runtime.followHandover(e.Config)
 			}
 		}
 		return nil
@@ -95,7 +97,7 @@ func (d *daemon) rtts() []clusterdomain.RTT {
 // startAPI serves operators.
 func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	cs := clusterdomain.NewServer(d.domains, clusterdomain.ServerOptions{Version: d.version, RTTs: d.rtts, Kvdb: d.kvdbInfo, RemoveKvdbMember: d.kvdbRemove})
-	vs := volume.NewServer(d.catalogue, volume.ServerOptions{Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer()})
+	vs := volume.NewServer(d.catalogue, volume.ServerOptions{Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher()})
 	coords := &cutCoordinators{d: d}
 	stops.push(coords.close)
 	gs := volume.NewGroupServer(d.catalogue, coords)

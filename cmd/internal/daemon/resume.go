@@ -42,10 +42,18 @@ func (r *runtime) record(s *showing) error {
 	if err := r.records.put(s.id); err != nil {
 		r.lg.Error("attachment will not survive a restart of this daemon: make room in dataDir, then detach and attach again",
 			zap.Stringer("volume-id", s.id.volume), zap.Error(err))
-		return nil
+	} else {
+		s.recorded = true
 	}
-	s.recorded = true
-	if !s.device.BeforeEnd(func() { r.forget(s.id) }) {
+	before := func(err error) {
+		if s.recorded {
+			r.forget(s.id)
+		}
+		if errors.Is(err, replication.ErrHandedOver) {
+			s.attachment.Kill() // nobody is told what became of what was held: the one that has followed is asked again
+		}
+	}
+	if !s.device.BeforeEnd(before) {
 		<-s.device.Dead()
 		return s.device.Err()
 	}

@@ -30,6 +30,7 @@ type runtime struct {
 	volumes *replvolume.Manager
 	suspect func() // the kvdb was found to know less than a replica
 	lg      *zap.Logger
+	boot    replication.BootID // of this node
 
 	nbd      *nbd.Server
 	fuseloop *fuseloop.Frontend
@@ -40,6 +41,7 @@ type runtime struct {
 	shown    map[replication.VolumeID]*showing
 	busy     map[replication.VolumeID]chan struct{} // volumes with an attach or detach under way; closed at its end
 	resuming map[attachment]context.CancelFunc      // those that are to go on, and are not decided yet
+	prepared map[replication.VolumeID]*prepared     // to follow other nodes
 }
 
 // showing is a volume shown by a front end.
@@ -64,10 +66,11 @@ func (s *showing) lost() bool {
 
 var _ volume.Runtime = (*runtime)(nil)
 
-func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security, suspect func(), lg *zap.Logger) (*runtime, error) {
+func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security, boot replication.BootID, suspect func(), lg *zap.Logger) (*runtime, error) {
 	r := &runtime{
 		c: c, volumes: m, suspect: suspect, lg: lg, shown: make(map[replication.VolumeID]*showing),
 		busy: make(map[replication.VolumeID]chan struct{}), resuming: make(map[attachment]context.CancelFunc),
+		prepared: make(map[replication.VolumeID]*prepared), boot: boot,
 	}
 	if c.Role == config.RoleWitness {
 		return r, nil

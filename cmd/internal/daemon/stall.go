@@ -34,6 +34,7 @@ var stallText = map[core.Stall]string{
 	core.StallGroup:        "a replica has left, and the other volumes of the group have to leave its cluster domain too before writes go on: at most 5 seconds",
 	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
 	core.StallDetaching:    "the volume is being detached: its last requests and a flush have to end on every in-sync replica",
+	core.StallHandover:     "the volume is being moved to another node by plan; a pause of milliseconds, and it stays here if that node does not take over in time",
 	core.StallDomain:       "the in-sync set has to be changed, and this node's cluster domain may not do that: activate it",
 	core.StallRollback:     "the in-sync set has to be changed, and the kvdb knows less than the replicas: it was restored from a backup or replaced: run \"tandemctl kvdb import --all --dry-run\"",
 	core.StallConfigChange: "the in-sync set is being changed",

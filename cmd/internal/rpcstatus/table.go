@@ -110,6 +110,7 @@ var table = []row{
 	{"replication.ErrPoisoned", replication.ErrPoisoned, codes.FailedPrecondition, "unmount, detach and attach again; what was written since the last flush must be written again"},
 	{"replication.ErrReplicaFaulted", replication.ErrReplicaFaulted, codes.FailedPrecondition, hintReset},
 	{"replication.ErrDeposed", replication.ErrDeposed, codes.FailedPrecondition, hintMoved},
+	{"replication.ErrHandedOver", replication.ErrHandedOver, codes.FailedPrecondition, hintMoved},
 	{"replication.ErrFenced", replication.ErrFenced, codes.Aborted, hintRetry},
 	{"replication.ErrStaleEpoch", replication.ErrStaleEpoch, codes.Aborted, hintRetry},
 	{"replication.ErrStalled", replication.ErrStalled, codes.Unavailable, "\"tandemctl volume inspect\" names the cause of the stall"},

@@ -287,6 +287,16 @@ func (s *Server) begin(c net.Conn) bool {
 	return true
 }
 
+// Expect is Options.Expected for one more id. It returns the path that it is going to have.
+func (s *Server) Expect(id string) (path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.expected[id] == nil && s.exports[id] == nil {
+		s.expected[id] = make(chan struct{})
+	}
+	return s.listeners[0].path(id)
+}
+
 // Forgo says that an id that was expected is not attached after all: clients that wait for it are told that there is no such
 // export. Not expected is fine.
 func (s *Server) Forgo(id string) {
