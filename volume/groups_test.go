@@ -20,17 +20,17 @@ func pair(w *world) (v, u *Entry) {
 	return w.create(Request{Name: "v", Size: gib}), w.create(Request{Name: "u", Size: gib})
 }
 
-// lose takes a volume's replicas in a domain out of its in-sync set, by a coordinator in domain a, which makes the volume ACTIVE if it is not.
-func (w *world) lose(v replication.VolumeID, d replication.DomainID) *replication.Config {
+// lose takes a volume's replicas in domain b out of its in-sync set, by a coordinator in domain a, which makes the volume ACTIVE if it is not.
+func (w *world) lose(v replication.VolumeID) {
 	w.t.Helper()
-	return w.change(v, func(n *replication.Config) {
+	w.change(v, func(n *replication.Config) {
 		n.Phase = replication.PhaseActive
 		n.Coord = &replication.Coord{Node: "n-a", Domain: "a", AttachID: replication.AttachID{1}, Term: 2}
-		n.ISR = slices.DeleteFunc(n.ISR, func(r replication.ReplicaID) bool { return n.Members[r].Domain == d })
+		n.ISR = slices.DeleteFunc(n.ISR, func(r replication.ReplicaID) bool { return n.Members[r].Domain == "b" })
 	}, "evict")
 }
 
-func (w *world) change(v replication.VolumeID, f func(n *replication.Config), cause string) *replication.Config {
+func (w *world) change(v replication.VolumeID, f func(n *replication.Config), cause string) {
 	w.t.Helper()
 	c := w.configs(w.store)
 	cfg, _, err := c.Load(w.t.Context(), v)
@@ -53,7 +53,6 @@ func (w *world) change(v replication.VolumeID, f func(n *replication.Config), ca
 	if _, err := w.store.Txn(w.t.Context(), kvdb.Txn{Then: []kvdb.Op{record}}); err != nil {
 		w.t.Fatal(err)
 	}
-	return n
 }
 
 // A volume is in one group at most, is not deleted in it, and a group is what it was asked to be.
@@ -84,7 +83,7 @@ func TestGroups(t *testing.T) {
 	if e, err = c.ChangeGroup(ctx, "g", nil, ids[:1]); err != nil || e.Has(v.ID) || !e.Has(u.ID) {
 		t.Errorf("%+v, %v", e, err)
 	}
-	w.lose(v.ID, "b")
+	w.lose(v.ID)
 	if e, err = c.ChangeGroup(ctx, "g", ids[:1], nil); err != nil || e.Splits["b"].Broken == "" || e.State() != replication.Split {
 		t.Errorf("a volume that is not in sync in b was put into it: %+v, %v", e, err)
 	}
@@ -161,7 +160,7 @@ func TestGroupKeeper(t *testing.T) {
 	if e := tend(gv); e.State() != replication.Linked || !gv.told.In || e.MayFailOver("b", e.Configs) != nil {
 		t.Errorf("linked: %+v, told %+v", e.Group, gv.told)
 	}
-	w.lose(v.ID, "b")
+	w.lose(v.ID)
 	gv.st.Lost = []replication.DomainID{"b"}
 	if e := tend(gv); e.State() != replication.Split || len(gv.told.Left) > 0 || !errors.Is(e.MayFailOver("b", e.Configs), replication.ErrGroupMixed) {
 		t.Errorf("one has left: %+v, told %+v", e.Group, gv.told)
@@ -169,7 +168,7 @@ func TestGroupKeeper(t *testing.T) {
 	if tend(gu); !slices.Equal(gu.told.Leave, []replication.DomainID{"b"}) {
 		t.Errorf("the other one is told %+v", gu.told)
 	}
-	w.lose(u.ID, "b")
+	w.lose(u.ID)
 	gu.st.Lost = []replication.DomainID{"b"}
 	tend(gv)
 	if e := tend(gu); !e.ImageIn("b", e.Configs).Consistent || e.ImageIn("b", e.Configs).InSync {
@@ -190,7 +189,7 @@ func TestGroupKeeper(t *testing.T) {
 	gu.st = core.GroupStatus{Term: 2}
 	// One is lost again while the other one's keeper links the group.
 	f := &filter{Store: w.store}
-	once := sync.OnceFunc(func() { w.lose(v.ID, "b") })
+	once := sync.OnceFunc(func() { w.lose(v.ID) })
 	f.beforeTxn = func(kvdb.Txn) { once() }
 	k.c = w.catalogue(f)
 	if e := tend(gu); e.State() != replication.Split {
@@ -250,8 +249,8 @@ func TestCutGroup(t *testing.T) {
 	if _, err := c.CreateGroup(t.Context(), "g", replication.FailoverManual, []replication.VolumeID{v.ID, u.ID, idle.ID}); err != nil {
 		t.Fatal(err)
 	}
-	w.lose(v.ID, "b")
-	w.lose(u.ID, "b")
+	w.lose(v.ID)
+	w.lose(u.ID)
 	cut := func(cs *cutters) (*Cut, error) {
 		cs.held = map[replication.VolumeID]replication.UUID{}
 		got, err := c.cutGroup(t.Context(), cs, "g", 50*time.Millisecond)
@@ -268,7 +267,7 @@ func TestCutGroup(t *testing.T) {
 	wantErr(t, err, ErrNotCut)
 	_, err = cut(&cutters{forgets: u.ID})
 	wantErr(t, err, ErrNotCut)
-	_, err = cut(&cutters{onHeld: sync.OnceFunc(func() { w.lose(idle.ID, "b") })})
+	_, err = cut(&cutters{onHeld: sync.OnceFunc(func() { w.lose(idle.ID) })})
 	wantErr(t, err, ErrNotCut)
 	_, err = c.CutGroup(t.Context(), &cutters{}, "g", time.Minute)
 	wantErr(t, err, ErrInvalid)

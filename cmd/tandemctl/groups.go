@@ -16,7 +16,7 @@ import (
 var failovers = map[string]pb.Failover{"automatic": pb.Failover_FAILOVER_AUTOMATIC, "manual": pb.Failover_FAILOVER_MANUAL}
 
 // askGroup makes one request of the service for groups.
-func askGroup[Q, R any](a *app, ctx context.Context, call func(pb.GroupsClient, context.Context, Q) (R, error), q Q) (r R, err error) {
+func askGroup[Q, R any](ctx context.Context, a *app, call func(pb.GroupsClient, context.Context, Q) (R, error), q Q) (r R, err error) {
 	client, err := a.groups()
 	if err != nil {
 		return r, err
@@ -46,7 +46,7 @@ Creating a group that exists with the same volumes succeeds and changes nothing.
 			call := func(c pb.GroupsClient, ctx context.Context, q *pb.CreateGroupRequest) (*pb.CreateGroupResponse, error) {
 				return c.CreateGroup(ctx, q)
 			}
-			resp, err := askGroup(a, cmd.Context(), call, &pb.CreateGroupRequest{Name: args[0], Volumes: splitList(volumes), Failover: f})
+			resp, err := askGroup(cmd.Context(), a, call, &pb.CreateGroupRequest{Name: args[0], Volumes: splitList(volumes), Failover: f})
 			if err != nil {
 				return err
 			}
@@ -69,7 +69,7 @@ func (a *app) groupListCommand() *cobra.Command {
 			call := func(c pb.GroupsClient, ctx context.Context, q *pb.ListGroupsRequest) (*pb.ListGroupsResponse, error) {
 				return c.ListGroups(ctx, q)
 			}
-			l, err := askGroup(a, cmd.Context(), call, &pb.ListGroupsRequest{})
+			l, err := askGroup(cmd.Context(), a, call, &pb.ListGroupsRequest{})
 			if err != nil {
 				return err
 			}
@@ -95,7 +95,7 @@ func (a *app) groupInspectCommand() *cobra.Command {
 			call := func(c pb.GroupsClient, ctx context.Context, q *pb.InspectGroupRequest) (*pb.InspectGroupResponse, error) {
 				return c.InspectGroup(ctx, q)
 			}
-			resp, err := askGroup(a, cmd.Context(), call, &pb.InspectGroupRequest{Group: args[0]})
+			resp, err := askGroup(cmd.Context(), a, call, &pb.InspectGroupRequest{Group: args[0]})
 			if err != nil {
 				return err
 			}
@@ -140,7 +140,7 @@ func (a *app) groupChange(ctx context.Context, q *pb.ChangeGroupRequest) error {
 	call := func(c pb.GroupsClient, ctx context.Context, q *pb.ChangeGroupRequest) (*pb.ChangeGroupResponse, error) {
 		return c.ChangeGroup(ctx, q)
 	}
-	resp, err := askGroup(a, ctx, call, q)
+	resp, err := askGroup(ctx, a, call, q)
 	if err != nil {
 		return err
 	}
@@ -178,7 +178,7 @@ func (a *app) groupDeleteCommand() *cobra.Command {
 			call := func(c pb.GroupsClient, ctx context.Context, q *pb.DeleteGroupRequest) (*pb.DeleteGroupResponse, error) {
 				return c.DeleteGroup(ctx, q)
 			}
-			resp, err := askGroup(a, cmd.Context(), call, &pb.DeleteGroupRequest{Group: args[0]})
+			resp, err := askGroup(cmd.Context(), a, call, &pb.DeleteGroupRequest{Group: args[0]})
 			if err != nil {
 				return err
 			}
@@ -203,7 +203,7 @@ nothing was cut then, and writes go on.`,
 			call := func(c pb.GroupsClient, ctx context.Context, q *pb.CutGroupRequest) (*pb.CutGroupResponse, error) {
 				return c.CutGroup(ctx, q)
 			}
-			resp, err := askGroup(a, cmd.Context(), call, &pb.CutGroupRequest{Group: args[0], HoldMs: uint64(hold.Milliseconds())})
+			resp, err := askGroup(cmd.Context(), a, call, &pb.CutGroupRequest{Group: args[0], HoldMs: uint64(hold.Milliseconds())})
 			if err != nil {
 				return err
 			}
@@ -227,7 +227,7 @@ func (a *app) addToGroup(ctx context.Context, groupName, volume string) error {
 	call := func(c pb.GroupsClient, ctx context.Context, q *pb.ChangeGroupRequest) (*pb.ChangeGroupResponse, error) {
 		return c.ChangeGroup(ctx, q)
 	}
-	if _, err := askGroup(a, ctx, call, &pb.ChangeGroupRequest{Group: groupName, AddVolumes: []string{volume}}); err != nil {
+	if _, err := askGroup(ctx, a, call, &pb.ChangeGroupRequest{Group: groupName, AddVolumes: []string{volume}}); err != nil {
 		f := a.failure(ctx, "", err)
 		return &cliError{exit: f.Exit, msg: fmt.Sprintf("volume %s is created, but not in group %s: %s", volume, groupName, f.Message), hint: f.Hint}
 	}

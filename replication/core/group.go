@@ -91,11 +91,9 @@ func (c *Coordinator) SetGroup(now int64, v Group) GroupStatus {
 	g.known = g.known || !v.In || v.Term == c.term && c.term != 0
 	for k := range g.sides {
 		s := &g.sides[k]
-		// Who was told to leave does: that it is not told any more may mean that it has, by a change that it has not heard of itself.
 		told := v.In && slices.Contains(v.Leave, s.domain)
 		s.stayed = (told || c.leaving(s)) && (s.stayed || c.cfg.Protection == replication.MaxProtection)
-		s.leave = v.In && (told || s.leave) && !s.stayed
-		if !s.leave {
+		if s.leave = told && !s.stayed; !s.leave {
 			c.pardonAll(s.members, groupSplit)
 		}
 		switch {

@@ -11,7 +11,6 @@ import (
 type cutRun struct {
 	w      *groupWorld
 	op     replication.UUID
-	until  int64
 	way    int64
 	gone   bool // the orchestrator has ended
 	failed bool
@@ -142,6 +141,8 @@ func TestCutHold(t *testing.T) {
 	v.attach()
 	w.run(1e9)
 	a, b := replication.UUID{1}, replication.UUID{2}
+	v.c.Propose(w.now, &IO{Kind: replication.MsgWrite, Len: sector, Data: make([]byte, sector)})
+	v.drain()
 	if err := v.c.HoldForCut(w.now, a, w.now+1e9); err != nil {
 		t.Fatal(err)
 	}
@@ -151,8 +152,12 @@ func TestCutHold(t *testing.T) {
 	if v.c.ReleaseCut(w.now, b) {
 		t.Error("released by an operation that does not hold it")
 	}
-	if _, held := v.c.Cut(w.now, a); !held {
-		t.Error("nothing is in flight, and it is not held")
+	if _, held := v.c.Cut(w.now, a); held {
+		t.Error("held with a write in flight")
+	}
+	w.run(w.now + 5e7)
+	if at, held := v.c.Cut(w.now, a); !held || at.Writes != 1 {
+		t.Errorf("nothing is in flight, and it is not held: %+v", at)
 	}
 	if v.c.ReleaseCut(w.now+1e9, a) {
 		t.Error("held when its time was up")
