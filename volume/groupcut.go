@@ -108,7 +108,8 @@ func (c *Catalogue) cutGroup(ctx context.Context, cs CutCoordinators, name strin
 		err = released
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: group %s: %w", ErrNotCut, name, err)
+		// Not wrapped: that one of them did not answer in time is not that the caller was not answered.
+		return nil, fmt.Errorf("%w: group %s: %s", ErrNotCut, name, err.Error())
 	}
 	cut.Hold = time.Since(began)
 	return cut, nil

@@ -131,7 +131,7 @@ func TestGroup(t *testing.T) {
 					Writes string `json:"writes"`
 				} `json:"positions"`
 			}
-			out := c.ctl(t, "b1", "group", "cut", "db", "-o", "json")
+			out := c.ctl(t, "b1", "group", "cut", "db", "--hold", "5s", "-o", "json")
 			if err := json.Unmarshal([]byte(out), &cut); err != nil || len(cut.Positions) != 2 {
 				t.Fatalf("group cut printed %q: %v", out, err)
 			}
