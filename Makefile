@@ -46,7 +46,7 @@ clean: ## remove what was built, except the pinned tools
 ##@ try it
 
 .PHONY: demo
-demo: build ## two sites, a witness, PostgreSQL, a killed site, nothing lost (KVDB=etcd: on a real etcd)
+demo: build ## two sites, a witness, PostgreSQL, a killed site, nothing lost (KVDB=etcd: on a real etcd; DEMOFLAGS=-failovers=20 or -moves=20: again and again)
 	@deploy/hack/deps.sh --optional demo
 	@$(GO) build -trimpath -o $(BIN)/demo ./deploy/demo
 	@$(BIN)/demo -bin $(BIN) -kvdb $(KVDB) $(DEMOFLAGS)
@@ -56,6 +56,12 @@ bench: build ## latency and throughput beside the floor of this machine, into be
 	@deploy/hack/deps.sh bench
 	@$(GO) build -trimpath -o $(BIN)/ ./bench/harness ./deploy/demo
 	@$(BIN)/harness -bin $(BIN) -jobs bench/fio -out bench/results $(BENCHFLAGS)
+
+.PHONY: bench-pauses
+bench-pauses: build ## how long a consumer waits in evictions, switchovers and failovers, into bench/results/ (half an hour)
+	@deploy/hack/deps.sh bench
+	@$(GO) build -trimpath -o $(BIN)/ ./bench/pauses
+	@$(BIN)/pauses -bin $(BIN) -out bench/results $(BENCHFLAGS)
 
 ##@ test
 

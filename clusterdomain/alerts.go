@@ -54,6 +54,10 @@ const (
 	AlertPoolFull         AlertCode = "pool-full"
 	AlertPoolCritical     AlertCode = "pool-critical"
 	AlertKvdbUnhealthy    AlertCode = "kvdb-unhealthy"
+	AlertFailoverDue      AlertCode = "failover-due"        // a domain may be lost and is about to be fenced
+	AlertFailoverIdle     AlertCode = "failover-idle"       // a domain may be lost and is not going to be
+	AlertFailoverPending  AlertCode = "failover-pending"    // a volume of a fenced domain has not been attached yet
+	AlertFailoverNoKvdb   AlertCode = "failover-impossible" // the kvdb would be lost with the domain
 )
 
 // Alert is something that the operator should know.
@@ -70,6 +74,10 @@ type Observed struct {
 	Volumes []arbiter.Volume // nil if they could not be read
 	RTTs    []RTT            // from this node
 	Kvdb    error            // why the kvdb is not healthy, nil if it is
+	// Members of the kvdb, if it is embedded.
+	Members  []KvdbMember
+	Failover bool                       // automatic failover is turned on
+	Outlook  map[string]arbiter.Verdict // by domain
 }
 
 // Alerts returns what is wrong, worst first. The same state gives the same alerts: nothing is remembered.
@@ -95,6 +103,7 @@ func Alerts(o Observed) []Alert {
 		case Active, Standby: // as it should be
 		}
 	}
+	failoverAlerts(o, add)
 	for _, n := range o.View.Nodes {
 		if !n.Online {
 			add(AlertNodeOffline, Warn, "node/"+n.Name, "node %s (%s, domain %s) does not keep its registration alive", n.Name, n.Address, n.Domain)
@@ -117,6 +126,46 @@ func Alerts(o Observed) []Alert {
 	}
 	slices.SortStableFunc(as, func(a, b Alert) int { return cmp.Compare(b.Severity, a.Severity) })
 	return as
+}
+
+// failoverAlerts tell what an arbiter does, or would not be able to do.
+func failoverAlerts(o Observed, add addAlert) {
+	for _, d := range o.View.Domains {
+		res := "domain/" + d.Name
+		switch v, ok := o.Outlook[d.Name]; {
+		case !ok || !v.Lost():
+		case v.Fence || v.Idle == arbiter.Confirming:
+			add(AlertFailoverDue, Alarm, res, "%s", v.Text)
+		default:
+			add(AlertFailoverIdle, Alarm, res, "domain %s may be lost and is not fenced by itself (%s): %s", d.Name, v.Idle, v.Text)
+		}
+		if o.Failover && len(o.View.Domains) > 1 && d.State.MayRun() && !majorityWithout(o, d.Name) {
+			add(AlertFailoverNoKvdb, Warn, res, "domain %s has so many members of the kvdb that no majority remains without it: nothing takes over from it by itself; place a member in a third domain", d.Name)
+		}
+	}
+	for _, v := range o.Volumes {
+		d, ok := o.View.Domain(v.Coordinator.Domain)
+		if !ok || !v.Attached() || d.State != Fenced || d.Failover == nil {
+			continue
+		}
+		_, _, cause := arbiter.Target(arbiter.View{Domains: states(o.View.Domains), Volumes: o.Volumes}, nodes(o.View), v, d.Failover.To)
+		text := "it is being attached, see tandemctl failover report"
+		if cause != "" {
+			text = arbiter.Blocked{Volume: v, Cause: cause}.Text()
+		}
+		add(AlertFailoverPending, Alarm, "volume/"+v.ID, "volume %s, attached in domain %s when that was fenced by failover %d, does not go on yet: %s", v.Name, d.Name, d.Failover.ID, text)
+	}
+}
+
+// majorityWithout reports whether the members of the kvdb outside a domain are a majority, as far as it is known where they are.
+func majorityWithout(o Observed, domain string) bool {
+	inside := 0
+	for _, m := range o.Members {
+		if n, ok := o.View.Node(m.Name); ok && n.Domain == domain {
+			inside++
+		}
+	}
+	return len(o.Members) == 0 || 2*(len(o.Members)-inside) > len(o.Members)
 }
 
 type addAlert func(c AlertCode, s Severity, resource, format string, args ...any)

@@ -10,6 +10,53 @@ import (
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 )
 
+// TestFailoverAlerts: what an arbiter does, does not do, or would not be able to do.
+func TestFailoverAlerts(t *testing.T) {
+	nodes := []Node{{Name: "a1", Domain: "a", Online: true}, {Name: "b1", Domain: "b", Online: true}, {Name: "w", Domain: "c", Online: true, Witness: true}}
+	view := func(a State, f *FailoverRef) *View {
+		return &View{Domains: []Domain{{Name: "a", State: a, Failover: f}, {Name: "b", State: Active}}, Nodes: nodes}
+	}
+	members := func(names ...string) (ms []KvdbMember) {
+		for _, n := range names {
+			ms = append(ms, KvdbMember{Name: n})
+		}
+		return ms
+	}
+	left := func(change func(*arbiter.Volume)) []arbiter.Volume {
+		v := arbiter.Volume{ID: "1", Name: "v", Coordinator: arbiter.Coordinator{Node: "a1", Domain: "a"}, Replicas: []arbiter.Replica{
+			{Node: "a1", Domain: "a", InSync: true}, {Node: "b1", Domain: "b", InSync: true},
+		}}
+		change(&v)
+		return []arbiter.Volume{v}
+	}
+	outlook := func(v arbiter.Verdict) map[string]arbiter.Verdict { return map[string]arbiter.Verdict{"a": v} }
+	const fenced = "domain-fenced domain/a"
+	for name, c := range map[string]struct {
+		o    Observed
+		want string
+	}{
+		"well":            {Observed{View: view(Active, nil), Failover: true, Members: members("a1", "b1", "w"), Outlook: outlook(arbiter.Verdict{Idle: arbiter.InService})}, ""},
+		"confirming":      {Observed{View: view(Active, nil), Outlook: outlook(arbiter.Verdict{Idle: arbiter.Confirming, Text: "soon"})}, "failover-due domain/a"},
+		"now":             {Observed{View: view(Active, nil), Outlook: outlook(arbiter.Verdict{Fence: true, Text: "now"})}, "failover-due domain/a"},
+		"back-off":        {Observed{View: view(Active, nil), Outlook: outlook(arbiter.Verdict{Idle: arbiter.BackOff})}, "failover-idle domain/a"},
+		"all in one site": {Observed{View: view(Active, nil), Failover: true, Members: members("a1", "a1", "b1")}, "failover-impossible domain/a"},
+		"one in each":     {Observed{View: view(Active, nil), Failover: true, Members: members("a1", "b1")}, "failover-impossible domain/a, failover-impossible domain/b"},
+		"turned off":      {Observed{View: view(Active, nil), Members: members("a1")}, ""},
+		"being attached":  {Observed{View: view(Fenced, &FailoverRef{ID: 1, To: "b"}), Volumes: left(func(*arbiter.Volume) {})}, fenced + ", failover-pending volume/1"},
+		"manual":          {Observed{View: view(Fenced, &FailoverRef{ID: 1, To: "b"}), Volumes: left(func(v *arbiter.Volume) { v.Manual = true })}, fenced + ", failover-pending volume/1"},
+		"by an operator":  {Observed{View: view(Fenced, nil), Volumes: left(func(*arbiter.Volume) {})}, fenced},
+		"moved":           {Observed{View: view(Fenced, &FailoverRef{ID: 1, To: "b"}), Volumes: left(func(v *arbiter.Volume) { v.Coordinator = arbiter.Coordinator{Node: "b1", Domain: "b"} })}, fenced},
+	} {
+		var got []string
+		for _, a := range Alerts(c.o) {
+			got = append(got, string(a.Code)+" "+a.Resource)
+		}
+		if s := strings.Join(got, ", "); s != c.want {
+			t.Errorf("%s: %s, want %s", name, s, c.want)
+		}
+	}
+}
+
 func TestAlerts(t *testing.T) {
 	pool := func(used int64) []Node {
 		return []Node{{Name: "n", Online: true, Pools: []Pool{{UUID: "p", Total: 1000, Used: used}}}}

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/kvdb"
 )
@@ -89,6 +90,7 @@ type proposal struct {
 	cmd arbiter.Command
 	id  string
 
+	auto  *automatic    // nil: an operator's
 	tried bool          // a transaction was sent whose outcome is not known
 	base  kvdb.Revision // of the domain record that it was guarded on
 }
@@ -160,6 +162,9 @@ func (p *proposal) attempt(ctx context.Context) (_ Domain, done bool, _ error) {
 			}
 		}
 	}
+	if p.auto != nil {
+		return p.failOver(ctx, doms, old, vols, guard)
+	}
 	a := arbiter.Decide(arbiter.View{Domains: states(doms), Volumes: vols},
 		arbiter.Question{Domain: c.Domain, Command: p.cmd, Accept: c.AcceptDataLoss})
 	switch {
@@ -179,15 +184,16 @@ func (p *proposal) write(ctx context.Context, old Domain, a arbiter.Decision, gu
 		return Domain{}, true, err
 	}
 	t := kvdb.Txn{If: guard, Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: DomainKey(p.m.o.Cluster, next.Name), Value: value}}}
-	if len(a.Accepted) > 0 {
-		value, err := encode(op{
-			Kind: string(p.cmd), Domain: next.Name, Volumes: a.Accepted, Actor: next.Actor, Reason: next.Reason, Time: next.Time,
-		})
-		if err != nil {
-			return Domain{}, true, err
-		}
-		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpPut, Key: opKey(p.m.o.Cluster, p.id), Value: value})
+	entry, err := p.m.trail.Stage(ctx, next.record(verbs[p.cmd]))
+	if err != nil {
+		return Domain{}, false, err
 	}
+	entry.AddTo(&t)
+	return p.send(ctx, old, next, t)
+}
+
+// send carries t out, which makes old next if what it compares has not changed.
+func (p *proposal) send(ctx context.Context, old, next Domain, t kvdb.Txn) (Domain, bool, error) {
 	res, err := p.m.store.Txn(ctx, t)
 	switch {
 	case errors.Is(err, kvdb.ErrNoLeader), errors.Is(err, kvdb.ErrInvalid):
@@ -202,14 +208,19 @@ func (p *proposal) write(ctx context.Context, old Domain, a arbiter.Decision, gu
 	return next, true, nil
 }
 
-// op is the record of a data-losing action (I24).
-type op struct {
-	Kind    string    `json:"kind"`
-	Domain  string    `json:"domain"`
-	Volumes []string  `json:"volumes"`
-	Actor   string    `json:"actor"`
-	Reason  string    `json:"reason"`
-	Time    time.Time `json:"ts"`
+// verbs name the commands in the audit trail.
+var verbs = map[arbiter.Command]string{
+	arbiter.Activate: "domain activate",
+	arbiter.Drain:    "domain deactivate",
+	arbiter.Fence:    "domain deactivate --peer-lost",
+}
+
+// record is what the audit trail says of the change that made d.
+func (d Domain) record(verb string) audit.Record {
+	return audit.Record{
+		Actor: d.Actor, Verb: verb, Object: "domain/" + d.Name, Reason: d.Reason,
+		Outcome: fmt.Sprintf("%s, was %s", d.State, d.PrevState), Epoch: d.Epoch, Lost: d.AcceptDataLoss,
+	}
 }
 
 // next is d changed to s.

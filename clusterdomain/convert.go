@@ -22,6 +22,9 @@ func domainPB(v *View, vols []arbiter.Volume, d Domain) *clusterdomainpb.Domain 
 		Name: d.Name, State: statePB(d.State), Epoch: d.Epoch, PrevState: statePB(d.PrevState),
 		Actor: d.Actor, Reason: d.Reason, ChangedUnixMs: unixMs(d.Time),
 	}
+	if d.Failover != nil {
+		r.FailoverId = d.Failover.ID
+	}
 	for _, n := range v.Nodes {
 		if n.Domain == d.Name && !n.Witness {
 			r.NodesTotal++
@@ -86,6 +89,28 @@ func kvdbPB(s KvdbStatus) *clusterdomainpb.Kvdb {
 	}
 	for _, m := range s.Members {
 		r.Members = append(r.Members, &clusterdomainpb.KvdbMember{Id: m.ID, Witness: m.Witness, Name: m.Name, Address: m.Address, Role: m.Role, Healthy: m.Healthy})
+	}
+	return r
+}
+
+func failoverPB(f *FailoverRecord) *clusterdomainpb.FailoverReport {
+	r := &clusterdomainpb.FailoverReport{
+		Id: f.ID, Domain: f.Domain, DomainEpoch: f.DomainEpoch, To: f.To, Promoted: f.Promoted, Actor: f.Actor, Why: f.Why, Nodes: f.Nodes,
+		HeardUnixMs: unixMs(f.Heard), GoneUnixMs: unixMs(f.Gone), FencedUnixMs: unixMs(f.Fenced), MoreVolumes: uint32(f.More),
+	}
+	for i := range f.Volumes {
+		v := &f.Volumes[i]
+		p := &clusterdomainpb.FailoverVolume{
+			Id: v.ID, Name: v.Name, FromNode: v.From, ToNode: v.To, EpochBefore: v.Epoch, Cause: string(v.Cause), Text: v.Text,
+		}
+		if mv := v.Moved; mv != nil {
+			p.ToNode, p.EpochAfter, p.AttachedUnixMs, p.Attempts = mv.Node, mv.Epoch, unixMs(mv.Attached), uint32(mv.Attempts)
+			p.Text = mv.Error
+			if !mv.Attached.IsZero() {
+				p.Cause = "" // what held it has been done away with
+			}
+		}
+		r.Volumes = append(r.Volumes, p)
 	}
 	return r
 }

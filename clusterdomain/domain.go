@@ -65,10 +65,18 @@ type Domain struct {
 	Time      time.Time `json:"ts"` // by the actor's clock; for people
 	// AcceptDataLoss are the ids of the volumes whose last in-sync replica the operator gave up with this change.
 	AcceptDataLoss []string `json:"accept_data_loss,omitempty"`
+	// Failover is the automatic failover that fenced it, nil if something else made it what it is.
+	Failover *FailoverRef `json:"failover,omitempty"`
 	// Proposal tells whether a write of unknown outcome took effect.
 	Proposal string `json:"proposal_id"`
 
 	Mod kvdb.Revision `json:"-"`
+}
+
+// FailoverRef names an automatic failover.
+type FailoverRef struct {
+	ID uint64 `json:"id"`
+	To string `json:"to"` // the domain that took over
 }
 
 // ParseDomain decodes the record of a domain.
@@ -127,17 +135,18 @@ func (p Pool) UsedPercent() int {
 
 // Errors. Test with errors.Is.
 var (
-	ErrDomainNotFound = errors.New("clusterdomain: no such domain")
-	ErrEpochChanged   = errors.New("clusterdomain: the domain was changed meanwhile")
-	ErrLastCopy       = errors.New("clusterdomain: the last in-sync replica of a volume is in the domain")
-	ErrUnknownVolume  = errors.New("clusterdomain: no such volume")
-	ErrOutcomeUnknown = errors.New("clusterdomain: not known whether the change took effect")
-	ErrNodeDomain     = errors.New("clusterdomain: the node belongs to another domain")
-	ErrInvalid        = errors.New("clusterdomain: invalid request")
-	ErrBadRecord      = errors.New("clusterdomain: unreadable record")
-	ErrKvdbMember     = errors.New("clusterdomain: the kvdb has no such member")
-	ErrKvdbMajority   = errors.New("clusterdomain: the kvdb would lose its majority")
-	ErrNoKvdbMember   = errors.New("clusterdomain: to be asked of a member of the kvdb")
+	ErrFailoverNotFound = errors.New("clusterdomain: no such failover")
+	ErrDomainNotFound   = errors.New("clusterdomain: no such domain")
+	ErrEpochChanged     = errors.New("clusterdomain: the domain was changed meanwhile")
+	ErrLastCopy         = errors.New("clusterdomain: the last in-sync replica of a volume is in the domain")
+	ErrUnknownVolume    = errors.New("clusterdomain: no such volume")
+	ErrOutcomeUnknown   = errors.New("clusterdomain: not known whether the change took effect")
+	ErrNodeDomain       = errors.New("clusterdomain: the node belongs to another domain")
+	ErrInvalid          = errors.New("clusterdomain: invalid request")
+	ErrBadRecord        = errors.New("clusterdomain: unreadable record")
+	ErrKvdbMember       = errors.New("clusterdomain: the kvdb has no such member")
+	ErrKvdbMajority     = errors.New("clusterdomain: the kvdb would lose its majority")
+	ErrNoKvdbMember     = errors.New("clusterdomain: to be asked of a member of the kvdb")
 )
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)

@@ -1,5 +1,7 @@
 package clusterdomain
 
+import "fmt"
+
 // Keys of the kvdb that this package owns, all under /tandem/<cluster>/.
 
 func root(cluster string) string { return "/tandem/" + cluster + "/" }
@@ -23,5 +25,20 @@ func nodePrefix(cluster string) string { return root(cluster) + "node/" }
 // knownPrefix: the same records, which stay when the node is gone.
 func knownPrefix(cluster string) string { return root(cluster) + "known/" }
 
-// opKey holds the record of a data-losing action (I24).
-func opKey(cluster, id string) string { return root(cluster) + "op/" + id }
+// lastFailoverKey holds the FailoverRecord of the last automatic failover without its volumes. Each one compares and
+// writes it, so that two never take place at once.
+func lastFailoverKey(cluster string) string { return root(cluster) + "failover/last" }
+
+// failoverPrefix: FailoverRecords, the oldest first.
+func failoverPrefix(cluster string) string { return root(cluster) + "failover/record/" }
+
+func failoverKey(cluster string, id uint64) string { return failoverPrefix(cluster) + idText(id) }
+
+// movedPrefix: a Moved for each volume that was attached by itself in one failover, by its id.
+func movedPrefix(cluster string, id uint64) string {
+	return movedOf(cluster, idText(id))
+}
+
+func movedOf(cluster, id string) string { return root(cluster) + "failover/volume/" + id + "/" }
+
+func idText(id uint64) string { return fmt.Sprintf("%010d", id) }

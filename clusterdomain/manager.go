@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/kvdb"
 )
@@ -34,7 +35,9 @@ type Options struct {
 	TTL     time.Duration // of the registration; default 10 s
 	Refresh time.Duration // how often a changed registration is written; default 10 s
 	Poll    time.Duration // how often the domains are read in any case; default 5 s
-	Logger  *zap.Logger
+	// Failover says when a domain that is lost is fenced by itself, and who takes over. The zero value: never.
+	Failover Failover
+	Logger   *zap.Logger
 }
 
 func (o *Options) ensureDefaults() {
@@ -50,6 +53,7 @@ func (o *Options) ensureDefaults() {
 	if o.Poll == 0 {
 		o.Poll = 5 * time.Second
 	}
+	o.Failover.ensureDefaults()
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
@@ -61,9 +65,13 @@ type Manager struct {
 	store kvdb.Store
 	o     Options
 	lg    *zap.Logger
+	trail *audit.Log
 
 	view  atomic.Pointer[View]
 	ready chan struct{} // closed with the first view
+
+	looking  looking  // what the arbiter of this node has seen
+	assuming assuming // what is being attached here after a failover
 
 	refreshMu sync.Mutex // held over reading and publishing: views never go back
 
@@ -84,7 +92,7 @@ func New(store kvdb.Store, o Options) (*Manager, error) {
 	if o.Volumes == nil {
 		return nil, fmt.Errorf("%w: no Volumes given", ErrInvalid)
 	}
-	m := &Manager{store: store, o: o, lg: o.Logger, ready: make(chan struct{})}
+	m := &Manager{store: store, o: o, lg: o.Logger, trail: audit.New(store, o.Cluster, o.Node.Name), ready: make(chan struct{})}
 	m.subs.m = make(map[chan *View]struct{})
 	m.view.Store(&View{Local: o.Node.Name})
 	return m, nil
@@ -99,6 +107,10 @@ func (m *Manager) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { m.follow(ctx) })
 	wg.Go(func() { m.settleLoop(ctx) })
+	if !m.o.Node.Witness {
+		wg.Go(func() { m.arbiterLoop(ctx) })
+		wg.Go(func() { m.assumeLoop(ctx) })
+	}
 	err := m.register(ctx)
 	cancel()
 	wg.Wait()

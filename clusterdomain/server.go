@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
+	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 )
@@ -63,12 +63,12 @@ const statusWait = 2 * time.Second
 // ListDomains implements ClusterDomains. Without the kvdb it shows what was last known.
 func (s *Server) ListDomains(ctx context.Context, _ *clusterdomainpb.ListDomainsRequest) (*clusterdomainpb.ListDomainsResponse, error) {
 	v, vols, _ := s.read(ctx)
-	return &clusterdomainpb.ListDomainsResponse{LocalDomain: s.m.o.Node.Domain, Domains: domainsPB(v, vols)}, nil
+	return &clusterdomainpb.ListDomainsResponse{LocalDomain: s.m.o.Node.Domain, Domains: s.domainsPB(v, vols)}, nil
 }
 
 // ActivateDomain implements ClusterDomains.
 func (s *Server) ActivateDomain(ctx context.Context, r *clusterdomainpb.ActivateDomainRequest) (*clusterdomainpb.ActivateDomainResponse, error) {
-	d, err := s.m.Activate(ctx, Change{Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: actor(ctx, r.Actor), Reason: r.Reason})
+	d, err := s.m.Activate(ctx, Change{Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: audit.Actor(ctx, r.Actor), Reason: r.Reason})
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (s *Server) ActivateDomain(ctx context.Context, r *clusterdomainpb.Activate
 // DeactivateDomain implements ClusterDomains.
 func (s *Server) DeactivateDomain(ctx context.Context, r *clusterdomainpb.DeactivateDomainRequest) (*clusterdomainpb.DeactivateDomainResponse, error) {
 	d, err := s.m.Deactivate(ctx, Change{
-		Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: actor(ctx, r.Actor), Reason: r.Reason,
+		Domain: r.Domain, ExpectedEpoch: r.ExpectedEpoch, Actor: audit.Actor(ctx, r.Actor), Reason: r.Reason,
 		PeerLost: r.PeerLost, AcceptDataLoss: r.AcceptDataLossVolumes,
 	})
 	if err != nil {
@@ -87,22 +87,45 @@ func (s *Server) DeactivateDomain(ctx context.Context, r *clusterdomainpb.Deacti
 	return &clusterdomainpb.DeactivateDomainResponse{Domain: s.domain(ctx, d)}, nil
 }
 
+// ListFailovers implements ClusterDomains.
+func (s *Server) ListFailovers(ctx context.Context, _ *clusterdomainpb.ListFailoversRequest) (*clusterdomainpb.ListFailoversResponse, error) {
+	rs, err := s.m.Failovers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var r clusterdomainpb.ListFailoversResponse
+	for i := range rs {
+		rs[i].Volumes = nil
+		r.Failovers = append(r.Failovers, failoverPB(&rs[i]))
+	}
+	return &r, nil
+}
+
+// GetFailover implements ClusterDomains.
+func (s *Server) GetFailover(ctx context.Context, r *clusterdomainpb.GetFailoverRequest) (*clusterdomainpb.GetFailoverResponse, error) {
+	f, err := s.m.FailoverReport(ctx, r.Id)
+	if err != nil {
+		return nil, err
+	}
+	return &clusterdomainpb.GetFailoverResponse{Failover: failoverPB(&f)}, nil
+}
+
 // GetStatus implements Cluster. It answers also without the kvdb.
 func (s *Server) GetStatus(ctx context.Context, _ *clusterdomainpb.GetStatusRequest) (*clusterdomainpb.GetStatusResponse, error) {
 	v, vols, err := s.read(ctx)
 	r := &clusterdomainpb.GetStatusResponse{
-		ClusterName: s.m.o.Cluster, ThisNode: s.m.o.Node.Name, Version: s.o.Version, Domains: domainsPB(v, vols),
+		ClusterName: s.m.o.Cluster, ThisNode: s.m.o.Node.Name, Version: s.o.Version, Domains: s.domainsPB(v, vols),
 	}
 	for _, n := range v.Nodes {
 		r.Nodes = append(r.Nodes, nodePB(n, v.Local))
 	}
-	o := Observed{View: v, Volumes: vols, Kvdb: err}
+	o := Observed{View: v, Volumes: vols, Kvdb: err, Outlook: s.m.Outlook(vols), Failover: s.m.o.Failover.Enabled}
 	if s.o.Kvdb != nil {
 		st := s.o.Kvdb(ctx)
 		if st.Err == nil {
 			st.Err = err
 		}
-		o.Kvdb, r.Kvdb = st.Err, kvdbPB(st)
+		o.Kvdb, o.Members, r.Kvdb = st.Err, st.Members, kvdbPB(st)
 	}
 	if s.o.RTTs != nil {
 		o.RTTs = s.o.RTTs()
@@ -131,7 +154,14 @@ func (s *Server) RemoveKvdbMember(ctx context.Context, r *clusterdomainpb.Remove
 	case r.Member == "":
 		return nil, fmt.Errorf("%w: no member is named", ErrInvalid)
 	}
-	if err := s.o.RemoveKvdbMember(ctx, r.Member); err != nil {
+	err := s.o.RemoveKvdbMember(ctx, r.Member)
+	if err == nil {
+		rec := audit.Record{Actor: audit.Actor(ctx, r.Actor), Verb: "kvdb remove", Object: "member/" + r.Member, Reason: r.Reason, Outcome: "removed"}
+		if err := s.m.trail.Note(ctx, rec); err != nil {
+			s.m.lg.Error("removal of a kvdb member not in the audit trail", zap.String("member", r.Member), zap.Error(err))
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("remove member %s of the kvdb: %w", r.Member, err)
 	}
 	return &clusterdomainpb.RemoveKvdbMemberResponse{Kvdb: kvdbPB(s.o.Kvdb(ctx))}, nil
@@ -148,21 +178,19 @@ func (s *Server) read(ctx context.Context) (*View, []arbiter.Volume, error) {
 	return s.m.View(), vols, err
 }
 
+// domainsPB are the domains of a view; of those that may be lost it tells what the arbiter makes of them.
+func (s *Server) domainsPB(v *View, vols []arbiter.Volume) []*clusterdomainpb.Domain {
+	ds, outlook := domainsPB(v, vols), s.m.Outlook(vols)
+	for _, d := range ds {
+		if o, ok := outlook[d.Name]; ok && o.Lost() {
+			d.Failover = &clusterdomainpb.FailoverOutlook{Idle: string(o.Idle), Text: o.Text, LeftMs: uint64(time.Duration(o.Left).Milliseconds())}
+		}
+	}
+	return ds
+}
+
 // domain is d as it was written, with the counts of the present view.
 func (s *Server) domain(ctx context.Context, d Domain) *clusterdomainpb.Domain {
 	v, vols, _ := s.read(ctx)
 	return domainPB(v, vols, d)
-}
-
-// actor is who asks: what he says, or else the name in his certificate.
-func actor(ctx context.Context, said string) string {
-	if said != "" {
-		return said
-	}
-	if p, ok := peer.FromContext(ctx); ok {
-		if t, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
-			return t.State.PeerCertificates[0].Subject.CommonName
-		}
-	}
-	return "unknown"
 }

@@ -2,7 +2,6 @@ package clusterdomain
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -67,8 +66,17 @@ func (m *Manager) Settle(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		_, err = kvdb.CompareAndSwap(ctx, m.store, DomainKey(m.o.Cluster, d.Name), d.Mod, value)
-		if err != nil && !errors.Is(err, kvdb.ErrConflict) {
+		entry, err := m.trail.Stage(ctx, next.record("domain settle"))
+		if err != nil {
+			return err
+		}
+		key := DomainKey(m.o.Cluster, d.Name)
+		t := kvdb.Txn{
+			If:   []kvdb.Cmp{{Key: key, Target: kvdb.CmpMod, Revision: d.Mod}},
+			Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: key, Value: value}},
+		}
+		entry.AddTo(&t)
+		if _, err := m.store.Txn(ctx, t); err != nil { // not succeeded: something moved, the next look tells what
 			return fmt.Errorf("make domain %s %s: %w", d.Name, p.Next, err)
 		}
 		if err := m.Refresh(ctx); err != nil {

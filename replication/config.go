@@ -26,19 +26,10 @@ const (
 	MemberFaulted MemberState = "FAULTED" // its disk failed; an operator replaces it
 )
 
-// Protection says what happens to writes when a replica is out of reach.
-type Protection string
-
-// Protection modes.
-const (
-	MaxAvailability Protection = "max_availability" // evict it and go on (default)
-	MaxProtection   Protection = "max_protection"   // stall until it is back in sync
-)
-
 // Config is the configuration of one volume: the only authority on who may
 // write and who holds the data. It is changed by compare-and-set only.
 type Config struct {
-	Version    uint32               `json:"version"` // of this schema: 1
+	Version    uint32               `json:"version"` // of this schema, see ConfigVersion
 	Volume     VolumeID             `json:"volume"`
 	Epoch      Epoch                `json:"epoch"`
 	Gen        uint64               `json:"gen"` // random per epoch: tells two epochs of the same number apart
@@ -53,7 +44,8 @@ type Config struct {
 	ProposalID UUID                 `json:"proposal_id"` // nonce of the writer: tells whether a write of unknown outcome took effect
 	// Forced is the incarnation of the kvdb in which an operator last forced a configuration, with the loss of what
 	// replicas know that did not answer; zero: never.
-	Forced UUID `json:"forced,omitzero"`
+	Forced UUID  `json:"forced,omitzero"`
+	Needs  Needs `json:"needs,omitzero"`
 }
 
 // HistoryLen is how many epochs Config.History keeps. A replica whose epoch is no
@@ -134,5 +126,6 @@ func (c *Config) Clone() *Config {
 		d.Members[id] = m
 	}
 	d.History = slices.Clone(c.History)
+	d.Needs.Domains = slices.Clone(c.Needs.Domains)
 	return &d
 }

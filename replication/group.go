@@ -39,12 +39,12 @@ type Stopped struct {
 	Idle  bool  `json:"idle,omitempty"` // it was not attached
 }
 
-// Failover says who may fail a group over.
+// Failover says who attaches a volume, or the volumes of a group, elsewhere when the domain is lost where they are attached.
 type Failover string
 
 // Policies.
 const (
-	FailoverAutomatic Failover = "automatic" // the arbiter, if the domain that takes over has all of it
+	FailoverAutomatic Failover = "automatic" // the arbiter; a group only if the domain that takes over has all of it in sync
 	FailoverManual    Failover = "manual"    // operators alone
 )
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -28,11 +29,12 @@ type Catalogue struct {
 	keys    keys
 	configs *Configs
 	cluster Cluster
+	trail   *audit.Log
 }
 
 // NewCatalogue returns the catalogue behind c.
 func NewCatalogue(c *Configs, cl Cluster) *Catalogue {
-	return &Catalogue{store: c.store, keys: c.keys, configs: c, cluster: cl}
+	return &Catalogue{store: c.store, keys: c.keys, configs: c, cluster: cl, trail: audit.New(c.store, c.cluster, cl.View().Local)}
 }
 
 // Entry is a volume with everything that the kvdb knows of it.
@@ -131,12 +133,25 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	for i := range placed {
 		placed[i].Replica = replication.ReplicaID(replication.NewUUID())
 	}
+	domains := make([]replication.DomainID, len(placed))
+	for i := range placed {
+		domains[i] = placed[i].Domain
+	}
+	if err := r.policy().Validate(domains); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
 	s := Spec{ID: id, Request: r, State: Creating, Created: time.Now().UTC(), Placed: placed}
 	record, err := put(c.keys.spec(id), s)
 	if err != nil {
 		return nil, err
 	}
-	res, err := c.store.Txn(ctx, kvdb.Txn{
+	entry, err := c.trail.Stage(ctx, audit.Record{
+		Verb: "volume create", Object: object(id), Outcome: fmt.Sprintf("%s, %d bytes, %d replicas", r.Name, r.Size, len(placed)),
+	})
+	if err != nil {
+		return nil, err
+	}
+	t := kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.name(r.Name), Target: kvdb.CmpAbsent},
 			{Key: c.keys.spec(id), Target: kvdb.CmpAbsent},
@@ -145,7 +160,9 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 			{Kind: kvdb.OpPut, Key: c.keys.name(r.Name), Value: []byte(id.String())},
 			record,
 		},
-	})
+	}
+	entry.AddTo(&t)
+	res, err := c.store.Txn(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +171,9 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	}
 	return &s, nil
 }
+
+// object names a volume in the audit trail.
+func object(id replication.VolumeID) string { return "volume/" + id.String() }
 
 // byName returns the volume that has the name, or ErrVolumeNotFound. The spec may be gone
 // between the two reads: then so is the name.
@@ -328,8 +348,14 @@ func (c *Catalogue) entries(kvs []kvdb.KV) (es map[replication.VolumeID]*Entry, 
 // Delete turns a volume to DELETING; nobody can attach it any more. A volume that
 // does not exist, or is being deleted, is no error. Errors: ErrAttached, those of the store.
 func (c *Catalogue) Delete(ctx context.Context, id replication.VolumeID) error {
+	return c.DeleteAt(ctx, id, nil)
+}
+
+// DeleteAt is Delete, unless the volume's configuration is at another epoch than the one expected; nil: whatever it is at.
+// Errors: ErrConflict too.
+func (c *Catalogue) DeleteAt(ctx context.Context, id replication.VolumeID, expected *replication.Epoch) error {
 	for {
-		done, err := c.toDeleting(ctx, id, "")
+		done, err := c.toDeleting(ctx, id, "", expected)
 		if done {
 			return nil
 		}
@@ -344,8 +370,21 @@ func (c *Catalogue) Delete(ctx context.Context, id replication.VolumeID) error {
 	}
 }
 
-// toDeleting tries once to turn a volume to DELETING; with a failure only if it is CREATING.
-func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, failure string) (done bool, _ error) {
+// checkEpoch reports ErrConflict unless cfg, nil for a volume that has none, is at the epoch that an operator expects.
+func checkEpoch(cfg *replication.Config, expected *replication.Epoch) error {
+	switch {
+	case expected == nil:
+		return nil
+	case cfg == nil:
+		return fmt.Errorf("%w: epoch %d is expected, it has no configuration yet", ErrConflict, *expected)
+	case cfg.Epoch != *expected:
+		return fmt.Errorf("%w: epoch %d is expected, it is at %d: look and decide again", ErrConflict, *expected, cfg.Epoch)
+	}
+	return nil
+}
+
+// toDeleting tries once to turn a volume to DELETING; with a failure only if it is CREATING, and only at the epoch that is expected.
+func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, failure string, expected *replication.Epoch) (done bool, _ error) {
 	inc := clusterdomain.IncarnationKey(c.configs.cluster)
 	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: c.keys.spec(id)}, {Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: inc},
@@ -393,23 +432,37 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 			{Kind: kvdb.OpDelete, Key: c.keys.name(s.Name)},
 		},
 	}
+	rec := audit.Record{Verb: "volume delete", Object: object(id), Reason: failure, Outcome: s.Name + " is being deleted"}
 	guard := kvdb.Cmp{Key: c.keys.config(id), Target: kvdb.CmpAbsent}
-	if cfgKV != nil {
+	if cfgKV == nil {
+		if err := checkEpoch(nil, expected); err != nil {
+			return false, err
+		}
+	} else {
 		cfg, mod, err := parseConfig(*cfgKV)
 		if err != nil {
+			return false, err
+		}
+		if err := checkEpoch(cfg, expected); err != nil {
 			return false, err
 		}
 		if cfg.Phase != replication.PhaseDetached {
 			return false, fmt.Errorf("%w on node %s: detach it first", ErrAttached, coordinator(cfg).Node)
 		}
 		guard = kvdb.Cmp{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod}
-		next, err := put(c.keys.config(id), nextConfig(cfg, replication.PhaseDeleting, "delete"))
+		deleting := nextConfig(cfg, replication.PhaseDeleting, "delete")
+		next, err := put(c.keys.config(id), deleting)
 		if err != nil {
 			return false, err
 		}
-		t.Then = append(t.Then, next)
+		t.Then, rec.Epoch = append(t.Then, next), uint64(deleting.Epoch)
 	}
 	t.If = append(t.If, guard)
+	entry, err := c.trail.Stage(ctx, rec)
+	if err != nil {
+		return false, err
+	}
+	entry.AddTo(&t)
 	res, err := c.store.Txn(ctx, t)
 	return err == nil && res.Succeeded, err
 }

@@ -7,9 +7,6 @@ import (
 	"github.com/tandem-storage/tandem/replication"
 )
 
-// configVersion is the schema of replication.Config that this package writes and reads.
-const configVersion = 1
-
 // checkChange reports ErrInvalidChange if a coordinator may not turn prev into next: I1, I2, and
 // that nothing else was touched on the way.
 func checkChange(prev, next *replication.Config) error {
@@ -25,9 +22,12 @@ func checkChange(prev, next *replication.Config) error {
 		return bad("no new gen")
 	case next.ProposalID.IsZero() || next.ProposalID == prev.ProposalID:
 		return bad("no new proposal id")
-	case next.Version != configVersion || next.Volume != prev.Volume || next.Size != prev.Size ||
-		next.ForkGen != prev.ForkGen || next.Forced != prev.Forced || next.Protection != prev.Protection:
-		return bad("version, volume, size, fork or protection differ")
+	case next.Volume != prev.Volume || next.Size != prev.Size ||
+		next.ForkGen != prev.ForkGen || next.Forced != prev.Forced:
+		return bad("volume, size or fork differ")
+	}
+	if err := checkPolicy(prev, next); err != nil {
+		return bad("%w", err)
 	}
 	if err := checkPhase(prev, next); err != nil {
 		return bad("%s to %s: %w", prev.Phase, next.Phase, err)
@@ -39,6 +39,30 @@ func checkChange(prev, next *replication.Config) error {
 		return bad("history: %w", err)
 	}
 	return nil
+}
+
+// checkPolicy lets a coordinator that serves change the protection, and nothing else with it.
+func checkPolicy(prev, next *replication.Config) error {
+	p := next.Policy()
+	want := *next
+	if want.SetPolicy(p); next.Version != want.Version {
+		return fmt.Errorf("schema version %d of a configuration of version %d", next.Version, want.Version)
+	}
+	if p.Equal(prev.Policy()) {
+		return nil
+	}
+	if prev.Phase != replication.PhaseActive || next.Phase != replication.PhaseActive || len(prev.ISR) != len(next.ISR) || !subset(next.ISR, prev.ISR) {
+		return fmt.Errorf("the protection changed with something else")
+	}
+	return p.Validate(memberDomains(next))
+}
+
+// memberDomains are the domains of cfg's members, one entry for each.
+func memberDomains(cfg *replication.Config) (ds []replication.DomainID) {
+	for _, m := range cfg.Members {
+		ds = append(ds, m.Domain)
+	}
+	return ds
 }
 
 // checkPhase holds who may be coordinator, and what the phase lets change in the in-sync set.

@@ -11,10 +11,11 @@ import (
 // firstConfig is the configuration of a new volume: every replica is in sync, they are all empty.
 func firstConfig(s *Spec) *replication.Config {
 	cfg := &replication.Config{
-		Version: configVersion, Volume: s.ID, Epoch: 1, Gen: newGen(), Phase: replication.PhaseDetached,
-		Members:    make(map[replication.ReplicaID]replication.Member, len(s.Placed)),
-		Protection: s.Protection, Size: s.Size, ProposalID: replication.NewUUID(),
+		Volume: s.ID, Epoch: 1, Gen: newGen(), Phase: replication.PhaseDetached,
+		Members: make(map[replication.ReplicaID]replication.Member, len(s.Placed)),
+		Size:    s.Size, ProposalID: replication.NewUUID(),
 	}
+	cfg.SetPolicy(s.policy())
 	for _, p := range s.Placed {
 		cfg.ISR = append(cfg.ISR, p.Replica)
 		cfg.Members[p.Replica] = replication.Member{Node: p.Node, Domain: p.Domain, Pool: p.Pool, State: replication.MemberInSync}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,10 @@ type Configs struct {
 	cluster string
 	keys    keys
 	life    atomic.Pointer[life] // of the kvdb, see checkIncarnation
+
+	// Resynced tells how much the resync of a replica that is under way, of a volume that is attached on this node, has to go through, in
+	// bytes; 0: not known. For the exposure ledger. It must not block. Set before the first change; nil: never known.
+	Resynced func(replication.VolumeID, replication.ReplicaID) int64
 }
 
 // NewConfigs reads the incarnation of the kvdb, which must have been made (clusterdomain.Incarnation), and
@@ -77,8 +82,11 @@ func parseConfig(kv kvdb.KV) (*replication.Config, kvdb.Revision, error) {
 	if err := json.Unmarshal(kv.Value, cfg); err != nil {
 		return nil, 0, fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
 	}
-	if cfg.Version != configVersion {
-		return nil, 0, fmt.Errorf("%w: %s: schema version %d, want %d", ErrBadRecord, kv.Key, cfg.Version, configVersion)
+	if cfg.Version < 1 || cfg.Version > replication.ConfigVersion {
+		return nil, 0, fmt.Errorf("%w: %s: schema version %d, want 1 to %d", ErrBadRecord, kv.Key, cfg.Version, replication.ConfigVersion)
+	}
+	if cfg.Coord == nil && (cfg.Phase == replication.PhaseRecovering || cfg.Phase == replication.PhaseActive) {
+		return nil, 0, fmt.Errorf("%w: %s: %s without a coordinator", ErrBadRecord, kv.Key, cfg.Phase)
 	}
 	return cfg, kv.Mod, nil
 }
@@ -160,7 +168,7 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	domKey, incKey := clusterdomain.DomainKey(s.c.cluster, string(s.actor)), clusterdomain.IncarnationKey(s.c.cluster)
 	look, err := s.c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: k.config(s.next.Volume)}, {Kind: kvdb.OpGet, Key: domKey}, {Kind: kvdb.OpGet, Key: incKey},
-		{Kind: kvdb.OpGet, Key: k.rollback(s.next.Volume)},
+		{Kind: kvdb.OpGet, Key: k.rollback(s.next.Volume)}, {Kind: kvdb.OpGet, Key: k.exposure(s.next.Volume)},
 	}})
 	if err != nil {
 		return 0, false, err
@@ -197,13 +205,17 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	if err != nil {
 		return 0, true, err
 	}
+	exposed, err := s.c.exposedOp(look.Gets[4], prev, s.next)
+	if err != nil {
+		return 0, true, err
+	}
 	t := kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: k.config(s.next.Volume), Target: kvdb.CmpMod, Revision: s.rev},
 			{Key: domKey, Target: kvdb.CmpMod, Revision: domMod},
 			s.c.guard(), s.c.unmarked(s.next.Volume),
 		},
-		Then: append(s.c.shrunk(prev, s.next), record),
+		Then: slices.Concat(s.c.shrunk(prev, s.next), exposed, []kvdb.Op{record}),
 	}
 	res, err := s.c.store.Txn(ctx, t)
 	switch {

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
 	"github.com/tandem-storage/tandem/kvdb"
@@ -409,9 +411,12 @@ func TestGateAgainstEviction(t *testing.T) {
 		if err != nil || d.State.MayAttach() || !slices.Contains(d.AcceptDataLoss, cfg.Volume.String()) {
 			t.Error(d, err)
 		}
-		ops, _, _ := w.store.List(t.Context(), "/tandem/c/op/")
-		if len(ops) != 1 {
-			t.Error("the loss is not on record:", ops)
+		es, _, err := audit.New(w.store, "c", "n").Entries(t.Context(), time.Time{})
+		if err != nil || len(es) == 0 {
+			t.Fatal(es, err)
+		}
+		if e := es[len(es)-1]; e.Object != "domain/a" || e.Actor != "test" || e.Epoch != d.Epoch || !slices.Equal(e.Lost, []string{cfg.Volume.String()}) {
+			t.Errorf("the loss is not on record: %+v", e)
 		}
 	}
 }
@@ -532,5 +537,71 @@ func TestWatchAll(t *testing.T) {
 	}
 	cancel()
 	for range evs {
+	}
+}
+
+// TestWatchOfAnotherKVDB: what stands in a kvdb that was restored is not told, not even of a later epoch, until it is made the successor.
+func TestWatchOfAnotherKVDB(t *testing.T) { synctest.Test(t, watchOfAnotherKVDB) }
+
+func watchOfAnotherKVDB(t *testing.T) {
+	w, c, cfg, _ := attached(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	evs := make(chan ConfigEvent)
+	go func() { // it has seen higher revisions before the kvdb was restored
+		defer close(evs)
+		(&watcher{c: c, ch: evs, known: map[replication.VolumeID]kvdb.Revision{cfg.Volume: 1 << 40}}).run(ctx)
+	}()
+	if ev := <-evs; !ev.Caught {
+		t.Fatalf("%+v", ev)
+	}
+	life, _ := c.Incarnation()
+	put := func(key, value string) {
+		t.Helper()
+		if _, err := kvdb.Put(ctx, w.store, key, []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inc := clusterdomain.IncarnationKey("c")
+	put(inc, `{"uuid":"00000000-0000-4000-8000-000000000001"}`)
+	other := evict(evict(cfg, "b"), "b")
+	data, err := json.Marshal(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(c.keys.config(cfg.Volume), string(data))
+	synctest.Wait() // until the watch has looked at it
+	other = nextConfig(other, replication.PhaseActive, "imported")
+	if data, err = json.Marshal(other); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
+		{Kind: kvdb.OpPut, Key: inc, Value: []byte(`{"uuid":"00000000-0000-4000-8000-000000000002","former":["` + life.String() + `"]}`)},
+		{Kind: kvdb.OpPut, Key: c.keys.config(cfg.Volume), Value: data},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+	select {
+	case ev := <-evs:
+		t.Fatalf("told of %+v", ev)
+	default:
+	}
+	if ev := <-evs; ev.Config == nil || ev.Config.Epoch != other.Epoch {
+		t.Errorf("told of %+v, want epoch %d, the one after the import", ev, other.Epoch)
+	}
+	cancel()
+	for range evs {
+	}
+}
+
+// What names no coordinator where there has to be one cannot be read: who takes over looks at the one before.
+func TestConfigWithoutCoordinator(t *testing.T) {
+	w, c, cfg, _ := attached(t)
+	for _, p := range []replication.Phase{replication.PhaseRecovering, replication.PhaseActive} {
+		cfg.Phase, cfg.Coord = p, nil
+		w.putConfig(cfg)
+		_, _, err := c.Load(t.Context(), cfg.Volume)
+		wantErr(t, err, ErrBadRecord)
 	}
 }

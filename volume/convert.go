@@ -26,7 +26,8 @@ func parseProtection(p volumepb.Protection) (replication.Protection, error) {
 func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb.Volume {
 	v := &volumepb.Volume{
 		Id: e.ID.String(), Name: e.Name, SizeBytes: uint64(e.Size), ReplicasWanted: uint32(len(e.Placed)),
-		Protection: protectionPB(e.Protection), Labels: maps.Clone(e.Labels), CreatedUnixMs: e.Created.UnixMilli(), Progress: e.Progress(),
+		Protection: protectionPB(e.Protection), Needs: needsPB(e.Needs), ManualFailover: e.Failover == FailoverManual, Labels: maps.Clone(e.Labels),
+		CreatedUnixMs: e.Created.UnixMilli(), Progress: e.Progress(),
 		UnreconciledBytes: uint64(live.Unreconciled), Group: e.Group,
 	}
 	if r := e.Rollback; r != nil {
@@ -36,6 +37,7 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 		v.Stall = &volumepb.Stall{Cause: st.Cause, Text: st.Text, SinceUnixMs: st.Since.UnixMilli()}
 	}
 	v.Verify, v.Damage = verifyPB(live.Verify), damagePB(&live.Damage)
+	v.Unprotected = live.Unprotected
 	if cfg := e.Config; cfg != nil {
 		configPB(v, cfg, live, online)
 	} else {
@@ -59,6 +61,7 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 func configPB(v *volumepb.Volume, cfg *replication.Config, live Live, online map[replication.NodeID]bool) {
 	v.Phase = volumepb.Phase(volumepb.Phase_value["PHASE_"+string(cfg.Phase)])
 	v.Epoch, v.InSync = uint64(cfg.Epoch), uint32(len(cfg.ISR))
+	v.Protection, v.Needs = protectionPB(cfg.Protection), needsPB(cfg.Needs)
 	if co := cfg.Coord; co != nil {
 		v.Term = uint64(co.Term)
 		v.Attachment = &volumepb.Attachment{
@@ -117,6 +120,13 @@ func damagePB(d *Damage) *volumepb.Damage {
 	}
 	p.LostOffsets, p.DiffersOffsets = list(d.Lost), list(d.Differs)
 	return p
+}
+
+func failoverOf(manual bool) Failover {
+	if manual {
+		return FailoverManual
+	}
+	return FailoverAutomatic
 }
 
 func protectionPB(p replication.Protection) volumepb.Protection {

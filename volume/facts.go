@@ -31,6 +31,7 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 		return nil, fmt.Errorf("read volumes: %w", err)
 	}
 	name, unreadable := map[replication.VolumeID]string{}, map[replication.VolumeID]string{}
+	manual := map[replication.VolumeID]bool{}
 	for _, kv := range specs {
 		id := d.c.keys.specOf(kv.Key)
 		if id == (replication.VolumeID{}) {
@@ -41,7 +42,7 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 			unreadable[id] = err.Error()
 			continue
 		}
-		name[id] = s.Name
+		name[id], manual[id] = s.Name, s.Failover == FailoverManual
 	}
 	vols := make([]arbiter.Volume, 0, len(cfgs))
 	marks := map[replication.VolumeID]string{}
@@ -60,7 +61,7 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 			vols = append(vols, arbiter.Volume{ID: id.String(), Name: name[id], Unreadable: err.Error()})
 		case cfg.Phase != replication.PhaseDeleting:
 			v := fact(cfg, name[id])
-			v.Unreadable, v.RolledBack = unreadable[id], marks[id]
+			v.Unreadable, v.RolledBack, v.Manual = unreadable[id], marks[id], manual[id]
 			vols = append(vols, v)
 		}
 		delete(unreadable, id)
@@ -80,7 +81,10 @@ func sortedVolumes[T any](m map[replication.VolumeID]T) []replication.VolumeID {
 }
 
 func fact(cfg *replication.Config, name string) arbiter.Volume {
-	v := arbiter.Volume{ID: cfg.Volume.String(), Name: name, Strict: cfg.Protection == replication.MaxProtection}
+	v := arbiter.Volume{ID: cfg.Volume.String(), Name: name, Strict: cfg.Protection == replication.MaxProtection, Epoch: uint64(cfg.Epoch)}
+	if !cfg.Needs.IsZero() {
+		v.Needed = neededDomains(cfg)
+	}
 	if co := cfg.Coord; co != nil {
 		v.Coordinator = arbiter.Coordinator{Node: string(co.Node), Domain: string(co.Domain)}
 	}
@@ -91,6 +95,23 @@ func fact(cfg *replication.Config, name string) arbiter.Volume {
 		})
 	}
 	return v
+}
+
+// neededDomains are the domains whose replicas in sync the protection asks for: without them it is not met.
+func neededDomains(cfg *replication.Config) (ds []string) {
+	p, all := cfg.Policy(), memberDomains(cfg)
+	for _, d := range slices.Compact(slices.Sorted(slices.Values(all))) {
+		var rest []replication.DomainID
+		for _, r := range cfg.ISR {
+			if m := cfg.Members[r]; m.Domain != d {
+				rest = append(rest, m.Domain)
+			}
+		}
+		if !p.Met(rest, all) {
+			ds = append(ds, string(d))
+		}
+	}
+	return ds
 }
 
 // sortedMembers are the ids of cfg's members by domain, then node.
@@ -143,13 +164,17 @@ func (d DomainView) EvictDetached(ctx context.Context, volume, domain string) er
 	if err != nil {
 		return err
 	}
+	exposed, err := c.exposed(ctx, cfg, next)
+	if err != nil {
+		return err
+	}
 	_, err = c.store.Txn(ctx, kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: mod},
 			{Key: domKey, Target: kvdb.CmpMod, Revision: dom.Mod},
 			c.guard(), c.unmarked(id),
 		},
-		Then: append(c.shrunk(cfg, next), record),
+		Then: slices.Concat(c.shrunk(cfg, next), exposed, []kvdb.Op{record}),
 	})
 	return err
 }

@@ -351,3 +351,14 @@ func wantErr(t *testing.T, err, want error) {
 		t.Fatalf("error %v, want %v", err, want)
 	}
 }
+
+// putConfig writes a configuration past all rules.
+func (w *world) putConfig(cfg *replication.Config) {
+	op, err := put(newKeys("c").config(cfg.Volume), cfg)
+	if err == nil {
+		_, err = kvdb.Put(context.Background(), w.store, op.Key, op.Value)
+	}
+	if err != nil {
+		w.t.Error(err)
+	}
+}

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -327,15 +328,22 @@ func (im *Importer) begin(ctx context.Context, s *sight) (*life, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch _, err := kvdb.CompareAndSwap(ctx, im.Catalogue.store, s.inc.Key, s.inc.Mod, value); {
-	case errors.Is(err, kvdb.ErrConflict):
-		return nil, fmt.Errorf("%w: another import came first; look with --dry-run, and import again if there is anything left", ErrConflict)
-	case err != nil:
-		return nil, fmt.Errorf("begin a new incarnation of the kvdb: %w", err)
-	}
 	l, err := parseLife(kvdb.KV{Key: s.inc.Key, Value: value})
 	if err != nil {
 		return nil, err
+	}
+	t := kvdb.Txn{
+		If:   []kvdb.Cmp{{Key: s.inc.Key, Target: kvdb.CmpMod, Revision: s.inc.Mod}},
+		Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: s.inc.Key, Value: value}},
+	}
+	res, err := im.commit(ctx, t, audit.Record{
+		Verb: "kvdb import", Object: "kvdb", Outcome: fmt.Sprintf("begun, incarnation %s follows %s", l.id, s.life.UUID),
+	})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("begin a new incarnation of the kvdb: %w", err)
+	case !res.Succeeded:
+		return nil, fmt.Errorf("%w: another import came first; look with --dry-run, and import again if there is anything left", ErrConflict)
 	}
 	im.Logger.Warn("import of the kvdb begun", zap.Stringer("incarnation", l.id), zap.String("former", s.life.UUID))
 	return l, nil
@@ -357,11 +365,15 @@ func (im *Importer) write(ctx context.Context, s *sight, p *Imported, now *life)
 		if err != nil {
 			return err
 		}
-		t.Then = append(t.Then, ops...)
+		exposed, err := c.configs.exposed(ctx, nil, p.config)
+		if err != nil {
+			return err
+		}
+		t.Then = append(append(t.Then, ops...), exposed...)
 	} else if s.evidence[p.ID].mark == nil {
 		return nil
 	}
-	res, err := c.store.Txn(ctx, t)
+	res, err := im.commit(ctx, t, p.record(now))
 	switch {
 	case err != nil:
 		return err
@@ -372,6 +384,35 @@ func (im *Importer) write(ctx context.Context, s *sight, p *Imported, now *life)
 			zap.Uint64("kvdb-epoch", uint64(p.Kvdb)), zap.String("from", p.text), zap.Bool("data-loss", p.loss))
 	}
 	return nil
+}
+
+// commit carries t out with its entry in the audit trail. Of another entry that came first it tries again, a few times.
+func (im *Importer) commit(ctx context.Context, t kvdb.Txn, r audit.Record) (res kvdb.TxnResult, _ error) {
+	for range 8 {
+		entry, err := im.Catalogue.trail.Stage(ctx, r)
+		if err != nil {
+			return res, err
+		}
+		with := kvdb.Txn{If: slices.Clone(t.If), Then: slices.Clone(t.Then)}
+		entry.AddTo(&with)
+		if res, err = im.Catalogue.store.Txn(ctx, with); err != nil || res.Succeeded {
+			return res, err
+		}
+	}
+	return res, nil
+}
+
+// record is what the audit trail says of the import of p.
+func (p *Imported) record(now *life) audit.Record {
+	r := audit.Record{Verb: "kvdb import", Object: object(p.ID), Outcome: fmt.Sprintf("the kvdb is right, incarnation %s", now.id), Epoch: uint64(p.Kvdb)}
+	if p.action == importWrite {
+		r.Outcome = fmt.Sprintf("written %s, incarnation %s, the kvdb had epoch %d", p.text, now.id, p.Kvdb)
+		r.Epoch = uint64(p.config.Epoch)
+	}
+	if p.loss {
+		r.Lost = []string{p.ID.String()}
+	}
+	return r
 }
 
 // records are the writes of one volume.

@@ -287,20 +287,22 @@ func consistent(readable []FoundReplica) *FoundReplica {
 // newConfig is a configuration, detached, that follows everything that was found.
 func (e *evidence) newConfig(top *FoundReplica, isr, members []replication.ReplicaID, readable []FoundReplica) *replication.Config {
 	n := &replication.Config{
-		Version: configVersion, Volume: e.id, Phase: replication.PhaseDetached, ISR: slices.Clone(isr), Size: top.Size,
-		Members: map[replication.ReplicaID]replication.Member{}, Protection: replication.MaxAvailability,
+		Volume: e.id, Phase: replication.PhaseDetached, ISR: slices.Clone(isr), Size: top.Size,
+		Members: map[replication.ReplicaID]replication.Member{},
 	}
+	policy := replication.Policy{Protection: replication.MaxAvailability}
 	highest := uint64(0)
 	for _, f := range readable {
 		highest = max(highest, uint64(f.Epoch), uint64(f.Term))
 	}
 	if s := e.anySpec(readable); s != nil {
-		n.Protection = s.Protection
+		policy = s.policy()
 	}
 	if e.cfg != nil {
 		highest = max(highest, uint64(e.cfg.Epoch))
-		n.Protection, n.ForkGen, n.Forced = e.cfg.Protection, e.cfg.ForkGen, e.cfg.Forced
+		policy, n.ForkGen, n.Forced = e.cfg.Policy(), e.cfg.ForkGen, e.cfg.Forced
 	}
+	n.SetPolicy(policy)
 	n.Epoch = replication.Epoch(highest + 1)
 	for _, r := range members {
 		p, ok := e.place(r, e.cfg, readable)
@@ -378,7 +380,7 @@ func (e *evidence) anySpec(readable []FoundReplica) *Spec {
 // specFor is the record in the catalogue of a volume with that configuration.
 func (e *evidence) specFor(cfg *replication.Config, readable []FoundReplica) *Spec {
 	s := &Spec{ID: e.id, Request: Request{
-		Name: "recovered-" + e.id.String()[:8], Size: cfg.Size, Replicas: len(cfg.Members), Protection: cfg.Protection,
+		Name: "recovered-" + e.id.String()[:8], Size: cfg.Size, Replicas: len(cfg.Members), Protection: cfg.Protection, Needs: cfg.Needs,
 	}}
 	if known := e.anySpec(readable); known != nil {
 		*s = *known

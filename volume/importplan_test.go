@@ -38,7 +38,7 @@ func foundAs(name string, epoch, term uint64, state replication.MemberState, isr
 // configAt is a configuration with a coordinator on a node, or none.
 func configAt(epoch, term uint64, coord, isr string) *replication.Config {
 	cfg := &replication.Config{
-		Version: configVersion, Volume: replication.VolumeID{9}, Epoch: replication.Epoch(epoch), Gen: 10 * epoch, Phase: replication.PhaseDetached,
+		Version: 1, Volume: replication.VolumeID{9}, Epoch: replication.Epoch(epoch), Gen: 10 * epoch, Phase: replication.PhaseDetached,
 		ISR: reps(isr), Members: map[replication.ReplicaID]replication.Member{}, Protection: replication.MaxProtection, Size: gib,
 	}
 	if coord != "" {

@@ -24,6 +24,7 @@ func (k keys) grouped(v replication.VolumeID) string  { return k.groupedVolumes(
 func (k keys) configs() string                        { return k.root + "vol/" }
 func (k keys) config(v replication.VolumeID) string   { return k.configs() + v.String() + "/cfg" }
 func (k keys) rollback(v replication.VolumeID) string { return k.configs() + v.String() + "/rollback" }
+func (k keys) exposure(v replication.VolumeID) string { return k.root + "exposure/" + v.String() }
 
 // splitVolume takes a key under volumes apart: the volume's id, and what follows it.
 func (k keys) splitVolume(key string) (replication.VolumeID, string, bool) {

@@ -246,7 +246,7 @@ func (r *Reconciler) create(ctx context.Context, e *Entry, mod kvdb.Revision) er
 			return ctx.Err()
 		case err != nil:
 			r.lg.Error("replica not made", zap.Stringer("volume-id", e.ID), zap.Stringer("replica", p.Replica), zap.Error(err))
-			_, err = r.c.toDeleting(ctx, e.ID, fmt.Sprintf("replica on node %s: %v", p.Node, err))
+			_, err = r.c.toDeleting(ctx, e.ID, fmt.Sprintf("replica on node %s: %v", p.Node, err), nil)
 			return err
 		}
 		if ok, err := r.report(ctx, e, mod, r.c.keys.made(e.ID), p); !ok || err != nil {
@@ -266,7 +266,7 @@ func (r *Reconciler) create(ctx context.Context, e *Entry, mod kvdb.Revision) er
 	if time.Since(since) < r.o.CreateTimeout {
 		return nil
 	}
-	_, err := r.c.toDeleting(ctx, e.ID, fmt.Sprintf("node %s did not make its replica within %v", missing[0].Node, r.o.CreateTimeout))
+	_, err := r.c.toDeleting(ctx, e.ID, fmt.Sprintf("node %s did not make its replica within %v", missing[0].Node, r.o.CreateTimeout), nil)
 	return err
 }
 
@@ -340,6 +340,7 @@ func (r *Reconciler) remove(ctx context.Context, e *Entry, mod kvdb.Revision) er
 		Then: []kvdb.Op{
 			{Kind: kvdb.OpDelete, Key: c.keys.spec(e.ID)},
 			{Kind: kvdb.OpDelete, Key: c.keys.config(e.ID)},
+			{Kind: kvdb.OpDelete, Key: c.keys.exposure(e.ID)},
 		},
 	}
 	for _, p := range e.Placed {

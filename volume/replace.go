@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -37,6 +38,8 @@ type ReplaceRequest struct {
 	Replica string             // its id, or the node that has it
 	Node    replication.NodeID // in the same domain
 	Pool    string             // UUID
+
+	ExpectedEpoch *replication.Epoch // refuse if the configuration is at another, or another replacement was begun; nil: whatever there is
 }
 
 // Replace begins to replace a replica that is not in sync by a new, empty one in the same domain: on a node that
@@ -45,7 +48,7 @@ type ReplaceRequest struct {
 //
 // Asked for again it changes nothing, unless another place is named: then what was begun is taken back.
 // Errors: replication.ErrVolumeNotFound, ErrNotReady, ErrDeleting, ErrReplicaNotFound, ErrReplicaInSync (so
-// that the last in-sync replica never goes), ErrTooFewNodes, ErrTooLarge, ErrNoRoom, those of the store.
+// that the last in-sync replica never goes), ErrConflict, ErrTooFewNodes, ErrTooLarge, ErrNoRoom, those of the store.
 func (c *Catalogue) Replace(ctx context.Context, id replication.VolumeID, r ReplaceRequest) error {
 	for {
 		done, err := c.replace(ctx, id, r)
@@ -80,10 +83,15 @@ func (c *Catalogue) replace(ctx context.Context, id replication.VolumeID, r Repl
 		switch {
 		case p.Old == old.Replica && fits:
 			return true, nil
+		case r.ExpectedEpoch != nil:
+			return false, fmt.Errorf("%w: replica %s is being replaced by one on node %s: look and decide again", ErrConflict, p.Old, p.New.Node)
 		case p.Old != old.Replica:
 			return false, fmt.Errorf("%w: replica %s of volume %s is being replaced; one at a time", ErrConflict, p.Old, s.Name)
 		}
 		s.Retired = append(s.Retired, p.New)
+	}
+	if err := checkEpoch(cfg, r.ExpectedEpoch); err != nil {
+		return false, err
 	}
 	place, err := placeInstead(c.cluster.View(), s, old, r)
 	if err != nil {
@@ -91,7 +99,10 @@ func (c *Catalogue) replace(ctx context.Context, id replication.VolumeID, r Repl
 	}
 	place.Replica = replication.ReplicaID(replication.NewUUID())
 	s.Replacing = &Replacement{Old: old.Replica, New: place}
-	return c.change(ctx, guards, s, nil)
+	return c.change(ctx, guards, s, nil, audit.Record{
+		Verb: "volume replica replace", Object: object(id), Epoch: uint64(cfg.Epoch),
+		Outcome: fmt.Sprintf("replica %s on node %s is replaced by %s on node %s", old.Replica, old.Node, place.Replica, place.Node),
+	})
 }
 
 // readForChange reads the records of a volume that is READY, and what guards a change of them.
@@ -132,8 +143,8 @@ func (c *Catalogue) readForChange(ctx context.Context, id replication.VolumeID) 
 	}, nil
 }
 
-// change writes the spec, and the configuration if it is not nil.
-func (c *Catalogue) change(ctx context.Context, guards []kvdb.Cmp, s *Spec, cfg *replication.Config) (done bool, _ error) {
+// change writes the spec, and the configuration if it is not nil. What an operator asked for has a record for the audit trail.
+func (c *Catalogue) change(ctx context.Context, guards []kvdb.Cmp, s *Spec, cfg *replication.Config, orders ...audit.Record) (done bool, _ error) {
 	spec, err := put(c.keys.spec(s.ID), s)
 	if err != nil {
 		return false, err
@@ -144,7 +155,18 @@ func (c *Catalogue) change(ctx context.Context, guards []kvdb.Cmp, s *Spec, cfg 
 		if err != nil {
 			return false, err
 		}
-		t.Then = append(t.Then, config)
+		exposed, err := c.configs.exposed(ctx, nil, cfg)
+		if err != nil {
+			return false, err
+		}
+		t.Then = append(append(t.Then, config), exposed...)
+	}
+	for _, r := range orders {
+		entry, err := c.trail.Stage(ctx, r)
+		if err != nil {
+			return false, err
+		}
+		entry.AddTo(&t)
 	}
 	res, err := c.store.Txn(ctx, t)
 	return err == nil && res.Succeeded, err

@@ -6,6 +6,9 @@ import (
 	"slices"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -20,6 +23,7 @@ type AttachOptions struct {
 type Live struct {
 	Path, Frontend string // of the attachment, if it is on this node
 	Stall          *Stall // nil: I/O goes on
+	Unprotected    bool   // writes go on without what the protection asks for, because it was away for too long
 	Unreconciled   int64  // bytes in which in-sync replicas have still to be compared
 	Replicas       map[replication.ReplicaID]Progress
 	Verify         *Verify // nil: it is not attached here
@@ -71,19 +75,23 @@ type Runtime interface {
 	Detach(ctx context.Context, v replication.VolumeID) error
 	// Status returns the live facts that can be had soon; the zero value if there are none.
 	Status(ctx context.Context, v replication.VolumeID) Live
+	// SetPolicy changes the protection of a volume that is attached here, in epoch expect, 0 for any, and returns when it is in force.
+	// replication.ErrNotCoordinator: it is not attached here.
+	SetPolicy(ctx context.Context, v replication.VolumeID, p replication.Policy, expect replication.Epoch, reason string) error
 	// StartVerify begins a verify of a volume that is attached here, at most rate bytes a second, nil being what is configured;
 	// StopVerify ends it. replication.ErrNotCoordinator: it is not attached here.
 	StartVerify(v replication.VolumeID, rate *int64) error
 	StopVerify(v replication.VolumeID) error
 }
 
-// ServerOptions of a Server. All are required.
+// ServerOptions of a Server. All but Logger are required.
 type ServerOptions struct {
 	Node     replication.NodeID
 	Runtime  Runtime
 	Orphans  func() []LocalReplica // on this node
 	Import   *Importer
 	Switcher *Switcher
+	Logger   *zap.Logger
 }
 
 // Server implements the gRPC service Volumes. It returns domain errors; an
@@ -97,16 +105,23 @@ type Server struct {
 var _ volumepb.VolumesServer = (*Server)(nil)
 
 // NewServer returns the service over c.
-func NewServer(c *Catalogue, o ServerOptions) *Server { return &Server{c: c, o: o} }
+func NewServer(c *Catalogue, o ServerOptions) *Server {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	return &Server{c: c, o: o}
+}
 
 // CreateVolume implements Volumes.
 func (s *Server) CreateVolume(ctx context.Context, r *volumepb.CreateVolumeRequest) (*volumepb.CreateVolumeResponse, error) {
+	ctx = by(ctx, r)
 	prot, err := parseProtection(r.Protection)
 	if err != nil {
 		return nil, err
 	}
 	e, err := s.c.Create(ctx, Request{
 		Name: r.Name, Size: r.SizeBytes, Replicas: int(min(r.Replicas, MaxReplicas+1)), Protection: prot, Labels: r.Labels, Domains: r.Domains,
+		Needs: parseNeeds(r.Needs), Failover: failoverOf(r.ManualFailover),
 	})
 	if err != nil {
 		return nil, err
@@ -157,14 +172,15 @@ func (s *Server) InspectVolume(ctx context.Context, r *volumepb.InspectVolumeReq
 	if err != nil {
 		return nil, err
 	}
-	return &volumepb.InspectVolumeResponse{Volume: s.show(ctx, e)}, nil
+	return &volumepb.InspectVolumeResponse{Volume: s.show(ctx, e), Exposure: s.exposure(ctx, e)}, nil
 }
 
 // DeleteVolume implements Volumes.
 func (s *Server) DeleteVolume(ctx context.Context, r *volumepb.DeleteVolumeRequest) (*volumepb.DeleteVolumeResponse, error) {
+	ctx = by(ctx, r)
 	id, err := s.c.Resolve(ctx, r.Volume)
 	if err == nil {
-		err = s.c.Delete(ctx, id)
+		err = s.c.DeleteAt(ctx, id, (*replication.Epoch)(r.ExpectedEpoch))
 	}
 	if err == nil && r.Wait {
 		err = s.c.waitGone(ctx, id)
@@ -188,7 +204,8 @@ func (s *Server) ReplaceReplica(ctx context.Context, r *volumepb.ReplaceReplicaR
 	if err != nil {
 		return nil, err
 	}
-	err = s.c.Replace(ctx, e.ID, ReplaceRequest{Replica: r.Replica, Node: replication.NodeID(r.Node), Pool: r.Pool})
+	ctx = by(ctx, r)
+	err = s.c.Replace(ctx, e.ID, ReplaceRequest{Replica: r.Replica, Node: replication.NodeID(r.Node), Pool: r.Pool, ExpectedEpoch: (*replication.Epoch)(r.ExpectedEpoch)})
 	if err == nil && r.Wait {
 		err = s.c.waitReplaced(ctx, e.ID)
 	}
@@ -214,6 +231,10 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	if e.State != Ready {
 		return nil, e.notReady()
 	}
+	// What comes between this and the takeover is found by TakeFrom.
+	if err := checkEpoch(e.Config, (*replication.Epoch)(r.ExpectedEpoch)); err != nil {
+		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
+	}
 	if e.Rollback != nil {
 		return nil, fmt.Errorf("attach volume %s: %w: %s", e.Name, replication.ErrRolledBack, e.Rollback.describe(e.ID))
 	}
@@ -228,6 +249,9 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 		o.TakeFrom = e.Config.Coord
 	}
 	path, err := s.o.Runtime.Attach(ctx, e.ID, o)
+	if co := o.TakeFrom; co == nil || co.Node != s.o.Node {
+		s.record(ctx, r, "host attach", e, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
 	}
@@ -249,7 +273,14 @@ func (s *Server) DetachVolume(ctx context.Context, r *volumepb.DetachVolumeReque
 			return nil, s.otherNode(n, "does not have volume "+e.Name+" attached")
 		}
 	}
-	if err := s.o.Runtime.Detach(ctx, e.ID); err != nil {
+	if err := checkEpoch(e.Config, (*replication.Epoch)(r.ExpectedEpoch)); err != nil {
+		return nil, fmt.Errorf("detach volume %s: %w", e.Name, err)
+	}
+	err = s.o.Runtime.Detach(ctx, e.ID)
+	if e.Config != nil && e.Config.Coord != nil {
+		s.record(ctx, r, "host detach", e, err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("detach volume %s: %w", e.Name, err)
 	}
 	v, err := s.again(ctx, e)
@@ -257,6 +288,38 @@ func (s *Server) DetachVolume(ctx context.Context, r *volumepb.DetachVolumeReque
 		return nil, err
 	}
 	return &volumepb.DetachVolumeResponse{Volume: v}, nil
+}
+
+// order is a request to change something.
+type order interface {
+	GetActor() string
+	GetReason() string
+}
+
+// by has what is done in ctx recorded as asked for by r.
+func by(ctx context.Context, r order) context.Context {
+	return audit.By(ctx, audit.Actor(ctx, r.GetActor()), r.GetReason())
+}
+
+// record puts into the audit trail what was done about e, of which err came. What was refused or failed is not recorded, but what was
+// not waited for to its end is.
+func (s *Server) record(ctx context.Context, r order, verb string, e *Entry, err error) {
+	rec := audit.Record{Verb: verb, Object: object(e.ID), Outcome: "done on node " + string(s.o.Node)}
+	switch {
+	case ctx.Err() != nil:
+		rec.Outcome = fmt.Sprintf("goes on on node %s: %v", s.o.Node, err)
+	case err != nil:
+		return
+	}
+	ctx = by(ctx, r)
+	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), audit.NoteTimeout)
+	defer cancel()
+	if cfg, _, err := s.c.configs.Load(rctx, e.ID); err == nil {
+		rec.Epoch = uint64(cfg.Epoch)
+	}
+	if err := s.c.trail.Note(ctx, rec); err != nil {
+		s.o.Logger.Error("action not in the audit trail", zap.String("verb", verb), zap.Stringer("volume-id", e.ID), zap.Error(err))
+	}
 }
 
 // otherNode names the node that is to be asked, and how it is reached.

@@ -66,6 +66,20 @@ func (r runtime) StartVerify(v replication.VolumeID, rate *int64) error {
 	return nil
 }
 
+func (r runtime) SetPolicy(ctx context.Context, v replication.VolumeID, p replication.Policy, expect replication.Epoch, reason string) error {
+	cfg, rev, err := r.c.Load(ctx, v)
+	if err != nil || cfg.Coord == nil {
+		return replication.ErrNotCoordinator
+	}
+	if expect != 0 && expect != cfg.Epoch {
+		return ErrConflict
+	}
+	next := nextConfig(cfg, cfg.Phase, replication.PolicyCause(reason))
+	next.SetPolicy(p)
+	_, err = r.c.CompareAndSwap(ctx, rev, next, "a")
+	return err
+}
+
 func (r runtime) StopVerify(replication.VolumeID) error {
 	*r.verify = Verify{}
 	return nil

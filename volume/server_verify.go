@@ -13,7 +13,11 @@ func (s *Server) StartVerify(ctx context.Context, r *volumepb.StartVerifyRequest
 	if r.RateBytesPerSecond != nil && *r.RateBytesPerSecond < 0 {
 		return nil, fmt.Errorf("%w: verify with %d bytes a second", ErrInvalid, *r.RateBytesPerSecond)
 	}
-	v, err := s.verify(ctx, r.Volume, func(id replication.VolumeID) error { return s.o.Runtime.StartVerify(id, r.RateBytesPerSecond) })
+	v, err := s.verify(ctx, r.Volume, func(e *Entry) error {
+		err := s.o.Runtime.StartVerify(e.ID, r.RateBytesPerSecond)
+		s.record(ctx, r, "volume verify start", e, err)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -22,7 +26,11 @@ func (s *Server) StartVerify(ctx context.Context, r *volumepb.StartVerifyRequest
 
 // StopVerify implements Volumes.
 func (s *Server) StopVerify(ctx context.Context, r *volumepb.StopVerifyRequest) (*volumepb.StopVerifyResponse, error) {
-	v, err := s.verify(ctx, r.Volume, s.o.Runtime.StopVerify)
+	v, err := s.verify(ctx, r.Volume, func(e *Entry) error {
+		err := s.o.Runtime.StopVerify(e.ID)
+		s.record(ctx, r, "volume verify stop", e, err)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +39,7 @@ func (s *Server) StopVerify(ctx context.Context, r *volumepb.StopVerifyRequest) 
 
 // GetVerify implements Volumes.
 func (s *Server) GetVerify(ctx context.Context, r *volumepb.GetVerifyRequest) (*volumepb.GetVerifyResponse, error) {
-	v, err := s.verify(ctx, r.Volume, func(replication.VolumeID) error { return nil })
+	v, err := s.verify(ctx, r.Volume, func(*Entry) error { return nil })
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +50,7 @@ func (s *Server) GetVerify(ctx context.Context, r *volumepb.GetVerifyRequest) (*
 }
 
 // verify does something about the verify of a volume that is attached on this node, and shows the volume.
-func (s *Server) verify(ctx context.Context, name string, do func(replication.VolumeID) error) (*volumepb.Volume, error) {
+func (s *Server) verify(ctx context.Context, name string, do func(*Entry) error) (*volumepb.Volume, error) {
 	e, err := s.entry(ctx, name)
 	if err != nil {
 		return nil, err
@@ -52,7 +60,7 @@ func (s *Server) verify(ctx context.Context, name string, do func(replication.Vo
 			return nil, s.otherNode(n, "does not have volume "+e.Name+" attached")
 		}
 	}
-	if err := do(e.ID); err != nil {
+	if err := do(e); err != nil {
 		return nil, fmt.Errorf("verify of volume %s: %w", e.Name, err)
 	}
 	return s.show(ctx, e), nil

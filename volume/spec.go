@@ -44,9 +44,22 @@ type Request struct {
 	Size       int64                  `json:"size"`              // bytes
 	Replicas   int                    `json:"replicas"`          // 0: one per domain that can take one, at most MaxReplicas
 	Protection replication.Protection `json:"protection"`        // "": max_availability
+	Needs      replication.Needs      `json:"needs,omitzero"`    //
 	Labels     map[string]string      `json:"labels,omitempty"`  //
 	Domains    []string               `json:"domains,omitempty"` // place replicas in these only; empty: in any
+	// Failover says who attaches it elsewhere when the domain is lost where it is attached; "": FailoverAutomatic.
+	Failover Failover `json:"failover,omitempty"`
 }
+
+// Failover is who moves a volume when the domain is lost where it is attached. A fence stops a domain as a whole: a volume that is
+// moved by hand keeps no other where it is.
+type Failover = replication.Failover
+
+// The policies of failover.
+const (
+	FailoverAutomatic = replication.FailoverAutomatic
+	FailoverManual    = replication.FailoverManual
+)
 
 // Placement is where a replica lies.
 type Placement struct {
@@ -79,6 +92,7 @@ var (
 	ErrReplicaNotFound = errors.New("volume: no such replica")
 	ErrNotReplaced     = errors.New("volume: the replica is still being replaced")
 	ErrReplicaInSync   = errors.New("volume: the replica is in sync and is not replaced")
+	ErrNotForced       = errors.New("volume: the replica is not forced to be the one in sync")
 	ErrAttached        = errors.New("volume: attached")
 	ErrOtherNode       = errors.New("volume: to be asked of another node")
 	ErrConflict        = errors.New("volume: the configuration was changed meanwhile")
@@ -101,9 +115,18 @@ func (r Request) normalise() Request {
 	if r.Protection == "" {
 		r.Protection = replication.MaxAvailability
 	}
+	if r.Failover == FailoverAutomatic {
+		r.Failover = "" // as in records from before there was a choice
+	}
 	r.Labels = maps.Clone(r.Labels)
 	r.Domains = slices.Compact(slices.Sorted(slices.Values(r.Domains)))
+	r.Needs.Domains = slices.Compact(slices.Sorted(slices.Values(r.Needs.Domains)))
 	return r
+}
+
+// policy is the protection that r asks for.
+func (r Request) policy() replication.Policy {
+	return replication.Policy{Protection: r.Protection, Needs: r.Needs}
 }
 
 // validate reports ErrInvalid for what no cluster could make, all mistakes at once.
@@ -134,8 +157,12 @@ func (r Request) validate() error {
 	if r.Replicas < 0 || r.Replicas > MaxReplicas {
 		bad("%d replicas, want 1 to %d", r.Replicas, MaxReplicas)
 	}
-	if r.Protection != replication.MaxAvailability && r.Protection != replication.MaxProtection {
-		bad("protection %q, want %s or %s", r.Protection, replication.MaxAvailability, replication.MaxProtection)
+	// Where its replicas will be is not known yet: this is the most that there can be.
+	if err := r.policy().Validate(append(make([]replication.DomainID, MaxReplicas), r.Needs.Domains...)); err != nil {
+		errs = append(errs, fmt.Errorf("%w: %w", ErrInvalid, err))
+	}
+	if r.Failover != "" && r.Failover != FailoverManual {
+		bad("failover %q, want %s or %s", r.Failover, FailoverAutomatic, FailoverManual)
 	}
 	if len(r.Labels) > MaxLabels {
 		bad("%d labels, at most %d are allowed", len(r.Labels), MaxLabels)
@@ -150,7 +177,7 @@ func (r Request) validate() error {
 
 // equal reports whether r asks for the same volume as o. Both are normalised.
 func (r Request) equal(o Request) bool {
-	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.Protection == o.Protection &&
+	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) && r.Failover == o.Failover &&
 		maps.Equal(r.Labels, o.Labels) && slices.Equal(r.Domains, o.Domains)
 }
 

@@ -117,7 +117,7 @@ func parseFound(m *volumepb.FoundReplica) (*FoundReplica, error) {
 
 // ImportKvdb implements Volumes.
 func (s *Server) ImportKvdb(ctx context.Context, r *volumepb.ImportKvdbRequest) (*volumepb.ImportKvdbResponse, error) {
-	res, err := s.o.Import.Run(ctx, ImportRequest{Volumes: r.Volumes, All: r.All, DryRun: r.DryRun, Accept: r.AcceptDataLossVolumes})
+	res, err := s.o.Import.Run(by(ctx, r), ImportRequest{Volumes: r.Volumes, All: r.All, DryRun: r.DryRun, Accept: r.AcceptDataLossVolumes})
 	if err != nil {
 		return nil, err
 	}
@@ -148,4 +148,25 @@ func importedPB(p *Imported) *volumepb.ImportedVolume {
 		slices.Sort(m.InSyncNodes)
 	}
 	return m
+}
+
+// ForceReplica implements Volumes.
+func (s *Server) ForceReplica(ctx context.Context, r *volumepb.ForceReplicaRequest) (*volumepb.ForceReplicaResponse, error) {
+	e, err := s.entry(ctx, r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.o.Import.Force(by(ctx, r), e.ID, ForceRequest{Replica: r.Replica, ExpectedEpoch: (*replication.Epoch)(r.ExpectedEpoch)})
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.again(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	resp := &volumepb.ForceReplicaResponse{Volume: v, DataEpoch: uint64(f.As)}
+	for _, n := range f.Lost {
+		resp.LostNodes = append(resp.LostNodes, string(n))
+	}
+	return resp, nil
 }

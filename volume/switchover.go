@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
@@ -236,6 +237,15 @@ func (s *Server) SwitchOver(ctx context.Context, r *volumepb.SwitchOverRequest) 
 	m, err := s.o.Switcher.SwitchOver(ctx, r)
 	if err != nil {
 		return nil, err
+	}
+	if m.Done {
+		rec := audit.Record{
+			Verb: "domain switchover", Object: "volume/" + m.VolumeId,
+			Outcome: fmt.Sprintf("moved from node %s to node %s, requests waited %v", m.FromNode, m.ToNode, time.Duration(m.HoldUs)*time.Microsecond),
+		}
+		if err := s.c.trail.Note(by(ctx, r), rec); err != nil {
+			s.o.Logger.Error("action not in the audit trail", zap.String("verb", rec.Verb), zap.String("volume-id", m.VolumeId), zap.Error(err))
+		}
 	}
 	return &volumepb.SwitchOverResponse{Move: m}, nil
 }

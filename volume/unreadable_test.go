@@ -72,6 +72,25 @@ func TestUnreadableRecord(t *testing.T) {
 	}
 }
 
+// TestFactsOfFailover: who moves a volume is told, and what is not said is automatic, as in records from before there was a choice.
+func TestFactsOfFailover(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(Request{Name: "byhand", Size: gib, Replicas: 2, Failover: FailoverManual})
+	w.create(Request{Name: "byitself", Size: gib, Replicas: 2, Failover: FailoverAutomatic})
+	vols, err := NewDomainView(w.configs(w.store)).Facts(t.Context())
+	if err != nil || len(vols) != 2 {
+		t.Fatalf("%+v, %v", vols, err)
+	}
+	for _, v := range vols {
+		if v.Manual != (v.Name == "byhand") || v.Epoch == 0 {
+			t.Errorf("%+v", v)
+		}
+	}
+	if err := (Request{Name: "x", Size: gib, Failover: "never"}).validate(); err == nil || !strings.Contains(err.Error(), "want automatic or manual") {
+		t.Error(err)
+	}
+}
+
 // TestUnreadableFacts: the gate knows of a volume that it cannot know, and lets no domain go that may hold all of it.
 func TestUnreadableFacts(t *testing.T) {
 	w := newWorld(t, "a", "b")

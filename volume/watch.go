@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
 )
@@ -20,7 +21,8 @@ type ConfigEvent struct {
 
 // WatchAll sends every volume's configuration, then one event with Caught, then every change. A volume that changes
 // faster than its events are received may be told its last state only. The channel is closed when ctx ends or the store is closed.
-// Events are news, not truth: whoever changes a configuration uses Load.
+// Events are news, not truth: whoever changes a configuration uses Load. What a kvdb of another incarnation says, after a
+// restore and before the import, is not told: it is old, or of another lineage, whatever its epochs.
 func (c *Configs) WatchAll(ctx context.Context) <-chan ConfigEvent {
 	ch := make(chan ConfigEvent)
 	w := &watcher{c: c, ch: ch, known: map[replication.VolumeID]kvdb.Revision{}}
@@ -43,15 +45,32 @@ func (w *watcher) run(ctx context.Context) {
 	for {
 		kvs, rev, err := w.c.store.List(ctx, prefix)
 		if err == nil {
+			err = w.ours(ctx)
+		}
+		if err == nil {
 			if !w.reset(ctx, kvs, rev) {
 				return
 			}
 			err = w.follow(ctx, prefix, rev)
 		}
+		if errors.Is(err, ErrIncarnation) {
+			for id := range w.known {
+				w.known[id] = 0 // the revisions of a restored kvdb begin anew
+			}
+		}
 		if errors.Is(err, kvdb.ErrClosed) || !sleep(ctx, casPauseMax) {
 			return
 		}
 	}
+}
+
+// ours is ErrIncarnation while the kvdb is not the one that this process goes by, or its successor.
+func (w *watcher) ours(ctx context.Context) error {
+	inc, err := w.c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{{Kind: kvdb.OpGet, Key: clusterdomain.IncarnationKey(w.c.cluster)}}})
+	if err != nil {
+		return err
+	}
+	return w.c.checkIncarnation(inc.Gets[0])
 }
 
 // reset sends how kvs, all there is at rev, differ from what was sent.
@@ -87,9 +106,13 @@ func (w *watcher) follow(ctx context.Context, prefix string, rev kvdb.Revision) 
 			return ev.Err
 		}
 		id, ok := w.c.keys.configOf(ev.KV.Key)
-		switch {
-		case !ok:
+		if !ok {
 			continue
+		}
+		if err := w.ours(ctx); err != nil {
+			return err
+		}
+		switch {
 		case ev.Type == kvdb.EventDelete:
 			ok = w.gone(ctx, id, ev.KV.Mod)
 		default:

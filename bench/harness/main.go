@@ -18,9 +18,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/tandem-storage/tandem/bench/machine"
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
@@ -81,7 +83,10 @@ func bench(ctx context.Context, o options) (err error) {
 	defer func() { err = errors.Join(err, u.Run()) }()
 	u.Add(work, func() error { return os.RemoveAll(work) })
 
-	r := &report{Began: time.Now().UTC(), Machine: describeMachine(ctx, o.dir), Size: o.size, Runtime: o.runtime.Seconds(), Rounds: o.rounds}
+	r := &report{Began: time.Now().UTC(), Machine: machine.Describe(ctx, o.dir), Size: o.size, Runtime: o.runtime.Seconds(), Rounds: o.rounds}
+	if version, err := lab.Run(ctx, "fio", "--version"); err == nil {
+		r.Fio = strings.TrimSpace(version)
+	}
 	progress := func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 
 	progress("gRPC echo")

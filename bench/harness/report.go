@@ -10,19 +10,22 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/tandem-storage/tandem/bench/machine"
 )
 
 // report is everything that one run of the benchmark found.
 type report struct {
-	Began      time.Time `json:"began"`
-	Machine    machine   `json:"machine"`
-	Size       string    `json:"size"`
-	Runtime    float64   `json:"runtime_s"`
-	Rounds     int       `json:"rounds"`
-	Jobs       []*job    `json:"jobs"`
-	Echo       echo      `json:"grpc_echo"`
-	Recovery   recovery  `json:"recovery"`
-	StorageRTO float64   `json:"storage_rto_s,omitempty"`
+	Began      time.Time       `json:"began"`
+	Machine    machine.Machine `json:"machine"`
+	Fio        string          `json:"fio"`
+	Size       string          `json:"size"`
+	Runtime    float64         `json:"runtime_s"`
+	Rounds     int             `json:"rounds"`
+	Jobs       []*job          `json:"jobs"`
+	Echo       echo            `json:"grpc_echo"`
+	Recovery   recovery        `json:"recovery"`
+	StorageRTO float64         `json:"storage_rto_s,omitempty"`
 }
 
 // job has the measurements of one job, by target, one a round.
@@ -76,7 +79,7 @@ func (r *report) markdown() string {
 	m := r.Machine
 	p("# Benchmark of %s, %s", r.Began.Format("2006-01-02 15:04 MST"), m.Name)
 	p("")
-	p("%s, %d cores, %s of memory; %s; %s; %s; %s; commit %s; load before: %s.", m.CPU, m.Cores, m.Memory, m.Kernel, m.Disk, m.Go, m.Fio, m.Commit, m.Load)
+	p("%s, %d cores, %s of memory; %s; %s; %s; %s; commit %s; load before: %s.", m.CPU, m.Cores, m.Memory, m.Kernel, m.Disk, m.Go, r.Fio, m.Commit, m.Load)
 	p("")
 	p("A set of %s, written once in full before; each job %.0f s, median of %d rounds. Floor: fio on a raw file, O_DIRECT, psync at", r.Size, r.Runtime, r.Rounds)
 	p("depth 1 and io_uring above. Tandem: two replicas on the same disk, a daemon each, mutual TLS over loopback, through NBD on a unix")

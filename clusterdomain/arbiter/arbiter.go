@@ -14,7 +14,10 @@ type View struct {
 // Volume is what a decision needs to know of a volume.
 type Volume struct {
 	ID, Name    string
-	Strict      bool // max-protection: writes wait while a domain has no in-sync replica
+	Strict      bool     // max-protection: writes wait while a domain has no in-sync replica
+	Needed      []string // domains whose replicas in sync its protection asks for
+	Manual      bool     // it is attached elsewhere by people only, see Failover
+	Epoch       uint64
 	Coordinator Coordinator
 	Replicas    []Replica
 	// Unreadable says which of its records cannot be read, "" if all can. Without
@@ -166,6 +169,8 @@ const (
 	RolledBack         Cause = "kvdb-rollback"       // a replica knows more than the kvdb
 	Unreadable         Cause = "unreadable"          // its configuration cannot be read
 	Protection         Cause = "protection"          // its writes would wait for a replica there
+	ManualFailover     Cause = "manual"              // people move it, see Volume.Manual
+	NoNode             Cause = "no-node"             // no node that may attach it and has it in sync is online
 )
 
 // Blocked is a volume that cannot go on by itself.
@@ -195,6 +200,10 @@ func (b Blocked) Text() string {
 		return "KVDB_ROLLBACK: " + b.Volume.RolledBack
 	case Protection:
 		return "max-protection: its writes would wait until a replica here is in sync again: detach it first"
+	case ManualFailover:
+		return "its failover is manual: attach it in an active domain"
+	case NoNode:
+		return "no node with an in-sync replica is online in an active domain: bring one back"
 	default:
 		return string(b.Cause)
 	}
@@ -261,7 +270,7 @@ func settleDraining(v View, domain string, vol Volume, accepted bool, p *Progres
 		p.Blocked = append(p.Blocked, Blocked{vol, stuck(v, vol)})
 	case here && v.Domains[vol.Coordinator.Domain] == Draining:
 		p.Blocked = append(p.Blocked, Blocked{vol, StillAttached}) // it is to end itself, and evicts nobody by plan
-	case here && vol.Strict:
+	case here && (vol.Strict || slices.Contains(vol.Needed, domain)):
 		p.Blocked = append(p.Blocked, Blocked{vol, Protection})
 	case here, syncing && stuck(v, vol) == "":
 		p.Waiting = append(p.Waiting, vol)

@@ -16,6 +16,7 @@ import (
 //	decide         activate|drain|fence <domain> [accept=a,b]
 //	settle         <domain> [accept=a,b]
 //	sync           <domain>
+//	lose           <domain>
 func TestDecisions(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		var v View
@@ -50,6 +51,12 @@ func TestDecisions(t *testing.T) {
 				}
 				for _, b := range p.Blocked {
 					out += fmt.Sprintf("blocked %s: %s: %s\n", b.Volume.Name, b.Cause, b.Text())
+				}
+				return out
+			case "lose":
+				out := ""
+				for _, l := range Lose(v, d.CmdArgs[0].Key) {
+					out += l.Volume.Name + ": " + l.Text() + "\n"
 				}
 				return out
 			case "sync":
@@ -106,7 +113,7 @@ func parseVolumes(t *testing.T, d *datadriven.TestData) []Volume {
 			if !ok {
 				d.Fatalf(t, "bad replica %q", w)
 			}
-			v.Replicas = append(v.Replicas, Replica{Domain: dom, State: s, InSync: s == "IN_SYNC"})
+			v.Replicas = append(v.Replicas, Replica{Node: "n-" + dom, Domain: dom, State: s, InSync: s == "IN_SYNC"})
 		}
 		vols = append(vols, v)
 	}

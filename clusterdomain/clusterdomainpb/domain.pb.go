@@ -255,7 +255,9 @@ type Domain struct {
 	Sync           SyncStatus             `protobuf:"varint,10,opt,name=sync,proto3,enum=tandem.clusterdomain.v1.SyncStatus" json:"sync,omitempty"`
 	ReplicasTotal  uint32                 `protobuf:"varint,11,opt,name=replicas_total,json=replicasTotal,proto3" json:"replicas_total,omitempty"`
 	ReplicasInSync uint32                 `protobuf:"varint,12,opt,name=replicas_in_sync,json=replicasInSync,proto3" json:"replicas_in_sync,omitempty"`
-	Blocked        []*BlockedVolume       `protobuf:"bytes,13,rep,name=blocked,proto3" json:"blocked,omitempty"` // what keeps a REJOINING domain from ACTIVE, or a DRAINING one from INACTIVE, and needs the operator
+	Blocked        []*BlockedVolume       `protobuf:"bytes,13,rep,name=blocked,proto3" json:"blocked,omitempty"`                          // what keeps a REJOINING domain from ACTIVE, or a DRAINING one from INACTIVE, and needs the operator
+	FailoverId     uint64                 `protobuf:"varint,14,opt,name=failover_id,json=failoverId,proto3" json:"failover_id,omitempty"` // the automatic failover that fenced it; 0 = none did
+	Failover       *FailoverOutlook       `protobuf:"bytes,15,opt,name=failover,proto3" json:"failover,omitempty"`                        // set while its nodes are gone and an arbiter has to decide
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -381,6 +383,507 @@ func (x *Domain) GetBlocked() []*BlockedVolume {
 	return nil
 }
 
+func (x *Domain) GetFailoverId() uint64 {
+	if x != nil {
+		return x.FailoverId
+	}
+	return 0
+}
+
+func (x *Domain) GetFailover() *FailoverOutlook {
+	if x != nil {
+		return x.Failover
+	}
+	return nil
+}
+
+// FailoverOutlook says why a domain whose nodes are gone is not fenced yet, as the node that answers sees it.
+type FailoverOutlook struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Idle          string                 `protobuf:"bytes,1,opt,name=idle,proto3" json:"idle,omitempty"` // machine-readable: confirming, kvdb-unhealthy, coordinator-heard, nothing-to-move, back-off, ...; "" = it is about to be
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	LeftMs        uint64                 `protobuf:"varint,3,opt,name=left_ms,json=leftMs,proto3" json:"left_ms,omitempty"` // until it is, if nothing changes; 0 = not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailoverOutlook) Reset() {
+	*x = FailoverOutlook{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverOutlook) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverOutlook) ProtoMessage() {}
+
+func (x *FailoverOutlook) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverOutlook.ProtoReflect.Descriptor instead.
+func (*FailoverOutlook) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FailoverOutlook) GetIdle() string {
+	if x != nil {
+		return x.Idle
+	}
+	return ""
+}
+
+func (x *FailoverOutlook) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *FailoverOutlook) GetLeftMs() uint64 {
+	if x != nil {
+		return x.LeftMs
+	}
+	return 0
+}
+
+type ListFailoversRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFailoversRequest) Reset() {
+	*x = ListFailoversRequest{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFailoversRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFailoversRequest) ProtoMessage() {}
+
+func (x *ListFailoversRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFailoversRequest.ProtoReflect.Descriptor instead.
+func (*ListFailoversRequest) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{2}
+}
+
+type ListFailoversResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Failovers     []*FailoverReport      `protobuf:"bytes,1,rep,name=failovers,proto3" json:"failovers,omitempty"` // the last one first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFailoversResponse) Reset() {
+	*x = ListFailoversResponse{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFailoversResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFailoversResponse) ProtoMessage() {}
+
+func (x *ListFailoversResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFailoversResponse.ProtoReflect.Descriptor instead.
+func (*ListFailoversResponse) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListFailoversResponse) GetFailovers() []*FailoverReport {
+	if x != nil {
+		return x.Failovers
+	}
+	return nil
+}
+
+type GetFailoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // 0 = the last one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetFailoverRequest) Reset() {
+	*x = GetFailoverRequest{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetFailoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetFailoverRequest) ProtoMessage() {}
+
+func (x *GetFailoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetFailoverRequest.ProtoReflect.Descriptor instead.
+func (*GetFailoverRequest) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetFailoverRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+type GetFailoverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Failover      *FailoverReport        `protobuf:"bytes,1,opt,name=failover,proto3" json:"failover,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetFailoverResponse) Reset() {
+	*x = GetFailoverResponse{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetFailoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetFailoverResponse) ProtoMessage() {}
+
+func (x *GetFailoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetFailoverResponse.ProtoReflect.Descriptor instead.
+func (*GetFailoverResponse) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GetFailoverResponse) GetFailover() *FailoverReport {
+	if x != nil {
+		return x.Failover
+	}
+	return nil
+}
+
+// FailoverReport is an automatic failover. Times are milliseconds since 1970 by the clock of the node that acted.
+type FailoverReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Domain        string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`                               // that was lost
+	DomainEpoch   uint64                 `protobuf:"varint,3,opt,name=domain_epoch,json=domainEpoch,proto3" json:"domain_epoch,omitempty"` // of it, after
+	To            string                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`                                       // the domain that took over
+	Promoted      bool                   `protobuf:"varint,5,opt,name=promoted,proto3" json:"promoted,omitempty"`                          // it was STANDBY
+	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	Why           string                 `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`                                       // the evidence
+	Nodes         []string               `protobuf:"bytes,8,rep,name=nodes,proto3" json:"nodes,omitempty"`                                   // whose registrations were gone
+	HeardUnixMs   int64                  `protobuf:"varint,9,opt,name=heard_unix_ms,json=heardUnixMs,proto3" json:"heard_unix_ms,omitempty"` // when a node there that had volumes attached last answered
+	GoneUnixMs    int64                  `protobuf:"varint,10,opt,name=gone_unix_ms,json=goneUnixMs,proto3" json:"gone_unix_ms,omitempty"`   // when the registrations were found to be gone
+	FencedUnixMs  int64                  `protobuf:"varint,11,opt,name=fenced_unix_ms,json=fencedUnixMs,proto3" json:"fenced_unix_ms,omitempty"`
+	Volumes       []*FailoverVolume      `protobuf:"bytes,12,rep,name=volumes,proto3" json:"volumes,omitempty"`                             // what was attached there; none in a list
+	MoreVolumes   uint32                 `protobuf:"varint,13,opt,name=more_volumes,json=moreVolumes,proto3" json:"more_volumes,omitempty"` // that are not listed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailoverReport) Reset() {
+	*x = FailoverReport{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverReport) ProtoMessage() {}
+
+func (x *FailoverReport) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverReport.ProtoReflect.Descriptor instead.
+func (*FailoverReport) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *FailoverReport) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *FailoverReport) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *FailoverReport) GetDomainEpoch() uint64 {
+	if x != nil {
+		return x.DomainEpoch
+	}
+	return 0
+}
+
+func (x *FailoverReport) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *FailoverReport) GetPromoted() bool {
+	if x != nil {
+		return x.Promoted
+	}
+	return false
+}
+
+func (x *FailoverReport) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *FailoverReport) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *FailoverReport) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *FailoverReport) GetHeardUnixMs() int64 {
+	if x != nil {
+		return x.HeardUnixMs
+	}
+	return 0
+}
+
+func (x *FailoverReport) GetGoneUnixMs() int64 {
+	if x != nil {
+		return x.GoneUnixMs
+	}
+	return 0
+}
+
+func (x *FailoverReport) GetFencedUnixMs() int64 {
+	if x != nil {
+		return x.FencedUnixMs
+	}
+	return 0
+}
+
+func (x *FailoverReport) GetVolumes() []*FailoverVolume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *FailoverReport) GetMoreVolumes() uint32 {
+	if x != nil {
+		return x.MoreVolumes
+	}
+	return 0
+}
+
+// FailoverVolume is a volume that was attached in a domain that was lost.
+type FailoverVolume struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	FromNode       string                 `protobuf:"bytes,3,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	ToNode         string                 `protobuf:"bytes,4,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"` // that attached it, or is to; "" = it stays as it was
+	EpochBefore    uint64                 `protobuf:"varint,5,opt,name=epoch_before,json=epochBefore,proto3" json:"epoch_before,omitempty"`
+	EpochAfter     uint64                 `protobuf:"varint,6,opt,name=epoch_after,json=epochAfter,proto3" json:"epoch_after,omitempty"`               // 0 = not attached by itself yet
+	AttachedUnixMs int64                  `protobuf:"varint,7,opt,name=attached_unix_ms,json=attachedUnixMs,proto3" json:"attached_unix_ms,omitempty"` // by the clock of to_node; 0 = not yet
+	Attempts       uint32                 `protobuf:"varint,8,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Cause          string                 `protobuf:"bytes,9,opt,name=cause,proto3" json:"cause,omitempty"` // machine-readable, why it was not moved: manual, last-copy, no-node, ...
+	Text           string                 `protobuf:"bytes,10,opt,name=text,proto3" json:"text,omitempty"`  // what the operator can do, or the error of the last attempt
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FailoverVolume) Reset() {
+	*x = FailoverVolume{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverVolume) ProtoMessage() {}
+
+func (x *FailoverVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverVolume.ProtoReflect.Descriptor instead.
+func (*FailoverVolume) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *FailoverVolume) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *FailoverVolume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FailoverVolume) GetFromNode() string {
+	if x != nil {
+		return x.FromNode
+	}
+	return ""
+}
+
+func (x *FailoverVolume) GetToNode() string {
+	if x != nil {
+		return x.ToNode
+	}
+	return ""
+}
+
+func (x *FailoverVolume) GetEpochBefore() uint64 {
+	if x != nil {
+		return x.EpochBefore
+	}
+	return 0
+}
+
+func (x *FailoverVolume) GetEpochAfter() uint64 {
+	if x != nil {
+		return x.EpochAfter
+	}
+	return 0
+}
+
+func (x *FailoverVolume) GetAttachedUnixMs() int64 {
+	if x != nil {
+		return x.AttachedUnixMs
+	}
+	return 0
+}
+
+func (x *FailoverVolume) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *FailoverVolume) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *FailoverVolume) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // BlockedVolume is a volume that cannot go on by itself.
 type BlockedVolume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -393,7 +896,7 @@ type BlockedVolume struct {
 
 func (x *BlockedVolume) Reset() {
 	*x = BlockedVolume{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[1]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -405,7 +908,7 @@ func (x *BlockedVolume) String() string {
 func (*BlockedVolume) ProtoMessage() {}
 
 func (x *BlockedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[1]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -418,7 +921,7 @@ func (x *BlockedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockedVolume.ProtoReflect.Descriptor instead.
 func (*BlockedVolume) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{1}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BlockedVolume) GetVolumeId() string {
@@ -450,7 +953,7 @@ type ListDomainsRequest struct {
 
 func (x *ListDomainsRequest) Reset() {
 	*x = ListDomainsRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[2]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +965,7 @@ func (x *ListDomainsRequest) String() string {
 func (*ListDomainsRequest) ProtoMessage() {}
 
 func (x *ListDomainsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[2]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +978,7 @@ func (x *ListDomainsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDomainsRequest.ProtoReflect.Descriptor instead.
 func (*ListDomainsRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{2}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9}
 }
 
 type ListDomainsResponse struct {
@@ -488,7 +991,7 @@ type ListDomainsResponse struct {
 
 func (x *ListDomainsResponse) Reset() {
 	*x = ListDomainsResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[3]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +1003,7 @@ func (x *ListDomainsResponse) String() string {
 func (*ListDomainsResponse) ProtoMessage() {}
 
 func (x *ListDomainsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[3]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +1016,7 @@ func (x *ListDomainsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDomainsResponse.ProtoReflect.Descriptor instead.
 func (*ListDomainsResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{3}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListDomainsResponse) GetLocalDomain() string {
@@ -542,7 +1045,7 @@ type ActivateDomainRequest struct {
 
 func (x *ActivateDomainRequest) Reset() {
 	*x = ActivateDomainRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[4]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +1057,7 @@ func (x *ActivateDomainRequest) String() string {
 func (*ActivateDomainRequest) ProtoMessage() {}
 
 func (x *ActivateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[4]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +1070,7 @@ func (x *ActivateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDomainRequest.ProtoReflect.Descriptor instead.
 func (*ActivateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{4}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ActivateDomainRequest) GetDomain() string {
@@ -607,7 +1110,7 @@ type ActivateDomainResponse struct {
 
 func (x *ActivateDomainResponse) Reset() {
 	*x = ActivateDomainResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[5]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +1122,7 @@ func (x *ActivateDomainResponse) String() string {
 func (*ActivateDomainResponse) ProtoMessage() {}
 
 func (x *ActivateDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[5]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +1135,7 @@ func (x *ActivateDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDomainResponse.ProtoReflect.Descriptor instead.
 func (*ActivateDomainResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{5}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ActivateDomainResponse) GetDomain() *Domain {
@@ -656,7 +1159,7 @@ type DeactivateDomainRequest struct {
 
 func (x *DeactivateDomainRequest) Reset() {
 	*x = DeactivateDomainRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[6]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +1171,7 @@ func (x *DeactivateDomainRequest) String() string {
 func (*DeactivateDomainRequest) ProtoMessage() {}
 
 func (x *DeactivateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[6]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +1184,7 @@ func (x *DeactivateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeactivateDomainRequest.ProtoReflect.Descriptor instead.
 func (*DeactivateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{6}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeactivateDomainRequest) GetDomain() string {
@@ -735,7 +1238,7 @@ type DeactivateDomainResponse struct {
 
 func (x *DeactivateDomainResponse) Reset() {
 	*x = DeactivateDomainResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[7]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +1250,7 @@ func (x *DeactivateDomainResponse) String() string {
 func (*DeactivateDomainResponse) ProtoMessage() {}
 
 func (x *DeactivateDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[7]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +1263,7 @@ func (x *DeactivateDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeactivateDomainResponse.ProtoReflect.Descriptor instead.
 func (*DeactivateDomainResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{7}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeactivateDomainResponse) GetDomain() *Domain {
@@ -778,7 +1281,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +1293,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +1306,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{15}
 }
 
 type GetStatusResponse struct {
@@ -823,7 +1326,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +1338,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +1351,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetStatusResponse) GetClusterName() string {
@@ -934,7 +1437,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1449,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1462,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{10}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Node) GetName() string {
@@ -1060,7 +1563,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1575,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1588,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{11}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Pool) GetUuid() string {
@@ -1146,7 +1649,7 @@ type Rtt struct {
 
 func (x *Rtt) Reset() {
 	*x = Rtt{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1661,7 @@ func (x *Rtt) String() string {
 func (*Rtt) ProtoMessage() {}
 
 func (x *Rtt) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1674,7 @@ func (x *Rtt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rtt.ProtoReflect.Descriptor instead.
 func (*Rtt) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{12}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Rtt) GetNode() string {
@@ -1237,7 +1740,7 @@ type Kvdb struct {
 
 func (x *Kvdb) Reset() {
 	*x = Kvdb{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1752,7 @@ func (x *Kvdb) String() string {
 func (*Kvdb) ProtoMessage() {}
 
 func (x *Kvdb) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1765,7 @@ func (x *Kvdb) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kvdb.ProtoReflect.Descriptor instead.
 func (*Kvdb) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{13}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Kvdb) GetKind() string {
@@ -1321,7 +1824,7 @@ type KvdbMember struct {
 
 func (x *KvdbMember) Reset() {
 	*x = KvdbMember{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1836,7 @@ func (x *KvdbMember) String() string {
 func (*KvdbMember) ProtoMessage() {}
 
 func (x *KvdbMember) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1849,7 @@ func (x *KvdbMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KvdbMember.ProtoReflect.Descriptor instead.
 func (*KvdbMember) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{14}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KvdbMember) GetName() string {
@@ -1394,13 +1897,15 @@ func (x *KvdbMember) GetWitness() bool {
 type RemoveKvdbMemberRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Member        string                 `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"` // its id, or the name of its node
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`   // "" = the caller's certificate name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RemoveKvdbMemberRequest) Reset() {
 	*x = RemoveKvdbMemberRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1917,7 @@ func (x *RemoveKvdbMemberRequest) String() string {
 func (*RemoveKvdbMemberRequest) ProtoMessage() {}
 
 func (x *RemoveKvdbMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,12 +1930,26 @@ func (x *RemoveKvdbMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKvdbMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKvdbMemberRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{15}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveKvdbMemberRequest) GetMember() string {
 	if x != nil {
 		return x.Member
+	}
+	return ""
+}
+
+func (x *RemoveKvdbMemberRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RemoveKvdbMemberRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
 	}
 	return ""
 }
@@ -1444,7 +1963,7 @@ type RemoveKvdbMemberResponse struct {
 
 func (x *RemoveKvdbMemberResponse) Reset() {
 	*x = RemoveKvdbMemberResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1975,7 @@ func (x *RemoveKvdbMemberResponse) String() string {
 func (*RemoveKvdbMemberResponse) ProtoMessage() {}
 
 func (x *RemoveKvdbMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1988,7 @@ func (x *RemoveKvdbMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKvdbMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveKvdbMemberResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{16}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RemoveKvdbMemberResponse) GetKvdb() *Kvdb {
@@ -1491,7 +2010,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +2022,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +2035,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{17}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Alert) GetCode() string {
@@ -1551,7 +2070,7 @@ var File_clusterdomain_clusterdomainpb_domain_proto protoreflect.FileDescriptor
 
 const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\n" +
-	"*clusterdomain/clusterdomainpb/domain.proto\x12\x17tandem.clusterdomain.v1\"\x99\x04\n" +
+	"*clusterdomain/clusterdomainpb/domain.proto\x12\x17tandem.clusterdomain.v1\"\x80\x05\n" +
 	"\x06Domain\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x05state\x18\x02 \x01(\x0e2$.tandem.clusterdomain.v1.DomainStateR\x05state\x12\x14\n" +
@@ -1568,7 +2087,50 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	" \x01(\x0e2#.tandem.clusterdomain.v1.SyncStatusR\x04sync\x12%\n" +
 	"\x0ereplicas_total\x18\v \x01(\rR\rreplicasTotal\x12(\n" +
 	"\x10replicas_in_sync\x18\f \x01(\rR\x0ereplicasInSync\x12@\n" +
-	"\ablocked\x18\r \x03(\v2&.tandem.clusterdomain.v1.BlockedVolumeR\ablocked\"V\n" +
+	"\ablocked\x18\r \x03(\v2&.tandem.clusterdomain.v1.BlockedVolumeR\ablocked\x12\x1f\n" +
+	"\vfailover_id\x18\x0e \x01(\x04R\n" +
+	"failoverId\x12D\n" +
+	"\bfailover\x18\x0f \x01(\v2(.tandem.clusterdomain.v1.FailoverOutlookR\bfailover\"R\n" +
+	"\x0fFailoverOutlook\x12\x12\n" +
+	"\x04idle\x18\x01 \x01(\tR\x04idle\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x17\n" +
+	"\aleft_ms\x18\x03 \x01(\x04R\x06leftMs\"\x16\n" +
+	"\x14ListFailoversRequest\"^\n" +
+	"\x15ListFailoversResponse\x12E\n" +
+	"\tfailovers\x18\x01 \x03(\v2'.tandem.clusterdomain.v1.FailoverReportR\tfailovers\"$\n" +
+	"\x12GetFailoverRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"Z\n" +
+	"\x13GetFailoverResponse\x12C\n" +
+	"\bfailover\x18\x01 \x01(\v2'.tandem.clusterdomain.v1.FailoverReportR\bfailover\"\x97\x03\n" +
+	"\x0eFailoverReport\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
+	"\x06domain\x18\x02 \x01(\tR\x06domain\x12!\n" +
+	"\fdomain_epoch\x18\x03 \x01(\x04R\vdomainEpoch\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x1a\n" +
+	"\bpromoted\x18\x05 \x01(\bR\bpromoted\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\x12\x10\n" +
+	"\x03why\x18\a \x01(\tR\x03why\x12\x14\n" +
+	"\x05nodes\x18\b \x03(\tR\x05nodes\x12\"\n" +
+	"\rheard_unix_ms\x18\t \x01(\x03R\vheardUnixMs\x12 \n" +
+	"\fgone_unix_ms\x18\n" +
+	" \x01(\x03R\n" +
+	"goneUnixMs\x12$\n" +
+	"\x0efenced_unix_ms\x18\v \x01(\x03R\ffencedUnixMs\x12A\n" +
+	"\avolumes\x18\f \x03(\v2'.tandem.clusterdomain.v1.FailoverVolumeR\avolumes\x12!\n" +
+	"\fmore_volumes\x18\r \x01(\rR\vmoreVolumes\"\x9e\x02\n" +
+	"\x0eFailoverVolume\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
+	"\tfrom_node\x18\x03 \x01(\tR\bfromNode\x12\x17\n" +
+	"\ato_node\x18\x04 \x01(\tR\x06toNode\x12!\n" +
+	"\fepoch_before\x18\x05 \x01(\x04R\vepochBefore\x12\x1f\n" +
+	"\vepoch_after\x18\x06 \x01(\x04R\n" +
+	"epochAfter\x12(\n" +
+	"\x10attached_unix_ms\x18\a \x01(\x03R\x0eattachedUnixMs\x12\x1a\n" +
+	"\battempts\x18\b \x01(\rR\battempts\x12\x14\n" +
+	"\x05cause\x18\t \x01(\tR\x05cause\x12\x12\n" +
+	"\x04text\x18\n" +
+	" \x01(\tR\x04text\"V\n" +
 	"\rBlockedVolume\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
@@ -1652,9 +2214,11 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x04role\x18\x03 \x01(\tR\x04role\x12\x18\n" +
 	"\ahealthy\x18\x04 \x01(\bR\ahealthy\x12\x0e\n" +
 	"\x02id\x18\x05 \x01(\tR\x02id\x12\x18\n" +
-	"\awitness\x18\x06 \x01(\bR\awitness\"1\n" +
+	"\awitness\x18\x06 \x01(\bR\awitness\"_\n" +
 	"\x17RemoveKvdbMemberRequest\x12\x16\n" +
-	"\x06member\x18\x01 \x01(\tR\x06member\"M\n" +
+	"\x06member\x18\x01 \x01(\tR\x06member\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"M\n" +
 	"\x18RemoveKvdbMemberResponse\x121\n" +
 	"\x04kvdb\x18\x01 \x01(\v2\x1d.tandem.clusterdomain.v1.KvdbR\x04kvdb\"\x8a\x01\n" +
 	"\x05Alert\x12\x12\n" +
@@ -1684,11 +2248,13 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fSEVERITY_NOTIFY\x10\x01\x12\x11\n" +
 	"\rSEVERITY_WARN\x10\x02\x12\x12\n" +
-	"\x0eSEVERITY_ALARM\x10\x032\xe6\x02\n" +
+	"\x0eSEVERITY_ALARM\x10\x032\xc0\x04\n" +
 	"\x0eClusterDomains\x12h\n" +
 	"\vListDomains\x12+.tandem.clusterdomain.v1.ListDomainsRequest\x1a,.tandem.clusterdomain.v1.ListDomainsResponse\x12q\n" +
 	"\x0eActivateDomain\x12..tandem.clusterdomain.v1.ActivateDomainRequest\x1a/.tandem.clusterdomain.v1.ActivateDomainResponse\x12w\n" +
-	"\x10DeactivateDomain\x120.tandem.clusterdomain.v1.DeactivateDomainRequest\x1a1.tandem.clusterdomain.v1.DeactivateDomainResponse2\xe6\x01\n" +
+	"\x10DeactivateDomain\x120.tandem.clusterdomain.v1.DeactivateDomainRequest\x1a1.tandem.clusterdomain.v1.DeactivateDomainResponse\x12n\n" +
+	"\rListFailovers\x12-.tandem.clusterdomain.v1.ListFailoversRequest\x1a..tandem.clusterdomain.v1.ListFailoversResponse\x12h\n" +
+	"\vGetFailover\x12+.tandem.clusterdomain.v1.GetFailoverRequest\x1a,.tandem.clusterdomain.v1.GetFailoverResponse2\xe6\x01\n" +
 	"\aCluster\x12b\n" +
 	"\tGetStatus\x12).tandem.clusterdomain.v1.GetStatusRequest\x1a*.tandem.clusterdomain.v1.GetStatusResponse\x12w\n" +
 	"\x10RemoveKvdbMember\x120.tandem.clusterdomain.v1.RemoveKvdbMemberRequest\x1a1.tandem.clusterdomain.v1.RemoveKvdbMemberResponseB@Z>github.com/tandem-storage/tandem/clusterdomain/clusterdomainpbb\x06proto3"
@@ -1706,64 +2272,79 @@ func file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP() []byte {
 }
 
 var file_clusterdomain_clusterdomainpb_domain_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(DomainState)(0),                 // 0: tandem.clusterdomain.v1.DomainState
 	(SyncStatus)(0),                  // 1: tandem.clusterdomain.v1.SyncStatus
 	(NodeState)(0),                   // 2: tandem.clusterdomain.v1.NodeState
 	(Severity)(0),                    // 3: tandem.clusterdomain.v1.Severity
 	(*Domain)(nil),                   // 4: tandem.clusterdomain.v1.Domain
-	(*BlockedVolume)(nil),            // 5: tandem.clusterdomain.v1.BlockedVolume
-	(*ListDomainsRequest)(nil),       // 6: tandem.clusterdomain.v1.ListDomainsRequest
-	(*ListDomainsResponse)(nil),      // 7: tandem.clusterdomain.v1.ListDomainsResponse
-	(*ActivateDomainRequest)(nil),    // 8: tandem.clusterdomain.v1.ActivateDomainRequest
-	(*ActivateDomainResponse)(nil),   // 9: tandem.clusterdomain.v1.ActivateDomainResponse
-	(*DeactivateDomainRequest)(nil),  // 10: tandem.clusterdomain.v1.DeactivateDomainRequest
-	(*DeactivateDomainResponse)(nil), // 11: tandem.clusterdomain.v1.DeactivateDomainResponse
-	(*GetStatusRequest)(nil),         // 12: tandem.clusterdomain.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 13: tandem.clusterdomain.v1.GetStatusResponse
-	(*Node)(nil),                     // 14: tandem.clusterdomain.v1.Node
-	(*Pool)(nil),                     // 15: tandem.clusterdomain.v1.Pool
-	(*Rtt)(nil),                      // 16: tandem.clusterdomain.v1.Rtt
-	(*Kvdb)(nil),                     // 17: tandem.clusterdomain.v1.Kvdb
-	(*KvdbMember)(nil),               // 18: tandem.clusterdomain.v1.KvdbMember
-	(*RemoveKvdbMemberRequest)(nil),  // 19: tandem.clusterdomain.v1.RemoveKvdbMemberRequest
-	(*RemoveKvdbMemberResponse)(nil), // 20: tandem.clusterdomain.v1.RemoveKvdbMemberResponse
-	(*Alert)(nil),                    // 21: tandem.clusterdomain.v1.Alert
+	(*FailoverOutlook)(nil),          // 5: tandem.clusterdomain.v1.FailoverOutlook
+	(*ListFailoversRequest)(nil),     // 6: tandem.clusterdomain.v1.ListFailoversRequest
+	(*ListFailoversResponse)(nil),    // 7: tandem.clusterdomain.v1.ListFailoversResponse
+	(*GetFailoverRequest)(nil),       // 8: tandem.clusterdomain.v1.GetFailoverRequest
+	(*GetFailoverResponse)(nil),      // 9: tandem.clusterdomain.v1.GetFailoverResponse
+	(*FailoverReport)(nil),           // 10: tandem.clusterdomain.v1.FailoverReport
+	(*FailoverVolume)(nil),           // 11: tandem.clusterdomain.v1.FailoverVolume
+	(*BlockedVolume)(nil),            // 12: tandem.clusterdomain.v1.BlockedVolume
+	(*ListDomainsRequest)(nil),       // 13: tandem.clusterdomain.v1.ListDomainsRequest
+	(*ListDomainsResponse)(nil),      // 14: tandem.clusterdomain.v1.ListDomainsResponse
+	(*ActivateDomainRequest)(nil),    // 15: tandem.clusterdomain.v1.ActivateDomainRequest
+	(*ActivateDomainResponse)(nil),   // 16: tandem.clusterdomain.v1.ActivateDomainResponse
+	(*DeactivateDomainRequest)(nil),  // 17: tandem.clusterdomain.v1.DeactivateDomainRequest
+	(*DeactivateDomainResponse)(nil), // 18: tandem.clusterdomain.v1.DeactivateDomainResponse
+	(*GetStatusRequest)(nil),         // 19: tandem.clusterdomain.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 20: tandem.clusterdomain.v1.GetStatusResponse
+	(*Node)(nil),                     // 21: tandem.clusterdomain.v1.Node
+	(*Pool)(nil),                     // 22: tandem.clusterdomain.v1.Pool
+	(*Rtt)(nil),                      // 23: tandem.clusterdomain.v1.Rtt
+	(*Kvdb)(nil),                     // 24: tandem.clusterdomain.v1.Kvdb
+	(*KvdbMember)(nil),               // 25: tandem.clusterdomain.v1.KvdbMember
+	(*RemoveKvdbMemberRequest)(nil),  // 26: tandem.clusterdomain.v1.RemoveKvdbMemberRequest
+	(*RemoveKvdbMemberResponse)(nil), // 27: tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	(*Alert)(nil),                    // 28: tandem.clusterdomain.v1.Alert
 }
 var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	0,  // 0: tandem.clusterdomain.v1.Domain.state:type_name -> tandem.clusterdomain.v1.DomainState
 	0,  // 1: tandem.clusterdomain.v1.Domain.prev_state:type_name -> tandem.clusterdomain.v1.DomainState
 	1,  // 2: tandem.clusterdomain.v1.Domain.sync:type_name -> tandem.clusterdomain.v1.SyncStatus
-	5,  // 3: tandem.clusterdomain.v1.Domain.blocked:type_name -> tandem.clusterdomain.v1.BlockedVolume
-	4,  // 4: tandem.clusterdomain.v1.ListDomainsResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
-	4,  // 5: tandem.clusterdomain.v1.ActivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
-	4,  // 6: tandem.clusterdomain.v1.DeactivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
-	14, // 7: tandem.clusterdomain.v1.GetStatusResponse.nodes:type_name -> tandem.clusterdomain.v1.Node
-	17, // 8: tandem.clusterdomain.v1.GetStatusResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
-	16, // 9: tandem.clusterdomain.v1.GetStatusResponse.rtts:type_name -> tandem.clusterdomain.v1.Rtt
-	21, // 10: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
-	4,  // 11: tandem.clusterdomain.v1.GetStatusResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
-	2,  // 12: tandem.clusterdomain.v1.Node.state:type_name -> tandem.clusterdomain.v1.NodeState
-	15, // 13: tandem.clusterdomain.v1.Node.pools:type_name -> tandem.clusterdomain.v1.Pool
-	18, // 14: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
-	17, // 15: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
-	3,  // 16: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
-	6,  // 17: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
-	8,  // 18: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
-	10, // 19: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
-	12, // 20: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
-	19, // 21: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
-	7,  // 22: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
-	9,  // 23: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
-	11, // 24: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
-	13, // 25: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
-	20, // 26: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
-	22, // [22:27] is the sub-list for method output_type
-	17, // [17:22] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	12, // 3: tandem.clusterdomain.v1.Domain.blocked:type_name -> tandem.clusterdomain.v1.BlockedVolume
+	5,  // 4: tandem.clusterdomain.v1.Domain.failover:type_name -> tandem.clusterdomain.v1.FailoverOutlook
+	10, // 5: tandem.clusterdomain.v1.ListFailoversResponse.failovers:type_name -> tandem.clusterdomain.v1.FailoverReport
+	10, // 6: tandem.clusterdomain.v1.GetFailoverResponse.failover:type_name -> tandem.clusterdomain.v1.FailoverReport
+	11, // 7: tandem.clusterdomain.v1.FailoverReport.volumes:type_name -> tandem.clusterdomain.v1.FailoverVolume
+	4,  // 8: tandem.clusterdomain.v1.ListDomainsResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
+	4,  // 9: tandem.clusterdomain.v1.ActivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
+	4,  // 10: tandem.clusterdomain.v1.DeactivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
+	21, // 11: tandem.clusterdomain.v1.GetStatusResponse.nodes:type_name -> tandem.clusterdomain.v1.Node
+	24, // 12: tandem.clusterdomain.v1.GetStatusResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
+	23, // 13: tandem.clusterdomain.v1.GetStatusResponse.rtts:type_name -> tandem.clusterdomain.v1.Rtt
+	28, // 14: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
+	4,  // 15: tandem.clusterdomain.v1.GetStatusResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
+	2,  // 16: tandem.clusterdomain.v1.Node.state:type_name -> tandem.clusterdomain.v1.NodeState
+	22, // 17: tandem.clusterdomain.v1.Node.pools:type_name -> tandem.clusterdomain.v1.Pool
+	25, // 18: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
+	24, // 19: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
+	3,  // 20: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
+	13, // 21: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
+	15, // 22: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
+	17, // 23: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
+	6,  // 24: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:input_type -> tandem.clusterdomain.v1.ListFailoversRequest
+	8,  // 25: tandem.clusterdomain.v1.ClusterDomains.GetFailover:input_type -> tandem.clusterdomain.v1.GetFailoverRequest
+	19, // 26: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
+	26, // 27: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
+	14, // 28: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
+	16, // 29: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
+	18, // 30: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
+	7,  // 31: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:output_type -> tandem.clusterdomain.v1.ListFailoversResponse
+	9,  // 32: tandem.clusterdomain.v1.ClusterDomains.GetFailover:output_type -> tandem.clusterdomain.v1.GetFailoverResponse
+	20, // 33: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
+	27, // 34: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	28, // [28:35] is the sub-list for method output_type
+	21, // [21:28] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_clusterdomain_clusterdomainpb_domain_proto_init() }
@@ -1771,15 +2352,15 @@ func file_clusterdomain_clusterdomainpb_domain_proto_init() {
 	if File_clusterdomain_clusterdomainpb_domain_proto != nil {
 		return
 	}
-	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[4].OneofWrappers = []any{}
-	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[6].OneofWrappers = []any{}
+	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11].OneofWrappers = []any{}
+	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc), len(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   18,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

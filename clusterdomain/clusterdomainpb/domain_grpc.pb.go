@@ -26,6 +26,8 @@ const (
 	ClusterDomains_ListDomains_FullMethodName      = "/tandem.clusterdomain.v1.ClusterDomains/ListDomains"
 	ClusterDomains_ActivateDomain_FullMethodName   = "/tandem.clusterdomain.v1.ClusterDomains/ActivateDomain"
 	ClusterDomains_DeactivateDomain_FullMethodName = "/tandem.clusterdomain.v1.ClusterDomains/DeactivateDomain"
+	ClusterDomains_ListFailovers_FullMethodName    = "/tandem.clusterdomain.v1.ClusterDomains/ListFailovers"
+	ClusterDomains_GetFailover_FullMethodName      = "/tandem.clusterdomain.v1.ClusterDomains/GetFailover"
 )
 
 // ClusterDomainsClient is the client API for ClusterDomains service.
@@ -44,6 +46,10 @@ type ClusterDomainsClient interface {
 	// Errors: NOT_FOUND no such domain; ABORTED it is not at expected_epoch any more; FAILED_PRECONDITION
 	// the last in-sync replica of a volume is there (the message names the volumes) and the volume is not in accept_data_loss_volumes.
 	DeactivateDomain(ctx context.Context, in *DeactivateDomainRequest, opts ...grpc.CallOption) (*DeactivateDomainResponse, error)
+	// ListFailovers tells of the automatic failovers that are on record, the last one first, without their volumes.
+	ListFailovers(ctx context.Context, in *ListFailoversRequest, opts ...grpc.CallOption) (*ListFailoversResponse, error)
+	// GetFailover reports one automatic failover and what became of each volume. Errors: NOT_FOUND it is not on record.
+	GetFailover(ctx context.Context, in *GetFailoverRequest, opts ...grpc.CallOption) (*GetFailoverResponse, error)
 }
 
 type clusterDomainsClient struct {
@@ -84,6 +90,26 @@ func (c *clusterDomainsClient) DeactivateDomain(ctx context.Context, in *Deactiv
 	return out, nil
 }
 
+func (c *clusterDomainsClient) ListFailovers(ctx context.Context, in *ListFailoversRequest, opts ...grpc.CallOption) (*ListFailoversResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListFailoversResponse)
+	err := c.cc.Invoke(ctx, ClusterDomains_ListFailovers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterDomainsClient) GetFailover(ctx context.Context, in *GetFailoverRequest, opts ...grpc.CallOption) (*GetFailoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetFailoverResponse)
+	err := c.cc.Invoke(ctx, ClusterDomains_GetFailover_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterDomainsServer is the server API for ClusterDomains service.
 // All implementations must embed UnimplementedClusterDomainsServer
 // for forward compatibility.
@@ -100,6 +126,10 @@ type ClusterDomainsServer interface {
 	// Errors: NOT_FOUND no such domain; ABORTED it is not at expected_epoch any more; FAILED_PRECONDITION
 	// the last in-sync replica of a volume is there (the message names the volumes) and the volume is not in accept_data_loss_volumes.
 	DeactivateDomain(context.Context, *DeactivateDomainRequest) (*DeactivateDomainResponse, error)
+	// ListFailovers tells of the automatic failovers that are on record, the last one first, without their volumes.
+	ListFailovers(context.Context, *ListFailoversRequest) (*ListFailoversResponse, error)
+	// GetFailover reports one automatic failover and what became of each volume. Errors: NOT_FOUND it is not on record.
+	GetFailover(context.Context, *GetFailoverRequest) (*GetFailoverResponse, error)
 	mustEmbedUnimplementedClusterDomainsServer()
 }
 
@@ -118,6 +148,12 @@ func (UnimplementedClusterDomainsServer) ActivateDomain(context.Context, *Activa
 }
 func (UnimplementedClusterDomainsServer) DeactivateDomain(context.Context, *DeactivateDomainRequest) (*DeactivateDomainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeactivateDomain not implemented")
+}
+func (UnimplementedClusterDomainsServer) ListFailovers(context.Context, *ListFailoversRequest) (*ListFailoversResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListFailovers not implemented")
+}
+func (UnimplementedClusterDomainsServer) GetFailover(context.Context, *GetFailoverRequest) (*GetFailoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetFailover not implemented")
 }
 func (UnimplementedClusterDomainsServer) mustEmbedUnimplementedClusterDomainsServer() {}
 func (UnimplementedClusterDomainsServer) testEmbeddedByValue()                        {}
@@ -194,6 +230,42 @@ func _ClusterDomains_DeactivateDomain_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterDomains_ListFailovers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListFailoversRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterDomainsServer).ListFailovers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterDomains_ListFailovers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterDomainsServer).ListFailovers(ctx, req.(*ListFailoversRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterDomains_GetFailover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetFailoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterDomainsServer).GetFailover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterDomains_GetFailover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterDomainsServer).GetFailover(ctx, req.(*GetFailoverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ClusterDomains_ServiceDesc is the grpc.ServiceDesc for ClusterDomains service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -212,6 +284,14 @@ var ClusterDomains_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeactivateDomain",
 			Handler:    _ClusterDomains_DeactivateDomain_Handler,
+		},
+		{
+			MethodName: "ListFailovers",
+			Handler:    _ClusterDomains_ListFailovers_Handler,
+		},
+		{
+			MethodName: "GetFailover",
+			Handler:    _ClusterDomains_GetFailover_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

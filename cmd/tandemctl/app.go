@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/tandem-storage/tandem/audit/auditpb"
 	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
 	"github.com/tandem-storage/tandem/volume/volumepb"
@@ -152,6 +153,11 @@ func (a *app) domains() (clusterdomainpb.ClusterDomainsClient, error) {
 func (a *app) cluster() (clusterdomainpb.ClusterClient, error) {
 	c, err := a.connect()
 	return clusterdomainpb.NewClusterClient(c), err
+}
+
+func (a *app) audit() (auditpb.AuditClient, error) {
+	c, err := a.connect()
+	return auditpb.NewAuditClient(c), err
 }
 
 // withTimeout bounds one request by --timeout.

@@ -76,6 +76,12 @@ func domainsTable(w io.Writer, domains []*pb.Domain, local string) {
 	}
 	table(w, rows...)
 	for _, d := range domains {
+		if o := d.GetFailover(); o != nil {
+			fmt.Fprintf(w, "%s may be lost: %s (%s)\n", d.GetName(), o.GetText(), o.GetIdle())
+		}
+		if id := d.GetFailoverId(); id != 0 {
+			fmt.Fprintf(w, "%s was fenced by automatic failover %d: see tandemctl failover report %d\n", d.GetName(), id, id)
+		}
 		for _, b := range d.GetBlocked() {
 			fmt.Fprintln(w, blockedText(d.GetName(), b))
 		}

@@ -3,8 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
-	"os/user"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,38 +12,16 @@ import (
 
 // changeFlags are those of activate and deactivate.
 type changeFlags struct {
-	name, reason string
-	epoch        uint64
-	wait         bool
+	orderFlags
+	name string
+	wait bool
 }
 
 func (f *changeFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.name, "name", "n", "", "the `domain`")
-	cmd.Flags().StringVar(&f.reason, "reason", "", "`why`, kept with the change for others to read")
-	cmd.Flags().Uint64Var(&f.epoch, "expect-epoch", 0, "refuse if the domain was changed since it had this `epoch` (see show)")
+	f.orderFlags.add(cmd)
+	f.addEpoch(cmd, "domain", "show")
 	_ = cmd.MarkFlagRequired("name") // the flag is there: see above
-}
-
-func (f *changeFlags) expected(cmd *cobra.Command) *uint64 {
-	if !cmd.Flags().Changed("expect-epoch") {
-		return nil
-	}
-	return &f.epoch
-}
-
-// actor says who asks. Over TLS the daemon takes the certificate's name; over the socket it only has our word.
-func (a *app) actor() string {
-	if _, ok := unixPath(a.endpoint()); !ok {
-		return ""
-	}
-	name := "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	if host, err := os.Hostname(); err == nil {
-		name += "@" + host
-	}
-	return name
 }
 
 func (a *app) domainsActivateCommand() *cobra.Command {
@@ -88,7 +65,7 @@ With --wait the resync of each volume is shown until the domain is ACTIVE and in
 
 func (a *app) domainsDeactivateCommand() *cobra.Command {
 	var f changeFlags
-	var peerLost bool
+	var peerLost, yes bool
 	var accept string
 	cmd := &cobra.Command{
 		Use:   "deactivate --name DOMAIN",
@@ -97,7 +74,7 @@ func (a *app) domainsDeactivateCommand() *cobra.Command {
 --peer-lost at once (FENCED): from then on the other domains refuse its nodes, whatever those believe.
 
 It is refused while the last in-sync replica of a volume is in the domain; the error names the volumes.
---accept-data-loss gives up the writes that only those replicas have. It cannot be undone.`,
+--accept-data-loss gives up the writes that only those replicas have, after asking. It cannot be undone.`,
 		Example: `  tandemctl cluster domains deactivate --name primary --reason "moving racks" --wait
   tandemctl cluster domains deactivate --name primary --peer-lost --reason "site is dark"`,
 		Args: cobra.NoArgs,
@@ -105,6 +82,11 @@ It is refused while the last in-sync replica of a volume is in the domain; the e
 			volumes := splitList(accept)
 			if cmd.Flags().Changed("accept-data-loss") && len(volumes) == 0 {
 				return usageError("--accept-data-loss names no volume")
+			}
+			if len(volumes) > 0 && !yes {
+				if err := a.confirm(fmt.Sprintf("Writes that only replicas in domain %s have will be lost for good, of: %s. Deactivate it?", f.name, strings.Join(volumes, ", "))); err != nil {
+					return err
+				}
 			}
 			client, err := a.domains()
 			if err != nil {
@@ -132,6 +114,7 @@ It is refused while the last in-sync replica of a volume is in the domain; the e
 	f.add(cmd)
 	cmd.Flags().BoolVar(&peerLost, "peer-lost", false, "the domain is gone: fence it at once, wait for nothing")
 	cmd.Flags().StringVar(&accept, "accept-data-loss", "", "give up the last copy of these `volumes` (ids or names, with commas)")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until nothing runs in the domain any more")
 	return cmd
 }

@@ -16,7 +16,9 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/tandem-storage/tandem/audit/auditpb"
 	domainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -28,6 +30,8 @@ type fakeDaemon struct {
 	domainpb.UnimplementedClusterServer
 	volumepb.UnimplementedVolumesServer
 	volumepb.UnimplementedGroupsServer
+	auditpb.UnimplementedAuditServer
+	doctorpb.UnimplementedDoctorServer
 
 	err      error // of every call but GetStatus
 	status   *domainpb.GetStatusResponse
@@ -35,7 +39,11 @@ type fakeDaemon struct {
 	volumes  []*volumepb.ListVolumesResponse
 	change   *domainpb.Domain
 	imported *volumepb.ImportKvdbResponse
-	refusal  string          // of every SwitchOver
+	trail    *auditpb.ListAuditResponse
+	verdict  *auditpb.VerifyAuditResponse
+	exposure *volumepb.Exposure
+	refusal  string // of every SwitchOver
+	examined *doctorpb.ExamineResponse
 	block    <-chan struct{} // DetachVolume answers when it is closed
 
 	mu       sync.Mutex
@@ -77,6 +85,18 @@ func (f *fakeDaemon) ListDomains(_ context.Context, r *domainpb.ListDomainsReque
 	return next(f, &f.domains), f.err
 }
 
+func (f *fakeDaemon) ListFailovers(_ context.Context, r *domainpb.ListFailoversRequest) (*domainpb.ListFailoversResponse, error) {
+	f.note(r)
+	short := failedOver()
+	short.Volumes, short.MoreVolumes = nil, 0
+	return &domainpb.ListFailoversResponse{Failovers: []*domainpb.FailoverReport{short}}, f.err
+}
+
+func (f *fakeDaemon) GetFailover(_ context.Context, r *domainpb.GetFailoverRequest) (*domainpb.GetFailoverResponse, error) {
+	f.note(r)
+	return &domainpb.GetFailoverResponse{Failover: failedOver()}, f.err
+}
+
 func (f *fakeDaemon) ActivateDomain(_ context.Context, r *domainpb.ActivateDomainRequest) (*domainpb.ActivateDomainResponse, error) {
 	f.note(r)
 	return &domainpb.ActivateDomainResponse{Domain: f.change}, f.err
@@ -104,6 +124,21 @@ func (f *fakeDaemon) DeactivateDomain(_ context.Context, r *domainpb.DeactivateD
 	return &domainpb.DeactivateDomainResponse{Domain: f.change}, f.err
 }
 
+func (f *fakeDaemon) ListAudit(_ context.Context, r *auditpb.ListAuditRequest) (*auditpb.ListAuditResponse, error) {
+	f.note(r)
+	return f.trail, f.err
+}
+
+func (f *fakeDaemon) VerifyAudit(_ context.Context, r *auditpb.VerifyAuditRequest) (*auditpb.VerifyAuditResponse, error) {
+	f.note(r)
+	return f.verdict, f.err
+}
+
+func (f *fakeDaemon) Examine(_ context.Context, r *doctorpb.ExamineRequest) (*doctorpb.ExamineResponse, error) {
+	f.note(r)
+	return f.examined, f.err
+}
+
 func (f *fakeDaemon) CreateVolume(_ context.Context, r *volumepb.CreateVolumeRequest) (*volumepb.CreateVolumeResponse, error) {
 	f.note(r)
 	v := proto.CloneOf(detached())
@@ -124,11 +159,27 @@ func (f *fakeDaemon) InspectVolume(_ context.Context, r *volumepb.InspectVolumeR
 	for _, l := range f.volumes {
 		for _, v := range l.GetVolumes() {
 			if v.GetName() == r.GetVolume() || v.GetId() == r.GetVolume() {
-				return &volumepb.InspectVolumeResponse{Volume: v}, nil
+				return &volumepb.InspectVolumeResponse{Volume: v, Exposure: f.exposure}, nil
 			}
 		}
 	}
 	return nil, errNoVolume(r.GetVolume())
+}
+
+func (f *fakeDaemon) UpdateVolume(_ context.Context, r *volumepb.UpdateVolumeRequest) (*volumepb.UpdateVolumeResponse, error) {
+	f.note(r)
+	v := proto.CloneOf(attached())
+	v.Protection, v.Needs, v.Epoch = r.Protection, r.Needs, v.Epoch+1
+	return &volumepb.UpdateVolumeResponse{Volume: v}, f.err
+}
+
+func (f *fakeDaemon) GetExposure(_ context.Context, r *volumepb.GetExposureRequest) (*volumepb.GetExposureResponse, error) {
+	f.note(r)
+	x := f.exposure
+	if x == nil {
+		x = &volumepb.Exposure{}
+	}
+	return &volumepb.GetExposureResponse{VolumeId: idData, Name: "data", Exposure: x}, f.err
 }
 
 func (f *fakeDaemon) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeRequest) (*volumepb.DeleteVolumeResponse, error) {
@@ -150,6 +201,13 @@ func (f *fakeDaemon) ReplaceReplica(_ context.Context, r *volumepb.ReplaceReplic
 		v.Progress = "replica 1 is being replaced by a new one on node b2; they are exchanged when the volume is detached"
 	}
 	return &volumepb.ReplaceReplicaResponse{Volume: v}, f.err
+}
+
+func (f *fakeDaemon) ForceReplica(_ context.Context, r *volumepb.ForceReplicaRequest) (*volumepb.ForceReplicaResponse, error) {
+	f.note(r)
+	v := proto.CloneOf(detached())
+	v.Epoch = 9
+	return &volumepb.ForceReplicaResponse{Volume: v, DataEpoch: 5, LostNodes: []string{"a1"}}, f.err
 }
 
 func (f *fakeDaemon) StartVerify(_ context.Context, r *volumepb.StartVerifyRequest) (*volumepb.StartVerifyResponse, error) {
@@ -219,6 +277,8 @@ func newHarness(t *testing.T, f *fakeDaemon) *harness {
 		domainpb.RegisterClusterServer(srv, f)
 		volumepb.RegisterVolumesServer(srv, f)
 		volumepb.RegisterGroupsServer(srv, f)
+		auditpb.RegisterAuditServer(srv, f)
+		doctorpb.RegisterDoctorServer(srv, f)
 		done := make(chan error, 1)
 		go func() { done <- srv.Serve(ln) }()
 		t.Cleanup(func() {

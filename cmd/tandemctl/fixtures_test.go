@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 
+	"github.com/tandem-storage/tandem/audit/auditpb"
 	domainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -122,6 +124,26 @@ func fixture() *fakeDaemon {
 			Orphans: []*volumepb.Orphan{{Node: "a1", Pool: "/var/lib/tandem/pool", VolumeId: "v-gone", ReplicaId: "r-gone", Text: "left by a volume that was deleted while the node was away"}},
 		}},
 		change: domainActive("primary"),
+		examined: &doctorpb.ExamineResponse{
+			Verdict: doctorpb.Verdict_VERDICT_OK,
+			Checks: []*doctorpb.Check{
+				{Name: "rtt-p99", Subject: "a1 -> b1", Value: "1.20 ms (p50 0.80 ms)", Limit: "<= 10.00 ms", Verdict: doctorpb.Verdict_VERDICT_OK},
+				{Name: "disk-sync", Subject: "a1 /pool", Value: "max 2.00 ms", Limit: "<= 50.00 ms (bad: 1000.00 ms)", Verdict: doctorpb.Verdict_VERDICT_OK},
+			},
+			Losses: []*doctorpb.DomainLoss{{Domain: "dr-site"}, {Domain: "primary", Volumes: []*doctorpb.VolumeLoss{
+				{VolumeId: idData, Name: "data", Fate: "fails-over", Text: "would fail over to node b1", Nodes: []string{"b1"}},
+				{VolumeId: idLedger, Fate: "stops", Text: "would stop: its only in-sync copy is in primary", Bad: true},
+			}}},
+		},
+		trail: &auditpb.ListAuditResponse{
+			Entries: []*auditpb.Entry{
+				{Seq: 7, UnixMs: started, Node: "b1", Actor: "root@b1", Verb: "domain deactivate --peer-lost", Object: "domain/primary", Reason: "site is\ndark",
+					Outcome: "FENCED, was ACTIVE", Epoch: 4, DataLossVolumes: []string{idData}, PrevHash: "00", Hash: "a1"},
+				{Seq: 8, UnixMs: started + 9000, Node: "b1", Actor: "node b1", Verb: "domain settle", Object: "domain/primary", Outcome: "ACTIVE, was REJOINING", Epoch: 5,
+					PrevHash: "a1", Hash: "b2"},
+			},
+		},
+		verdict: &auditpb.VerifyAuditResponse{Intact: true, FirstSeq: 7, LastSeq: 8, LastHash: "b2"},
 		imported: &volumepb.ImportKvdbResponse{
 			Written: true,
 			Volumes: []*volumepb.ImportedVolume{
@@ -130,5 +152,42 @@ func fixture() *fakeDaemon {
 			},
 			SilentNodes: []*volumepb.SilentNode{{Node: "a2", Error: "node a2: connection refused"}},
 		},
+	}
+}
+
+func failedOver() *domainpb.FailoverReport {
+	return &domainpb.FailoverReport{
+		Id: 2, Domain: "primary", DomainEpoch: 5, To: "dr-site", Promoted: true, Actor: "arbiter on node b1", Nodes: []string{"a1", "a2"},
+		Why:         "the registrations of 2 of 2 nodes are gone for 15 s, the kvdb was healthy for 15 s, no coordinator there was heard for 25 s",
+		HeardUnixMs: started, GoneUnixMs: started + 10_200, FencedUnixMs: started + 25_300, MoreVolumes: 1,
+		Volumes: []*domainpb.FailoverVolume{
+			{Id: idLedger, Name: "ledger", FromNode: "a1", EpochBefore: 7, Cause: "last-copy", Text: "its last in-sync replica is here"},
+			{Id: idData, Name: "data", FromNode: "a1", ToNode: "b1", EpochBefore: 5, EpochAfter: 7, AttachedUnixMs: started + 26_150, Attempts: 1},
+			{Id: "6f1c2a34-0000-4000-8000-000000000003", Name: "new", FromNode: "a2", ToNode: "b1", EpochBefore: 3, Attempts: 2, Text: "no loop devices"},
+		},
+	}
+}
+
+// lostDomains are a domain that was fenced by itself and one whose nodes are gone.
+func lostDomains() []*domainpb.ListDomainsResponse {
+	fenced := domain("primary", domainpb.DomainState_DOMAIN_STATE_FENCED, domainpb.SyncStatus_SYNC_STATUS_NOT_IN_SYNC, 0)
+	fenced.FailoverId = 2
+	lost := domainActive("third")
+	lost.NodesOnline = 0
+	lost.Failover = &domainpb.FailoverOutlook{Idle: "back-off", Text: "the last automatic failover was 20 s ago", LeftMs: 580_000}
+	return []*domainpb.ListDomainsResponse{{LocalDomain: "dr-site", Domains: []*domainpb.Domain{domainActive("dr-site"), fenced, lost}}}
+}
+
+// exposed is a volume that lacks a replica, and did before.
+func exposed() *volumepb.Exposure {
+	missing := []*volumepb.MissingReplica{{ReplicaId: "r2", Node: "b1", Domain: "dr-site", Reason: "silent"}}
+	return &volumepb.Exposure{
+		EarlierCount: 2, EarlierMs: 7_200_000, EarlierResyncedBytes: gib, TotalCount: 5, TotalMs: 7_320_500, TotalResyncedBytes: gib + 12<<20,
+		Past: []*volumepb.ExposedInterval{
+			{LastedMs: 0, ToUnixMs: started - 100_000, FromEpoch: 3, ToEpoch: 4, Cause: "takeover", End: "join", Missing: missing, InSync: 1},
+			{FromUnixMs: started - 60_000, ToUnixMs: started, LastedMs: 60_000, FromEpoch: 6, ToEpoch: 7, Cause: "evict", End: "join", Missing: missing,
+				WithoutDomains: []string{"dr-site"}, InSync: 1, ResyncedBytes: 12 << 20},
+		},
+		Open: &volumepb.ExposedInterval{FromUnixMs: started + 40_000, LastedMs: 60_500, FromEpoch: 8, Cause: "evict", Missing: missing, WithoutDomains: []string{"dr-site"}, InSync: 1},
 	}
 }

@@ -8,7 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tandem-storage/tandem/audit/auditpb"
 	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/frontend"
 	"github.com/tandem-storage/tandem/kvdb"
@@ -44,7 +46,14 @@ func TestGolden(t *testing.T) {
 			f.err = fmt.Errorf("%w: %q", clusterdomain.ErrDomainNotFound, "nowhere")
 		}},
 		{name: "domains-activate-no-name", args: "cluster domains activate"},
-		{name: "domains-deactivate", args: "cluster domains deactivate --name primary --peer-lost --expect-epoch 4 --accept-data-loss data,ledger"},
+		{name: "domains-deactivate", args: "cluster domains deactivate --name primary --peer-lost --expect-epoch 4 --accept-data-loss data,ledger --yes"},
+		{name: "domains-deactivate-loss-nobody-to-ask", args: "cluster domains deactivate --name primary --peer-lost --accept-data-loss data,ledger"},
+		{name: "domains-deactivate-loss-no", args: "cluster domains deactivate --name primary --accept-data-loss data,ledger", set: func(h *harness) {
+			h.stdinTTY, h.stdin = true, strings.NewReader("\n")
+		}},
+		{name: "domains-deactivate-loss-asked", args: "cluster domains deactivate --name primary --accept-data-loss data", set: func(h *harness) {
+			h.stdinTTY, h.stdin = true, strings.NewReader("yes\n")
+		}},
 		{name: "domains-deactivate-last-copy", args: "cluster domains deactivate --name primary", fake: func(f *fakeDaemon) {
 			f.err = fmt.Errorf("%w: domain primary: volumes data, ledger", clusterdomain.ErrLastCopy)
 		}},
@@ -53,6 +62,17 @@ func TestGolden(t *testing.T) {
 		}},
 		{name: "domains-deactivate-no-volumes", args: "cluster domains deactivate --name primary --accept-data-loss ,"},
 		{name: "domains-deactivate-epoch", args: "cluster domains deactivate --name primary --expect-epoch -1"},
+		{name: "domains-show-lost", args: "cluster domains show", fake: func(f *fakeDaemon) { f.domains = lostDomains() }},
+		{name: "failover-list", args: "failover list"},
+		{name: "failover-list-json", args: "failover list -o json"},
+		{name: "failover-report", args: "failover report"},
+		{name: "failover-report-json", args: "failover report 2 -o json"},
+		{name: "failover-report-two", args: "failover report 1 2"},
+		{name: "failover-report-no-id", args: "failover report last"},
+		{name: "failover-report-unknown", args: "failover report 9", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: 9", clusterdomain.ErrFailoverNotFound)
+		}},
+		{name: "volume-create-failover", args: "volume create data --size 1Gi --failover never"},
 		{name: "domains-switchover", args: "cluster domains switchover --to dr-site --volume data --reason maintenance"},
 		{name: "domains-switchover-all", args: "cluster domains switchover --to nowhere --dry-run"},
 		{name: "domains-switchover-json", args: "cluster domains switchover --to dr-site --volume data -o json"},
@@ -125,18 +145,53 @@ func TestGolden(t *testing.T) {
 		{name: "volume-inspect-json", args: "volume inspect ledger -o json"},
 		{name: "volume-inspect-unknown", args: "volume inspect nothing"},
 		{name: "volume-inspect-unknown-json", args: "volume inspect nothing -o json"},
+		{name: "volume-inspect-exposed", args: "volume inspect data", fake: func(f *fakeDaemon) { f.exposure = exposed() }},
+		{name: "volume-exposure", args: "volume exposure data", fake: func(f *fakeDaemon) { f.exposure = exposed() }},
+		{name: "volume-exposure-json", args: "volume exposure data -o json", fake: func(f *fakeDaemon) {
+			f.exposure = exposed()
+			f.exposure.Past = nil
+		}},
+		{name: "volume-exposure-none", args: "volume exposure data"},
 		{name: "volume-delete", args: "volume delete data --force"},
 		{name: "volume-delete-wait-json", args: "volume delete data -f --wait -o json"},
 		{name: "volume-delete-nobody-to-ask", args: "volume delete data"},
+		{name: "volume-delete-changed", args: "volume delete data -y --expect-epoch 4 --reason old", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("delete volume data: %w: epoch 4 is expected, it is at 5: look and decide again", volume.ErrConflict)
+		}},
 		{name: "volume-delete-no", args: "volume delete data", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("n\n") }},
 		{name: "volume-delete-eof", args: "volume delete data", set: func(h *harness) { h.stdinTTY = true }},
 		{name: "volume-delete-yes", args: "volume delete data --wait", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("Y\n") }},
+		{name: "replica-force", args: "volume replica force data b1 --yes"},
+		{name: "replica-force-nobody-to-ask", args: "volume replica force data b1"},
+		{name: "replica-force-no-replica", args: "volume replica force data"},
+		{name: "replica-force-refused", args: "volume replica force data b1 -y", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("volume data: %w: node a1 (domain primary, ACTIVE) has every acknowledged write: bring it back and attach the volume", volume.ErrNotForced)
+		}},
 		{name: "replica-replace", args: "volume replica replace data b1 --force"},
 		{name: "replica-replace-wait", args: "volume replica replace data b1 --force --wait"},
 		{name: "replica-replace-nobody-to-ask", args: "volume replica replace data b1"},
 		{name: "replica-replace-no-replica", args: "volume replica replace data"},
 		{name: "replica-replace-in-sync", args: "volume replica replace data b1 -f", fake: func(f *fakeDaemon) {
 			f.err = fmt.Errorf("%w: 1 on node b1", volume.ErrReplicaInSync)
+		}},
+		{name: "doctor", args: "doctor"},
+		{name: "doctor-json", args: "doctor -o json"},
+		{name: "doctor-bad", args: "doctor", fake: func(f *fakeDaemon) {
+			c := f.examined.Checks[0]
+			c.Value, c.Verdict, c.Advice = "14.00 ms (p50 9.00 ms)", doctorpb.Verdict_VERDICT_BAD, "every write waits for a round trip: use a shorter or less loaded path"
+			f.examined.Verdict = doctorpb.Verdict_VERDICT_BAD
+		}},
+		{name: "audit-list", args: "audit list"},
+		{name: "audit-list-json", args: "audit list --since 2023-11-14T00:00:00Z --limit 2 -o json"},
+		{name: "audit-list-since", args: "audit list --since yesterday"},
+		{name: "audit-list-incomplete", args: "audit list --since 1h", fake: func(f *fakeDaemon) {
+			f.trail = &auditpb.ListAuditResponse{Unreadable: 1, Omitted: 3}
+		}},
+		{name: "audit-verify", args: "audit verify"},
+		{name: "audit-verify-empty", args: "audit verify", fake: func(f *fakeDaemon) { f.verdict = &auditpb.VerifyAuditResponse{Intact: true, FirstSeq: 1} }},
+		{name: "audit-verify-changed", args: "audit verify", fake: func(f *fakeDaemon) {
+			f.verdict.Intact, f.verdict.Broken = false, 1
+			f.verdict.Faults = []*auditpb.Fault{{Text: "cannot be read: audit: unreadable record"}, {Seq: 8, Text: "has been changed: its content does not have its hash"}}
 		}},
 		{name: "kvdb-members", args: "kvdb members"},
 		{name: "kvdb-remove", args: "kvdb remove w1 --force"},
@@ -148,6 +203,9 @@ func TestGolden(t *testing.T) {
 		{name: "kvdb-import", args: "kvdb import --volume data --volume logs --accept-data-loss data --force"},
 		{name: "kvdb-import-json", args: "kvdb import --all --force -o json"},
 		{name: "kvdb-import-nobody-to-ask", args: "kvdb import --all"},
+		{name: "kvdb-import-loss-no", args: "kvdb import --volume data --accept-data-loss data", set: func(h *harness) {
+			h.stdinTTY, h.stdin = true, strings.NewReader("n\n")
+		}},
 		{name: "kvdb-import-what", args: "kvdb import --dry-run"},
 		{name: "kvdb-import-both", args: "kvdb import --all --volume data"},
 		{name: "kvdb-import-refused", args: "kvdb import --all --force", fake: func(f *fakeDaemon) {

@@ -76,7 +76,7 @@ func (a *app) groupListCommand() *cobra.Command {
 			return a.print(l, func(w io.Writer) {
 				rows := [][]string{{"NAME", "STATE", "VOLUMES", "FAILOVER"}}
 				for _, g := range l.GetGroups() {
-					rows = append(rows, []string{g.GetName(), enumText(g.GetState(), "GROUP_STATE_"), fmt.Sprint(len(g.GetVolumes())), failoverText(g)})
+					rows = append(rows, []string{g.GetName(), enumText(g.GetState(), "GROUP_STATE_"), fmt.Sprint(len(g.GetVolumes())), groupFailover(g)})
 				}
 				table(w, rows...)
 			})
@@ -84,7 +84,9 @@ func (a *app) groupListCommand() *cobra.Command {
 	}
 }
 
-func failoverText(g *pb.Group) string { return strings.ToLower(enumText(g.GetFailover(), "FAILOVER_")) }
+func groupFailover(g *pb.Group) string {
+	return strings.ToLower(enumText(g.GetFailover(), "FAILOVER_"))
+}
 
 func (a *app) groupInspectCommand() *cobra.Command {
 	return &cobra.Command{
@@ -105,7 +107,7 @@ func (a *app) groupInspectCommand() *cobra.Command {
 }
 
 func groupTable(w io.Writer, g *pb.Group) {
-	fields(w, "Group", g.GetName(), "State", enumText(g.GetState(), "GROUP_STATE_"), "Failover", failoverText(g), "Created", timeText(g.GetCreatedUnixMs()))
+	fields(w, "Group", g.GetName(), "State", enumText(g.GetState(), "GROUP_STATE_"), "Failover", groupFailover(g), "Created", timeText(g.GetCreatedUnixMs()))
 	rows := [][]string{{"VOLUME", "ID", "ATTACHED ON"}}
 	for _, v := range g.GetVolumes() {
 		rows = append(rows, []string{v.GetName(), v.GetId(), v.GetNode()})

@@ -18,6 +18,7 @@ import (
 
 func (a *app) hostAttachCommand() *cobra.Command {
 	var frontend, node string
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "attach VOLUME",
 		Short: "Show a volume as a block device on a node",
@@ -39,7 +40,9 @@ still being detached on the node is waited for and attached anew.`,
 			}
 			ctx, cancel := a.withTimeout(cmd.Context())
 			defer cancel()
-			resp, err := client.AttachVolume(ctx, &pb.AttachVolumeRequest{Volume: args[0], Frontend: frontend, Node: node})
+			resp, err := client.AttachVolume(ctx, &pb.AttachVolumeRequest{
+				Volume: args[0], Frontend: frontend, Node: node, Reason: order.reason, Actor: a.actor(), ExpectedEpoch: order.expected(cmd),
+			})
 			if err != nil {
 				return err
 			}
@@ -48,11 +51,14 @@ still being detached on the node is waited for and attached anew.`,
 	}
 	cmd.Flags().StringVar(&frontend, "frontend", "", "`kind` of device: fuseloop or nbd (default: as the node is configured)")
 	cmd.Flags().StringVar(&node, "node", "", "refuse unless the tandemd that is asked is this `node`")
+	order.add(cmd)
+	order.addEpoch(cmd, "volume", "volume inspect")
 	return cmd
 }
 
 func (a *app) hostDetachCommand() *cobra.Command {
-	return &cobra.Command{
+	var order orderFlags
+	cmd := &cobra.Command{
 		Use:   "detach VOLUME",
 		Short: "Take a volume's block device away",
 		Long: `Take a volume's block device away, after all its requests have ended. A device that is mounted or open is refused. Detaching
@@ -69,13 +75,16 @@ it waits for. Detaching again waits again; attaching on the same node waits for 
 			}
 			ctx, cancel := a.withTimeout(cmd.Context())
 			defer cancel()
-			resp, err := client.DetachVolume(ctx, &pb.DetachVolumeRequest{Volume: args[0]})
+			resp, err := client.DetachVolume(ctx, &pb.DetachVolumeRequest{Volume: args[0], Reason: order.reason, Actor: a.actor(), ExpectedEpoch: order.expected(cmd)})
 			if err != nil {
 				return err
 			}
 			return a.print(resp, func(w io.Writer) { fmt.Fprintf(w, "Volume %s successfully detached\n", args[0]) })
 		},
 	}
+	order.add(cmd)
+	order.addEpoch(cmd, "volume", "volume inspect")
+	return cmd
 }
 
 // mountResult is the JSON answer of mount and unmount.

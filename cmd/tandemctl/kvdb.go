@@ -38,7 +38,8 @@ func kvdbTable(w io.Writer, k *pb.Kvdb) {
 }
 
 func (a *app) kvdbRemoveCommand() *cobra.Command {
-	var force bool
+	var yes bool
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "remove MEMBER",
 		Short: "Take a member out of the embedded key-value store",
@@ -52,7 +53,7 @@ kvdb.raft.members of every member's configuration and started; nothing else adds
   tandemctl kvdb remove w1`,
 		Args: oneName("MEMBER"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !force {
+			if !yes {
 				if err := a.confirm(fmt.Sprintf("The data of member %s will count no more. Remove it?", args[0])); err != nil {
 					return err
 				}
@@ -63,7 +64,7 @@ kvdb.raft.members of every member's configuration and started; nothing else adds
 			}
 			ctx, cancel := a.withTimeout(cmd.Context())
 			defer cancel()
-			resp, err := client.RemoveKvdbMember(ctx, &pb.RemoveKvdbMemberRequest{Member: args[0]})
+			resp, err := client.RemoveKvdbMember(ctx, &pb.RemoveKvdbMemberRequest{Member: args[0], Reason: order.reason, Actor: a.actor()})
 			if err != nil {
 				return err
 			}
@@ -73,6 +74,7 @@ kvdb.raft.members of every member's configuration and started; nothing else adds
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
+	order.add(cmd)
+	addYes(cmd, &yes)
 	return cmd
 }

@@ -12,7 +12,8 @@ import (
 
 func (a *app) kvdbImportCommand() *cobra.Command {
 	var volumes []string
-	var all, dryRun, force bool
+	var all, dryRun, yes bool
+	var order orderFlags
 	var accept string
 	cmd := &cobra.Command{
 		Use:   "import (--all | --volume VOLUME)",
@@ -36,8 +37,12 @@ A volume whose replicas contradict each other is refused in any case, with what 
 			case cmd.Flags().Changed("accept-data-loss") && len(given) == 0:
 				return usageError("--accept-data-loss names no volume")
 			}
-			if !force && !dryRun {
-				if err := a.confirm("The configurations of volumes will be written anew. Did you look at --dry-run, and go on?"); err != nil {
+			if !yes && !dryRun {
+				what := "The configurations of volumes will be written anew."
+				if len(given) > 0 {
+					what += " Writes that only replicas have that do not answer will be lost for good, of: " + strings.Join(given, ", ") + "."
+				}
+				if err := a.confirm(what + " Did you look at --dry-run, and go on?"); err != nil {
 					return err
 				}
 			}
@@ -47,7 +52,8 @@ A volume whose replicas contradict each other is refused in any case, with what 
 			}
 			ctx, cancel := a.withTimeout(cmd.Context())
 			defer cancel()
-			resp, err := client.ImportKvdb(ctx, &pb.ImportKvdbRequest{Volumes: volumes, All: all, DryRun: dryRun, AcceptDataLossVolumes: given})
+			resp, err := client.ImportKvdb(ctx, &pb.ImportKvdbRequest{Volumes: volumes, All: all, DryRun: dryRun, AcceptDataLossVolumes: given,
+				Reason: order.reason, Actor: a.actor()})
 			if err != nil {
 				return err
 			}
@@ -59,7 +65,8 @@ A volume whose replicas contradict each other is refused in any case, with what 
 	f.BoolVar(&all, "all", false, "import every volume that the key-value store or a replica knows")
 	f.BoolVar(&dryRun, "dry-run", false, "show what would be done")
 	f.StringVar(&accept, "accept-data-loss", "", "import these `volumes` (ids or names, with commas) though a replica that may know more does not answer")
-	f.BoolVarP(&force, "force", "f", false, "do not ask")
+	order.add(cmd)
+	addYes(cmd, &yes)
 	return cmd
 }
 

@@ -24,8 +24,20 @@ func TestRequests(t *testing.T) {
 			Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY}},
 		{"volume create d -s 4Ki --protection max-protection --domains a,,b -l x=1,y=2", &volumepb.CreateVolumeRequest{Name: "d", SizeBytes: 4096,
 			Protection: volumepb.Protection_PROTECTION_MAX_PROTECTION, Domains: []string{"a", "b"}, Labels: map[string]string{"x": "1", "y": "2"}}},
+		{"volume create d -s 4Ki --min-in-sync 2 --require-domains b,a --stall-for 30s", &volumepb.CreateVolumeRequest{Name: "d", SizeBytes: 4096,
+			Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY, Needs: &volumepb.Needs{InSync: 2, Domains: []string{"b", "a"}, StallMs: 30000}}},
 		{"volume list --node n -l x=1", &volumepb.ListVolumesRequest{Node: "n", Labels: map[string]string{"x": "1"}}},
 		{"volume delete v --force --wait", &volumepb.DeleteVolumeRequest{Volume: "v", Wait: true}},
+		{"volume replica force v b1 --endpoint 127.0.0.1:1 --reason burnt --expect-epoch 8 -y", &volumepb.ForceReplicaRequest{Volume: "v", Replica: "b1", Reason: "burnt", ExpectedEpoch: proto.Uint64(8)}},
+		{"volume create d -s 4Ki --reason why", &volumepb.CreateVolumeRequest{Name: "d", SizeBytes: 4096, Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY, Reason: "why"}},
+		{"volume delete v --yes --reason why --expect-epoch 0", &volumepb.DeleteVolumeRequest{Volume: "v", Reason: "why", ExpectedEpoch: &epoch}},
+		{"volume replica replace v b1 -y --reason why --expect-epoch 0", &volumepb.ReplaceReplicaRequest{Volume: "v", Replica: "b1", Reason: "why", ExpectedEpoch: &epoch}},
+		{"volume verify start v --reason why", &volumepb.StartVerifyRequest{Volume: "v", Reason: "why"}},
+		{"volume verify stop v --reason why", &volumepb.StopVerifyRequest{Volume: "v", Reason: "why"}},
+		{"host attach v --reason why --expect-epoch 0", &volumepb.AttachVolumeRequest{Volume: "v", Reason: "why", ExpectedEpoch: &epoch}},
+		{"host detach v --reason why --expect-epoch 0", &volumepb.DetachVolumeRequest{Volume: "v", Reason: "why", ExpectedEpoch: &epoch}},
+		{"kvdb remove w1 -y --reason why", &domainpb.RemoveKvdbMemberRequest{Member: "w1", Reason: "why"}},
+		{"kvdb import --all -y --reason why", &volumepb.ImportKvdbRequest{All: true, Reason: "why"}},
 		{"volume replica replace v b1 --force", &volumepb.ReplaceReplicaRequest{Volume: "v", Replica: "b1"}},
 		{"volume replica replace v b1 --to-node b2 --to-pool p --wait -f", &volumepb.ReplaceReplicaRequest{Volume: "v", Replica: "b1", Node: "b2", Pool: "p", Wait: true}},
 		{"group create g --volumes a,b --failover manual", &volumepb.CreateGroupRequest{Name: "g", Volumes: []string{"a", "b"}, Failover: volumepb.Failover_FAILOVER_MANUAL}},
@@ -40,14 +52,14 @@ func TestRequests(t *testing.T) {
 		{"kvdb remove w1 --force", &domainpb.RemoveKvdbMemberRequest{Member: "w1"}},
 		{"host attach v --frontend nbd --node n", &volumepb.AttachVolumeRequest{Volume: "v", Frontend: "nbd", Node: "n"}},
 		{"host detach v", &volumepb.DetachVolumeRequest{Volume: "v"}},
-		{"cluster domains activate -n d --endpoint 127.0.0.1:1 --reason why", &domainpb.ActivateDomainRequest{Domain: "d", Reason: "why"}},
-		{"cluster domains activate -n d --endpoint 127.0.0.1:1 --expect-epoch 0", &domainpb.ActivateDomainRequest{Domain: "d", ExpectedEpoch: &epoch}},
-		{"cluster domains deactivate -n d --endpoint 127.0.0.1:1 --peer-lost --accept-data-loss v1,v2",
+		{"cluster domains activate -n d --reason why", &domainpb.ActivateDomainRequest{Domain: "d", Reason: "why"}},
+		{"cluster domains activate -n d --expect-epoch 0", &domainpb.ActivateDomainRequest{Domain: "d", ExpectedEpoch: &epoch}},
+		{"cluster domains deactivate -n d --peer-lost --accept-data-loss v1,v2 -y",
 			&domainpb.DeactivateDomainRequest{Domain: "d", PeerLost: true, AcceptDataLossVolumes: []string{"v1", "v2"}}},
 	} {
 		f := fixture()
 		h := newHarness(t, f)
-		if code := h.run(t.Context(), strings.Fields(tc.args)); code != rpcstatus.ExitOK {
+		if code := h.run(t.Context(), append(strings.Fields(tc.args), "--endpoint", "127.0.0.1:1")); code != rpcstatus.ExitOK {
 			t.Errorf("%s: exit code %d: %s", tc.args, code, h.err.String())
 			continue
 		}
@@ -59,11 +71,16 @@ func TestRequests(t *testing.T) {
 
 // Over the socket there is no certificate: the daemon is told who asks.
 func TestActorOverTheSocket(t *testing.T) {
-	f := fixture()
-	h := newHarness(t, f)
-	h.run(t.Context(), []string{"cluster", "domains", "activate", "-n", "d"})
-	if got := f.requests[0].(*domainpb.ActivateDomainRequest).GetActor(); !strings.Contains(got, "@") {
-		t.Errorf("the actor is %q", got)
+	for _, args := range []string{
+		"cluster domains activate -n d", "cluster domains deactivate -n d", "volume create v -s 4Ki", "volume delete v -y", "volume replica replace v b1 -y",
+		"volume verify start v", "volume verify stop v", "host attach v", "host detach v", "kvdb remove w1 -y", "kvdb import --all -y",
+	} {
+		f := fixture()
+		h := newHarness(t, f)
+		h.run(t.Context(), strings.Fields(args))
+		if got := f.requests[0].(interface{ GetActor() string }).GetActor(); !strings.Contains(got, "@") {
+			t.Errorf("%s: the actor is %q", args, got)
+		}
 	}
 }
 

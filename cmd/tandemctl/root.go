@@ -64,13 +64,15 @@ func (a *app) rootCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		a.statusCommand(),
+		a.doctorCommand(),
 		group("cluster", "Nodes and cluster domains",
 			a.clusterListCommand(),
 			group("domains", "What each cluster domain (site) may do",
 				a.domainsShowCommand(), a.domainsActivateCommand(), a.domainsDeactivateCommand(), a.domainsSwitchoverCommand())),
+		group("failover", "What was moved when a domain was lost", a.failoverListCommand(), a.failoverReportCommand()),
 		group("volume", "Create, look at and delete volumes",
-			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeDeleteCommand(),
-			group("replica", "The replicas of a volume", a.replicaReplaceCommand()),
+			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeUpdateCommand(), a.volumeExposureCommand(), a.volumeDeleteCommand(),
+			group("replica", "The replicas of a volume", a.replicaReplaceCommand(), a.replicaForceCommand()),
 			group("verify", "Compare the replicas of a volume while it is in use", a.verifyStartCommand(), a.verifyStatusCommand(), a.verifyStopCommand())),
 		group("group", "Volumes whose writes depend on each other",
 			a.groupCreateCommand(), a.groupListCommand(), a.groupInspectCommand(), a.groupAddCommand(), a.groupRemoveCommand(),
@@ -78,6 +80,7 @@ func (a *app) rootCommand() *cobra.Command {
 		group("host", "Attach volumes to a node and mount them",
 			a.hostAttachCommand(), a.hostDetachCommand(), a.hostMountCommand(), a.hostUnmountCommand()),
 		group("kvdb", "The key-value store: its members, and what to do when it was lost", a.kvdbMembersCommand(), a.kvdbRemoveCommand(), a.kvdbImportCommand()),
+		group("audit", "What operators and arbiters did", a.auditListCommand(), a.auditVerifyCommand()),
 		group("pki", "Make certificates for those who have no authority", a.pkiCreateCACommand(), a.pkiIssueCommand()),
 		a.versionCommand(),
 	)

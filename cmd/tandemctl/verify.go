@@ -14,6 +14,7 @@ import (
 
 func (a *app) verifyStartCommand() *cobra.Command {
 	var rate string
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "start VOLUME",
 		Short: "Begin to verify an attached volume",
@@ -28,7 +29,7 @@ goes on with the new rate. Volumes are also verified by themselves, see replicat
   tandemctl volume verify start data --rate 200Mi`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &pb.StartVerifyRequest{Volume: args[0]}
+			req := &pb.StartVerifyRequest{Volume: args[0], Reason: order.reason, Actor: a.actor()}
 			if cmd.Flags().Changed("rate") {
 				bytes, err := config.ParseSize(rate)
 				if err != nil {
@@ -51,11 +52,13 @@ goes on with the new rate. Volumes are also verified by themselves, see replicat
 		},
 	}
 	cmd.Flags().StringVar(&rate, "rate", "", "read at most this `size` of each replica in a second, as in 200Mi; 0: no limit (default replication.verifyRate of the node)")
+	order.add(cmd)
 	return cmd
 }
 
 func (a *app) verifyStopCommand() *cobra.Command {
-	return &cobra.Command{
+	var order orderFlags
+	cmd := &cobra.Command{
 		Use:   "stop VOLUME",
 		Short: "End the verify of a volume before its end",
 		Args:  oneName("VOLUME"),
@@ -66,13 +69,15 @@ func (a *app) verifyStopCommand() *cobra.Command {
 			}
 			ctx, cancel := a.withTimeout(cmd.Context())
 			defer cancel()
-			resp, err := client.StopVerify(ctx, &pb.StopVerifyRequest{Volume: args[0]})
+			resp, err := client.StopVerify(ctx, &pb.StopVerifyRequest{Volume: args[0], Reason: order.reason, Actor: a.actor()})
 			if err != nil {
 				return err
 			}
 			return a.print(resp, func(w io.Writer) { fmt.Fprintf(w, "Volume %s is not being verified\n", args[0]) })
 		},
 	}
+	order.add(cmd)
+	return cmd
 }
 
 func (a *app) verifyStatusCommand() *cobra.Command {

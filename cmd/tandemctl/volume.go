@@ -14,12 +14,6 @@ import (
 	pb "github.com/tandem-storage/tandem/volume/volumepb"
 )
 
-// protections are the values of --protection.
-var protections = map[string]pb.Protection{
-	"max-availability": pb.Protection_PROTECTION_MAX_AVAILABILITY,
-	"max-protection":   pb.Protection_PROTECTION_MAX_PROTECTION,
-}
-
 // oneName wants exactly one argument.
 func oneName(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
@@ -36,9 +30,11 @@ func oneName(what string) cobra.PositionalArgs {
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {
-	var size, protection, domains, groupName string
+	var size, failover, domains, groupName string
+	var p protectionFlags
 	var replicas uint32
 	var labels map[string]string
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "create NAME --size SIZE",
 		Short: "Create a volume",
@@ -56,9 +52,13 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			if bytes <= 0 {
 				return usageError("--size: a volume must be larger than 0")
 			}
-			mode, ok := protections[protection]
-			if !ok {
-				return usageError("--protection %q: use max-availability or max-protection", protection)
+			var mode pb.Protection
+			var needs pb.Needs
+			if err := p.apply(cmd.Flags(), &mode, &needs); err != nil {
+				return err
+			}
+			if failover != "automatic" && failover != "manual" {
+				return usageError("--failover %q: use automatic or manual", failover)
 			}
 			in := splitList(domains)
 			if cmd.Flags().Changed("domains") && len(in) == 0 {
@@ -72,6 +72,9 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			defer cancel()
 			resp, err := client.CreateVolume(ctx, &pb.CreateVolumeRequest{
 				Name: args[0], SizeBytes: int64(bytes), Replicas: replicas, Protection: mode, Labels: labels, Domains: in,
+				Reason: order.reason, Actor: a.actor(),
+				Needs:          needsOrNil(&needs),
+				ManualFailover: failover == "manual",
 			})
 			if err != nil {
 				return err
@@ -90,11 +93,12 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	f := cmd.Flags()
 	f.StringVarP(&size, "size", "s", "", "`size` with a binary unit, as in 512Mi or 2GiB; a multiple of 4Ki")
 	f.Uint32VarP(&replicas, "replicas", "r", 0, "number of replicas, 1 to 3; 0: one in each domain that can take one, at most 3")
-	f.StringVar(&protection, "protection", "max-availability",
-		"`what` writes do while a replica is out of reach: max-availability goes on without it, max-protection stalls until it is back in sync")
+	p.register(f)
+	f.StringVar(&failover, "failover", "automatic", "`who` attaches it elsewhere when the domain is lost where it is attached: automatic, or manual for an operator")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
 	f.StringVar(&groupName, "group", "", "put the volume into this consistency `group`, which exists")
 	f.StringToStringVarP(&labels, "label", "l", nil, "labels, as in `app=db,tier=1`")
+	order.add(cmd)
 	_ = cmd.MarkFlagRequired("size") // the flag is there: see above
 	return cmd
 }
@@ -141,13 +145,11 @@ func volumesTable(w io.Writer, l *pb.ListVolumesResponse) {
 	}
 }
 
-func protectionText(p pb.Protection) string {
-	for name, v := range protections {
-		if v == p {
-			return name
-		}
+func failoverText(v *pb.Volume) string {
+	if v.GetManualFailover() {
+		return "manual"
 	}
-	return "unknown"
+	return "automatic"
 }
 
 // volumeStatus is one word, and where the volume is attached.
@@ -166,6 +168,8 @@ func volumeStatus(v *pb.Volume) string {
 		word = "damaged"
 	case v.GetInSync() == 0:
 		word = "down"
+	case v.GetUnprotected():
+		word = "unprotected"
 	case v.GetInSync() < v.GetReplicasWanted():
 		word = "degraded"
 	}
@@ -194,7 +198,7 @@ func (a *app) volumeInspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(resp, func(w io.Writer) { inspectTable(w, resp.GetVolume()) })
+			return a.print(resp, func(w io.Writer) { inspectTable(w, resp.GetVolume(), resp.GetExposure()) })
 		},
 	}
 }
@@ -209,13 +213,14 @@ func (a *app) inspect(ctx context.Context, name string) (*pb.InspectVolumeRespon
 	return client.InspectVolume(ctx, &pb.InspectVolumeRequest{Volume: name})
 }
 
-func inspectTable(w io.Writer, v *pb.Volume) {
+func inspectTable(w io.Writer, v *pb.Volume, x *pb.Exposure) {
 	pairs := []string{
 		"Volume", v.GetId(),
 		"Name", v.GetName(),
 		"Size", fmt.Sprintf("%s (%d bytes)", bytesText(v.GetSizeBytes()), v.GetSizeBytes()),
 		"Replicas", fmt.Sprintf("%d, %d in sync", v.GetReplicasWanted(), v.GetInSync()),
-		"Protection", protectionText(v.GetProtection()),
+		"Protection", policyText(v),
+		"Failover", failoverText(v),
 		"Labels", labelsText(v.GetLabels()),
 		"Created", timeText(v.GetCreatedUnixMs()),
 		"Status", volumeStatus(v),
@@ -229,6 +234,9 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 	}
 	if v.GetPhase() != pb.Phase_PHASE_CREATING && v.GetPhase() != pb.Phase_PHASE_DELETING && v.GetProgress() != "" {
 		pairs = append(pairs, "In progress", v.GetProgress())
+	}
+	if x != nil {
+		pairs = append(pairs, "Exposed", exposureText(x))
 	}
 	if n := v.GetUnreconciledBytes(); n > 0 {
 		pairs = append(pairs, "Comparing", bytesText(n)+" in which the replicas may differ, as after a takeover; a read there waits for it")
@@ -267,7 +275,8 @@ func inspectTable(w io.Writer, v *pb.Volume) {
 }
 
 func (a *app) volumeDeleteCommand() *cobra.Command {
-	var force, wait bool
+	var yes, wait bool
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "delete VOLUME",
 		Short: "Delete a volume and its data",
@@ -275,7 +284,7 @@ func (a *app) volumeDeleteCommand() *cobra.Command {
 counts as deleted. Replicas on nodes that are away are removed when these return.`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !force {
+			if !yes {
 				if err := a.confirm(fmt.Sprintf("All data of volume %s will be lost for good. Delete it?", args[0])); err != nil {
 					return err
 				}
@@ -290,7 +299,9 @@ counts as deleted. Replicas on nodes that are away are removed when these return
 			}
 			ctx, cancel := bound(cmd.Context())
 			defer cancel()
-			resp, err := client.DeleteVolume(ctx, &pb.DeleteVolumeRequest{Volume: args[0], Wait: wait})
+			resp, err := client.DeleteVolume(ctx, &pb.DeleteVolumeRequest{
+				Volume: args[0], Wait: wait, Reason: order.reason, Actor: a.actor(), ExpectedEpoch: order.expected(cmd),
+			})
 			if err != nil {
 				return err
 			}
@@ -304,7 +315,9 @@ counts as deleted. Replicas on nodes that are away are removed when these return
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
+	order.add(cmd)
+	order.addEpoch(cmd, "volume", "inspect")
+	addYes(cmd, &yes)
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every replica is removed")
 	return cmd
 }
@@ -312,7 +325,7 @@ counts as deleted. Replicas on nodes that are away are removed when these return
 // confirm asks a person; without one it refuses.
 func (a *app) confirm(question string) error {
 	if !a.stdinTTY {
-		return usageError("nobody can be asked here: give --force to go on without a question")
+		return usageError("nobody can be asked here: give --yes to go on without a question")
 	}
 	fmt.Fprintf(a.stderr, "%s (y/N): ", question)
 	line, err := bufio.NewReader(a.stdin).ReadString('\n')

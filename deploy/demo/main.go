@@ -3,10 +3,11 @@
 // Two sites and a witness run as processes with their own directories and ports
 // on loopback. A volume with a replica in each site carries PostgreSQL on XFS
 // under a writing load; a client outside keeps a ledger of every transaction
-// that was confirmed. Every process of one site is killed, the volume is
-// attached at the other, and the ledger is compared. Then the dead site
-// returns, is resynced under load and takes over again by plan; in the end the
-// two replicas are compared byte by byte.
+// that was confirmed. Every process of one site is killed, the other one takes
+// over by itself, and the ledger is compared. Then the dead site returns, is
+// resynced under load and the application goes back by plan; in the end the two
+// replicas are compared byte by byte. With -failovers one site is lost after the
+// other, with -moves the volume moves by plan under a database that goes on.
 //
 // Without root, FUSE or a loop device the same story is told over NBD with a
 // verifying writer instead of a file system. What the demo made is taken back
@@ -35,6 +36,8 @@ type options struct {
 	bin, dir, kvdb string
 	load, limit    time.Duration
 	nbd, keep      bool
+	failovers      int
+	moves          int
 }
 
 func main() {
@@ -45,6 +48,8 @@ func main() {
 	flag.DurationVar(&o.load, "load", 20*time.Second, "how long to write before the site is killed")
 	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "give up after this long")
 	flag.BoolVar(&o.nbd, "nbd", false, "tell the story over NBD, though a block device could be had")
+	flag.IntVar(&o.failovers, "failovers", 0, "instead of the story: lose the site where PostgreSQL runs so many times, one after the other")
+	flag.IntVar(&o.moves, "moves", 0, "instead of the story: move the volume by plan so many times under PostgreSQL that writes")
 	flag.BoolVar(&o.keep, "keep", false, "leave the demo's directory, with all logs, for a look")
 	flag.Parse()
 
@@ -67,8 +72,11 @@ func main() {
 func demo(ctx context.Context, o options, out io.Writer) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, o.limit)
 	defer cancel()
-	if o.kvdb != "raft" && o.kvdb != "etcd" {
+	switch {
+	case o.kvdb != "raft" && o.kvdb != "etcd":
 		return fmt.Errorf("-kvdb %q: raft or etcd", o.kvdb)
+	case o.failovers < 0 || o.moves < 0 || o.failovers > 0 && o.moves > 0 || o.moves > 0 && o.nbd:
+		return errors.New("-failovers and -moves: one of them, 1 or more, and -moves without -nbd")
 	}
 	bin, err := filepath.Abs(o.bin)
 	if err != nil {
@@ -110,20 +118,31 @@ func demo(ctx context.Context, o options, out io.Writer) (err error) {
 
 	frontend := "fuseloop"
 	var w workload
-	if o.nbd {
+	switch {
+	case o.nbd:
 		frontend = "nbd"
 		w, err = newNBDWorkload(work, &u)
-	} else {
-		w, err = newPGWorkload(work, &u)
+	case o.moves > 0: // a loop device of the daemon cannot follow
+		frontend = "nbd"
+		w, err = newPGWorkload(work, newFollower(work, &u), &u)
+	default:
+		w, err = newPGWorkload(work, nil, &u)
 	}
 	if err != nil {
 		return err
 	}
-	c, err := lab.NewCluster(lab.Spec{Bin: bin, Work: work, KVDB: o.kvdb, Frontend: frontend, Nodes: nodes}, &u)
+	c, err := lab.NewCluster(lab.Spec{
+		Bin: bin, Work: work, KVDB: o.kvdb, Frontend: frontend, Nodes: nodes, Failover: "aggressive",
+		Adjust: func(_ string, config map[string]any) {
+			if o.failovers > 0 { // losses follow each other faster than in life
+				config["failover"] = map[string]any{"profile": "aggressive", "minInterval": "10s"}
+			}
+		},
+	}, &u)
 	if err != nil {
 		return err
 	}
-	s := &story{c: c, w: w, kvdb: o.kvdb, out: out, load: o.load}
+	s := &story{c: c, w: w, kvdb: o.kvdb, out: out, load: o.load, failovers: o.failovers, moves: o.moves}
 	if err := s.tell(ctx); err != nil {
 		if s.lost > 0 {
 			s.summary()

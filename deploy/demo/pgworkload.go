@@ -20,13 +20,15 @@ type pgWorkload struct {
 	path    string    // of the ledger
 	undo    *lab.Undo // what was started later is ended before
 
+	follower *follower // what makes the device, nil if the path is one
+
 	dev, mnt string // while open
 	pg       *postgres
 	load     *load // while writing
 }
 
-func newPGWorkload(work string, u *lab.Undo) (*pgWorkload, error) {
-	w := &pgWorkload{work: work, clients: 4, path: filepath.Join(work, "ledger"), undo: u}
+func newPGWorkload(work string, f *follower, u *lab.Undo) (*pgWorkload, error) {
+	w := &pgWorkload{work: work, clients: 4, path: filepath.Join(work, "ledger"), undo: u, follower: f}
 	// Taken back when the daemons are gone already: nothing hangs on a device any more, it fails.
 	u.Add("mounts", func() error {
 		ctx := context.Background()
@@ -58,6 +60,12 @@ func aligned(n int) []byte {
 }
 
 func (w *pgWorkload) open(ctx context.Context, site, path string, first bool) error {
+	if w.follower != nil {
+		var err error
+		if path, err = w.follower.open(ctx, path); err != nil {
+			return err
+		}
+	}
 	if first {
 		if err := mkfs(ctx, path); err != nil {
 			return err
@@ -138,6 +146,11 @@ func (w *pgWorkload) close(ctx context.Context) error {
 	if err := unmount(ctx, w.mnt); err != nil {
 		return err
 	}
-	_, err := lab.Run(ctx, "xfs_repair", "-n", w.dev)
-	return err
+	if _, err := lab.Run(ctx, "xfs_repair", "-n", w.dev); err != nil {
+		return err
+	}
+	if w.follower != nil {
+		return w.follower.close(ctx)
+	}
+	return nil
 }

@@ -54,7 +54,7 @@ func TestPGWorkloadOnLoopDevice(t *testing.T) {
 			t.Errorf("left behind: %v, %v", left, err)
 		}
 	})
-	w, err := newPGWorkload(work, &u)
+	w, err := newPGWorkload(work, nil, &u)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/tandem-storage/tandem/deploy/lab"
@@ -29,6 +31,9 @@ const (
 	volumeSize = "2Gi"
 )
 
+// place is a site where the application can run, and the node there with a replica of its volume.
+type place struct{ site, node string }
+
 // story is one run of the demo.
 type story struct {
 	c    *lab.Cluster
@@ -37,10 +42,16 @@ type story struct {
 	out  io.Writer
 	load time.Duration // how long the clients write before the site is killed
 
+	failovers int // sites that are lost one after the other; 0: the demo's story
+	moves     int // moves by plan under the application, instead of losing sites
+
 	began time.Time
-	lost  int           // over all checks
-	total int           // confirmed transactions, by the last check
-	rto   time.Duration // from the kill to the first read on the other site
+	place [2]place
+	at    int             // in place, where the application runs
+	lost  int             // over all checks
+	total int             // confirmed transactions, by the last check
+	rto   []time.Duration // of each loss, from the kill to the first read on the other site
+	held  []time.Duration // of each move, how long requests waited
 }
 
 func (s *story) say(format string, args ...any) {
@@ -50,7 +61,14 @@ func (s *story) say(format string, args ...any) {
 // tell runs the whole story. An error means that it could not be told to its end, or that something of it is not true.
 func (s *story) tell(ctx context.Context) error {
 	s.began = time.Now()
-	for _, chapter := range []func(context.Context) error{s.found, s.work, s.disaster, s.homecoming, s.end} {
+	chapters := []func(context.Context) error{s.found, s.work, s.disaster, s.homecoming, s.end}
+	switch {
+	case s.failovers > 0:
+		chapters = []func(context.Context) error{s.found, s.work, s.loseAgain, s.end}
+	case s.moves > 0:
+		chapters = []func(context.Context) error{s.found, s.work, s.moveAgain, s.end}
+	}
+	for _, chapter := range chapters {
 		if err := chapter(ctx); err != nil {
 			return err
 		}
@@ -64,12 +82,15 @@ func (s *story) tell(ctx context.Context) error {
 	return nil
 }
 
-// home and away are the nodes that the operator talks to.
-func (s *story) home() *lab.Node { return s.c.Node("p1") }
-func (s *story) away() *lab.Node { return s.c.Node("d1") }
+// home is the node where the application runs.
+func (s *story) home() *lab.Node { return s.c.Node(s.place[s.at].node) }
+
+// site is where the application runs.
+func (s *story) site() string { return s.place[s.at].site }
 
 // found starts all sites and makes the volume.
 func (s *story) found(ctx context.Context) error {
+	s.place = [2]place{{primary, "p1"}, {drSite, "d1"}}
 	if err := s.c.Prepare(ctx); err != nil {
 		return err
 	}
@@ -94,6 +115,11 @@ func (s *story) found(ctx context.Context) error {
 		return err
 	}
 	for _, r := range v.Volume.Replicas {
+		for i := range s.place {
+			if s.place[i].site == r.Domain {
+				s.place[i].node = r.Node
+			}
+		}
 		s.say("volume %s, %s: replica on %s (%s)", volumeName, volumeSize, r.Node, r.Domain)
 	}
 	return nil
@@ -101,7 +127,7 @@ func (s *story) found(ctx context.Context) error {
 
 // work attaches the volume at home and lets the application write.
 func (s *story) work(ctx context.Context) error {
-	if err := s.bring(ctx, primary, s.home(), true); err != nil {
+	if err := s.bring(ctx, true); err != nil {
 		return err
 	}
 	if err := s.w.write(ctx); err != nil {
@@ -116,97 +142,120 @@ func (s *story) work(ctx context.Context) error {
 	return nil
 }
 
-// bring attaches the volume on n and opens the application on it.
-func (s *story) bring(ctx context.Context, site string, n *lab.Node, first bool) error {
-	path, err := s.c.Attach(ctx, n, volumeName)
+// bring attaches the volume and opens the application on it.
+func (s *story) bring(ctx context.Context, first bool) error {
+	path, err := s.c.Attach(ctx, s.home(), volumeName)
 	if err != nil {
 		return err
 	}
-	if err := s.w.open(ctx, site, path, first); err != nil {
+	if err := s.w.open(ctx, s.site(), path, first); err != nil {
 		return err
 	}
-	s.say("%s: %s is attached, the application runs on it", site, path)
+	s.say("%s: %s is attached, the application runs on it", s.site(), path)
 	return nil
 }
 
 // take closes the application and detaches the volume, by plan.
-func (s *story) take(ctx context.Context, n *lab.Node) error {
+func (s *story) take(ctx context.Context) error {
 	if err := s.w.close(ctx); err != nil {
 		return err
 	}
-	_, err := s.c.Ctl(ctx, n, "host", "detach", volumeName)
+	_, err := s.c.Ctl(ctx, s.home(), "host", "detach", volumeName)
 	return err
 }
 
-// disaster kills the primary site in the middle of the load and goes on at the other.
+// disaster kills the site where the application runs, in the middle of the load. Nobody does anything: the volume goes on at the
+// other site by itself, and the application is started there.
 func (s *story) disaster(ctx context.Context) error {
-	before := s.w.confirmed()
+	before, dead := s.w.confirmed(), s.site()
 	killed := time.Now()
-	if err := errors.Join(s.w.kill(), s.c.Kill(primary)); err != nil {
+	if err := errors.Join(s.w.kill(), s.c.Kill(dead)); err != nil {
 		return err
 	}
-	s.say("SIGKILL to every process of %s, after %d confirmed transactions", primary, before)
-
-	if err := s.deactivate(ctx); err != nil {
-		return err
-	}
-	s.say("%s is deactivated", primary)
-	path, err := s.c.Attach(ctx, s.away(), volumeName)
+	s.say("SIGKILL to every process of %s, after %d confirmed transactions", dead, before)
+	s.at = 1 - s.at
+	path, err := s.served(ctx)
 	if err != nil {
 		return err
 	}
 	if err := s.w.probe(ctx, path); err != nil {
 		return err
 	}
-	s.rto = time.Since(killed)
-	s.say("%s: %s is attached and answers", drSite, path)
+	s.rto = append(s.rto, time.Since(killed))
+	s.say("%s: it took over by itself, %s is attached and answers", s.site(), path)
 
-	if err := s.w.mourn(ctx, s.c.SiteDir(primary)); err != nil {
+	if err := s.w.mourn(ctx, s.c.SiteDir(dead)); err != nil {
 		return err
 	}
-	if err := s.w.open(ctx, drSite, path, false); err != nil {
+	if err := s.w.open(ctx, s.site(), path, false); err != nil {
 		return err
 	}
-	s.say("%s: the application runs again, %.1f s after the kill", drSite, time.Since(killed).Seconds())
-	return s.check(ctx, "after the loss of "+primary)
+	s.say("%s: the application runs again, %.1f s after the kill", s.site(), time.Since(killed).Seconds())
+	return s.check(ctx, "after the loss of "+dead)
 }
 
-// deactivate tells the survivors that the site is gone. Right after the kill the kvdb may be choosing a new leader: an
-// operator would ask again.
-func (s *story) deactivate(ctx context.Context) error {
-	return lab.Until(ctx, "deactivate "+primary, 60*time.Second, 200*time.Millisecond, func() (bool, error) {
-		_, err := s.c.Ctl(ctx, s.away(), "--timeout", "20s", "cluster", "domains", "deactivate", "--name", primary, "--peer-lost", "--reason", "site is dark")
-		return err == nil, err
+// served waits until the volume is served at home, and returns what a consumer opens.
+func (s *story) served(ctx context.Context) (path string, err error) {
+	err = lab.Until(ctx, "the volume goes on at "+s.site(), 2*time.Minute, 20*time.Millisecond, func() (bool, error) {
+		out, err := s.c.Ctl(ctx, s.home(), "--timeout", "5s", "volume", "inspect", volumeName, "-o", "json")
+		if err != nil {
+			return false, err
+		}
+		var v struct {
+			Volume struct {
+				Phase      string `json:"phase"`
+				Attachment struct {
+					Node string `json:"node"`
+					Path string `json:"path"`
+				} `json:"attachment"`
+			} `json:"volume"`
+		}
+		if err := json.Unmarshal([]byte(out), &v); err != nil {
+			return false, lab.Final(fmt.Errorf("volume inspect printed %.200q: %w", out, err))
+		}
+		path = v.Volume.Attachment.Path
+		return v.Volume.Attachment.Node == s.home().Name && v.Volume.Phase == "PHASE_ACTIVE" && path != "", nil
 	})
+	return path, err
 }
 
 // homecoming brings the dead site back while the application writes at the other, and moves it home by plan.
 func (s *story) homecoming(ctx context.Context) error {
+	if err := s.rejoin(ctx); err != nil {
+		return err
+	}
+	if err := s.w.stop(); err != nil {
+		return err
+	}
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	s.at = 1 - s.at
+	if err := s.bring(ctx, false); err != nil {
+		return err
+	}
+	return s.check(ctx, "back on "+s.site())
+}
+
+// rejoin brings the dead site back while the application writes.
+func (s *story) rejoin(ctx context.Context) error {
 	if err := s.w.write(ctx); err != nil {
 		return err
 	}
 	if err := s.sleep(ctx, s.load/4); err != nil { // what the returning replica lacks
 		return err
 	}
-	if err := s.c.Start(primary); err != nil {
+	dead := s.place[1-s.at].site
+	if err := s.c.Start(dead); err != nil {
 		return err
 	}
-	s.say("%s returns; it is activated and resynced while the application writes", primary)
+	s.say("%s returns; it is activated and resynced while the application writes", dead)
 	begin := time.Now()
-	if err := s.c.CtlShown(ctx, indent(s.out), s.away(), "--timeout", "2m", "cluster", "domains", "activate", "--name", primary, "--reason", "power is back", "--wait"); err != nil {
+	if err := s.c.CtlShown(ctx, indent(s.out), s.home(), "--timeout", "2m", "cluster", "domains", "activate", "--name", dead, "--reason", "power is back", "--wait"); err != nil {
 		return err
 	}
-	s.say("%s is ACTIVE and in sync, after %.1f s", primary, time.Since(begin).Seconds())
-	if err := s.w.stop(); err != nil {
-		return err
-	}
-	if err := s.take(ctx, s.away()); err != nil {
-		return err
-	}
-	if err := s.bring(ctx, primary, s.home(), false); err != nil {
-		return err
-	}
-	return s.check(ctx, "back on "+primary)
+	s.say("%s is ACTIVE and in sync, after %.1f s", dead, time.Since(begin).Seconds())
+	return nil
 }
 
 // end takes everything down by plan and compares the two replicas byte by byte.
@@ -215,10 +264,10 @@ func (s *story) end(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.take(ctx, s.home()); err != nil {
+	if err := s.take(ctx); err != nil {
 		return err
 	}
-	s.say("%s: the volume is detached", primary)
+	s.say("%s: the volume is detached", s.site())
 	if err := s.c.Shutdown(); err != nil {
 		return err
 	}
@@ -258,7 +307,21 @@ func (s *story) sleep(ctx context.Context, d time.Duration) error {
 
 // summary prints the last lines, for machines.
 func (s *story) summary() {
-	fmt.Fprintf(s.out, "confirmed transactions: %d\nlost: %d\nstorage RTO: %.1f s\n", s.total, s.lost, s.rto.Seconds())
+	fmt.Fprintf(s.out, "confirmed transactions: %d\nlost: %d\n", s.total, s.lost)
+	if len(s.rto) == 1 {
+		fmt.Fprintf(s.out, "storage RTO: %.1f s\n", s.rto[0].Seconds())
+	} else if len(s.rto) > 1 {
+		fmt.Fprintf(s.out, "storage RTO of %d losses: %s\n", len(s.rto), spread(s.rto))
+	}
+	if len(s.held) > 0 {
+		fmt.Fprintf(s.out, "requests held by %d moves: %s\n", len(s.held), spread(s.held))
+	}
+}
+
+// spread tells the least, the middle and the most of all.
+func spread(all []time.Duration) string {
+	all = slices.Sorted(slices.Values(all))
+	return fmt.Sprintf("least %.2f s, median %.2f s, most %.2f s", all[0].Seconds(), all[(len(all)-1)/2].Seconds(), all[len(all)-1].Seconds())
 }
 
 // indent returns a writer that puts lines a little to the right.

@@ -211,7 +211,7 @@ func (c *cluster) create(t *testing.T, name, size string) vol {
 	c.ctl(t, "b1", "volume", "create", name, "--size", size, "--replicas", "2", "--timeout", "30s")
 	t.Cleanup(func() {
 		if !t.Failed() {
-			c.ctlLater("b1", "volume", "delete", name, "--force", "--wait", "--timeout", "30s")
+			c.ctlLater("b1", "volume", "delete", name, "--yes", "--wait", "--timeout", "30s")
 		}
 	})
 	v := vol{name: name}

@@ -30,7 +30,7 @@ func TestLastCopy(t *testing.T) {
 	c.online(t, v.away)
 	before := c.ctl(t, v.away, "cluster", "domains", "show", "-o", "json")
 
-	for _, how := range [][]string{{"--peer-lost"}, {"--peer-lost", "--accept-data-loss", v.name + "x"}} {
+	for _, how := range [][]string{{"--peer-lost"}, {"--peer-lost", "--yes", "--accept-data-loss", v.name + "x"}} {
 		exit, says := 4, []string{v.name, "--accept-data-loss"}
 		if len(how) > 1 {
 			exit, says = 3, []string{v.name + "x"}
@@ -40,7 +40,7 @@ func TestLastCopy(t *testing.T) {
 	if after := c.ctl(t, v.away, "cluster", "domains", "show", "-o", "json"); after != before {
 		t.Errorf("a refused request changed the domains:\nbefore: %s\nafter:  %s", before, after)
 	}
-	c.ctl(t, v.away, "cluster", "domains", "deactivate", "--name", alpha, "--peer-lost", "--accept-data-loss", v.name)
+	c.ctl(t, v.away, "cluster", "domains", "deactivate", "--name", alpha, "--peer-lost", "--yes", "--accept-data-loss", v.name)
 	if out := c.ctl(t, v.away, "cluster", "domains", "show"); !strings.Contains(out, "FENCED") {
 		t.Errorf("alpha was deactivated with the loss accepted: %s", out)
 	}

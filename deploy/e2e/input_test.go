@@ -59,12 +59,12 @@ func TestBadRequests(t *testing.T) {
 		{"another front end", v.home, precondition, []string{"nbd"}, []string{"host", "attach", v.name, "--frontend", "fuseloop"}},
 		{"unknown front end", v.home, usage, []string{"iscsi"}, []string{"host", "attach", v.name, "--frontend", "iscsi"}},
 		{"attach on a witness", "w1", precondition, []string{"witness"}, []string{"host", "attach", v.name, "--frontend", "nbd"}},
-		{"delete while attached", "a1", precondition, []string{v.name, v.home}, []string{"volume", "delete", v.name, "--force"}},
-		{"delete without a person to ask", "a1", usage, []string{"--force"}, []string{"volume", "delete", v.name}},
+		{"delete while attached", "a1", precondition, []string{v.name, v.home}, []string{"volume", "delete", v.name, "--yes"}},
+		{"delete without a person to ask", "a1", usage, []string{"--yes"}, []string{"volume", "delete", v.name}},
 		{"deactivate an unknown domain", "a1", notFound, []string{"mars"}, []string{"cluster", "domains", "deactivate", "--name", "mars"}},
 		{"activate an unknown domain", "a1", notFound, []string{"mars"}, []string{"cluster", "domains", "activate", "--name", "mars"}},
 		{"deactivate with a wrong epoch", "a1", conflict, []string{alpha, "999"}, []string{"cluster", "domains", "deactivate", "--name", alpha, "--expect-epoch", "999"}},
-		{"accept the loss of an unknown volume", "a1", notFound, []string{"nothing"}, []string{"cluster", "domains", "deactivate", "--name", alpha, "--peer-lost", "--accept-data-loss", "nothing"}},
+		{"accept the loss of an unknown volume", "a1", notFound, []string{"nothing"}, []string{"cluster", "domains", "deactivate", "--name", alpha, "--peer-lost", "--yes", "--accept-data-loss", "nothing"}},
 		{"unknown command", "a1", usage, []string{"explode"}, []string{"volume", "explode"}},
 		{"unknown flag", "a1", usage, []string{"--fast"}, []string{"volume", "list", "--fast"}},
 		{"two names", "a1", usage, []string{"more"}, []string{"volume", "inspect", v.name, "more"}},
@@ -79,7 +79,7 @@ func TestBadRequests(t *testing.T) {
 		if out := c.ctl(t, "a2", "volume", "create", v.name, "--size", "64Mi", "--replicas", "2"); !strings.Contains(out, id) {
 			t.Errorf("creating %s again printed %q, want its id %s", v.name, out, id)
 		}
-		c.ctl(t, "a1", "volume", "delete", "nothing", "--force")
+		c.ctl(t, "a1", "volume", "delete", "nothing", "--yes")
 		c.detach(t, v.home, v.name)
 		c.detach(t, v.home, v.name)
 	})

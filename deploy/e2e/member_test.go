@@ -44,8 +44,8 @@ func TestMemberLosesItsDisk(t *testing.T) {
 	if ids, leader, err := c.members(t, "a1"); len(ids) != 3 || !slices.Contains(all, leader) { // a1 is none itself
 		t.Fatalf("a node that is no member shows %v, leader %q, %v", ids, leader, err)
 	}
-	c.refused(t, "a1", 4, []string{"a1"}, "kvdb", "remove", "w1", "--force")
-	c.refused(t, "a3", 3, []string{"nobody"}, "kvdb", "remove", "nobody", "--force")
+	c.refused(t, "a1", 4, []string{"a1"}, "kvdb", "remove", "w1", "--yes")
+	c.refused(t, "a3", 3, []string{"nobody"}, "kvdb", "remove", "nobody", "--yes")
 	for i, lost := range all {
 		ask, other := all[(i+1)%3], all[(i+2)%3]
 		old, _, err := c.members(t, ask)
@@ -66,8 +66,8 @@ func TestMemberLosesItsDisk(t *testing.T) {
 		if es := m.since(t, "tandemd ready"); len(es) > 0 {
 			t.Fatalf("%s started: %s", lost, es[0].raw)
 		}
-		c.refused(t, ask, 4, []string{lost}, "kvdb", "remove", other, "--force")
-		c.ctl(t, ask, "kvdb", "remove", lost, "--force", "--timeout", "20s")
+		c.refused(t, ask, 4, []string{lost}, "kvdb", "remove", other, "--yes")
+		c.ctl(t, ask, "kvdb", "remove", lost, "--yes", "--timeout", "20s")
 		if err := c.StartNode(n); err != nil {
 			t.Fatal(err)
 		}

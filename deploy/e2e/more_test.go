@@ -2,13 +2,14 @@ package e2e
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
 
-// TestMaxProtection kills the remote replica of a volume that must not go on without it: writes stall with a
-// named cause, and go on when it is back.
-func TestMaxProtection(t *testing.T) {
+// TestProtection goes through the protections of a volume under a consumer while its remote replica is killed: writes stall with a
+// named cause and go on when it is back; they stall for a time and go on with an alarm; and they go on when the operator asks for less.
+func TestProtection(t *testing.T) {
 	c := shared(t)
 	c.ctl(t, "b1", "volume", "create", "strict", "--size", "64Mi", "--replicas", "2", "--protection", "max-protection")
 	v := c.create(t, "strict2", "64Mi") // for its nodes only
@@ -43,11 +44,51 @@ func TestMaxProtection(t *testing.T) {
 	w.more(t, 50, 30*time.Second)
 	t.Logf("stalled with cause %q after %d writes, went on %v after the replica's start", stall, n, time.Since(at))
 	c.inSync(t, v.home, v.name, 30*time.Second, v.home, v.away)
+
+	update := func(args ...string) {
+		t.Helper()
+		c.ctl(t, v.home, append([]string{"volume", "update", v.name}, args...)...)
+	}
+	c.refused(t, v.home, 7, []string{"epoch", "epoch 1 is expected"}, "volume", "update", v.name, "--stall-for", "5s", "--expect-epoch", "1")
+	update("--stall-for", "5s", "--reason", "test")
+	m = c.mark(t, v.home)
+	if err := c.Node(v.away).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	at = time.Now()
+	m.await(t, "writes go on without what the protection asks for", 30*time.Second)
+	if d := time.Since(at); d < 5*time.Second {
+		t.Errorf("writes went on after %v", d)
+	}
+	w.more(t, 50, 30*time.Second)
+	if raw := c.inspect(t, v.home, v.name).raw; !strings.Contains(raw, `"unprotected": true`) && !strings.Contains(raw, `"unprotected":true`) {
+		t.Errorf("volume inspect does not tell that the volume is unprotected: %s", raw)
+	}
+	m = c.mark(t, v.home)
+	if err := c.StartNode(c.Node(v.away)); err != nil {
+		t.Fatal(err)
+	}
+	m.await(t, "protection met again", 30*time.Second)
+
+	update("--protection", "max-availability", "--stall-for", "0", "--min-in-sync", "2")
+	if err := c.Node(v.away).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the stall has a name", 20*time.Second, func() (bool, error) {
+		s := c.inspect(t, v.home, v.name).stall()
+		return s == "PROTECTION", fmt.Errorf("stall %q", s)
+	})
+	update("--min-in-sync", "0")
+	w.more(t, 50, 20*time.Second)
+	if err := c.StartNode(c.Node(v.away)); err != nil {
+		t.Fatal(err)
+	}
+	c.inSync(t, v.home, v.name, 30*time.Second, v.home, v.away)
 	w.stop(t)
 	w.check(t, uri)
 	c.detach(t, v.home, v.name)
 	c.identical(t, v.name)
-	c.ctl(t, "b1", "volume", "delete", "strict", "--force", "--wait", "--timeout", "30s")
+	c.ctl(t, "b1", "volume", "delete", "strict", "--yes", "--wait", "--timeout", "30s")
 }
 
 // TestThreeReplicas has a coordinator without a replica of its own, three replicas, and kills them one by one: the resync
@@ -100,7 +141,7 @@ func TestThreeReplicas(t *testing.T) {
 	w.check(t, uri)
 	c.detach(t, at, "triple")
 	c.identical(t, "triple")
-	c.ctl(t, "b1", "volume", "delete", "triple", "--force", "--wait", "--timeout", "30s")
+	c.ctl(t, "b1", "volume", "delete", "triple", "--yes", "--wait", "--timeout", "30s")
 }
 
 // TestTermUnderLoad ends the coordinator with SIGTERM while its consumer writes: it ends in time and in order.

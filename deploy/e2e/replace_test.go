@@ -41,11 +41,11 @@ func TestReplaceReplica(t *testing.T) {
 			t.Errorf("the replica is %+v after %s", r, e.raw)
 		}
 	}}, chapter{"what may not go stays", func(t *testing.T) {
-		c.refused(t, v.home, 4, []string{"in sync"}, "volume", "replica", "replace", v.name, v.home, "--force")
-		c.refused(t, v.home, 3, []string{v.spare2}, "volume", "replica", "replace", v.name, v.spare2, "--force")
-		c.refused(t, v.home, 8, []string{"domain " + beta + " only"}, "volume", "replica", "replace", v.name, v.away, "--to-node", v.spare, "--force")
+		c.refused(t, v.home, 4, []string{"in sync"}, "volume", "replica", "replace", v.name, v.home, "--yes")
+		c.refused(t, v.home, 3, []string{v.spare2}, "volume", "replica", "replace", v.name, v.spare2, "--yes")
+		c.refused(t, v.home, 8, []string{"domain " + beta + " only"}, "volume", "replica", "replace", v.name, v.away, "--to-node", v.spare, "--yes")
 	}}, chapter{"a new replica in its place", func(t *testing.T) {
-		c.ctl(t, v.home, "volume", "replica", "replace", v.name, v.away, "--force")
+		c.ctl(t, v.home, "volume", "replica", "replace", v.name, v.away, "--yes")
 		if p := progressOf(t, c.inspect(t, v.home, v.name)); !strings.Contains(p, v.spare2) || !strings.Contains(p, "when the volume is detached") {
 			t.Errorf("progress while attached: %q", p)
 		}

@@ -63,17 +63,17 @@ func rolledBack(t *testing.T, kind string) {
 			})
 			c.refused(t, v.spare, 4, []string{"KVDB_ROLLBACK", "tandemctl kvdb import"}, "host", "attach", name)
 			c.refused(t, v.away, 4, []string{"KVDB_ROLLBACK", "tandemctl kvdb import"}, "host", "attach", name)
-			c.refused(t, v.away, 4, []string{"KVDB_ROLLBACK"}, "volume", "delete", name, "--force")
+			c.refused(t, v.away, 4, []string{"KVDB_ROLLBACK"}, "volume", "delete", name, "--yes")
 		}
 		w.more(t, 500, 20*time.Second)
 	}}, chapter{"the import", func(t *testing.T) {
-		c.refused(t, v.home, 2, []string{"--force"}, "kvdb", "import", "--all")
+		c.refused(t, v.home, 2, []string{"--yes"}, "kvdb", "import", "--all")
 		c.ctl(t, v.spare, "kvdb", "import", "--all", "--dry-run")
 		if s := c.inspect(t, v.spare, v.name).stall(); s != "KVDB_ROLLBACK" {
 			t.Errorf("after a dry run it stalls for %q", s)
 		}
-		t.Log(c.ctl(t, v.spare, "kvdb", "import", "--all", "--force"))
-		if out := c.ctl(t, v.spare, "kvdb", "import", "--all", "--force"); !strings.Contains(out, "nothing to import") {
+		t.Log(c.ctl(t, v.spare, "kvdb", "import", "--all", "--yes"))
+		if out := c.ctl(t, v.spare, "kvdb", "import", "--all", "--yes"); !strings.Contains(out, "nothing to import") {
 			t.Errorf("imported again: %s", out)
 		}
 		c.inSync(t, v.home, v.name, time.Minute, sorted(v.home, v.away)...) // it is resynced again: the coordinator may change things
@@ -125,14 +125,14 @@ func TestKVDBLostWholly(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, x := range []vol{v, idle} {
-		c.refused(t, v.home, 4, []string{x.name, "on node " + x.away, "--accept-data-loss"}, "kvdb", "import", "--volume", x.name, "--force")
+		c.refused(t, v.home, 4, []string{x.name, "on node " + x.away, "--accept-data-loss"}, "kvdb", "import", "--volume", x.name, "--yes")
 	}
 	if err := c.StartNode(c.Node(v.away)); err != nil {
 		t.Fatal(err)
 	}
 	c.online(t, v.away)
 	w.more(t, 200, 60*time.Second)
-	t.Log(c.ctl(t, v.spare, "kvdb", "import", "--all", "--force"))
+	t.Log(c.ctl(t, v.spare, "kvdb", "import", "--all", "--yes"))
 	w.more(t, 200, 20*time.Second)
 	w.stop(t)
 	w.check(t, uri)

@@ -18,10 +18,11 @@ demo=(
 	/usr/sbin/losetup                        mount
 	/usr/bin/nbdinfo                         libnbd-bin
 	'/usr/lib/python3/dist-packages/nbd.py'  python3-libnbd
+	/usr/bin/nbdkit                          nbdkit
+	'/usr/lib/*/nbdkit/plugins/nbdkit-python-plugin.so'  nbdkit-plugin-python
 )
 bench=(
 	/usr/bin/fio                             fio
-	/usr/bin/nbdkit                          nbdkit
 )
 model=(
 	/usr/bin/spin                            spin

@@ -21,6 +21,8 @@ type Spec struct {
 	KVDB     string // "raft" (embedded) or "etcd" (a server for each member)
 	Frontend string // default front end: "fuseloop" or "nbd"
 	Nodes    []NodeSpec
+	// Failover is the profile of automatic failover, "" for none.
+	Failover string
 
 	// Adjust, if not nil, changes the configuration of a node before it is written.
 	Adjust func(node string, config map[string]any)
@@ -182,6 +184,10 @@ func (c *Cluster) writeConfig(n *Node, found bool) error {
 		"peer":        m{"listen": n.peerAddr},
 		"tls":         m{"ca": n.tls.ca, "cert": n.tls.cert, "key": n.tls.key},
 		"frontends":   m{"default": c.spec.Frontend},
+		"failover":    m{"enabled": false},
+	}
+	if c.spec.Failover != "" {
+		cfg["failover"] = m{"profile": c.spec.Failover}
 	}
 	if c.spec.KVDB == "etcd" {
 		var urls []string

@@ -70,7 +70,7 @@ const notThere = 3
 
 // removeRaft has a node remove a member; the daemon that comes back without data makes itself one.
 func (c *Cluster) removeRaft(ctx context.Context, member string, ask *Node) error {
-	_, err := c.Ctl(ctx, ask, "--timeout", "20s", "kvdb", "remove", member, "--force")
+	_, err := c.Ctl(ctx, ask, "--timeout", "20s", "kvdb", "remove", member, "--yes")
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() == notThere {
 		return nil // it was removed by a call before, whose answer was lost

@@ -77,7 +77,7 @@ func (r *runner) importAll() {
 	for node := range siteOf {
 		until(r.t, node+" is registered", func() (bool, error) { return r.registered(node) })
 	}
-	out := r.operator(r.t, r.home, "kvdb", "import", "--all", "--force")
+	out := r.operator(r.t, r.home, "kvdb", "import", "--all", "--yes")
 	if !strings.Contains(out, "nothing to import") {
 		r.imports++
 	}

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -62,6 +63,7 @@ type Store struct {
 	o    Options
 	open context.Context // until Close
 	end  context.CancelFunc
+	term atomic.Uint64 // see Term
 
 	mu struct {
 		sync.Mutex
@@ -269,7 +271,20 @@ func (s *Store) List(ctx context.Context, prefix string) ([]kvdb.KV, kvdb.Revisi
 	for _, kv := range res.Kvs {
 		kvs = append(kvs, fromKeyValue(kv))
 	}
+	s.sawTerm(res.Header.RaftTerm)
 	return kvs, kvdb.Revision(res.Header.Revision), nil
+}
+
+// Term is the highest term of the cluster's leader that an answer told of: it grows when the leader changes. 0 before the first answer.
+func (s *Store) Term() uint64 { return s.term.Load() }
+
+func (s *Store) sawTerm(t uint64) {
+	for {
+		old := s.term.Load()
+		if t <= old || s.term.CompareAndSwap(old, t) {
+			return
+		}
+	}
 }
 
 // Txn implements kvdb.Store.
@@ -291,6 +306,7 @@ func (s *Store) Txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
 	if err != nil {
 		return kvdb.TxnResult{}, err
 	}
+	s.sawTerm(res.Header.RaftTerm)
 	return fromTxnResponse(t, res), nil
 }
 

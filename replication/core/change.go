@@ -19,6 +19,7 @@ const (
 	changeStopSync                        // SYNCING → STALE
 	changeJoin                            // SYNCING → IN_SYNC
 	changeDetach                          // ACTIVE → DETACHED
+	changePolicy                          // another protection
 	changeHandover                        // ACTIVE → RECOVERING, under another coordinator
 )
 
@@ -129,6 +130,9 @@ func (c *Coordinator) nextChange() bool {
 		c.prepareRound(rest, c.all()&^rest)
 		return true
 	}
+	if c.policy.wanted != nil {
+		return c.beginPolicy()
+	}
 	if j := c.join; j != nil && j.failed != "" {
 		if !j.mirrored && c.cfg.Members[c.m[j.q].id].State != replication.MemberSyncing {
 			c.forgetJoin()
@@ -142,7 +146,7 @@ func (c *Coordinator) nextChange() bool {
 	if c.groupHoldsAcks() {
 		return false // a resync would wait for what is held
 	}
-	if c.detachReq {
+	if c.detachReq && !c.writesStalled() {
 		return c.beginDetach()
 	}
 	if c.handTo != nil {
@@ -176,6 +180,8 @@ func (c *Coordinator) advanceChange() bool {
 		return c.advanceFinishJoin(ch)
 	case changeDetach:
 		return c.advanceDetach(ch)
+	case changePolicy:
+		return c.advancePolicy(ch)
 	case changeHandover:
 		return c.advanceHandover(ch)
 	case changeElect, changeActivate:
@@ -316,6 +322,8 @@ func (c *Coordinator) changed(ch *change) {
 		ch.step = stepCommit
 		ch.until = c.now + c.o.SealTimeout
 		c.commitRound(c.isr, c.flushGood && c.reconcile.Count() == 0)
+	case changePolicy:
+		c.policyChanged(ch)
 	case changeHandover:
 		c.handedOver()
 	case changeRestore:
@@ -350,8 +358,7 @@ func (c *Coordinator) conflict(ch *change, cfg *replication.Config, rev uint64) 
 	case c.lostTrack(cfg):
 		c.die(errLostTrack)
 	default:
-		// Somebody else may change what is not the coordinator's (a label, the
-		// protection mode): take it over and propose again.
+		// Somebody else may change what is not the coordinator's (a label): take it over and propose again.
 		c.cfg, c.rev = cfg.Clone(), rev
 		c.notSent(ch, ChangeConflict)
 	}
@@ -385,6 +392,9 @@ func (c *Coordinator) notSent(ch *change, out Outcome) {
 		ch.step = stepPropose
 	case changeStartSync:
 		c.abandonStartSync(out.String())
+	case changePolicy:
+		c.endChange()
+		c.endPolicy(fmt.Errorf("%w: %s", ErrNotChanged, out))
 	case changeHandover:
 		c.keep(fmt.Errorf("%w: %s", errNotHandedOver, out))
 	case changeRestore:
@@ -444,7 +454,17 @@ func (c *Coordinator) dropWaitingCopies() {
 	c.retry = true
 }
 
+// writesStalled reports whether writes wait for what their protection asks for: nothing can be drained before a replica is back, or
+// less is asked for.
+func (c *Coordinator) writesStalled() bool {
+	return c.protectionStall() && slices.ContainsFunc(c.waiting, func(io *IO) bool { return io.copy == nil && io.Kind != replication.MsgRead })
+}
+
 func (c *Coordinator) advanceDetach(ch *change) bool {
+	if ch.step == stepQuiesce && (c.policy.wanted != nil || c.writesStalled()) {
+		c.endChange() // it has held nothing yet
+		return true
+	}
 	if lost := c.lostOf(c.isr); lost != 0 && ch.step != stepCommit && ch.step != stepCAS {
 		if _, ok := c.evictable(); ok {
 			c.endChange()

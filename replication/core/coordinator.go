@@ -36,6 +36,7 @@ type Options struct {
 	FlushBytes     int64 // and after so many bytes
 	FlushRegions   int   // and when writes have gone to so many regions: the activity logs have room for few
 	ResyncRate     int64 // bytes compared or copied a second; 0 unlimited
+	ResyncFloor    int64 // bytes compared or copied a second, however slow that makes the consumer's requests; 0: it is not looked at
 	ResyncWindow   int   // spans of copySpan compared at once
 	JoinerLag      int64 // bytes that a joiner may be behind before writes wait for it
 	GroupTimeout   int64 // nothing waits longer than that for the other volumes of the group
@@ -90,7 +91,7 @@ type Coordinator struct {
 	holdAcks   bool               // no write is acknowledged (5.2 step 1)
 	hold       hold               // what is not dispatched, and why
 	changeSent bool               // a compare-and-set is unresolved
-	ended      bool               // a detach or a handover has been proposed: no read is served any more
+	ended      bool               // a detach has been proposed: no read is served any more
 
 	changeStall Stall // why the last one is not in force
 
@@ -129,7 +130,10 @@ type Coordinator struct {
 	cursor    int // of the reconcile sweep
 	join      *join
 	joinAt    int64  // earliest time of the next join attempt
+	joinHeld  bool   // the caller wants none to begin
 	bucket    bucket // of resync
+	pace      pace   // of copies beside the consumer
+	policy    policy // protection
 	copyAt    int64  // earliest time of the next copy, after one that failed
 
 	suspicions []suspicion // oldest first
@@ -499,6 +503,9 @@ func (c *Coordinator) complete(io *IO, err error) {
 		return
 	}
 	io.delivered = true
+	if err == nil {
+		c.pace.answered(c.now, io, len(c.jobs) > 0)
+	}
 	c.ready.Completions = append(c.ready.Completions, Completion{IO: io, Err: err})
 }
 

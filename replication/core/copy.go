@@ -12,18 +12,9 @@ import (
 // copySpan is how much is compared and copied under one range lock, in bytes.
 const copySpan = 1 << 20
 
-// While a consumer is at work, so many spans are copied at once at most, and it counts as that for so long after a request,
-// in nanoseconds: what is queued at the disks before its next one is what that waits for.
-const (
-	busySpans = 2
-	busyFor   = int64(100e6)
-)
-
 // copyTries is how many copies in a row may arrive damaged before the member has
 // to leave.
 const copyTries = 3
-
-const spanBlocks = copySpan / replication.ResyncBlock
 
 // directSpans is how many spans are copied without being compared after one of which
 // most differed. The next is compared again.
@@ -129,16 +120,37 @@ func (c *Coordinator) unreconciled(off, n int64) bool {
 	return b >= 0 && int64(b)*replication.ResyncBlock < off+n
 }
 
+// busy reports whether the consumer is at work, so that copies make room for it.
+func (c *Coordinator) busy() bool { return c.o.ResyncFloor > 0 && c.now-c.proposed < busyFor }
+
+// unit is how much is compared and copied under one range lock now, in bytes.
+func (c *Coordinator) unit() int64 {
+	if c.busy() {
+		return paceUnit
+	}
+	return copySpan
+}
+
 // budget says whether another span may start, and takes it from the rate.
 func (c *Coordinator) budget() bool {
-	most := c.o.ResyncWindow
-	if c.now-c.proposed < busyFor {
-		most = min(most, busySpans)
-	}
-	if len(c.jobs) >= most || c.now < c.copyAt {
+	if len(c.jobs) >= c.o.ResyncWindow || c.now < c.copyAt {
 		return false
 	}
-	return c.bucket.take(c.now, c.o.ResyncRate)
+	rate, unit := c.o.ResyncRate, c.unit()
+	if !c.busy() {
+		return c.bucket.take(c.now, rate, max(rate, unit), unit)
+	}
+	if c.pace.paused(c.now) {
+		c.bucket = bucket{at: c.now} // nothing gathers meanwhile
+		return false
+	}
+	c.pace.judge(c.now, c.o.ResyncFloor)
+	if rate <= 0 || rate > c.pace.rate {
+		rate = c.pace.rate
+	}
+	ok := c.bucket.take(c.now, rate, max(rate/10, unit), unit)
+	c.pace.held = c.pace.held || !ok
+	return ok
 }
 
 // bucket bounds how much is done in a second.
@@ -147,22 +159,22 @@ type bucket struct {
 	at     int64 // when they were counted
 }
 
-// take takes a span out of the bucket if there is that much in it. rate is in bytes a second, 0 unlimited.
-func (b *bucket) take(now, rate int64) bool {
+// take takes n out of the bucket if there is that much in it. rate is in bytes a second, 0 unlimited; full, n or more, is
+// the most that may gather.
+func (b *bucket) take(now, rate, full, n int64) bool {
 	if rate <= 0 {
 		return true
 	}
 	if b.at == 0 {
 		b.at = now
 	}
-	full := max(rate, copySpan) // the most that may gather
 	earned := float64(now-b.at) * float64(rate) / 1e9
 	b.tokens = min(b.tokens+int64(min(earned, float64(full))), full)
 	b.at = now
-	if b.tokens < copySpan {
+	if b.tokens < n {
 		return false
 	}
-	b.tokens -= copySpan
+	b.tokens -= n
 	return true
 }
 
@@ -209,7 +221,7 @@ func (c *Coordinator) reconcileReads() {
 			continue
 		}
 		for b := c.reconcile.Next(int(io.Off / replication.ResyncBlock)); b >= 0 && int64(b)*replication.ResyncBlock < io.Off+io.Len; {
-			next := min(b+spanBlocks, c.blocks)
+			next := min(b+int(c.unit()/replication.ResyncBlock), c.blocks)
 			if !c.spanTaken(b) {
 				next = c.startSpan(c.reconcile, b, src, dst, true)
 			}
@@ -259,8 +271,8 @@ func (c *Coordinator) spanTaken(b int) bool {
 // startSpan makes a job of the run of marked blocks that begins at b, and returns
 // the first block behind it. The job waits until nothing overlapping is in flight.
 func (c *Coordinator) startSpan(marks *Bitmap, b, src int, dst mask, rec bool) int {
-	end := b + 1
-	for end < marks.Len() && end-b < spanBlocks && marks.Test(end) && !c.spanTaken(end) {
+	end, most := b+1, int(c.unit()/replication.ResyncBlock)
+	for end < marks.Len() && end-b < most && marks.Test(end) && !c.spanTaken(end) {
 		end++
 	}
 	off := int64(b) * replication.ResyncBlock
@@ -502,6 +514,7 @@ func (c *Coordinator) copyStep(j *copyJob) {
 func (c *Coordinator) endJob(j *copyJob) {
 	c.jobs = slices.DeleteFunc(c.jobs, func(k *copyJob) bool { return k == j })
 	c.retry = true
+	c.pace.copied = c.now
 	if j.heal {
 		c.endHeal(j)
 		return

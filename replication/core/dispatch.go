@@ -34,24 +34,6 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 	return !c.flight.blocks(io)
 }
 
-// protectionStall reports whether writes have to wait for a replica in each domain.
-func (c *Coordinator) protectionStall() bool {
-	if c.cfg.Protection != replication.MaxProtection {
-		return false
-	}
-	for _, m := range c.m {
-		dom := c.cfg.Members[m.id].Domain
-		covered := false
-		for k, n := range c.m {
-			covered = covered || c.isr.has(k) && c.cfg.Members[n.id].Domain == dom
-		}
-		if !covered {
-			return true
-		}
-	}
-	return false
-}
-
 // behind reports whether io has to wait for one that came before it.
 func (c *Coordinator) behind(io *IO) bool {
 	for _, w := range c.waiting {
@@ -238,8 +220,8 @@ func (c *Coordinator) settle(io *IO) {
 	c.release(io)
 }
 
-// repeat puts a request back that every replica has done: under max_protection
-// it counts only with the one that was evicted meanwhile, when that is back.
+// repeat puts a request back that every replica has done: it counts only with
+// what the volume's protection asks for and was evicted meanwhile, when that is back.
 func (c *Coordinator) repeat(io *IO) {
 	c.flight.remove(io)
 	io.targets, io.acked, io.full, io.failed, io.damaged, io.spoilt = 0, 0, 0, 0, 0, 0

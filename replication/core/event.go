@@ -24,6 +24,9 @@ const (
 	EventVerifyStarted                       // a pass over the volume has begun
 	EventVerifyStopped                       // it was ended early
 	EventVerified                            // it is complete; Blocks sectors were healed
+	EventPolicy                              // the end of the SetPolicy of ID: the policy is in force, or, with Err, it is not and will not be
+	EventUnprotected                         // what the protection asks for was away for too long: writes go on without
+	EventProtected                           // it is back
 	EventHandedOver                          // the configuration names another coordinator, which is to take over
 	EventKept                                // a handover came to nothing for Err: it is served here as before
 	EventGroupLate                           // the other volumes of the group were waited for too long
@@ -39,6 +42,7 @@ type Event struct {
 	Off     int64 // bytes
 	Blocks  int   // sectors
 	Reason  string
+	ID      uint64
 	Err     error
 }
 
@@ -53,7 +57,7 @@ const (
 	StallNeedReplica  Stall = "NEED_REPLICA"       // an in-sync replica is out of reach and not evicted yet
 	StallReadLease    Stall = "READ_LEASE"         // reads wait: an in-sync replica has not renewed its lease in time
 	StallKVDB         Stall = "KVDB"               // the configuration cannot be changed: the kvdb is out of reach
-	StallProtection   Stall = "PROTECTION"         // max_protection: a cluster domain has no in-sync replica
+	StallProtection   Stall = "PROTECTION"         // what the volume's protection asks for is not in sync
 	StallResyncStart  Stall = "RESYNC_START"       // a short pause at the start of a resync
 	StallDetaching    Stall = "DETACHING"
 	StallHandover     Stall = "HANDOVER" // a short pause while another node takes over by plan
@@ -90,7 +94,7 @@ func (c *Coordinator) Stall() Stall {
 	switch {
 	case c.change != nil && c.changeStall != StallNone && (c.holdAcks || c.detachReq || c.holding() || !c.reached().covers(c.need()) || !c.readable() || c.joining() && c.reconcile.Count() > 0):
 		return c.changeStall
-	case c.protectionStall():
+	case c.protectionStall(), c.withheld():
 		return StallProtection
 	case !c.reached().covers(c.need()):
 		return StallNeedReplica

@@ -76,8 +76,8 @@ func (c *Coordinator) pardon(i int, why string) {
 }
 
 // wished is the members that are to be evicted. Somebody always stays (I2): those
-// for whom the mildest reason speaks. Under max_protection a member that may come
-// back with everything is waited for.
+// for whom the mildest reason speaks. A member that may come back with everything is waited for if the volume's
+// protection wants that.
 func (c *Coordinator) wished() mask {
 	q := c.evictReq & c.isr
 	if q == 0 {
@@ -89,10 +89,10 @@ func (c *Coordinator) wished() mask {
 			least = min(least, severity(c.evictWhy[i]))
 		}
 	}
-	all := q == c.isr
+	all, wait := q == c.isr, c.waitsFor(c.isr&^q)
 	for i := range c.m {
 		s := severity(c.evictWhy[i])
-		if all && s == least || s <= 0 && c.cfg.Protection == replication.MaxProtection {
+		if all && s == least || s <= 0 && wait {
 			q &^= bit(i)
 		}
 	}

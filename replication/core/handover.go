@@ -9,7 +9,7 @@ import (
 )
 
 // Handover (protocol.md 10.2): the coordinator names the one that follows it, while the consumer waits. Requests are held, what
-// is in flight ends, everything is flushed on every in-sync replica, which settles the activity logs; reads end, which gives the read leases
+// is in flight ends, everything is flushed on every in-sync replica, which settles the activity logs; no read is served any more, which gives the read leases
 // back; and one compare-and-set makes the volume RECOVERING under the other. That one begins where an ordinary takeover has been
 // elected: nothing is to be waited for and nothing to be compared.
 //
@@ -45,7 +45,7 @@ func (c *Coordinator) Keep(now int64, why error) {
 
 // keep ends a handover that came to nothing.
 func (c *Coordinator) keep(why error) {
-	c.handTo, c.ended = nil, false
+	c.handTo = nil
 	if c.change != nil && c.change.kind == changeHandover {
 		c.endChange()
 		c.releaseRequests()
@@ -65,6 +65,9 @@ func (c *Coordinator) beginHandover() bool {
 	switch {
 	case !slices.ContainsFunc(c.cfg.ISR, func(r replication.ReplicaID) bool { return c.cfg.Members[r].Node == c.handTo.Node }):
 		c.keep(fmt.Errorf("%w: node %s has no in-sync replica of it", errNotHandedOver, c.handTo.Node))
+		return true
+	case c.protectionStall(): // it cannot be flushed
+		c.keep(fmt.Errorf("%w: its writes wait for what its protection asks for", errNotHandedOver))
 		return true
 	case c.join != nil:
 		c.join.fail("volume is being handed over")
@@ -113,8 +116,7 @@ func (c *Coordinator) advanceHandover(ch *change) bool {
 		n.Coord = &to
 		n.History[len(n.History)-1].ISR = slices.Clone(n.ISR)
 		ch.next, ch.step = n, stepCAS
-		c.ended = true // the configuration says so: no lease is waited for
-		c.propose(n)
+		c.propose(n) // from here on no lease of this term is waited for: reads are held until it is known not to be in force
 	default: // stepCAS: wait for ChangeDone
 	}
 	return false

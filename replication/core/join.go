@@ -68,16 +68,44 @@ func (c *Coordinator) advanceJoin() bool {
 	return false
 }
 
+// SetResync tells whether a resync may begin, and at most how many bytes a second are copied, 0 unlimited. One that runs goes on.
+func (c *Coordinator) SetResync(now int64, may bool, rate int64) {
+	c.now = now
+	c.joinHeld, c.o.ResyncRate = !may, rate
+	c.progress()
+}
+
+// WantsResync reports whether a resync is under way, or would begin if it may.
+func (c *Coordinator) WantsResync() bool {
+	if c.stage != stageServing {
+		return false
+	}
+	for i := range c.m {
+		if c.joinable(i) {
+			return true
+		}
+	}
+	return c.join != nil
+}
+
+// joinable reports whether member i is out of sync and seems to be there.
+func (c *Coordinator) joinable(i int) bool {
+	m := c.m[i]
+	st := c.cfg.Members[m.id].State
+	return !c.isr.has(i) && m.usable && m.kept && m.up && c.now >= m.tryAt && (st == replication.MemberStale || st == replication.MemberSyncing)
+}
+
 // beginJoin seals a member that is out of sync and seems to be there.
 func (c *Coordinator) beginJoin() bool {
 	if c.reconcile.Count() > 0 || c.holdAcks || c.now < c.joinAt {
 		c.sweep()
 		return false
 	}
+	if c.joinHeld {
+		return false
+	}
 	for i, m := range c.m {
-		st := c.cfg.Members[m.id].State
-		if c.isr.has(i) || !m.usable || !m.kept || !m.up || c.now < m.tryAt ||
-			(st != replication.MemberStale && st != replication.MemberSyncing) {
+		if !c.joinable(i) {
 			continue
 		}
 		j := &join{q: i}
@@ -356,6 +384,7 @@ func (c *Coordinator) joined(ch *change) {
 	c.m[j.q].failedJoins = 0
 	c.isr = ch.isr
 	c.join = nil
+	c.watchPolicy() // before anybody is let go because nothing is protected
 	c.event(Event{Kind: EventJoined, Replica: c.m[j.q].id})
 	if j.failed != "" {
 		// It failed while the outcome was open. It may even have what failed on the others.

@@ -21,6 +21,7 @@ import (
 //
 //	world nodes=2 [at=n0] (attached there already) [protection=max_protection]
 //	      [stall=100] (milliseconds until a request fails) [slots=1] (of each activity log)
+//	fail-flush n0
 //	handover n0 n1 | keep-it n0 (it is called off)
 //	attach n0 | resume n0 (the attachment that its process had) | detach | crash n0 | power n0 | stop n0 | start n0 | damage-log n0 (that is not running)
 //	cut n0 n1 | damage n0 n1 (payloads arrive damaged) | heal
@@ -123,6 +124,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).resume()
 	case "handover":
 		node(1).handOver(node(2))
+	case "fail-flush":
+		node(1).disk.failFlush = true
 	case "keep-it":
 		node(1).coord.Keep(node(1).clock(), errNotHandedOver)
 		node(1).drainCoord()
@@ -177,6 +180,11 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).unhang()
 	case "rot", "rot-sum", "differ":
 		w.spoil(f[0], node(1), arg(2), arg(3))
+	case "resync":
+		w.client.at.coord.SetResync(w.client.at.clock(), arg(1) == "go", 0)
+		w.client.at.drainCoord()
+	case "policy":
+		w.policyCommand(t, d, f[1:])
 	case "verify":
 		w.client.at.coord.StartVerify(w.client.at.clock(), 0)
 		w.client.at.drainCoord()

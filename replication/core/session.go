@@ -14,6 +14,7 @@ func (c *Coordinator) Tick(now int64) {
 	if c.stage == stageServing {
 		c.watchMembers()
 		c.watchRequests()
+		c.watchPolicy()
 		if c.wroteSeq && !c.flushing && !c.holding() && now-c.lastFlush >= c.o.FlushInterval {
 			c.flushNow()
 		}

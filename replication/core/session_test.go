@@ -60,25 +60,6 @@ func TestResyncRateLongPause(t *testing.T) {
 	}
 }
 
-// A resync leaves room for a consumer that is at work, and takes it when that has paused.
-func TestResyncYields(t *testing.T) {
-	c := &Coordinator{o: Options{ResyncWindow: 8}, now: 1e15, proposed: 1e15}
-	started := func() (n int) {
-		for c.budget() {
-			c.jobs = append(c.jobs, &copyJob{})
-		}
-		return len(c.jobs)
-	}
-	c.now += busyFor - 1
-	if n := started(); n != busySpans {
-		t.Errorf("%d spans at once beside a consumer, want %d", n, busySpans)
-	}
-	c.now++
-	if n := started(); n != 8 {
-		t.Errorf("%d spans at once when it has paused, want 8", n)
-	}
-}
-
 // A request that waited behind another one is not late before it was with a replica
 // for the whole timeout.
 func TestSlowSinceSent(t *testing.T) {

@@ -167,6 +167,7 @@ func (w *simWorld) buggify() {
 	o.JoinerLag = pick(0, 4<<10, 64<<10, 16<<20)
 	o.ResyncWindow = int(pick(1, 2, 8))
 	o.ResyncRate = pick(0, 0, 4<<20, 64<<20)
+	o.ResyncFloor = pick(0, 4<<20, 64<<20)
 	o.FlushBytes = pick(4<<10, 1<<20)
 	o.FlushInterval = pick(20e6, 100e6, 1e9)
 	o.FlushRegions = int(pick(1, 2, 1000))
@@ -178,6 +179,9 @@ func (w *simWorld) buggify() {
 	o.SuspectTimeout = pick(100e6, 300e6)
 	if w.rng.IntN(4) == 0 {
 		w.cfg.Protection = replication.MaxProtection
+	}
+	if w.rng.IntN(4) == 0 {
+		w.cfg.SetPolicy(w.drawPolicy())
 	}
 }
 
@@ -236,6 +240,10 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 			return w, ""
 		}
 	}
+	if n := w.client.at; n != nil && n.coord != nil {
+		n.coord.SetResync(n.clock(), true, 0)
+		n.drainCoord()
+	}
 	w.settle()
 	return w, ""
 }
@@ -254,6 +262,11 @@ func (w *simWorld) manage() {
 	case c.at.paused && w.rng.IntN(100) == 0:
 		c.lost()
 		w.takeover()
+	case w.rng.IntN(400) == 0:
+		w.changePolicy()
+	case w.rng.IntN(300) == 0 && c.at.coord != nil && !c.at.paused: // others resync too
+		c.at.coord.SetResync(c.at.clock(), w.rng.IntN(3) > 0, []int64{0, 4 << 20}[w.rng.IntN(2)])
+		c.at.drainCoord()
 	case w.rng.IntN(600) == 0:
 		c.quiet = true
 	case w.rng.IntN(2000) == 0:

@@ -329,16 +329,14 @@ func (n *simNode) lossy() bool {
 	return d.meta.Lossy || !d.clean && d.boot != n.boot || d.meta.State == replication.MemberFaulted || n.up && n.rep.faulted
 }
 
-// checkAck asserts I3, I5 and the protection mode when a write or flush is acknowledged.
+// checkAck asserts I3, I5 and the protection when a write or flush is acknowledged.
 func (w *simWorld) checkAck(n *simNode, o *simOp) {
 	if o.io.Kind == replication.MsgRead || n.coord == nil || !n.coord.mine(w.truth) {
 		return // a coordinator that another one followed answers nobody who looks
 	}
+	w.checkPromise(n, o)
 	for _, m := range w.nodes {
 		if !w.truth.InISR(m.rid) {
-			if w.truth.Protection == replication.MaxProtection {
-				w.fail("%v acknowledged without a replica on %s (max_protection)", o.io.Kind, m.id)
-			}
 			continue
 		}
 		if m.lossy() || o.n == 0 {
@@ -526,7 +524,7 @@ func (w *simWorld) invariants() {
 				continue
 			}
 			for _, q := range w.nodes {
-				if r == q || w.buggy || q.disk.data[s] == r.disk.data[s] || r.inLog(s) || q.inLog(s) {
+				if r == q || w.buggy || q.disk.data[s] == r.disk.data[s] || r.inLog(s) || q.inLog(s) || ruined(s, r, q) {
 					continue
 				}
 				switch {

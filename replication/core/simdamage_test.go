@@ -99,12 +99,25 @@ func (d *simDisk) verify(w *simWorld, io *LocalIO) error {
 	return nil
 }
 
-// restore repairs the damaged blocks that no other in-sync replica has: the product has nothing to heal them with.
+// ruined reports whether a block is damaged on every one of the nodes. Whatever they should have, reads of it fail.
+func ruined(s int64, nodes ...*simNode) bool {
+	return !slices.ContainsFunc(nodes, func(n *simNode) bool { _, bad := n.disk.bad[s]; return !bad })
+}
+
+// restore repairs the damaged blocks that no other in-sync replica has: the product has nothing to heal them with. A comparison after a
+// crash leaves such a block as it is on each of them; the same is put everywhere.
 func (w *simWorld) restore() {
-	for _, n := range w.nodes {
-		for _, s := range simSectors {
-			if _, bad := n.disk.bad[s]; bad && !w.elsewhere(n, s) {
-				delete(n.disk.bad, s)
+	for _, s := range simSectors {
+		var like *simNode
+		lost := slices.DeleteFunc(slices.Clone(w.nodes), func(n *simNode) bool { return !ruined(s, n) || w.elsewhere(n, s) })
+		for _, n := range lost {
+			delete(n.disk.bad, s)
+			switch {
+			case !w.truth.InISR(n.rid):
+			case like == nil:
+				like = n
+			default:
+				n.disk.data[s], n.disk.stable[s] = like.disk.data[s], like.disk.stable[s]
 			}
 		}
 	}

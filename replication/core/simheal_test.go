@@ -82,10 +82,11 @@ func (w *simWorld) verifySome() {
 	n.drainCoord()
 }
 
-// verified reports whether the attachment that is to be the last one has gone through the whole volume since the faults ended.
+// verified reports whether the attachment that is to be the last one has gone through the whole volume since the faults ended and the
+// last replica came into the in-sync set: a pass leaves those out that are not in it.
 func (w *simWorld) verified(c *Coordinator) bool {
-	if w.verifying != c {
-		w.verifying = c
+	if w.verifying != c || w.verifyingIn != w.truth.Epoch {
+		w.verifying, w.verifyingIn = c, w.truth.Epoch
 		c.StopVerify(c.now)
 		c.StartVerify(c.now, 0)
 		w.client.at.drainCoord()

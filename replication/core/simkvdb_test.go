@@ -15,6 +15,7 @@ func (n *simNode) change(ch Change) {
 	w, c := n.w, n.coord
 	cause := ch.Next.History[len(ch.Next.History)-1].Cause
 	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, cause)
+	n.lapsed = n.coord.policy.lapsed
 	tell := func(out Outcome, cfg *replication.Config, rev uint64) {
 		f := func() {
 			if n.alive(c) {
@@ -109,15 +110,15 @@ func (w *simWorld) put(cfg *replication.Config) {
 	}
 }
 
-// watch shows n the configuration in force, if it can see the kvdb.
+// watch shows n the configuration in force, if it can see the kvdb and that is the one it goes by.
 func (n *simNode) watch() {
-	w, seen := n.w, n.w.cfg
+	w, seen, life := n.w, n.w.cfg, n.w.kvLife
 	if n.kvCut {
 		return
 	}
 	w.once(n, func() {
 		switch co := seen.Coord; {
-		case !n.up:
+		case !n.up, !n.follows(life):
 		case n.coord != nil:
 			n.coord.ConfigSeen(n.clock(), seen)
 			n.drainCoord()

@@ -156,10 +156,9 @@ func (n *simNode) control(q Control) {
 			return
 		}
 		peer.nextCtl++
-		of := peer.rep.Meta().Incarnation
 		peer.ctl[peer.nextCtl] = func(res ControlResult) {
 			if q.Seal != nil {
-				w.checkSeal(peer, q.Seal, res.Seal, of)
+				w.checkSeal(peer, q.Seal, res.Seal)
 			}
 			answer(res)
 		}

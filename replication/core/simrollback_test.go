@@ -47,6 +47,15 @@ func (w *simWorld) ahead(n *simNode) bool {
 	return foreign || !replication.Follows(w.cfg.Epoch, w.cfg.Lineage(), n.knows())
 }
 
+// follows reports whether a kvdb of that life is the one that n's process goes by, or a successor, by which it goes from then on.
+func (n *simNode) follows(l simLife) bool {
+	if l.id != n.kv.id && !slices.Contains(l.former, n.kv.id) {
+		return false
+	}
+	n.kv = l
+	return true
+}
+
 // heard reports whether n's daemon runs and reaches the kvdb.
 func (w *simWorld) heard(n *simNode) bool { return n.up && !n.paused && !n.kvCut && !w.kvDown }
 
@@ -93,8 +102,13 @@ func (w *simWorld) misled(n *simNode, cause string) bool {
 	return w.marked
 }
 
-// checkSeal asserts I22 on the answer of peer's replica, which was of an incarnation of the kvdb, to a seal: who knows more promises nothing.
-func (w *simWorld) checkSeal(peer *simNode, q *replication.SealRequest, res *replication.SealResult, of replication.UUID) {
+// checkSeal asserts I22 on the answer of peer's replica to a seal: who knows more promises nothing. It is of the incarnation of the kvdb of
+// the seal that it answered before, whatever it was of when this one came: they wait for each other.
+func (w *simWorld) checkSeal(peer *simNode, q *replication.SealRequest, res *replication.SealResult) {
+	of := peer.sealed
+	if res != nil && res.Status == replication.StatusOK {
+		peer.sealed = q.Incarnation
+	}
 	switch {
 	case res == nil:
 	case res.Status == replication.StatusEpoch:

@@ -59,14 +59,17 @@ type simWorld struct {
 
 	client    *simClient
 	verifying *Coordinator // goes through the volume after the faults
-	buggy     bool         // replicas differ and vouch for what they have
-	strays    []*simStray
-	history   simHistory
-	moves     simMoves
-	moved     []replication.AttachID // attachments that others have followed
-	solid     bool                   // an in-sync replica has everything that was acknowledged
-	owed      bool                   // what a power cut took may be forgiven at the next attachment
-	forgiven  int64                  // when that was last done
+
+	verifyingIn replication.Epoch // since this
+	buggy       bool              // replicas differ and vouch for what they have
+	strays      []*simStray
+	history     simHistory
+	moves       simMoves
+	moved       []replication.AttachID // attachments that others have followed
+	solid       bool                   // an in-sync replica has everything that was acknowledged
+	promised    simPromise
+	owed        bool  // what a power cut took may be forgiven at the next attachment
+	forgiven    int64 // when that was last done
 }
 
 // simQueue is a channel in which things happen in order.
@@ -99,9 +102,13 @@ type simNode struct {
 	serving *Coordinator // has come to serve
 	refused *Coordinator // heard that it is refused because a replica knows more than the kvdb
 
+	lapsed bool // nothing was protected when its coordinator last proposed a change
+
 	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
-	life   int // incarnation of the process
+	life   int              // incarnation of the process
+	kv     simLife          // of the kvdb that the process goes by
+	sealed replication.UUID // incarnation of the kvdb that its replica is of, as it has answered
 	disk   simDisk
 
 	rep     *Replica
@@ -280,6 +287,7 @@ func (n *simNode) start() {
 	w, d := n.w, &n.disk
 	n.up, n.stop, n.paused, n.wake = true, false, false, 0
 	n.life++
+	n.kv, n.sealed = w.kvLife, d.meta.Incarnation
 	n.conns, n.ctl, n.flight = map[ConnID]*simConn{}, map[uint64]func(ControlResult){}, nil
 	d.log.open(w.slots)
 	if !d.clean {
@@ -428,7 +436,8 @@ func (n *simNode) coordinate(id replication.AttachID, resume, back bool, cfg *re
 	o := w.opts
 	o.Boot = n.boot
 	o.Volume, o.Node, o.Domain, o.Attach, o.Local, o.Rand = w.vol, n.id, replication.DomainID(n.id), id, n.rid, w.rng.Uint64
-	o.Resume, o.TakeBack, o.Incarnation, o.Former = resume, back, w.kvLife.id, w.kvLife.former
+	n.kv = w.kvLife
+	o.Resume, o.TakeBack, o.Incarnation, o.Former = resume, back, n.kv.id, n.kv.former
 	n.coord = New(o, cfg, rev)
 	n.sess = make([]*simConn, len(w.nodes))
 	for i, m := range w.nodes {
@@ -537,7 +546,7 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s serves, %d blocks to reconcile", n.id, e.Dirty)
 	case EventEvicted:
 		w.seen["evicted: "+e.Reason]++
-		if e.Reason == crowded && w.cfg.Protection == replication.MaxProtection {
+		if e.Reason == crowded && w.cfg.Protection == replication.MaxProtection && !n.lapsed {
 			w.fail("%s left for want of room (max_protection)", who())
 		}
 		w.trace("%s evicted %s: %s", n.id, who(), e.Reason)
@@ -575,6 +584,12 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s verifies", n.id)
 	case EventVerifyStopped:
 		w.trace("%s verifies no more", n.id)
+	case EventPolicy:
+		w.policyTold(n, e)
+	case EventUnprotected:
+		w.unprotected(n)
+	case EventProtected:
+		w.trace("%s: protected again", n.id)
 	case EventKept:
 		w.seen["handover: kept"]++
 		w.trace("%s keeps the volume: %v", n.id, e.Err)

@@ -68,7 +68,7 @@ func (c *Coordinator) advanceVerify() {
 		c.event(Event{Kind: EventVerified, Blocks: int(v.healed)})
 		return
 	}
-	if !v.bucket.take(c.now, v.rate) {
+	if !v.bucket.take(c.now, v.rate, max(v.rate, copySpan), copySpan) {
 		return
 	}
 	v.piece = &copyJob{src: c.prefer(c.isr), verify: true, hashes: make([][]byte, len(c.m))}

@@ -200,6 +200,8 @@ func (v *Volume) takeBack(t int64) {
 		o.Incarnation, o.Former = v.m.o.Incarnation()
 	}
 	v.core = core.New(o, v.core.Config(), v.core.Revision())
+	v.turnTold = false
+	v.dropPolicies()
 	for _, io := range mv.held {
 		v.core.Propose(t, &io.io)
 	}

@@ -25,20 +25,22 @@ type Peers interface {
 
 // Timing of the protocol; zero values mean the defaults.
 type Timing struct {
-	Suspect    time.Duration // a replica out of reach for so long is evicted; default 3 s
-	Operation  time.Duration // a replica that does not answer for so long is evicted; default 10 s
-	Seal       time.Duration // how long a takeover waits for further replicas; default 5 s
-	Lease      time.Duration // how long a read lease lets a coordinator read; default 2 s
-	LeaseGrant time.Duration // how long a replica keeps one, before which it follows no other coordinator; default 3 s
-	Lossy      time.Duration // the same while all that answered lost power; default 60 s
-	Handover   time.Duration // a volume that is handed over and not served by then is taken back; default 10 s
-	Stall      time.Duration // a request that cannot proceed for so long fails; default 90 s
-	Retry      time.Duration // between attempts; default 500 ms
-	Flush      time.Duration // background flush; default 1 s
-	Group      time.Duration // nothing waits longer than that for the other volumes of a group; default 5 s
-	GroupRest  time.Duration // a replica that left for the sake of a group alone is not resynced before; default 60 s
-	Rest       time.Duration // Close waits for so long that a disk answers what it was asked; default 10 s
-	ResyncRate int64         // bytes a second; 0 unlimited
+	Suspect     time.Duration // a replica out of reach for so long is evicted; default 3 s
+	Operation   time.Duration // a replica that does not answer for so long is evicted; default 10 s
+	Seal        time.Duration // how long a takeover waits for further replicas; default 5 s
+	Lease       time.Duration // how long a read lease lets a coordinator read; default 2 s
+	LeaseGrant  time.Duration // how long a replica keeps one, before which it follows no other coordinator; default 3 s
+	Lossy       time.Duration // the same while all that answered lost power; default 60 s
+	Handover    time.Duration // a volume that is handed over and not served by then is taken back; default 10 s
+	Stall       time.Duration // a request that cannot proceed for so long fails; default 90 s
+	Retry       time.Duration // between attempts; default 500 ms
+	Flush       time.Duration // background flush; default 1 s
+	Group       time.Duration // nothing waits longer than that for the other volumes of a group; default 5 s
+	GroupRest   time.Duration // a replica that left for the sake of a group alone is not resynced before; default 60 s
+	Rest        time.Duration // Close waits for so long that a disk answers what it was asked; default 10 s
+	ResyncRate  int64         // bytes a second that all volumes attached here copy together; 0 unlimited
+	Resyncs     int           // of them resynced at once; default 4
+	ResyncFloor int64         // what copies do in bytes a second however slow they make the consumer's requests; default 16 MiB
 
 	// ConfirmReads has each read confirmed by every in-sync replica instead of leases, which trust clocks. Each node decides for itself.
 	ConfirmReads bool
@@ -63,6 +65,12 @@ func (t *Timing) ensureDefaults() {
 	def(&t.Group, 5*time.Second)
 	def(&t.GroupRest, 60*time.Second)
 	def(&t.Rest, 10*time.Second)
+	if t.Resyncs == 0 {
+		t.Resyncs = 4
+	}
+	if t.ResyncFloor == 0 {
+		t.ResyncFloor = 16 << 20
+	}
 }
 
 // Limits of one volume.
@@ -104,6 +112,7 @@ type Manager struct {
 	node nodeIdentity
 	lg   *zap.Logger
 
+	turns   turns          // of resyncs
 	running sync.WaitGroup // goroutines of volumes that wait for something
 	telling sync.Mutex     // see tellDomains; before mu
 	mu      struct {
@@ -136,6 +145,7 @@ func NewManager(o Options) *Manager {
 	}
 	o.Timing.ensureDefaults()
 	m := &Manager{o: o, node: nodeIdentity{boot: o.Boot, instance: o.Instance, grant: int64(o.Timing.LeaseGrant)}, lg: o.Logger}
+	m.turns.most, m.turns.rate = o.Timing.Resyncs, o.Timing.ResyncRate
 	m.mu.hosts = make(map[hostKey]*host)
 	m.mu.volumes = make(map[replication.VolumeID]*Volume)
 	m.mu.down = make(map[replication.NodeID]bool)
@@ -267,7 +277,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
 			LeaseTime: int64(t.Lease), ConfirmReads: t.ConfirmReads, LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
 			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,
-			ResyncWindow: resyncWindow, JoinerLag: joinerLag, GroupTimeout: int64(t.Group), GroupRest: int64(t.GroupRest), Group: grouped, Rand: rand.Uint64,
+			ResyncFloor: t.ResyncFloor, ResyncWindow: resyncWindow, JoinerLag: joinerLag, GroupTimeout: int64(t.Group), GroupRest: int64(t.GroupRest), Group: grouped, Rand: rand.Uint64,
 		},
 	}
 	v.core = core.New(v.opts, cfg, rev)
@@ -348,6 +358,7 @@ func (m *Manager) Volumes() []*Volume {
 
 // forget drops a volume that has ended.
 func (m *Manager) forget(v *Volume) {
+	m.turns.leave(v)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.mu.volumes[v.id] == v {

@@ -14,12 +14,13 @@ import (
 type Status struct {
 	Config       *replication.Config
 	Term         replication.Term
+	Unprotected  bool       // writes go on without what the protection asks for, because it was away for too long
 	Stall        core.Stall // why writes do not proceed, "" if they do
 	StalledSince time.Time
 	Detaching    bool // it was asked to detach, and will when nothing stalls it
 	InSync       []replication.ReplicaID
 	Resync       *core.Progress // nil if there is none
-	ResyncRate   int64          // bytes a second, of the resync under way
+	ResyncRate   int64          // bytes a second, of the resync under way, lately
 	ResyncSince  time.Time
 	Unreconciled int64 // bytes in which in-sync replicas may still differ
 	Verify       VerifyStatus
@@ -45,6 +46,7 @@ func (v *Volume) observe(events []core.Event) {
 	for i := range events {
 		v.log(&events[i])
 		v.observeVerify(&events[i])
+		v.observePolicy(&events[i])
 	}
 	v.observeGroup(events)
 	stall := v.core.Stall()
@@ -56,7 +58,7 @@ func (v *Volume) observe(events []core.Event) {
 	s := &Status{
 		Config: v.core.Config(), Term: v.core.Term(), Stall: stall, InSync: v.core.InSync(),
 		Detaching: v.leaving.Load(), Resync: v.core.Resync(), Unreconciled: int64(v.core.Unreconciled()) * replication.ResyncBlock,
-		StalledSince: old.StalledSince, ResyncSince: old.ResyncSince,
+		Unprotected: v.core.Unprotected(), StalledSince: old.StalledSince, ResyncSince: old.ResyncSince,
 		Verify: v.verifyStatus(), Damage: v.core.Damage(), Health: v.health(),
 	}
 	if stall != old.Stall {
@@ -69,11 +71,10 @@ func (v *Volume) observe(events []core.Event) {
 	case s.Resync == nil:
 		s.ResyncSince = time.Time{}
 	case old.Resync == nil || old.Resync.Replica != s.Resync.Replica:
-		s.ResyncSince = time.Now()
+		s.ResyncSince, v.meter = time.Now(), speed{}
+		fallthrough
 	default:
-		if t := time.Since(s.ResyncSince); t > 0 {
-			s.ResyncRate = int64(float64(s.Resync.Total-s.Resync.Left) * replication.ResyncBlock / t.Seconds())
-		}
+		s.ResyncRate = v.meter.measure(now(), int64(s.Resync.Total-s.Resync.Left)*replication.ResyncBlock)
 	}
 	v.status.Store(s)
 	for _, done := range v.verifier.asked {
@@ -94,6 +95,29 @@ func (v *Volume) observe(events []core.Event) {
 		close(v.dead)
 		v.cancel()
 	}
+}
+
+// speed measures how fast something goes on, so that what changes now and then does not make it jump.
+type speed struct {
+	at, done int64 // of the last sample
+	rate     float64
+}
+
+// measure takes note that done bytes have been done at t ns, and returns bytes a second: mostly of the last ten seconds or so, 0 while it is not known.
+func (s *speed) measure(t, done int64) int64 {
+	const sample = int64(500 * time.Millisecond)
+	switch passed := t - s.at; {
+	case s.at == 0:
+		s.at, s.done = t, done
+	case passed >= sample:
+		now := float64(done-s.done) / (float64(passed) / 1e9)
+		if s.rate == 0 {
+			s.rate = now
+		}
+		s.rate += (now - s.rate) * min(float64(passed)/10e9, 1)
+		s.at, s.done = t, done
+	}
+	return int64(s.rate)
 }
 
 // log tells the story of the volume, one line a transition.
@@ -131,6 +155,13 @@ func (v *Volume) log(e *core.Event) {
 		v.logDamage(e)
 	case core.EventGroupLate:
 		v.lg.Error("the other volumes of the group did not follow in time, I/O goes on", epoch)
+	case core.EventUnprotected:
+		v.lg.Error("writes go on without what the protection asks for", epoch, zap.Int64("stalled-ms", v.core.Config().Needs.StallMs))
+	case core.EventProtected:
+		v.lg.Info("protection met again", epoch)
+	case core.EventPolicy:
+		p := v.core.Config().Policy()
+		v.lg.Info("change of the protection ended", epoch, zap.String("protection", string(p.Protection)), zap.Int("in-sync-needed", p.InSync), zap.Error(e.Err))
 	case core.EventResyncProgress, core.EventHeld:
 	}
 }

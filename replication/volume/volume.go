@@ -46,6 +46,11 @@ type Volume struct {
 	wasServe bool
 	wasDead  bool
 	ticked   bool // the status is to be published anew
+	policies policies
+	meter    speed // of the resync under way
+	turn     bool  // it may resync
+	turnRate int64 // bytes a second that it may copy
+	turnTold bool  // to the state machine, at all
 	verifier verifier
 	held     chan struct{} // closed when a cut holds the volume; nil if nobody waits for that
 	noChange string        // why the last attempt of a change had no effect, for the log
@@ -103,6 +108,7 @@ const (
 	inStart
 	inNoted
 	inVerify
+	inPolicy
 	inHandOver
 	inKeep
 	inTakeBack
@@ -126,7 +132,8 @@ type volumeInput struct {
 	flag    bool
 	rate    int64
 	err     error
-	done    chan struct{}     // closed when the status shows it
+	done    chan struct{} // closed when the status shows it
+	policy  *policyRequest
 	of      *core.Coordinator // whose question is answered
 	move    *move
 	call    func(t int64)
@@ -340,6 +347,7 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 		v.takeBack(t)
 	case inTick:
 		v.ticked = true
+		v.takeTurn(t)
 		v.core.Tick(t)
 		v.verifyIfDue(t)
 	case inUsable:
@@ -359,11 +367,14 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 	case inKill:
 		v.core.Kill(t, in.err)
 	case inStart:
+		v.takeTurn(t)
 		v.core.Start(t)
 	case inCall:
 		in.call(t)
 	case inNoted:
 		v.noted()
+	case inPolicy:
+		v.askPolicy(t, in.policy)
 	case inVerify:
 		if in.flag {
 			v.core.StartVerify(t, in.rate)

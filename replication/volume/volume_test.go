@@ -174,8 +174,12 @@ func TestCrowdedPool(t *testing.T) {
 	c.compare()
 }
 
+// detach waits until the replicas are reconciled, and detaches: they are identical then.
 func detach(t *testing.T, n *testNode) {
 	t.Helper()
+	if v := n.m.Volume(n.c.vol); v != nil {
+		n.c.eventually("everything reconciled", func() bool { return v.Status().Unreconciled == 0 })
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
 	if err := n.m.Detach(ctx, n.c.vol); err != nil {

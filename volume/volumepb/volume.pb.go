@@ -295,6 +295,68 @@ func (SwitchOverAction) EnumDescriptor() ([]byte, []int) {
 	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{4}
 }
 
+// Needs is what has to be in sync for a write to be acknowledged, beside the protection. Nobody is evicted who may come back and without
+// whom it is not met: writes wait.
+type Needs struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	InSync        uint32                 `protobuf:"varint,1,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`    // so many replicas; 0 = any number
+	Domains       []string               `protobuf:"bytes,2,rep,name=domains,proto3" json:"domains,omitempty"`                 // one replica in each
+	StallMs       int64                  `protobuf:"varint,3,opt,name=stall_ms,json=stallMs,proto3" json:"stall_ms,omitempty"` // how long writes wait for what the protection and these ask for before they go on without; 0 = for as long as it takes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Needs) Reset() {
+	*x = Needs{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Needs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Needs) ProtoMessage() {}
+
+func (x *Needs) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Needs.ProtoReflect.Descriptor instead.
+func (*Needs) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Needs) GetInSync() uint32 {
+	if x != nil {
+		return x.InSync
+	}
+	return 0
+}
+
+func (x *Needs) GetDomains() []string {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+func (x *Needs) GetStallMs() int64 {
+	if x != nil {
+		return x.StallMs
+	}
+	return 0
+}
+
 type Volume struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -316,13 +378,16 @@ type Volume struct {
 	Damage            *Damage                `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`                                                 // set if there is any, on the node where it is attached
 	Group             string                 `protobuf:"bytes,30,opt,name=group,proto3" json:"group,omitempty"`                                                   // the consistency group that it is in, "" = none
 	UnreconciledBytes uint64                 `protobuf:"varint,18,opt,name=unreconciled_bytes,json=unreconciledBytes,proto3" json:"unreconciled_bytes,omitempty"` // what in-sync replicas have still to be compared in after a takeover
+	Needs             *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`                                                   // unset if there are none
+	Unprotected       bool                   `protobuf:"varint,25,opt,name=unprotected,proto3" json:"unprotected,omitempty"`                                      // writes go on without what the protection asks for, because it was away for too long; told by the node where it is attached
+	ManualFailover    bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"`          // it is attached elsewhere by people only, not by an automatic failover
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[0]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -334,7 +399,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[0]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -347,7 +412,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{0}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Volume) GetId() string {
@@ -483,6 +548,27 @@ func (x *Volume) GetUnreconciledBytes() uint64 {
 	return 0
 }
 
+func (x *Volume) GetNeeds() *Needs {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+func (x *Volume) GetUnprotected() bool {
+	if x != nil {
+		return x.Unprotected
+	}
+	return false
+}
+
+func (x *Volume) GetManualFailover() bool {
+	if x != nil {
+		return x.ManualFailover
+	}
+	return false
+}
+
 // Verify is what is known of the verifies of a volume since it was attached.
 type Verify struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -502,7 +588,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[1]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +600,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[1]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +613,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{1}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Verify) GetRunning() bool {
@@ -612,7 +698,7 @@ type Damage struct {
 
 func (x *Damage) Reset() {
 	*x = Damage{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[2]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +710,7 @@ func (x *Damage) String() string {
 func (*Damage) ProtoMessage() {}
 
 func (x *Damage) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[2]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +723,7 @@ func (x *Damage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Damage.ProtoReflect.Descriptor instead.
 func (*Damage) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{2}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Damage) GetLostOffsets() []uint64 {
@@ -674,7 +760,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[3]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +772,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[3]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +785,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{3}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Attachment) GetNode() string {
@@ -749,7 +835,7 @@ type Stall struct {
 
 func (x *Stall) Reset() {
 	*x = Stall{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[4]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +847,7 @@ func (x *Stall) String() string {
 func (*Stall) ProtoMessage() {}
 
 func (x *Stall) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[4]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +860,7 @@ func (x *Stall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stall.ProtoReflect.Descriptor instead.
 func (*Stall) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{4}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Stall) GetCause() string {
@@ -810,7 +896,7 @@ type Replica struct {
 	DirtyBytes           uint64                 `protobuf:"varint,8,opt,name=dirty_bytes,json=dirtyBytes,proto3" json:"dirty_bytes,omitempty"` // what it lacks, as far as known
 	ResyncTotalBytes     uint64                 `protobuf:"varint,9,opt,name=resync_total_bytes,json=resyncTotalBytes,proto3" json:"resync_total_bytes,omitempty"`
 	ResyncDoneBytes      uint64                 `protobuf:"varint,10,opt,name=resync_done_bytes,json=resyncDoneBytes,proto3" json:"resync_done_bytes,omitempty"`
-	ResyncBytesPerSecond uint64                 `protobuf:"varint,11,opt,name=resync_bytes_per_second,json=resyncBytesPerSecond,proto3" json:"resync_bytes_per_second,omitempty"` // gone through, compared or copied, on average since it began
+	ResyncBytesPerSecond uint64                 `protobuf:"varint,11,opt,name=resync_bytes_per_second,json=resyncBytesPerSecond,proto3" json:"resync_bytes_per_second,omitempty"` // gone through, compared or copied, lately
 	EtaSeconds           uint64                 `protobuf:"varint,12,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`                                   // 0 = not known
 	NodeOnline           bool                   `protobuf:"varint,13,opt,name=node_online,json=nodeOnline,proto3" json:"node_online,omitempty"`
 	HealedBlocks         uint64                 `protobuf:"varint,14,opt,name=healed_blocks,json=healedBlocks,proto3" json:"healed_blocks,omitempty"` // that did not read as they were written, and were rewritten, since the volume was attached
@@ -821,7 +907,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[5]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +919,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[5]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +932,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{5}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Replica) GetId() string {
@@ -955,20 +1041,24 @@ func (x *Replica) GetSuspect() bool {
 }
 
 type CreateVolumeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // > 0, a multiple of 4096
-	Replicas      uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`                    // 1..3; 0 = one per domain that can take one, at most 3
-	Protection    Protection             `protobuf:"varint,4,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Domains       []string               `protobuf:"bytes,6,rep,name=domains,proto3" json:"domains,omitempty"` // place replicas in these only; empty = all
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes      int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // > 0, a multiple of 4096
+	Replicas       uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`                    // 1..3; 0 = one per domain that can take one, at most 3
+	Protection     Protection             `protobuf:"varint,4,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
+	Labels         map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Domains        []string               `protobuf:"bytes,6,rep,name=domains,proto3" json:"domains,omitempty"` // place replicas in these only; empty = all
+	Reason         string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`   // for the audit trail, in the actor's words
+	Actor          string                 `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`     // "" = the caller's certificate name
+	Needs          *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`
+	ManualFailover bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"` // it is attached elsewhere by people only, not by an automatic failover
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[6]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1070,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[6]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1083,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{6}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -1038,6 +1128,34 @@ func (x *CreateVolumeRequest) GetDomains() []string {
 	return nil
 }
 
+func (x *CreateVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetNeeds() *Needs {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+func (x *CreateVolumeRequest) GetManualFailover() bool {
+	if x != nil {
+		return x.ManualFailover
+	}
+	return false
+}
+
 type CreateVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1047,7 +1165,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[7]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1177,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[7]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1190,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{7}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *Volume {
@@ -1092,7 +1210,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[8]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1222,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[8]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1235,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{8}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListVolumesRequest) GetLabels() map[string]string {
@@ -1144,7 +1262,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[9]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1274,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[9]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1287,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{9}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -1200,7 +1318,7 @@ type Orphan struct {
 
 func (x *Orphan) Reset() {
 	*x = Orphan{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1212,7 +1330,7 @@ func (x *Orphan) String() string {
 func (*Orphan) ProtoMessage() {}
 
 func (x *Orphan) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1225,7 +1343,7 @@ func (x *Orphan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
 func (*Orphan) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{10}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Orphan) GetNode() string {
@@ -1272,7 +1390,7 @@ type InspectVolumeRequest struct {
 
 func (x *InspectVolumeRequest) Reset() {
 	*x = InspectVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1402,7 @@ func (x *InspectVolumeRequest) String() string {
 func (*InspectVolumeRequest) ProtoMessage() {}
 
 func (x *InspectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1415,7 @@ func (x *InspectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*InspectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{11}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InspectVolumeRequest) GetVolume() string {
@@ -1310,13 +1428,14 @@ func (x *InspectVolumeRequest) GetVolume() string {
 type InspectVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Exposure      *Exposure              `protobuf:"bytes,2,opt,name=exposure,proto3" json:"exposure,omitempty"` // without the past intervals but the last one; unset if it cannot be read
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InspectVolumeResponse) Reset() {
 	*x = InspectVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1447,7 @@ func (x *InspectVolumeResponse) String() string {
 func (*InspectVolumeResponse) ProtoMessage() {}
 
 func (x *InspectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,10 +1460,145 @@ func (x *InspectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*InspectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{12}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InspectVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *InspectVolumeResponse) GetExposure() *Exposure {
+	if x != nil {
+		return x.Exposure
+	}
+	return nil
+}
+
+type UpdateVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Protection    Protection             `protobuf:"varint,2,opt,name=protection,proto3,enum=tandem.volume.v1.Protection" json:"protection,omitempty"`
+	Needs         *Needs                 `protobuf:"bytes,3,opt,name=needs,proto3" json:"needs,omitempty"`                                             // unset: none
+	ExpectedEpoch *uint64                `protobuf:"varint,4,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // the epoch in which that was decided; unset: any
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                                           // at most 200 bytes; the history of the configuration and the audit trail keep it
+	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateVolumeRequest) Reset() {
+	*x = UpdateVolumeRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVolumeRequest) ProtoMessage() {}
+
+func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVolumeRequest.ProtoReflect.Descriptor instead.
+func (*UpdateVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *UpdateVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *UpdateVolumeRequest) GetProtection() Protection {
+	if x != nil {
+		return x.Protection
+	}
+	return Protection_PROTECTION_UNSPECIFIED
+}
+
+func (x *UpdateVolumeRequest) GetNeeds() *Needs {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+func (x *UpdateVolumeRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
+}
+
+func (x *UpdateVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *UpdateVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type UpdateVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateVolumeResponse) Reset() {
+	*x = UpdateVolumeResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVolumeResponse) ProtoMessage() {}
+
+func (x *UpdateVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVolumeResponse.ProtoReflect.Descriptor instead.
+func (*UpdateVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *UpdateVolumeResponse) GetVolume() *Volume {
 	if x != nil {
 		return x.Volume
 	}
@@ -1355,13 +1609,16 @@ type DeleteVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	Wait          bool                   `protobuf:"varint,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	ExpectedEpoch *uint64                `protobuf:"varint,5,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse with ABORTED if the configuration is at another epoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1630,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1643,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{13}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -1403,6 +1660,27 @@ func (x *DeleteVolumeRequest) GetWait() bool {
 	return false
 }
 
+func (x *DeleteVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeleteVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *DeleteVolumeRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
+}
+
 type DeleteVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"` // as it stands, phase DELETING; unset if it is gone
@@ -1412,7 +1690,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1702,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1715,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{14}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -1454,13 +1732,16 @@ type ReplaceReplicaRequest struct {
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`       // that takes the new one; "" = chosen, another pool than the old one's if there is one
 	Pool          string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`       // UUID of the pool that takes it; "" = chosen
 	Wait          bool                   `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	ExpectedEpoch *uint64                `protobuf:"varint,8,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse with ABORTED if the configuration is at another epoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReplaceReplicaRequest) Reset() {
 	*x = ReplaceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1753,7 @@ func (x *ReplaceReplicaRequest) String() string {
 func (*ReplaceReplicaRequest) ProtoMessage() {}
 
 func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1766,7 @@ func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{15}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReplaceReplicaRequest) GetVolume() string {
@@ -1523,6 +1804,27 @@ func (x *ReplaceReplicaRequest) GetWait() bool {
 	return false
 }
 
+func (x *ReplaceReplicaRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReplaceReplicaRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ReplaceReplicaRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
+}
+
 type ReplaceReplicaResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1532,7 +1834,7 @@ type ReplaceReplicaResponse struct {
 
 func (x *ReplaceReplicaResponse) Reset() {
 	*x = ReplaceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1846,7 @@ func (x *ReplaceReplicaResponse) String() string {
 func (*ReplaceReplicaResponse) ProtoMessage() {}
 
 func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1859,7 @@ func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{16}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReplaceReplicaResponse) GetVolume() *Volume {
@@ -1570,15 +1872,18 @@ func (x *ReplaceReplicaResponse) GetVolume() *Volume {
 type AttachVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Frontend      string                 `protobuf:"bytes,2,opt,name=frontend,proto3" json:"frontend,omitempty"` // "nbd", "fuseloop"; "" = the node's default
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`         // "" = the node that is asked; another is refused with its address
+	Frontend      string                 `protobuf:"bytes,2,opt,name=frontend,proto3" json:"frontend,omitempty"`                                       // "nbd", "fuseloop"; "" = the node's default
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`                                               // "" = the node that is asked; another is refused with its address
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	ExpectedEpoch *uint64                `protobuf:"varint,6,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse with ABORTED if the configuration is at another epoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1895,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1908,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -1627,6 +1932,27 @@ func (x *AttachVolumeRequest) GetNode() string {
 	return ""
 }
 
+func (x *AttachVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AttachVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *AttachVolumeRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
+}
+
 type AttachVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -1637,7 +1963,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1649,7 +1975,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1662,7 +1988,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AttachVolumeResponse) GetPath() string {
@@ -1682,13 +2008,16 @@ func (x *AttachVolumeResponse) GetVolume() *Volume {
 type DetachVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`                                             // "" = the caller's certificate name
+	ExpectedEpoch *uint64                `protobuf:"varint,4,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse with ABORTED if the configuration is at another epoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +2029,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +2042,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{19}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DetachVolumeRequest) GetVolume() string {
@@ -1721,6 +2050,27 @@ func (x *DetachVolumeRequest) GetVolume() string {
 		return x.Volume
 	}
 	return ""
+}
+
+func (x *DetachVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DetachVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *DetachVolumeRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
 }
 
 type DetachVolumeResponse struct {
@@ -1732,7 +2082,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +2094,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +2107,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{20}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DetachVolumeResponse) GetVolume() *Volume {
@@ -1771,13 +2121,15 @@ type StartVerifyRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Volume             string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	RateBytesPerSecond *int64                 `protobuf:"varint,2,opt,name=rate_bytes_per_second,json=rateBytesPerSecond,proto3,oneof" json:"rate_bytes_per_second,omitempty"` // >= 0, 0 = no limit; unset = as configured
+	Reason             string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                                                              // for the audit trail, in the actor's words
+	Actor              string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`                                                                // "" = the caller's certificate name
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StartVerifyRequest) Reset() {
 	*x = StartVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +2141,7 @@ func (x *StartVerifyRequest) String() string {
 func (*StartVerifyRequest) ProtoMessage() {}
 
 func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +2154,7 @@ func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StartVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartVerifyRequest) GetVolume() string {
@@ -1819,6 +2171,20 @@ func (x *StartVerifyRequest) GetRateBytesPerSecond() int64 {
 	return 0
 }
 
+func (x *StartVerifyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StartVerifyRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
 type StartVerifyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1828,7 +2194,7 @@ type StartVerifyResponse struct {
 
 func (x *StartVerifyResponse) Reset() {
 	*x = StartVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +2206,7 @@ func (x *StartVerifyResponse) String() string {
 func (*StartVerifyResponse) ProtoMessage() {}
 
 func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +2219,7 @@ func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StartVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartVerifyResponse) GetVolume() *Volume {
@@ -1866,13 +2232,15 @@ func (x *StartVerifyResponse) GetVolume() *Volume {
 type StopVerifyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`   // "" = the caller's certificate name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StopVerifyRequest) Reset() {
 	*x = StopVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2252,7 @@ func (x *StopVerifyRequest) String() string {
 func (*StopVerifyRequest) ProtoMessage() {}
 
 func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,12 +2265,26 @@ func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StopVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StopVerifyRequest) GetVolume() string {
 	if x != nil {
 		return x.Volume
+	}
+	return ""
+}
+
+func (x *StopVerifyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StopVerifyRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
 	}
 	return ""
 }
@@ -1916,7 +2298,7 @@ type StopVerifyResponse struct {
 
 func (x *StopVerifyResponse) Reset() {
 	*x = StopVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +2310,7 @@ func (x *StopVerifyResponse) String() string {
 func (*StopVerifyResponse) ProtoMessage() {}
 
 func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2323,7 @@ func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StopVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StopVerifyResponse) GetVolume() *Volume {
@@ -1960,7 +2342,7 @@ type GetVerifyRequest struct {
 
 func (x *GetVerifyRequest) Reset() {
 	*x = GetVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2354,7 @@ func (x *GetVerifyRequest) String() string {
 func (*GetVerifyRequest) ProtoMessage() {}
 
 func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2367,7 @@ func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyRequest.ProtoReflect.Descriptor instead.
 func (*GetVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetVerifyRequest) GetVolume() string {
@@ -2004,7 +2386,7 @@ type GetVerifyResponse struct {
 
 func (x *GetVerifyResponse) Reset() {
 	*x = GetVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2398,7 @@ func (x *GetVerifyResponse) String() string {
 func (*GetVerifyResponse) ProtoMessage() {}
 
 func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2411,7 @@ func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyResponse.ProtoReflect.Descriptor instead.
 func (*GetVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetVerifyResponse) GetVolume() *Volume {
@@ -2049,7 +2431,7 @@ type WatchVolumeRequest struct {
 
 func (x *WatchVolumeRequest) Reset() {
 	*x = WatchVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2443,7 @@ func (x *WatchVolumeRequest) String() string {
 func (*WatchVolumeRequest) ProtoMessage() {}
 
 func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2456,7 @@ func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WatchVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchVolumeRequest) GetVolume() string {
@@ -2100,7 +2482,7 @@ type WatchVolumeResponse struct {
 
 func (x *WatchVolumeResponse) Reset() {
 	*x = WatchVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2494,7 @@ func (x *WatchVolumeResponse) String() string {
 func (*WatchVolumeResponse) ProtoMessage() {}
 
 func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2507,7 @@ func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WatchVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchVolumeResponse) GetVolume() *Volume {
@@ -2141,13 +2523,15 @@ type ImportKvdbRequest struct {
 	All                   bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`                                                                     // every volume that the kvdb or a replica knows
 	DryRun                bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                                                 // tell what would be done
 	AcceptDataLossVolumes []string               `protobuf:"bytes,4,rep,name=accept_data_loss_volumes,json=acceptDataLossVolumes,proto3" json:"accept_data_loss_volumes,omitempty"` // ids or names: import these also where a replica that may know more does not answer
+	Reason                string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                                                                // for the audit trail, in the actor's words
+	Actor                 string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`                                                                  // "" = the caller's certificate name
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
 
 func (x *ImportKvdbRequest) Reset() {
 	*x = ImportKvdbRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2543,7 @@ func (x *ImportKvdbRequest) String() string {
 func (*ImportKvdbRequest) ProtoMessage() {}
 
 func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2556,7 @@ func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbRequest.ProtoReflect.Descriptor instead.
 func (*ImportKvdbRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ImportKvdbRequest) GetVolumes() []string {
@@ -2203,6 +2587,20 @@ func (x *ImportKvdbRequest) GetAcceptDataLossVolumes() []string {
 	return nil
 }
 
+func (x *ImportKvdbRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ImportKvdbRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
 type ImportKvdbResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volumes       []*ImportedVolume      `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`                            // by name
@@ -2214,7 +2612,7 @@ type ImportKvdbResponse struct {
 
 func (x *ImportKvdbResponse) Reset() {
 	*x = ImportKvdbResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2624,7 @@ func (x *ImportKvdbResponse) String() string {
 func (*ImportKvdbResponse) ProtoMessage() {}
 
 func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2637,7 @@ func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbResponse.ProtoReflect.Descriptor instead.
 func (*ImportKvdbResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ImportKvdbResponse) GetVolumes() []*ImportedVolume {
@@ -2280,7 +2678,7 @@ type ImportedVolume struct {
 
 func (x *ImportedVolume) Reset() {
 	*x = ImportedVolume{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2292,7 +2690,7 @@ func (x *ImportedVolume) String() string {
 func (*ImportedVolume) ProtoMessage() {}
 
 func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2305,7 +2703,7 @@ func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedVolume.ProtoReflect.Descriptor instead.
 func (*ImportedVolume) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ImportedVolume) GetId() string {
@@ -2381,7 +2779,7 @@ type SilentNode struct {
 
 func (x *SilentNode) Reset() {
 	*x = SilentNode{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2393,7 +2791,7 @@ func (x *SilentNode) String() string {
 func (*SilentNode) ProtoMessage() {}
 
 func (x *SilentNode) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2406,7 +2804,7 @@ func (x *SilentNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilentNode.ProtoReflect.Descriptor instead.
 func (*SilentNode) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SilentNode) GetNode() string {
@@ -2431,7 +2829,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2841,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2854,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
 }
 
 type ListReplicasResponse struct {
@@ -2471,7 +2869,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2881,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2894,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListReplicasResponse) GetNode() string {
@@ -2549,7 +2947,7 @@ type FoundReplica struct {
 
 func (x *FoundReplica) Reset() {
 	*x = FoundReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +2959,7 @@ func (x *FoundReplica) String() string {
 func (*FoundReplica) ProtoMessage() {}
 
 func (x *FoundReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2574,7 +2972,7 @@ func (x *FoundReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundReplica.ProtoReflect.Descriptor instead.
 func (*FoundReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FoundReplica) GetVolume() []byte {
@@ -2668,6 +3066,540 @@ func (x *FoundReplica) GetError() string {
 	return ""
 }
 
+type ForceReplicaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`                                         // its id or the node that has it
+	ExpectedEpoch *uint64                `protobuf:"varint,3,opt,name=expected_epoch,json=expectedEpoch,proto3,oneof" json:"expected_epoch,omitempty"` // refuse if the volume is at another one
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`                                             // who asks
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                                           // for the record
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceReplicaRequest) Reset() {
+	*x = ForceReplicaRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceReplicaRequest) ProtoMessage() {}
+
+func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceReplicaRequest.ProtoReflect.Descriptor instead.
+func (*ForceReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ForceReplicaRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ForceReplicaRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *ForceReplicaRequest) GetExpectedEpoch() uint64 {
+	if x != nil && x.ExpectedEpoch != nil {
+		return *x.ExpectedEpoch
+	}
+	return 0
+}
+
+func (x *ForceReplicaRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ForceReplicaRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ForceReplicaResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	DataEpoch     uint64                 `protobuf:"varint,2,opt,name=data_epoch,json=dataEpoch,proto3" json:"data_epoch,omitempty"` // of the newest configuration that the replica was told: what came after it may be lost
+	LostNodes     []string               `protobuf:"bytes,3,rep,name=lost_nodes,json=lostNodes,proto3" json:"lost_nodes,omitempty"`  // that had every acknowledged write
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceReplicaResponse) Reset() {
+	*x = ForceReplicaResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceReplicaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceReplicaResponse) ProtoMessage() {}
+
+func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceReplicaResponse.ProtoReflect.Descriptor instead.
+func (*ForceReplicaResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ForceReplicaResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *ForceReplicaResponse) GetDataEpoch() uint64 {
+	if x != nil {
+		return x.DataEpoch
+	}
+	return 0
+}
+
+func (x *ForceReplicaResponse) GetLostNodes() []string {
+	if x != nil {
+		return x.LostNodes
+	}
+	return nil
+}
+
+type GetExposureRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetExposureRequest) Reset() {
+	*x = GetExposureRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetExposureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetExposureRequest) ProtoMessage() {}
+
+func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetExposureRequest.ProtoReflect.Descriptor instead.
+func (*GetExposureRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *GetExposureRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+type GetExposureResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Exposure      *Exposure              `protobuf:"bytes,3,opt,name=exposure,proto3" json:"exposure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetExposureResponse) Reset() {
+	*x = GetExposureResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetExposureResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetExposureResponse) ProtoMessage() {}
+
+func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetExposureResponse.ProtoReflect.Descriptor instead.
+func (*GetExposureResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *GetExposureResponse) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *GetExposureResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GetExposureResponse) GetExposure() *Exposure {
+	if x != nil {
+		return x.Exposure
+	}
+	return nil
+}
+
+// Exposure is what is known of the times in which a volume had fewer replicas in sync than members.
+type Exposure struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Open                 *ExposedInterval       `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`                                      // goes on; unset: every replica is in sync
+	Past                 []*ExposedInterval     `protobuf:"bytes,2,rep,name=past,proto3" json:"past,omitempty"`                                      // the oldest first
+	EarlierCount         uint32                 `protobuf:"varint,3,opt,name=earlier_count,json=earlierCount,proto3" json:"earlier_count,omitempty"` // intervals that are older than those of past
+	EarlierMs            int64                  `protobuf:"varint,4,opt,name=earlier_ms,json=earlierMs,proto3" json:"earlier_ms,omitempty"`
+	EarlierResyncedBytes uint64                 `protobuf:"varint,5,opt,name=earlier_resynced_bytes,json=earlierResyncedBytes,proto3" json:"earlier_resynced_bytes,omitempty"`
+	TotalCount           uint32                 `protobuf:"varint,6,opt,name=total_count,json=totalCount,proto3" json:"total_count,omitempty"` // of all intervals
+	TotalMs              int64                  `protobuf:"varint,7,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
+	TotalResyncedBytes   uint64                 `protobuf:"varint,8,opt,name=total_resynced_bytes,json=totalResyncedBytes,proto3" json:"total_resynced_bytes,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *Exposure) Reset() {
+	*x = Exposure{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Exposure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Exposure) ProtoMessage() {}
+
+func (x *Exposure) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
+func (*Exposure) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Exposure) GetOpen() *ExposedInterval {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *Exposure) GetPast() []*ExposedInterval {
+	if x != nil {
+		return x.Past
+	}
+	return nil
+}
+
+func (x *Exposure) GetEarlierCount() uint32 {
+	if x != nil {
+		return x.EarlierCount
+	}
+	return 0
+}
+
+func (x *Exposure) GetEarlierMs() int64 {
+	if x != nil {
+		return x.EarlierMs
+	}
+	return 0
+}
+
+func (x *Exposure) GetEarlierResyncedBytes() uint64 {
+	if x != nil {
+		return x.EarlierResyncedBytes
+	}
+	return 0
+}
+
+func (x *Exposure) GetTotalCount() uint32 {
+	if x != nil {
+		return x.TotalCount
+	}
+	return 0
+}
+
+func (x *Exposure) GetTotalMs() int64 {
+	if x != nil {
+		return x.TotalMs
+	}
+	return 0
+}
+
+func (x *Exposure) GetTotalResyncedBytes() uint64 {
+	if x != nil {
+		return x.TotalResyncedBytes
+	}
+	return 0
+}
+
+// ExposedInterval is a time in which the same replicas were out of sync.
+type ExposedInterval struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	FromUnixMs     int64                  `protobuf:"varint,1,opt,name=from_unix_ms,json=fromUnixMs,proto3" json:"from_unix_ms,omitempty"` // milliseconds since 1970, by the clock of the coordinator's node; 0 = before it was recorded
+	ToUnixMs       int64                  `protobuf:"varint,2,opt,name=to_unix_ms,json=toUnixMs,proto3" json:"to_unix_ms,omitempty"`       // 0 = goes on
+	LastedMs       int64                  `protobuf:"varint,3,opt,name=lasted_ms,json=lastedMs,proto3" json:"lasted_ms,omitempty"`         // until now if it goes on; 0 if the beginning is not known
+	FromEpoch      uint64                 `protobuf:"varint,4,opt,name=from_epoch,json=fromEpoch,proto3" json:"from_epoch,omitempty"`
+	ToEpoch        uint64                 `protobuf:"varint,5,opt,name=to_epoch,json=toEpoch,proto3" json:"to_epoch,omitempty"`
+	Cause          string                 `protobuf:"bytes,6,opt,name=cause,proto3" json:"cause,omitempty"` // of the change that began it
+	End            string                 `protobuf:"bytes,7,opt,name=end,proto3" json:"end,omitempty"`     // of the change that ended it
+	Missing        []*MissingReplica      `protobuf:"bytes,8,rep,name=missing,proto3" json:"missing,omitempty"`
+	WithoutDomains []string               `protobuf:"bytes,9,rep,name=without_domains,json=withoutDomains,proto3" json:"without_domains,omitempty"` // domains with a member and none in sync
+	InSync         uint32                 `protobuf:"varint,10,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`
+	ResyncedBytes  uint64                 `protobuf:"varint,11,opt,name=resynced_bytes,json=resyncedBytes,proto3" json:"resynced_bytes,omitempty"` // that had to be gone through before the replicas were in sync: at most so much was written while they were missing; 0 = not known
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ExposedInterval) Reset() {
+	*x = ExposedInterval{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExposedInterval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExposedInterval) ProtoMessage() {}
+
+func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExposedInterval.ProtoReflect.Descriptor instead.
+func (*ExposedInterval) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ExposedInterval) GetFromUnixMs() int64 {
+	if x != nil {
+		return x.FromUnixMs
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetToUnixMs() int64 {
+	if x != nil {
+		return x.ToUnixMs
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetLastedMs() int64 {
+	if x != nil {
+		return x.LastedMs
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetFromEpoch() uint64 {
+	if x != nil {
+		return x.FromEpoch
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetToEpoch() uint64 {
+	if x != nil {
+		return x.ToEpoch
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *ExposedInterval) GetEnd() string {
+	if x != nil {
+		return x.End
+	}
+	return ""
+}
+
+func (x *ExposedInterval) GetMissing() []*MissingReplica {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *ExposedInterval) GetWithoutDomains() []string {
+	if x != nil {
+		return x.WithoutDomains
+	}
+	return nil
+}
+
+func (x *ExposedInterval) GetInSync() uint32 {
+	if x != nil {
+		return x.InSync
+	}
+	return 0
+}
+
+func (x *ExposedInterval) GetResyncedBytes() uint64 {
+	if x != nil {
+		return x.ResyncedBytes
+	}
+	return 0
+}
+
+type MissingReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ReplicaId     string                 `protobuf:"bytes,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Domain        string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingReplica) Reset() {
+	*x = MissingReplica{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingReplica) ProtoMessage() {}
+
+func (x *MissingReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingReplica.ProtoReflect.Descriptor instead.
+func (*MissingReplica) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *MissingReplica) GetReplicaId() string {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return ""
+}
+
+func (x *MissingReplica) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *MissingReplica) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *MissingReplica) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type SwitchOverRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -2682,7 +3614,7 @@ type SwitchOverRequest struct {
 
 func (x *SwitchOverRequest) Reset() {
 	*x = SwitchOverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2694,7 +3626,7 @@ func (x *SwitchOverRequest) String() string {
 func (*SwitchOverRequest) ProtoMessage() {}
 
 func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2707,7 +3639,7 @@ func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverRequest.ProtoReflect.Descriptor instead.
 func (*SwitchOverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SwitchOverRequest) GetVolume() string {
@@ -2761,7 +3693,7 @@ type SwitchOverResponse struct {
 
 func (x *SwitchOverResponse) Reset() {
 	*x = SwitchOverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +3705,7 @@ func (x *SwitchOverResponse) String() string {
 func (*SwitchOverResponse) ProtoMessage() {}
 
 func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +3718,7 @@ func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverResponse.ProtoReflect.Descriptor instead.
 func (*SwitchOverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SwitchOverResponse) GetMove() *Move {
@@ -2816,7 +3748,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +3760,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +3773,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Move) GetVolumeId() string {
@@ -2931,7 +3863,7 @@ type SwitchOverList struct {
 
 func (x *SwitchOverList) Reset() {
 	*x = SwitchOverList{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3875,7 @@ func (x *SwitchOverList) String() string {
 func (*SwitchOverList) ProtoMessage() {}
 
 func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3888,7 @@ func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverList.ProtoReflect.Descriptor instead.
 func (*SwitchOverList) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SwitchOverList) GetMoves() []*Move {
@@ -2975,7 +3907,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3919,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3932,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *MoveVolumeRequest) GetRequest() *SwitchOverRequest {
@@ -3019,7 +3951,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3963,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3976,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *MoveVolumeResponse) GetMove() *Move {
@@ -3063,7 +3995,7 @@ type PrepareHandoverRequest struct {
 
 func (x *PrepareHandoverRequest) Reset() {
 	*x = PrepareHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +4007,7 @@ func (x *PrepareHandoverRequest) String() string {
 func (*PrepareHandoverRequest) ProtoMessage() {}
 
 func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +4020,7 @@ func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PrepareHandoverRequest) GetVolume() string {
@@ -3110,7 +4042,7 @@ type PrepareHandoverResponse struct {
 
 func (x *PrepareHandoverResponse) Reset() {
 	*x = PrepareHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3122,7 +4054,7 @@ func (x *PrepareHandoverResponse) String() string {
 func (*PrepareHandoverResponse) ProtoMessage() {}
 
 func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3135,7 +4067,7 @@ func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PrepareHandoverResponse) GetAttachId() []byte {
@@ -3176,7 +4108,7 @@ type TakeHandoverRequest struct {
 
 func (x *TakeHandoverRequest) Reset() {
 	*x = TakeHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +4120,7 @@ func (x *TakeHandoverRequest) String() string {
 func (*TakeHandoverRequest) ProtoMessage() {}
 
 func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +4133,7 @@ func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverRequest.ProtoReflect.Descriptor instead.
 func (*TakeHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TakeHandoverRequest) GetVolume() string {
@@ -3227,7 +4159,7 @@ type TakeHandoverResponse struct {
 
 func (x *TakeHandoverResponse) Reset() {
 	*x = TakeHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +4171,7 @@ func (x *TakeHandoverResponse) String() string {
 func (*TakeHandoverResponse) ProtoMessage() {}
 
 func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +4184,7 @@ func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverResponse.ProtoReflect.Descriptor instead.
 func (*TakeHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *TakeHandoverResponse) GetPath() string {
@@ -3266,7 +4198,11 @@ var File_volume_volumepb_volume_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"\xae\x06\n" +
+	"\x1cvolume/volumepb/volume.proto\x12\x10tandem.volume.v1\"U\n" +
+	"\x05Needs\x12\x17\n" +
+	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
+	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
+	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\xa8\a\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3292,7 +4228,10 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06verify\x18\x10 \x01(\v2\x18.tandem.volume.v1.VerifyR\x06verify\x120\n" +
 	"\x06damage\x18\x11 \x01(\v2\x18.tandem.volume.v1.DamageR\x06damage\x12\x14\n" +
 	"\x05group\x18\x1e \x01(\tR\x05group\x12-\n" +
-	"\x12unreconciled_bytes\x18\x12 \x01(\x04R\x11unreconciledBytes\x1a9\n" +
+	"\x12unreconciled_bytes\x18\x12 \x01(\x04R\x11unreconciledBytes\x12-\n" +
+	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12 \n" +
+	"\vunprotected\x18\x19 \x01(\bR\vunprotected\x12'\n" +
+	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
@@ -3348,7 +4287,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\vnode_online\x18\r \x01(\bR\n" +
 	"nodeOnline\x12#\n" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
-	"\asuspect\x18\x0f \x01(\bR\asuspect\"\xc2\x02\n" +
+	"\asuspect\x18\x0f \x01(\bR\asuspect\"\xc8\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3358,7 +4297,11 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"protection\x18\x04 \x01(\x0e2\x1c.tandem.volume.v1.ProtectionR\n" +
 	"protection\x12I\n" +
 	"\x06labels\x18\x05 \x03(\v21.tandem.volume.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x12\x18\n" +
-	"\adomains\x18\x06 \x03(\tR\adomains\x1a9\n" +
+	"\adomains\x18\x06 \x03(\tR\adomains\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\b \x01(\tR\x05actor\x12-\n" +
+	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12'\n" +
+	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
@@ -3381,41 +4324,74 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"replica_id\x18\x04 \x01(\tR\treplicaId\x12\x12\n" +
 	"\x04text\x18\x05 \x01(\tR\x04text\".\n" +
 	"\x14InspectVolumeRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"I\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"\x81\x01\n" +
 	"\x15InspectVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"A\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\x126\n" +
+	"\bexposure\x18\x02 \x01(\v2\x1a.tandem.volume.v1.ExposureR\bexposure\"\x87\x02\n" +
+	"\x13UpdateVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12<\n" +
+	"\n" +
+	"protection\x18\x02 \x01(\x0e2\x1c.tandem.volume.v1.ProtectionR\n" +
+	"protection\x12-\n" +
+	"\x05needs\x18\x03 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12*\n" +
+	"\x0eexpected_epoch\x18\x04 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actorB\x11\n" +
+	"\x0f_expected_epoch\"H\n" +
+	"\x14UpdateVolumeResponse\x120\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xae\x01\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
-	"\x04wait\x18\x02 \x01(\bR\x04wait\"H\n" +
+	"\x04wait\x18\x02 \x01(\bR\x04wait\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12*\n" +
+	"\x0eexpected_epoch\x18\x05 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01B\x11\n" +
+	"\x0f_expected_epoch\"H\n" +
 	"\x14DeleteVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x85\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xf2\x01\n" +
 	"\x15ReplaceReplicaRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\tR\areplica\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x12\n" +
 	"\x04pool\x18\x04 \x01(\tR\x04pool\x12\x12\n" +
-	"\x04wait\x18\x05 \x01(\bR\x04wait\"J\n" +
+	"\x04wait\x18\x05 \x01(\bR\x04wait\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\a \x01(\tR\x05actor\x12*\n" +
+	"\x0eexpected_epoch\x18\b \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01B\x11\n" +
+	"\x0f_expected_epoch\"J\n" +
 	"\x16ReplaceReplicaResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"]\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xca\x01\n" +
 	"\x13AttachVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
 	"\bfrontend\x18\x02 \x01(\tR\bfrontend\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\"\\\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12*\n" +
+	"\x0eexpected_epoch\x18\x06 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01B\x11\n" +
+	"\x0f_expected_epoch\"\\\n" +
 	"\x14AttachVolumeResponse\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x120\n" +
-	"\x06volume\x18\x02 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"-\n" +
+	"\x06volume\x18\x02 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x9a\x01\n" +
 	"\x13DetachVolumeRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"H\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12*\n" +
+	"\x0eexpected_epoch\x18\x04 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01B\x11\n" +
+	"\x0f_expected_epoch\"H\n" +
 	"\x14DetachVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"~\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xac\x01\n" +
 	"\x12StartVerifyRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x126\n" +
-	"\x15rate_bytes_per_second\x18\x02 \x01(\x03H\x00R\x12rateBytesPerSecond\x88\x01\x01B\x18\n" +
+	"\x15rate_bytes_per_second\x18\x02 \x01(\x03H\x00R\x12rateBytesPerSecond\x88\x01\x01\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actorB\x18\n" +
 	"\x16_rate_bytes_per_second\"G\n" +
 	"\x13StartVerifyResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"+\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"Y\n" +
 	"\x11StopVerifyRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"F\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"F\n" +
 	"\x12StopVerifyResponse\x120\n" +
 	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"*\n" +
 	"\x10GetVerifyRequest\x12\x16\n" +
@@ -3427,12 +4403,14 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\vinterval_ms\x18\x02 \x01(\rR\n" +
 	"intervalMs\"G\n" +
 	"\x13WatchVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\x91\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xbf\x01\n" +
 	"\x11ImportKvdbRequest\x12\x18\n" +
 	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x127\n" +
-	"\x18accept_data_loss_volumes\x18\x04 \x03(\tR\x15acceptDataLossVolumes\"\xab\x01\n" +
+	"\x18accept_data_loss_volumes\x18\x04 \x03(\tR\x15acceptDataLossVolumes\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\"\xab\x01\n" +
 	"\x12ImportKvdbResponse\x12:\n" +
 	"\avolumes\x18\x01 \x03(\v2 .tandem.volume.v1.ImportedVolumeR\avolumes\x12?\n" +
 	"\fsilent_nodes\x18\x02 \x03(\v2\x1c.tandem.volume.v1.SilentNodeR\vsilentNodes\x12\x18\n" +
@@ -3473,7 +4451,59 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	" \x03(\fR\amissing\x12 \n" +
 	"\vincarnation\x18\v \x01(\fR\vincarnation\x12\x12\n" +
 	"\x04spec\x18\f \x01(\fR\x04spec\x12\x14\n" +
-	"\x05error\x18\r \x01(\tR\x05error\"\xa8\x01\n" +
+	"\x05error\x18\r \x01(\tR\x05error\"\xb4\x01\n" +
+	"\x13ForceReplicaRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12*\n" +
+	"\x0eexpected_epoch\x18\x03 \x01(\x04H\x00R\rexpectedEpoch\x88\x01\x01\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reasonB\x11\n" +
+	"\x0f_expected_epoch\"\x86\x01\n" +
+	"\x14ForceReplicaResponse\x120\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\x12\x1d\n" +
+	"\n" +
+	"data_epoch\x18\x02 \x01(\x04R\tdataEpoch\x12\x1d\n" +
+	"\n" +
+	"lost_nodes\x18\x03 \x03(\tR\tlostNodes\",\n" +
+	"\x12GetExposureRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"~\n" +
+	"\x13GetExposureResponse\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
+	"\bexposure\x18\x03 \x01(\v2\x1a.tandem.volume.v1.ExposureR\bexposure\"\xe0\x02\n" +
+	"\bExposure\x125\n" +
+	"\x04open\x18\x01 \x01(\v2!.tandem.volume.v1.ExposedIntervalR\x04open\x125\n" +
+	"\x04past\x18\x02 \x03(\v2!.tandem.volume.v1.ExposedIntervalR\x04past\x12#\n" +
+	"\rearlier_count\x18\x03 \x01(\rR\fearlierCount\x12\x1d\n" +
+	"\n" +
+	"earlier_ms\x18\x04 \x01(\x03R\tearlierMs\x124\n" +
+	"\x16earlier_resynced_bytes\x18\x05 \x01(\x04R\x14earlierResyncedBytes\x12\x1f\n" +
+	"\vtotal_count\x18\x06 \x01(\rR\n" +
+	"totalCount\x12\x19\n" +
+	"\btotal_ms\x18\a \x01(\x03R\atotalMs\x120\n" +
+	"\x14total_resynced_bytes\x18\b \x01(\x04R\x12totalResyncedBytes\"\xf5\x02\n" +
+	"\x0fExposedInterval\x12 \n" +
+	"\ffrom_unix_ms\x18\x01 \x01(\x03R\n" +
+	"fromUnixMs\x12\x1c\n" +
+	"\n" +
+	"to_unix_ms\x18\x02 \x01(\x03R\btoUnixMs\x12\x1b\n" +
+	"\tlasted_ms\x18\x03 \x01(\x03R\blastedMs\x12\x1d\n" +
+	"\n" +
+	"from_epoch\x18\x04 \x01(\x04R\tfromEpoch\x12\x19\n" +
+	"\bto_epoch\x18\x05 \x01(\x04R\atoEpoch\x12\x14\n" +
+	"\x05cause\x18\x06 \x01(\tR\x05cause\x12\x10\n" +
+	"\x03end\x18\a \x01(\tR\x03end\x12:\n" +
+	"\amissing\x18\b \x03(\v2 .tandem.volume.v1.MissingReplicaR\amissing\x12'\n" +
+	"\x0fwithout_domains\x18\t \x03(\tR\x0ewithoutDomains\x12\x17\n" +
+	"\ain_sync\x18\n" +
+	" \x01(\rR\x06inSync\x12%\n" +
+	"\x0eresynced_bytes\x18\v \x01(\x04R\rresyncedBytes\"s\n" +
+	"\x0eMissingReplica\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x01 \x01(\tR\treplicaId\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xa8\x01\n" +
 	"\x11SwitchOverRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
 	"\tto_domain\x18\x02 \x01(\tR\btoDomain\x12\x17\n" +
@@ -3543,11 +4573,13 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x1eSWITCH_OVER_ACTION_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SWITCH_OVER_ACTION_NONE\x10\x01\x12\x1b\n" +
 	"\x17SWITCH_OVER_ACTION_MOVE\x10\x02\x12\x1e\n" +
-	"\x1aSWITCH_OVER_ACTION_REFUSED\x10\x032\xc3\t\n" +
+	"\x1aSWITCH_OVER_ACTION_REFUSED\x10\x032\xdd\v\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
 	"\rInspectVolume\x12&.tandem.volume.v1.InspectVolumeRequest\x1a'.tandem.volume.v1.InspectVolumeResponse\x12]\n" +
+	"\fUpdateVolume\x12%.tandem.volume.v1.UpdateVolumeRequest\x1a&.tandem.volume.v1.UpdateVolumeResponse\x12Z\n" +
+	"\vGetExposure\x12$.tandem.volume.v1.GetExposureRequest\x1a%.tandem.volume.v1.GetExposureResponse\x12]\n" +
 	"\fDeleteVolume\x12%.tandem.volume.v1.DeleteVolumeRequest\x1a&.tandem.volume.v1.DeleteVolumeResponse\x12c\n" +
 	"\x0eReplaceReplica\x12'.tandem.volume.v1.ReplaceReplicaRequest\x1a(.tandem.volume.v1.ReplaceReplicaResponse\x12]\n" +
 	"\fAttachVolume\x12%.tandem.volume.v1.AttachVolumeRequest\x1a&.tandem.volume.v1.AttachVolumeResponse\x12]\n" +
@@ -3558,7 +4590,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"StopVerify\x12#.tandem.volume.v1.StopVerifyRequest\x1a$.tandem.volume.v1.StopVerifyResponse\x12T\n" +
 	"\tGetVerify\x12\".tandem.volume.v1.GetVerifyRequest\x1a#.tandem.volume.v1.GetVerifyResponse\x12W\n" +
 	"\n" +
-	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse\x12W\n" +
+	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse\x12]\n" +
+	"\fForceReplica\x12%.tandem.volume.v1.ForceReplicaRequest\x1a&.tandem.volume.v1.ForceReplicaResponse\x12W\n" +
 	"\n" +
 	"SwitchOver\x12#.tandem.volume.v1.SwitchOverRequest\x1a$.tandem.volume.v1.SwitchOverResponse2\xab\x02\n" +
 	"\tHandovers\x12W\n" +
@@ -3582,136 +4615,163 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                 // 0: tandem.volume.v1.Protection
 	(Phase)(0),                      // 1: tandem.volume.v1.Phase
 	(ReplicaState)(0),               // 2: tandem.volume.v1.ReplicaState
 	(ImportAction)(0),               // 3: tandem.volume.v1.ImportAction
 	(SwitchOverAction)(0),           // 4: tandem.volume.v1.SwitchOverAction
-	(*Volume)(nil),                  // 5: tandem.volume.v1.Volume
-	(*Verify)(nil),                  // 6: tandem.volume.v1.Verify
-	(*Damage)(nil),                  // 7: tandem.volume.v1.Damage
-	(*Attachment)(nil),              // 8: tandem.volume.v1.Attachment
-	(*Stall)(nil),                   // 9: tandem.volume.v1.Stall
-	(*Replica)(nil),                 // 10: tandem.volume.v1.Replica
-	(*CreateVolumeRequest)(nil),     // 11: tandem.volume.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),    // 12: tandem.volume.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),      // 13: tandem.volume.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 14: tandem.volume.v1.ListVolumesResponse
-	(*Orphan)(nil),                  // 15: tandem.volume.v1.Orphan
-	(*InspectVolumeRequest)(nil),    // 16: tandem.volume.v1.InspectVolumeRequest
-	(*InspectVolumeResponse)(nil),   // 17: tandem.volume.v1.InspectVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 18: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 19: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),   // 20: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil),  // 21: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),     // 22: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),    // 23: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),     // 24: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),    // 25: tandem.volume.v1.DetachVolumeResponse
-	(*StartVerifyRequest)(nil),      // 26: tandem.volume.v1.StartVerifyRequest
-	(*StartVerifyResponse)(nil),     // 27: tandem.volume.v1.StartVerifyResponse
-	(*StopVerifyRequest)(nil),       // 28: tandem.volume.v1.StopVerifyRequest
-	(*StopVerifyResponse)(nil),      // 29: tandem.volume.v1.StopVerifyResponse
-	(*GetVerifyRequest)(nil),        // 30: tandem.volume.v1.GetVerifyRequest
-	(*GetVerifyResponse)(nil),       // 31: tandem.volume.v1.GetVerifyResponse
-	(*WatchVolumeRequest)(nil),      // 32: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),     // 33: tandem.volume.v1.WatchVolumeResponse
-	(*ImportKvdbRequest)(nil),       // 34: tandem.volume.v1.ImportKvdbRequest
-	(*ImportKvdbResponse)(nil),      // 35: tandem.volume.v1.ImportKvdbResponse
-	(*ImportedVolume)(nil),          // 36: tandem.volume.v1.ImportedVolume
-	(*SilentNode)(nil),              // 37: tandem.volume.v1.SilentNode
-	(*ListReplicasRequest)(nil),     // 38: tandem.volume.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),    // 39: tandem.volume.v1.ListReplicasResponse
-	(*FoundReplica)(nil),            // 40: tandem.volume.v1.FoundReplica
-	(*SwitchOverRequest)(nil),       // 41: tandem.volume.v1.SwitchOverRequest
-	(*SwitchOverResponse)(nil),      // 42: tandem.volume.v1.SwitchOverResponse
-	(*Move)(nil),                    // 43: tandem.volume.v1.Move
-	(*SwitchOverList)(nil),          // 44: tandem.volume.v1.SwitchOverList
-	(*MoveVolumeRequest)(nil),       // 45: tandem.volume.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),      // 46: tandem.volume.v1.MoveVolumeResponse
-	(*PrepareHandoverRequest)(nil),  // 47: tandem.volume.v1.PrepareHandoverRequest
-	(*PrepareHandoverResponse)(nil), // 48: tandem.volume.v1.PrepareHandoverResponse
-	(*TakeHandoverRequest)(nil),     // 49: tandem.volume.v1.TakeHandoverRequest
-	(*TakeHandoverResponse)(nil),    // 50: tandem.volume.v1.TakeHandoverResponse
-	nil,                             // 51: tandem.volume.v1.Volume.LabelsEntry
-	nil,                             // 52: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 53: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*Needs)(nil),                   // 5: tandem.volume.v1.Needs
+	(*Volume)(nil),                  // 6: tandem.volume.v1.Volume
+	(*Verify)(nil),                  // 7: tandem.volume.v1.Verify
+	(*Damage)(nil),                  // 8: tandem.volume.v1.Damage
+	(*Attachment)(nil),              // 9: tandem.volume.v1.Attachment
+	(*Stall)(nil),                   // 10: tandem.volume.v1.Stall
+	(*Replica)(nil),                 // 11: tandem.volume.v1.Replica
+	(*CreateVolumeRequest)(nil),     // 12: tandem.volume.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 13: tandem.volume.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),      // 14: tandem.volume.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 15: tandem.volume.v1.ListVolumesResponse
+	(*Orphan)(nil),                  // 16: tandem.volume.v1.Orphan
+	(*InspectVolumeRequest)(nil),    // 17: tandem.volume.v1.InspectVolumeRequest
+	(*InspectVolumeResponse)(nil),   // 18: tandem.volume.v1.InspectVolumeResponse
+	(*UpdateVolumeRequest)(nil),     // 19: tandem.volume.v1.UpdateVolumeRequest
+	(*UpdateVolumeResponse)(nil),    // 20: tandem.volume.v1.UpdateVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 21: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 22: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),   // 23: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil),  // 24: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),     // 25: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),    // 26: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),     // 27: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),    // 28: tandem.volume.v1.DetachVolumeResponse
+	(*StartVerifyRequest)(nil),      // 29: tandem.volume.v1.StartVerifyRequest
+	(*StartVerifyResponse)(nil),     // 30: tandem.volume.v1.StartVerifyResponse
+	(*StopVerifyRequest)(nil),       // 31: tandem.volume.v1.StopVerifyRequest
+	(*StopVerifyResponse)(nil),      // 32: tandem.volume.v1.StopVerifyResponse
+	(*GetVerifyRequest)(nil),        // 33: tandem.volume.v1.GetVerifyRequest
+	(*GetVerifyResponse)(nil),       // 34: tandem.volume.v1.GetVerifyResponse
+	(*WatchVolumeRequest)(nil),      // 35: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),     // 36: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),       // 37: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),      // 38: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),          // 39: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),              // 40: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),     // 41: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),    // 42: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),            // 43: tandem.volume.v1.FoundReplica
+	(*ForceReplicaRequest)(nil),     // 44: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),    // 45: tandem.volume.v1.ForceReplicaResponse
+	(*GetExposureRequest)(nil),      // 46: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),     // 47: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),                // 48: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),         // 49: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),          // 50: tandem.volume.v1.MissingReplica
+	(*SwitchOverRequest)(nil),       // 51: tandem.volume.v1.SwitchOverRequest
+	(*SwitchOverResponse)(nil),      // 52: tandem.volume.v1.SwitchOverResponse
+	(*Move)(nil),                    // 53: tandem.volume.v1.Move
+	(*SwitchOverList)(nil),          // 54: tandem.volume.v1.SwitchOverList
+	(*MoveVolumeRequest)(nil),       // 55: tandem.volume.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),      // 56: tandem.volume.v1.MoveVolumeResponse
+	(*PrepareHandoverRequest)(nil),  // 57: tandem.volume.v1.PrepareHandoverRequest
+	(*PrepareHandoverResponse)(nil), // 58: tandem.volume.v1.PrepareHandoverResponse
+	(*TakeHandoverRequest)(nil),     // 59: tandem.volume.v1.TakeHandoverRequest
+	(*TakeHandoverResponse)(nil),    // 60: tandem.volume.v1.TakeHandoverResponse
+	nil,                             // 61: tandem.volume.v1.Volume.LabelsEntry
+	nil,                             // 62: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 63: tandem.volume.v1.ListVolumesRequest.LabelsEntry
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	51, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	61, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
-	8,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
-	9,  // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
-	10, // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
-	6,  // 6: tandem.volume.v1.Volume.verify:type_name -> tandem.volume.v1.Verify
-	7,  // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
-	2,  // 8: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
-	0,  // 9: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	52, // 10: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	5,  // 11: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	53, // 12: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	5,  // 13: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
-	15, // 14: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
-	5,  // 15: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 16: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 17: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 18: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 19: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 20: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 21: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 22: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	5,  // 23: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	36, // 24: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	37, // 25: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
-	3,  // 26: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	40, // 27: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	43, // 28: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
-	4,  // 29: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
-	43, // 30: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
-	41, // 31: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
-	43, // 32: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
-	11, // 33: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	13, // 34: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	16, // 35: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	18, // 36: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	20, // 37: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	22, // 38: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	24, // 39: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	32, // 40: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	26, // 41: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	28, // 42: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	30, // 43: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	34, // 44: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	41, // 45: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
-	45, // 46: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
-	47, // 47: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
-	49, // 48: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
-	38, // 49: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	12, // 50: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	14, // 51: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	17, // 52: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	19, // 53: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	21, // 54: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	23, // 55: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	25, // 56: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	33, // 57: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	27, // 58: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	29, // 59: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	31, // 60: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	35, // 61: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	42, // 62: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
-	46, // 63: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
-	48, // 64: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
-	50, // 65: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
-	39, // 66: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	50, // [50:67] is the sub-list for method output_type
-	33, // [33:50] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	9,  // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
+	10, // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
+	11, // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
+	7,  // 6: tandem.volume.v1.Volume.verify:type_name -> tandem.volume.v1.Verify
+	8,  // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
+	5,  // 8: tandem.volume.v1.Volume.needs:type_name -> tandem.volume.v1.Needs
+	2,  // 9: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
+	0,  // 10: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	62, // 11: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	5,  // 12: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	6,  // 13: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	63, // 14: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	6,  // 15: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
+	16, // 16: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
+	6,  // 17: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	48, // 18: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	0,  // 19: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	5,  // 20: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	6,  // 21: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 22: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 23: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 24: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 25: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 26: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 27: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 28: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 29: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	39, // 30: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	40, // 31: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	3,  // 32: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	43, // 33: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	6,  // 34: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	48, // 35: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	49, // 36: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	49, // 37: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	50, // 38: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	53, // 39: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	4,  // 40: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
+	53, // 41: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	51, // 42: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	53, // 43: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	12, // 44: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	14, // 45: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	17, // 46: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	19, // 47: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
+	46, // 48: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	21, // 49: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	23, // 50: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	25, // 51: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	27, // 52: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	35, // 53: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	29, // 54: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	31, // 55: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	33, // 56: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	37, // 57: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	44, // 58: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	51, // 59: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	55, // 60: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	57, // 61: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	59, // 62: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	41, // 63: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	13, // 64: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	15, // 65: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	18, // 66: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	20, // 67: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	47, // 68: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	22, // 69: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	24, // 70: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	26, // 71: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	28, // 72: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	36, // 73: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	30, // 74: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	32, // 75: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	34, // 76: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	38, // 77: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	45, // 78: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	52, // 79: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	56, // 80: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	58, // 81: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	60, // 82: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	42, // 83: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	64, // [64:84] is the sub-list for method output_type
+	44, // [44:64] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -3719,14 +4779,20 @@ func file_volume_volumepb_volume_proto_init() {
 	if File_volume_volumepb_volume_proto != nil {
 		return
 	}
-	file_volume_volumepb_volume_proto_msgTypes[21].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[14].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[16].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[18].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[20].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[22].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[24].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[39].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   49,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

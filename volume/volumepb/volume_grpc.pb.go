@@ -26,6 +26,8 @@ const (
 	Volumes_CreateVolume_FullMethodName   = "/tandem.volume.v1.Volumes/CreateVolume"
 	Volumes_ListVolumes_FullMethodName    = "/tandem.volume.v1.Volumes/ListVolumes"
 	Volumes_InspectVolume_FullMethodName  = "/tandem.volume.v1.Volumes/InspectVolume"
+	Volumes_UpdateVolume_FullMethodName   = "/tandem.volume.v1.Volumes/UpdateVolume"
+	Volumes_GetExposure_FullMethodName    = "/tandem.volume.v1.Volumes/GetExposure"
 	Volumes_DeleteVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DeleteVolume"
 	Volumes_ReplaceReplica_FullMethodName = "/tandem.volume.v1.Volumes/ReplaceReplica"
 	Volumes_AttachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/AttachVolume"
@@ -35,6 +37,7 @@ const (
 	Volumes_StopVerify_FullMethodName     = "/tandem.volume.v1.Volumes/StopVerify"
 	Volumes_GetVerify_FullMethodName      = "/tandem.volume.v1.Volumes/GetVerify"
 	Volumes_ImportKvdb_FullMethodName     = "/tandem.volume.v1.Volumes/ImportKvdb"
+	Volumes_ForceReplica_FullMethodName   = "/tandem.volume.v1.Volumes/ForceReplica"
 	Volumes_SwitchOver_FullMethodName     = "/tandem.volume.v1.Volumes/SwitchOver"
 )
 
@@ -51,6 +54,13 @@ type VolumesClient interface {
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
 	InspectVolume(ctx context.Context, in *InspectVolumeRequest, opts ...grpc.CallOption) (*InspectVolumeResponse, error)
+	// UpdateVolume changes the protection, and returns when it is in force: from then on no write is acknowledged against it. Asked of the node
+	// where the volume is attached, of any if it is detached. Errors: NOT_FOUND; INVALID_ARGUMENT; ABORTED the volume's epoch is not
+	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
+	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
+	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*UpdateVolumeResponse, error)
+	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
+	GetExposure(ctx context.Context, in *GetExposureRequest, opts ...grpc.CallOption) (*GetExposureResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
@@ -86,6 +96,10 @@ type VolumesClient interface {
 	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
 	// or another change of a volume, came first.
 	ImportKvdb(ctx context.Context, in *ImportKvdbRequest, opts ...grpc.CallOption) (*ImportKvdbResponse, error)
+	// ForceReplica makes a replica that is out of sync the only one in sync, with the loss of every write that it lacks. Every replica that is in
+	// sync has to be in a domain that is out of service. The volume is detached after that. Errors: NOT_FOUND; FAILED_PRECONDITION the replica is
+	// in sync, or may not be used (the message says why); ABORTED the volume was changed meanwhile, or is at another epoch; UNKNOWN look first.
+	ForceReplica(ctx context.Context, in *ForceReplicaRequest, opts ...grpc.CallOption) (*ForceReplicaResponse, error)
 	// SwitchOver moves an attached volume to a node of another domain by plan: its consumer's requests wait meanwhile, and none fails. It
 	// returns when the volume is served there. With dry_run it tells what would be done. May be asked of any node. What cannot be moved is told
 	// by action REFUSED. Errors: NOT_FOUND; UNAVAILABLE it was begun and came to nothing: the volume is served where it was.
@@ -124,6 +138,26 @@ func (c *volumesClient) InspectVolume(ctx context.Context, in *InspectVolumeRequ
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(InspectVolumeResponse)
 	err := c.cc.Invoke(ctx, Volumes_InspectVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*UpdateVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateVolumeResponse)
+	err := c.cc.Invoke(ctx, Volumes_UpdateVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) GetExposure(ctx context.Context, in *GetExposureRequest, opts ...grpc.CallOption) (*GetExposureResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetExposureResponse)
+	err := c.cc.Invoke(ctx, Volumes_GetExposure_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -229,6 +263,16 @@ func (c *volumesClient) ImportKvdb(ctx context.Context, in *ImportKvdbRequest, o
 	return out, nil
 }
 
+func (c *volumesClient) ForceReplica(ctx context.Context, in *ForceReplicaRequest, opts ...grpc.CallOption) (*ForceReplicaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForceReplicaResponse)
+	err := c.cc.Invoke(ctx, Volumes_ForceReplica_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *volumesClient) SwitchOver(ctx context.Context, in *SwitchOverRequest, opts ...grpc.CallOption) (*SwitchOverResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SwitchOverResponse)
@@ -252,6 +296,13 @@ type VolumesServer interface {
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
 	InspectVolume(context.Context, *InspectVolumeRequest) (*InspectVolumeResponse, error)
+	// UpdateVolume changes the protection, and returns when it is in force: from then on no write is acknowledged against it. Asked of the node
+	// where the volume is attached, of any if it is detached. Errors: NOT_FOUND; INVALID_ARGUMENT; ABORTED the volume's epoch is not
+	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
+	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
+	UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error)
+	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
+	GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
@@ -287,6 +338,10 @@ type VolumesServer interface {
 	// FAILED_PRECONDITION a volume cannot be imported, or only with accept_data_loss_volumes (the message says why); ABORTED another import,
 	// or another change of a volume, came first.
 	ImportKvdb(context.Context, *ImportKvdbRequest) (*ImportKvdbResponse, error)
+	// ForceReplica makes a replica that is out of sync the only one in sync, with the loss of every write that it lacks. Every replica that is in
+	// sync has to be in a domain that is out of service. The volume is detached after that. Errors: NOT_FOUND; FAILED_PRECONDITION the replica is
+	// in sync, or may not be used (the message says why); ABORTED the volume was changed meanwhile, or is at another epoch; UNKNOWN look first.
+	ForceReplica(context.Context, *ForceReplicaRequest) (*ForceReplicaResponse, error)
 	// SwitchOver moves an attached volume to a node of another domain by plan: its consumer's requests wait meanwhile, and none fails. It
 	// returns when the volume is served there. With dry_run it tells what would be done. May be asked of any node. What cannot be moved is told
 	// by action REFUSED. Errors: NOT_FOUND; UNAVAILABLE it was begun and came to nothing: the volume is served where it was.
@@ -309,6 +364,12 @@ func (UnimplementedVolumesServer) ListVolumes(context.Context, *ListVolumesReque
 }
 func (UnimplementedVolumesServer) InspectVolume(context.Context, *InspectVolumeRequest) (*InspectVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method InspectVolume not implemented")
+}
+func (UnimplementedVolumesServer) UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateVolume not implemented")
+}
+func (UnimplementedVolumesServer) GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetExposure not implemented")
 }
 func (UnimplementedVolumesServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
@@ -336,6 +397,9 @@ func (UnimplementedVolumesServer) GetVerify(context.Context, *GetVerifyRequest) 
 }
 func (UnimplementedVolumesServer) ImportKvdb(context.Context, *ImportKvdbRequest) (*ImportKvdbResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ImportKvdb not implemented")
+}
+func (UnimplementedVolumesServer) ForceReplica(context.Context, *ForceReplicaRequest) (*ForceReplicaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForceReplica not implemented")
 }
 func (UnimplementedVolumesServer) SwitchOver(context.Context, *SwitchOverRequest) (*SwitchOverResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SwitchOver not implemented")
@@ -411,6 +475,42 @@ func _Volumes_InspectVolume_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(VolumesServer).InspectVolume(ctx, req.(*InspectVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_UpdateVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).UpdateVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_UpdateVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).UpdateVolume(ctx, req.(*UpdateVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_GetExposure_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetExposureRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).GetExposure(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_GetExposure_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).GetExposure(ctx, req.(*GetExposureRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -570,6 +670,24 @@ func _Volumes_ImportKvdb_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_ForceReplica_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForceReplicaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).ForceReplica(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_ForceReplica_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).ForceReplica(ctx, req.(*ForceReplicaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Volumes_SwitchOver_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SwitchOverRequest)
 	if err := dec(in); err != nil {
@@ -608,6 +726,14 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Volumes_InspectVolume_Handler,
 		},
 		{
+			MethodName: "UpdateVolume",
+			Handler:    _Volumes_UpdateVolume_Handler,
+		},
+		{
+			MethodName: "GetExposure",
+			Handler:    _Volumes_GetExposure_Handler,
+		},
+		{
 			MethodName: "DeleteVolume",
 			Handler:    _Volumes_DeleteVolume_Handler,
 		},
@@ -638,6 +764,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ImportKvdb",
 			Handler:    _Volumes_ImportKvdb_Handler,
+		},
+		{
+			MethodName: "ForceReplica",
+			Handler:    _Volumes_ForceReplica_Handler,
 		},
 		{
 			MethodName: "SwitchOver",

@@ -49,6 +49,8 @@ type Config struct {
 	Frontends Frontends `yaml:"frontends"`
 	// Timers and bounds of replication, the same on every node.
 	Replication Replication `yaml:"replication"`
+	// When another domain takes over by itself from one that is lost. The same on every node.
+	Failover Failover `yaml:"failover"`
 	// Log output, on standard error.
 	Log Log `yaml:"log"`
 }
@@ -219,8 +221,13 @@ type Replication struct {
 	HandoverTimeout time.Duration `yaml:"handoverTimeout"`
 	// How long requests wait while a volume may not proceed, before they fail. At least opTimeout + sealTimeout.
 	StallTimeout time.Duration `yaml:"stallTimeout"`
-	// Resync traffic that this node sends, bytes per second. 0: no limit.
+	// What the volumes that are attached on this node copy together to resync replicas, bytes per second. 0: no limit.
 	ResyncRate Size `yaml:"resyncRate"`
+	// How many of the volumes that are attached on this node are resynced at once. They share resyncRate.
+	Resyncs int `yaml:"resyncs"`
+	// What a volume is resynced with, bytes per second, however slow that makes its consumer's requests. Above it the resync gives way
+	// when more than one of a hundred takes more than twice as long as without.
+	ResyncFloor Size `yaml:"resyncFloor"`
 	// From the end of a verify of a volume that is attached on this node to the next one, which compares its replicas and their checksums. 0: only when asked.
 	VerifyInterval time.Duration `yaml:"verifyInterval"`
 	// What a verify reads of each replica, bytes per second. 0: no limit.
@@ -237,6 +244,34 @@ const (
 	FenceLease   ReadFence = "lease"   // read leases, which trust that clocks run alike
 	FenceConfirm ReadFence = "confirm" // a confirmation of each read by every in-sync replica
 )
+
+// Profile names a set of defaults.
+type Profile string
+
+// Profiles of failover.
+const (
+	ProfileDefault    Profile = "default"
+	ProfileAggressive Profile = "aggressive"
+)
+
+// Failover is automatic failover (protocol.md 10.3).
+type Failover struct {
+	// The nodes of this domain take over from one that is lost. False: an operator does.
+	Enabled bool `yaml:"enabled"`
+	// "default": storage is served again within 27 s of the loss of a domain. "aggressive": within about 10 s, with a confirm of 3s and a
+	// nodeTTL of 5s unless they are set; what is taken for a loss is then a failure of the network of 8 s.
+	Profile Profile `yaml:"profile"`
+	// For how long a domain has to look lost without a break: its nodes not registered, its coordinators silent, the kvdb healthy. At least replication.suspectTimeout.
+	Confirm time.Duration `yaml:"confirm"`
+	// How long a node stays registered that the kvdb has not heard of. At least replication.suspectTimeout.
+	NodeTTL time.Duration `yaml:"nodeTTL"`
+	// Per cent of a domain's nodes whose registrations have to be gone. Below 100, nodes that are still there lose what they have attached.
+	QuorumLoss int `yaml:"quorumLoss"`
+	// From one automatic failover in the cluster to the next. At least nodeTTL + confirm.
+	MinInterval time.Duration `yaml:"minInterval"`
+	// This node's domain takes over also when it is STANDBY, and becomes ACTIVE by it.
+	AutoPromote bool `yaml:"autoPromote"`
+}
 
 // LogFormat is how lines are written.
 type LogFormat string

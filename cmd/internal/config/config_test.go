@@ -119,6 +119,20 @@ func TestEtcd(t *testing.T) {
 }
 
 // Each mistake gives one error that names the key and, when it is in the file, the line.
+func TestFailoverProfiles(t *testing.T) {
+	for text, want := range map[string]Failover{
+		"":                                  {Enabled: true, Profile: ProfileDefault, Confirm: 15 * time.Second, NodeTTL: 10 * time.Second},
+		"failover: {profile: aggressive}\n": {Enabled: true, Profile: ProfileAggressive, Confirm: 3 * time.Second, NodeTTL: 5 * time.Second},
+		"failover: {profile: aggressive, confirm: 7s}\n":    {Enabled: true, Profile: ProfileAggressive, Confirm: 7 * time.Second, NodeTTL: 5 * time.Second},
+		"failover: {enabled: false, profile: aggressive}\n": {Profile: ProfileAggressive, Confirm: 3 * time.Second, NodeTTL: 5 * time.Second},
+	} {
+		want.QuorumLoss, want.MinInterval = 100, 10*time.Minute
+		if got := mustParse(t, text).Failover; got != want {
+			t.Errorf("%q: %+v, want %+v", text, got, want)
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	for _, tc := range []struct{ name, body, want string }{
 		{"unknown key", "domian: x\n", `t.yaml:3: domian: unknown key: did you mean "domain"?`},
@@ -150,6 +164,11 @@ func TestErrors(t *testing.T) {
 		{"limit", "replication:\n  beatInterval: 1ms\n", "t.yaml:4: replication.beatInterval: 1ms is outside 50ms to 5s"},
 		{"negative duration", "replication: {sealTimeout: -1s}\n", "-1s is outside"},
 		{"suspect below 4 beats", "replication:\n  beatInterval: 1s\n", "replication.suspectTimeout: 3s is less than 4 x replication.beatInterval (4s)"},
+		{"no such profile", "failover: {profile: bold}\n", "failover.profile: \"bold\" is not known here: use default or aggressive"},
+		{"confirm below suspect", "failover: {confirm: 2s}\n", "failover.confirm: 2s is less than replication.suspectTimeout (3s)"},
+		{"nodeTTL below suspect", "replication: {suspectTimeout: 10s}\nfailover: {profile: aggressive, confirm: 10s}\n", "failover.nodeTTL: 5s is less than replication.suspectTimeout (10s)"},
+		{"interval below one failover", "failover: {minInterval: 20s}\n", "failover.minInterval: 20s is less than failover.nodeTTL + failover.confirm (25s)"},
+		{"quorum loss", "failover: {quorumLoss: 0}\n", "failover.quorumLoss: 0 is outside 1 to 100"},
 		{"op below suspect", "replication: {opTimeout: 2s}\n", "replication.opTimeout: 2s is less than replication.suspectTimeout (3s)"},
 		{"stall too short", "replication: {stallTimeout: 12s}\n", "replication.stallTimeout: 12s is less than replication.opTimeout + replication.sealTimeout (15s)"},
 		{"lease kept too short", "replication: {leaseTime: 2980ms}\n", "replication.leaseGrant: 3s is less than replication.leaseTime + 1 %"},

@@ -91,6 +91,16 @@ var limits = []Limit{
 		at(func(c *Config) *Size { return &c.Replication.ResyncRate }),
 	},
 	{
+		"replication.resyncs", 1, 1024, 4, UnitCount,
+		"more at once do not end earlier: they share disks and the way to the other site",
+		at(func(c *Config) *int { return &c.Replication.Resyncs }),
+	},
+	{
+		"replication.resyncFloor", mib, 100 * gib, 16 * mib, UnitRate,
+		"a replica that is out of sync is a risk too: 16Mi go through a TiB in 18 hours",
+		at(func(c *Config) *Size { return &c.Replication.ResyncFloor }),
+	},
+	{
 		"replication.verifyInterval", 0, int64(365 * 24 * time.Hour), int64(7 * 24 * time.Hour), UnitDuration,
 		"what has rotted on one disk is to be found before the other one has failed",
 		at(func(c *Config) *time.Duration { return &c.Replication.VerifyInterval }),
@@ -99,6 +109,26 @@ var limits = []Limit{
 		"replication.verifyRate", 0, 100 * gib, 16 * mib, UnitRate,
 		"a verify must not be felt: 16Mi go through a TiB in 18 hours",
 		at(func(c *Config) *Size { return &c.Replication.VerifyRate }),
+	},
+	{
+		"failover.confirm", int64(time.Second), int64(10 * time.Minute), int64(15 * time.Second), UnitDuration,
+		"too short and a hiccup moves a site, too long and everybody waits",
+		at(func(c *Config) *time.Duration { return &c.Failover.Confirm }),
+	},
+	{
+		"failover.nodeTTL", int64(2 * time.Second), int64(5 * time.Minute), int64(10 * time.Second), UnitDuration,
+		"the kvdb renews registrations at a third of it; an election of its leader must fit in",
+		at(func(c *Config) *time.Duration { return &c.Failover.NodeTTL }),
+	},
+	{
+		"failover.quorumLoss", 1, 100, 100, UnitCount,
+		"per cent of the nodes of a domain",
+		at(func(c *Config) *int { return &c.Failover.QuorumLoss }),
+	},
+	{
+		"failover.minInterval", int64(10 * time.Second), int64(30 * 24 * time.Hour), int64(10 * time.Minute), UnitDuration,
+		"a site that comes and goes must not move everything each time",
+		at(func(c *Config) *time.Duration { return &c.Failover.MinInterval }),
 	},
 	{
 		"replication.maxInflight", 1, 4096, 256, UnitCount,

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Flags are the few settings that the command line may override. Empty: as in the file.
@@ -32,6 +33,7 @@ func Default() *Config {
 		KVDB:        KVDB{Kind: KVDBRaft, Raft: Raft{Member: true, Listen: "127.0.0.1:9702", Bootstrap: true}},
 		Frontends:   Frontends{Default: FrontendFuseLoop},
 		Replication: Replication{ReadFence: FenceLease},
+		Failover:    Failover{Enabled: true, Profile: ProfileDefault},
 		Log:         Log{Level: "info", Format: LogJSON},
 	}
 	for i := range limits {
@@ -92,8 +94,14 @@ func parse(name string, data []byte, f Flags) (*Config, error) {
 	return c, nil
 }
 
-// adjustDefaults changes the two defaults that are meant for a lone node only, unless the
-// file writes them out: no TLS, and founding a cluster.
+// Of the aggressive profile.
+const (
+	aggressiveConfirm = 3 * time.Second
+	aggressiveNodeTTL = 5 * time.Second
+)
+
+// adjustDefaults changes, unless the file writes them out, the two defaults that are meant for a lone node only: no TLS, and
+// founding a cluster; and those that failover.profile sets.
 func (c *Config) adjustDefaults(written map[string]int) {
 	has := func(key string) bool { _, ok := written[key]; return ok }
 	if !has("tls.insecure") && (c.TLS.CA != "" || c.TLS.Cert != "" || c.TLS.Key != "") {
@@ -101,6 +109,14 @@ func (c *Config) adjustDefaults(written map[string]int) {
 	}
 	if !has("kvdb.raft.bootstrap") && (len(c.KVDB.Raft.Members) > 0 || !c.KVDB.Raft.Member) {
 		c.KVDB.Raft.Bootstrap = false
+	}
+	if c.Failover.Profile == ProfileAggressive {
+		if !has("failover.confirm") {
+			c.Failover.Confirm = aggressiveConfirm
+		}
+		if !has("failover.nodeTTL") {
+			c.Failover.NodeTTL = aggressiveNodeTTL
+		}
 	}
 }
 

@@ -287,6 +287,14 @@ func (k *checker) timers(c *Config) {
 		"a takeover would leave replicas out that wait for a lease to run out")
 	atLeast("replication.stallTimeout", r.StallTimeout, r.OpTimeout+r.SealTimeout, "replication.opTimeout + replication.sealTimeout",
 		"requests would fail before an eviction that saves them can end")
+	f := &c.Failover
+	k.oneOf("failover.profile", string(f.Profile), string(ProfileDefault), string(ProfileAggressive))
+	atLeast("failover.confirm", f.Confirm, r.SuspectTimeout, "replication.suspectTimeout",
+		"a coordinator that lives on must have time to evict the replicas here, so that it is known that they are not to be taken over from")
+	atLeast("failover.nodeTTL", f.NodeTTL, r.SuspectTimeout, "replication.suspectTimeout",
+		"a node would seem to be gone before its replicas are given up")
+	atLeast("failover.minInterval", f.MinInterval, f.NodeTTL+f.Confirm, "failover.nodeTTL + failover.confirm",
+		"one loss would be answered twice")
 }
 
 func (k *checker) log(c *Config) {

@@ -43,3 +43,15 @@ func (s configStore) Swap(ctx context.Context, rev uint64, next *replication.Con
 		return 0, err // unknown
 	}
 }
+
+// resynced is how much the resync of a replica that is under way goes through, in bytes.
+func (d *daemon) resynced(v replication.VolumeID, r replication.ReplicaID) int64 {
+	vol := d.volumes.Volume(v)
+	if vol == nil {
+		return 0
+	}
+	if p := vol.Status().Resync; p != nil && p.Replica == r {
+		return int64(p.Total) * replication.ResyncBlock
+	}
+	return 0
+}

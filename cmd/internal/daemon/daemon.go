@@ -20,6 +20,8 @@ import (
 
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/cmd/internal/config"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -58,6 +60,8 @@ type daemon struct {
 	kvdbInfo   func(context.Context) clusterdomain.KvdbStatus
 	// kvdbRemove takes a member out; nil if this node is none of an embedded kvdb.
 	kvdbRemove func(ctx context.Context, ref string) error
+	// kvdbTerm is the term of the kvdb's leader.
+	kvdbTerm func(ctx context.Context) (uint64, error)
 
 	configs    *volume.Configs
 	catalogue  *volume.Catalogue
@@ -67,6 +71,7 @@ type daemon struct {
 	reconciler *volume.Reconciler
 	groups     *volume.GroupKeeper
 	runtime    *runtime
+	service    *volume.Server
 	recheck    chan struct{} // has room for one: checkReplicas is due
 }
 
@@ -184,6 +189,7 @@ func (d *daemon) startTransport(stops *stopper) error {
 	volumepb.RegisterReplicasServer(d.peerSrv, volume.NewReplicasServer(d.report))
 	volumepb.RegisterGroupCoordinatorsServer(d.peerSrv, volume.NewGroupCoordinatorsServer(d.cutTarget))
 	volumepb.RegisterHandoversServer(d.peerSrv, &d.lateSwitch)
+	doctorpb.RegisterMeasurerServer(d.peerSrv, doctor.NewMeasurer(d.measured))
 	d.peers, err = transport.NewPeers(transport.PeersConfig{
 		Security: d.security, Boot: d.boot, BeatInterval: d.c.Replication.BeatInterval,
 		SuspectAfter: d.c.Replication.SuspectTimeout, OnLiveness: d.late.liveness, Logger: d.lg,
@@ -218,7 +224,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 			ProtoMin: uint32(wire.MinVersion), ProtoMax: uint32(wire.MaxVersion), Version: d.version,
 			Witness: d.c.Role == config.RoleWitness,
 		},
-		Pools: d.pools.summary, Volumes: volume.NewDomainView(d.configs), Logger: d.lg,
+		Pools: d.pools.summary, Volumes: volume.NewDomainView(d.configs), TTL: d.c.Failover.NodeTTL, Failover: d.failover(), Logger: d.lg,
 	})
 	if err != nil {
 		return err
@@ -235,11 +241,12 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		Timing: replvolume.Timing{
 			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Lease: r.LeaseTime, LeaseGrant: r.LeaseGrant, ConfirmReads: r.ReadFence == config.FenceConfirm, Stall: r.StallTimeout,
 			Handover:   r.HandoverTimeout,
-			ResyncRate: int64(r.ResyncRate),
+			ResyncRate: int64(r.ResyncRate), Resyncs: r.Resyncs, ResyncFloor: int64(r.ResyncFloor),
 		},
 		Verify: replvolume.VerifySchedule{Every: r.VerifyInterval, Rate: int64(r.VerifyRate)},
 		Logger: d.lg,
 	})
+	d.configs.Resynced = d.resynced
 	stops.push(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()

@@ -10,8 +10,11 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/tandem-storage/tandem/audit"
+	"github.com/tandem-storage/tandem/audit/auditpb"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume"
@@ -97,17 +100,23 @@ func (d *daemon) rtts() []clusterdomain.RTT {
 // startAPI serves operators.
 func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	cs := clusterdomain.NewServer(d.domains, clusterdomain.ServerOptions{Version: d.version, RTTs: d.rtts, Kvdb: d.kvdbInfo, RemoveKvdbMember: d.kvdbRemove})
-	vs := volume.NewServer(d.catalogue, volume.ServerOptions{Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher()})
+	d.service = volume.NewServer(d.catalogue, volume.ServerOptions{
+		Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher(), Logger: d.lg,
+	})
 	coords := &cutCoordinators{d: d}
 	stops.push(coords.close)
 	gs := volume.NewGroupServer(d.catalogue, coords)
+	as := audit.NewServer(audit.New(d.store, d.c.ClusterName, d.c.NodeID))
+	ds := d.doctor()
 	start := func(l net.Listener, o ...grpc.ServerOption) {
 		o = append(o, grpc.ChainUnaryInterceptor(rpcstatus.UnaryServerInterceptor(d.lg), rpcstatus.AnswerInTime()), grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 		s := grpc.NewServer(o...)
 		clusterdomainpb.RegisterClusterDomainsServer(s, cs)
 		clusterdomainpb.RegisterClusterServer(s, cs)
-		volumepb.RegisterVolumesServer(s, vs)
+		volumepb.RegisterVolumesServer(s, d.service)
 		volumepb.RegisterGroupsServer(s, gs)
+		auditpb.RegisterAuditServer(s, as)
+		doctorpb.RegisterDoctorServer(s, ds)
 		serveOn(g, s, l)
 		stops.push(func() error {
 			s.Stop()

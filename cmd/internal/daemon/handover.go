@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
 
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/datapath/frontend"
@@ -176,9 +175,9 @@ func (d *daemon) switcher() *volume.Switcher {
 	return &volume.Switcher{
 		Catalogue: d.catalogue, Node: d.node, Mover: d.runtime, Logger: d.lg,
 		Dial: func(n clusterdomain.Node) (volumepb.HandoversClient, func() error, error) {
-			cc, err := grpc.NewClient("passthrough:///"+n.Address, d.security.DialOptions(replication.NodeID(n.Name))...)
+			cc, err := d.dial(n.Name, n.Address)
 			if err != nil {
-				return nil, nil, fmt.Errorf("node %s: address %q: %w", n.Name, n.Address, err)
+				return nil, nil, err
 			}
 			return volumepb.NewHandoversClient(cc), cc.Close, nil
 		},

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
 
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/datapath/meta"
@@ -88,9 +87,9 @@ func (d *daemon) askReport(ctx context.Context, n clusterdomain.Node) (_ *volume
 	if n.Name == d.c.NodeID {
 		return d.report()
 	}
-	cc, err := grpc.NewClient("passthrough:///"+n.Address, d.security.DialOptions(replication.NodeID(n.Name))...)
+	cc, err := d.dial(n.Name, n.Address)
 	if err != nil {
-		return nil, fmt.Errorf("node %s: address %q: %w", n.Name, n.Address, err)
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, cc.Close()) }()
 	resp, err := volumepb.NewReplicasClient(cc).ListReplicas(ctx, &volumepb.ListReplicasRequest{})

@@ -258,7 +258,7 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 		return l
 	}
 	st := v.Status()
-	l.Stall, l.Unreconciled = stall(st), st.Unreconciled
+	l.Stall, l.Unreconciled, l.Unprotected = stall(st), st.Unreconciled, st.Unprotected
 	l.Replicas = make(map[replication.ReplicaID]volume.Progress)
 	for id, h := range st.Health {
 		l.Replicas[id] = volume.Progress{Healed: h.Healed, Suspect: h.Suspect}
@@ -283,6 +283,15 @@ func verify(s *replvolume.VerifyStatus) *volume.Verify {
 		y.Running, y.Done, y.Total, y.Healed, y.Recomputed = true, p.Done, p.Size, p.Healed, p.Recomputed
 	}
 	return y
+}
+
+// SetPolicy implements volume.Runtime.
+func (r *runtime) SetPolicy(ctx context.Context, id replication.VolumeID, p replication.Policy, expect replication.Epoch, reason string) error {
+	v := r.volumes.Volume(id)
+	if v == nil {
+		return replication.ErrNotCoordinator
+	}
+	return v.SetPolicy(ctx, p, expect, reason)
 }
 
 // StartVerify implements volume.Runtime.

@@ -53,13 +53,15 @@ func (d *daemon) openEtcd(stops *stopper) error {
 	if err != nil {
 		return err
 	}
-	d.store, err = etcdkv.Open(etcdkv.Options{
+	store, err := etcdkv.Open(etcdkv.Options{
 		Endpoints: e.Endpoints, TLS: tlsConfig, Username: e.Username, Password: password, Logger: d.lg,
 	})
 	if err != nil {
 		return err
 	}
+	d.store = store
 	stops.push(d.store.Close)
+	d.kvdbTerm = func(context.Context) (uint64, error) { return store.Term(), nil }
 	d.kvdbInfo = func(ctx context.Context) clusterdomain.KvdbStatus {
 		return clusterdomain.KvdbStatus{Kind: "etcd", Endpoints: e.Endpoints, Err: d.probe(ctx)}
 	}
@@ -129,6 +131,7 @@ func (d *daemon) openMember(stops *stopper) error {
 	stops.push(m.Close)
 	m.Register(d.peerSrv)
 	d.store = m
+	d.kvdbTerm = func(context.Context) (uint64, error) { return m.Status().Term, nil }
 	d.kvdbInfo = func(ctx context.Context) clusterdomain.KvdbStatus { return d.raftStatus(ctx, m.Status()) }
 	d.kvdbRemove = func(ctx context.Context, ref string) error {
 		switch err := m.RemoveMember(ctx, ref); {
@@ -171,6 +174,10 @@ func (d *daemon) openClient(stops *stopper) error {
 	}
 	stops.push(s.Close)
 	d.store = s
+	d.kvdbTerm = func(ctx context.Context) (uint64, error) {
+		st, err := s.Status(ctx)
+		return st.Term, err
+	}
 	d.kvdbInfo = func(ctx context.Context) clusterdomain.KvdbStatus {
 		st, err := s.Status(ctx)
 		if err != nil {

@@ -9,6 +9,7 @@ package rpcstatus
 import (
 	"google.golang.org/grpc/codes"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/cmd/internal/config"
 	"github.com/tandem-storage/tandem/datapath/backing"
@@ -19,6 +20,7 @@ import (
 	"github.com/tandem-storage/tandem/datapath/meta"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
 	"github.com/tandem-storage/tandem/replication/transport"
 	engine "github.com/tandem-storage/tandem/replication/volume"
 	"github.com/tandem-storage/tandem/replication/wire"
@@ -59,6 +61,7 @@ const (
 var table = []row{
 	// clusterdomain
 	{"clusterdomain.ErrDomainNotFound", clusterdomain.ErrDomainNotFound, codes.NotFound, hintSeeDomain},
+	{"clusterdomain.ErrFailoverNotFound", clusterdomain.ErrFailoverNotFound, codes.NotFound, "see \"tandemctl failover list\""},
 	{"clusterdomain.ErrUnknownVolume", clusterdomain.ErrUnknownVolume, codes.NotFound, hintSeeVolume},
 	{"clusterdomain.ErrEpochChanged", clusterdomain.ErrEpochChanged, codes.Aborted, "somebody changed the domain meanwhile: " + hintSeeDomain + ", then try again"},
 	{"clusterdomain.ErrLastCopy", clusterdomain.ErrLastCopy, codes.FailedPrecondition, "wait until the other domain is in sync, or name the volumes whose last writes may be lost: --accept-data-loss V1,V2"},
@@ -69,6 +72,8 @@ var table = []row{
 	{"clusterdomain.ErrNoKvdbMember", clusterdomain.ErrNoKvdbMember, codes.FailedPrecondition, "run tandemctl on a node of \"tandemctl kvdb members\", or give --endpoint"},
 	{"clusterdomain.ErrInvalid", clusterdomain.ErrInvalid, codes.InvalidArgument, ""},
 	{"clusterdomain.ErrBadRecord", clusterdomain.ErrBadRecord, codes.DataLoss, hintRecord},
+
+	{"audit.ErrBadRecord", audit.ErrBadRecord, codes.DataLoss, hintRecord},
 
 	// volume
 	{"volume.ErrVolumeExists", volume.ErrVolumeExists, codes.AlreadyExists, "choose another name, or look at it with \"tandemctl volume inspect\""},
@@ -83,6 +88,7 @@ var table = []row{
 	{"volume.ErrDeleting", volume.ErrDeleting, codes.FailedPrecondition, ""},
 	{"volume.ErrOtherNode", volume.ErrOtherNode, codes.FailedPrecondition, "ask that node: run tandemctl there, or give --endpoint"},
 	{"volume.ErrNotImported", volume.ErrNotImported, codes.FailedPrecondition, "bring the nodes that are named back, or see docs/ops/kvdb-lost.md"},
+	{"volume.ErrNotForced", volume.ErrNotForced, codes.FailedPrecondition, "see docs/ops/site-loss.md"},
 	{"replication.ErrRolledBack", replication.ErrRolledBack, codes.FailedPrecondition, hintImport},
 	{"volume.ErrIncarnation", volume.ErrIncarnation, codes.FailedPrecondition, hintImport},
 	{"volume.ErrCreateFailed", volume.ErrCreateFailed, codes.Aborted, "what was made of it is removed: remove the cause and try again"},
@@ -102,6 +108,9 @@ var table = []row{
 	{"replication.ErrVolumeNotFound", replication.ErrVolumeNotFound, codes.NotFound, hintSeeVolume},
 	{"replication.ErrGroupMixed", replication.ErrGroupMixed, codes.FailedPrecondition, "wait until all volumes of the group are in sync, see \"tandemctl group inspect\""},
 	{"replication.ErrGroupManual", replication.ErrGroupManual, codes.FailedPrecondition, ""},
+	{"replication.ErrBadPolicy", replication.ErrBadPolicy, codes.InvalidArgument, ""},
+	{"replication/core.ErrEpoch", core.ErrEpoch, codes.Aborted, hintRetry},
+	{"replication/core.ErrNotChanged", core.ErrNotChanged, codes.Unavailable, hintKVDB},
 	{"replication.ErrBadUUID", replication.ErrBadUUID, codes.InvalidArgument, ""},
 	{"replication.ErrBusy", replication.ErrBusy, codes.FailedPrecondition, "detach it there first; if that node is lost, deactivate its domain with --peer-lost"},
 	{"replication.ErrNotCoordinator", replication.ErrNotCoordinator, codes.FailedPrecondition, "attach it first, or ask the node where it is attached"},

@@ -1,4 +1,5 @@
-package main
+// Package machine describes the machine that a benchmark ran on.
+package machine
 
 import (
 	"context"
@@ -11,8 +12,8 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// machine describes where the figures were taken.
-type machine struct {
+// Machine describes where figures were taken.
+type Machine struct {
 	Name   string `json:"name"` // short, for file names: CPU count and model
 	CPU    string `json:"cpu"`
 	Cores  int    `json:"cores"`
@@ -20,13 +21,12 @@ type machine struct {
 	Kernel string `json:"kernel"`
 	Disk   string `json:"disk"` // file system of the working directory
 	Go     string `json:"go"`
-	Fio    string `json:"fio"`
 	Commit string `json:"commit"`
 	Load   string `json:"load_before"` // load average at the start: a busy machine spoils the figures
 }
 
-// describeMachine asks the machine; what cannot be learnt is left empty.
-func describeMachine(ctx context.Context, dir string) machine {
+// Describe asks the machine about itself and the file system of dir; what cannot be learnt is left empty.
+func Describe(ctx context.Context, dir string) Machine {
 	ask := func(argv ...string) string {
 		out, err := lab.Run(ctx, argv...)
 		if err != nil {
@@ -34,10 +34,10 @@ func describeMachine(ctx context.Context, dir string) machine {
 		}
 		return strings.TrimSpace(out)
 	}
-	m := machine{
+	m := Machine{
 		CPU: procField("/proc/cpuinfo", "model name"), Cores: runtime.NumCPU(), Memory: procField("/proc/meminfo", "MemTotal"),
 		Kernel: ask("uname", "-sr"), Disk: ask("findmnt", "-n", "-o", "FSTYPE,OPTIONS", "-T", dir),
-		Go: runtime.Version(), Fio: ask("fio", "--version"), Load: firstFields("/proc/loadavg", 3),
+		Go: runtime.Version(), Load: firstFields("/proc/loadavg", 3),
 	}
 	if wd, err := os.Getwd(); err == nil {
 		m.Commit = ask("git", "-C", wd, "describe", "--tags", "--always", "--dirty")
@@ -72,24 +72,4 @@ func firstFields(path string, n int) string {
 	data, _ := os.ReadFile(path)
 	f := strings.Fields(string(data))
 	return strings.Join(f[:min(n, len(f))], " ")
-}
-
-// clockTick is the unit of the times in /proc/PID/stat, per second; the same on every Linux that Go runs on.
-const clockTick = 100
-
-// cpuSeconds returns the user and system time that processes have used.
-func cpuSeconds(pids []int) float64 {
-	var total float64
-	for _, pid := range pids {
-		data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		_, rest, _ := strings.Cut(string(data), ") ")
-		f := strings.Fields(rest)
-		if len(f) < 13 {
-			continue // it has ended
-		}
-		user, _ := strconv.ParseFloat(f[11], 64)
-		system, _ := strconv.ParseFloat(f[12], 64)
-		total += (user + system) / clockTick
-	}
-	return total
 }

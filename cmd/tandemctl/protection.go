@@ -1,0 +1,156 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	pb "github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// protections are the values of --protection.
+var protections = map[string]pb.Protection{
+	"max-availability": pb.Protection_PROTECTION_MAX_AVAILABILITY,
+	"max-protection":   pb.Protection_PROTECTION_MAX_PROTECTION,
+}
+
+func protectionText(p pb.Protection) string {
+	for name, v := range protections {
+		if v == p {
+			return name
+		}
+	}
+	return "unknown"
+}
+
+// protectionFlags are the flags that say how a volume is protected.
+type protectionFlags struct {
+	mode, domains string
+	inSync        uint32
+	stall         time.Duration
+}
+
+func (p *protectionFlags) register(f *pflag.FlagSet) {
+	f.StringVar(&p.mode, "protection", "max-availability",
+		"`what` writes do while a replica is out of reach: max-availability goes on without it, max-protection stalls until it is back in sync")
+	f.Uint32Var(&p.inSync, "min-in-sync", 0, "writes wait while fewer `replicas` are in sync; 0: they do not")
+	f.StringVar(&p.domains, "require-domains", "", "writes wait while one of these `domains`, with commas, has no replica in sync")
+	f.DurationVar(&p.stall, "stall-for", 0, "writes wait for so long for what the protection asks for, then go on without it and raise an alarm; 0: for as long as it takes")
+}
+
+// given reports whether any flag was.
+func (p *protectionFlags) given(f *pflag.FlagSet) bool {
+	return f.Changed("protection") || f.Changed("min-in-sync") || f.Changed("require-domains") || f.Changed("stall-for")
+}
+
+// apply changes what the flags that were given say.
+func (p *protectionFlags) apply(f *pflag.FlagSet, mode *pb.Protection, needs *pb.Needs) error {
+	if f.Changed("protection") || *mode == pb.Protection_PROTECTION_UNSPECIFIED {
+		m, ok := protections[p.mode]
+		if !ok {
+			return usageError("--protection %q: use max-availability or max-protection", p.mode)
+		}
+		*mode = m
+	}
+	if f.Changed("min-in-sync") {
+		needs.InSync = p.inSync
+	}
+	if f.Changed("require-domains") {
+		needs.Domains = splitList(p.domains)
+	}
+	if f.Changed("stall-for") {
+		if p.stall < 0 || p.stall%time.Millisecond != 0 {
+			return usageError("--stall-for %v: write whole milliseconds, 0 or more", p.stall)
+		}
+		needs.StallMs = p.stall.Milliseconds()
+	}
+	return nil
+}
+
+// needsOrNil leaves out what asks for nothing.
+func needsOrNil(n *pb.Needs) *pb.Needs {
+	if n.GetInSync() == 0 && len(n.GetDomains()) == 0 && n.GetStallMs() == 0 {
+		return nil
+	}
+	return n
+}
+
+// policyText is all of a volume's protection.
+func policyText(v *pb.Volume) string {
+	parts := []string{protectionText(v.GetProtection())}
+	n := v.GetNeeds()
+	if n.GetInSync() > 0 {
+		parts = append(parts, fmt.Sprintf("at least %d in sync", n.GetInSync()))
+	}
+	if len(n.GetDomains()) > 0 {
+		parts = append(parts, "one in sync in "+strings.Join(n.GetDomains(), ", "))
+	}
+	if n.GetStallMs() > 0 {
+		parts = append(parts, fmt.Sprintf("writes wait for %v, then go on without", time.Duration(n.GetStallMs())*time.Millisecond))
+	}
+	if v.GetUnprotected() {
+		parts = append(parts, "UNPROTECTED NOW")
+	}
+	return strings.Join(parts, "; ")
+}
+
+func (a *app) volumeUpdateCommand() *cobra.Command {
+	var p protectionFlags
+	var order orderFlags
+	cmd := &cobra.Command{
+		Use:   "update VOLUME",
+		Short: "Change the protection of a volume",
+		Long: `Change what has to be in sync for a write of the volume to be acknowledged, on the node where it is attached, while it is in use. What is
+not given stays as it is. When the command returns without an error the new protection is in force, and no write is acknowledged against it
+from then on. Asking for less lets writes go on that wait.
+
+The change is made of the configuration that the command has read, or that --expect-epoch names: if that was changed
+meanwhile, nothing is done.`,
+		Example: `  tandemctl volume update ledger --protection max-protection --stall-for 30s
+  tandemctl volume update ledger --protection max-availability --reason "site B is down until Monday"
+  tandemctl volume update data --min-in-sync 2 --require-domains dr-site --expect-epoch 17`,
+		Args: oneName("VOLUME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f := cmd.Flags()
+			if !p.given(f) {
+				return usageError("nothing to change: give --protection, --min-in-sync, --require-domains or --stall-for")
+			}
+			now, err := a.inspect(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			v := now.GetVolume()
+			req := &pb.UpdateVolumeRequest{Volume: v.GetId(), Protection: v.GetProtection(), ExpectedEpoch: &v.Epoch, Reason: order.reason, Actor: a.actor()}
+			needs := &pb.Needs{InSync: v.GetNeeds().GetInSync(), Domains: slices.Clone(v.GetNeeds().GetDomains()), StallMs: v.GetNeeds().GetStallMs()}
+			if err := p.apply(f, &req.Protection, needs); err != nil {
+				return err
+			}
+			req.Needs = needsOrNil(needs)
+			if e := order.expected(cmd); e != nil {
+				req.ExpectedEpoch = e
+			}
+			client, err := a.volumes()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := a.withTimeout(cmd.Context())
+			defer cancel()
+			resp, err := client.UpdateVolume(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(resp, func(w io.Writer) {
+				fmt.Fprintf(w, "Protection of volume %s in force: %s (epoch %d)\n", resp.GetVolume().GetName(), policyText(resp.GetVolume()), resp.GetVolume().GetEpoch())
+			})
+		},
+	}
+	p.register(cmd.Flags())
+	order.add(cmd)
+	order.addEpoch(cmd, "volume", "inspect")
+	return cmd
+}

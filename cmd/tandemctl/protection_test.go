@@ -1,0 +1,56 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// A change of the protection asks for what was not given as it is, in the epoch in which it was read.
+func TestVolumeUpdate(t *testing.T) {
+	was := attached()
+	for _, tc := range []struct {
+		args string
+		want *volumepb.UpdateVolumeRequest
+	}{
+		{"--protection max-protection --stall-for 1500ms --reason why", &volumepb.UpdateVolumeRequest{
+			Protection: volumepb.Protection_PROTECTION_MAX_PROTECTION, Needs: &volumepb.Needs{StallMs: 1500}, ExpectedEpoch: &was.Epoch, Reason: "why"}},
+		{"--min-in-sync 2 --expect-epoch 3", &volumepb.UpdateVolumeRequest{
+			Protection: was.GetProtection(), Needs: &volumepb.Needs{InSync: 2}, ExpectedEpoch: proto.Uint64(3)}},
+		{"--require-domains b,a --expect-epoch 0", &volumepb.UpdateVolumeRequest{
+			Protection: was.GetProtection(), Needs: &volumepb.Needs{Domains: []string{"b", "a"}}, ExpectedEpoch: proto.Uint64(0)}},
+		{"--stall-for 0", &volumepb.UpdateVolumeRequest{Protection: was.GetProtection(), ExpectedEpoch: &was.Epoch}},
+	} {
+		f := fixture()
+		h := newHarness(t, f)
+		if code := h.run(t.Context(), strings.Fields("volume update --endpoint 127.0.0.1:1 "+was.GetName()+" "+tc.args)); code != rpcstatus.ExitOK {
+			t.Errorf("%s: exit code %d: %s", tc.args, code, h.err.String())
+			continue
+		}
+		tc.want.Volume = was.GetId()
+		if n := len(f.requests); n != 2 || !proto.Equal(f.requests[n-1], tc.want) {
+			t.Errorf("%s: asked %v, want %v last", tc.args, f.requests, tc.want)
+		}
+	}
+	for _, args := range []string{"", "--protection none", "--stall-for -1s", "--stall-for 1us"} {
+		f := fixture()
+		h := newHarness(t, f)
+		if code := h.run(t.Context(), strings.Fields("volume update "+was.GetName()+" "+args)); code != rpcstatus.ExitUsage {
+			t.Errorf("%q: exit code %d, want that of a mistake: %s", args, code, h.err.String())
+		}
+	}
+}
+
+// What a volume's protection is can be read in one line.
+func TestPolicyText(t *testing.T) {
+	v := &volumepb.Volume{Protection: volumepb.Protection_PROTECTION_MAX_PROTECTION, Unprotected: true,
+		Needs: &volumepb.Needs{InSync: 2, Domains: []string{"a", "b"}, StallMs: 90000}}
+	want := "max-protection; at least 2 in sync; one in sync in a, b; writes wait for 1m30s, then go on without; UNPROTECTED NOW"
+	if got := policyText(v); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
