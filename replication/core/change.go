@@ -302,7 +302,7 @@ func (c *Coordinator) changed(ch *change) {
 				c.event(Event{Kind: EventEvicted, Replica: m.id, Reason: c.evictWhy[i]})
 				c.dropMember(i)
 				if c.evictWhy[i] == groupSplit {
-					m.tryAt = c.now + c.o.GroupRest
+					m.tryAt = c.now + c.groupRest()
 				}
 			}
 		}

@@ -16,6 +16,10 @@ import (
 //
 // Who tells which is the case reads the group's record and the configurations (SetGroup). Nothing waits longer than
 // Options.GroupTimeout; then I/O goes on and there is no image. The coordinator's own domain has no part in it.
+//
+// What the volume's protection asks for holds beside that. While it has a volume's writes wait for a replica there, nothing is acknowledged without
+// the domain and the others need not leave it: the split begins when the protection lets writes go on. A volume that is to leave does so whatever
+// its protection asks for, and its writes wait then, for as long as that says.
 
 // Group is what a coordinator is told of its volume's group, by the record and configurations that were read while its term was Term.
 type Group struct {
@@ -27,8 +31,9 @@ type Group struct {
 
 // GroupStatus is how a volume stands to the domains of its group.
 type GroupStatus struct {
-	Term replication.Term       // 0 before the election
-	Lost []replication.DomainID // without a replica in sync; acknowledgements wait until the group has left them too
+	Term replication.Term // 0 before the election
+	// Lost have no replica in sync; acknowledgements wait until the group has left them too, and for nothing else.
+	Lost []replication.DomainID
 	Kept []replication.DomainID // likewise, and nothing was acknowledged without them before it was told that the group has left them
 	// Late are those that the volume did not wait for: something may have been acknowledged without them, or sent there when the group had left.
 	Late []replication.DomainID
@@ -92,7 +97,7 @@ func (c *Coordinator) SetGroup(now int64, v Group) GroupStatus {
 	for k := range g.sides {
 		s := &g.sides[k]
 		told := v.In && slices.Contains(v.Leave, s.domain)
-		s.stayed = (told || c.leaving(s)) && (s.stayed || c.cfg.Protection == replication.MaxProtection)
+		s.stayed = s.stayed && (told || c.leaving(s))
 		if s.leave = told && !s.stayed; !s.leave {
 			c.pardonAll(s.members, groupSplit)
 		}
@@ -112,8 +117,12 @@ func (c *Coordinator) SetGroup(now int64, v Group) GroupStatus {
 // GroupStatus returns how the volume stands to its group.
 func (c *Coordinator) GroupStatus() GroupStatus {
 	r := GroupStatus{Term: c.term}
+	if c.over() {
+		return r // it does nothing any more that others have to follow
+	}
 	for _, s := range c.group.sides {
 		switch {
+		case s.state == sideLost && c.protectionStall():
 		case s.state == sideLost:
 			r.Lost = append(r.Lost, s.domain)
 		case s.state == sideKept:
@@ -183,6 +192,9 @@ func (c *Coordinator) giveGroupUp() {
 
 // groupHoldsAcks reports whether a write may not be acknowledged for the sake of the group.
 func (c *Coordinator) groupHoldsAcks() bool {
+	if c.protectionStall() {
+		return false // nothing is acknowledged anyway, and what ends that is a resync
+	}
 	for k := range c.group.sides {
 		if c.group.sides[k].state == sideLost {
 			return true
@@ -219,4 +231,13 @@ func (c *Coordinator) pardonAll(s mask, why string) {
 			c.pardon(i, why)
 		}
 	}
+}
+
+// groupRest is how long a replica that left for the sake of the group alone is not resynced. One that writes wait for rests no longer than
+// the group may have anything wait.
+func (c *Coordinator) groupRest() int64 {
+	if c.protectionStall() {
+		return min(c.o.GroupRest, c.o.GroupTimeout)
+	}
+	return c.o.GroupRest
 }

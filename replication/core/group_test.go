@@ -117,3 +117,39 @@ func TestGroupEarlierTerm(t *testing.T) {
 		t.Errorf("stall %q, %+v", v.c.Stall(), st)
 	}
 }
+
+// A volume whose protection wants the domain leaves it with the group, acknowledges nothing then, and is resynced soon. While it waits for a
+// replica of its own there, nobody has to leave.
+func TestGroupProtection(t *testing.T) {
+	w := newGroupWorld(1, 1)
+	v := w.vols[0]
+	v.tending = true
+	v.cfg.SetPolicy(replication.Policy{Protection: replication.MaxProtection})
+	v.attach()
+	w.run(1e9)
+	v.c.SetGroup(w.now, Group{Term: v.c.Term(), In: true})
+	v.drain()
+	write := func(at int64) {
+		v.c.Propose(w.now, &IO{Kind: replication.MsgWrite, Off: at * sector, Len: sector, Data: make([]byte, sector)})
+		v.drain()
+	}
+	v.c.SetGroup(w.now, Group{Term: v.c.Term(), In: true, Leave: []replication.DomainID{"b"}})
+	v.drain()
+	w.run(w.now + 1e9)
+	write(1)
+	w.run(w.now + 1e8)
+	if v.cfg.InSyncIn("b") || v.c.Stall() != StallProtection || v.has[0][1] {
+		t.Errorf("in sync %v, stall %q, written %v", v.cfg.ISR, v.c.Stall(), v.has[0][1])
+	}
+	if st := v.c.GroupStatus(); len(st.Lost)+len(st.Kept)+len(st.Late) > 0 {
+		t.Errorf("it acknowledges nothing anyway, and asks for a split: %+v", st)
+	}
+	if st := v.c.SetGroup(w.now, Group{Term: v.c.Term(), In: true, Left: []replication.DomainID{"b"}}); len(st.Kept) != 1 {
+		t.Errorf("the others have left, and it says %+v", st)
+	}
+	v.drain()
+	w.run(w.now + groupBound)
+	if !v.cfg.InSyncIn("b") || v.c.Stall() != StallNone || !v.has[1][1] {
+		t.Errorf("in sync %v, stall %q, written %v", v.cfg.ISR, v.c.Stall(), v.has[1][1])
+	}
+}

@@ -101,7 +101,7 @@ func (c *cutRun) check() {
 
 // TestSimCut cuts groups under a consumer whose writes depend on each other, with slow and lost messages, late deadlines, evictions and orchestrators that end.
 func TestSimCut(t *testing.T) {
-	const seeds = 25
+	seeds := max(*groupSeeds, 25)
 	cuts, tries := 0, 0
 	for seed := range uint64(seeds) {
 		w := newGroupWorld(seed, 2+int(seed%2))

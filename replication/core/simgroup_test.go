@@ -2,6 +2,7 @@ package core
 
 import (
 	"container/heap"
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -36,6 +37,8 @@ type groupWorld struct {
 	asked  int64 // when
 	acked  int
 	images int // consistent ones of b that were not in sync and lacked something
+
+	handovers, waited int // that were made; requests acknowledged where there is something to wait for
 }
 
 type groupVol struct {
@@ -53,6 +56,7 @@ type groupVol struct {
 	tending bool
 	io      *IO
 	held    func() // told when a cut holds it
+	by      replication.AttachID
 }
 
 type groupEvent struct {
@@ -77,6 +81,8 @@ func (q *groupQueue) Pop() any {
 }
 
 const groupBound = 5e9
+
+var groupSeeds = flag.Int("group.seeds", 0, "seeds of TestSimGroup and TestSimCut, if more than their own number")
 
 // after does f within most nanoseconds.
 func (w *groupWorld) after(most int64, f func()) {
@@ -116,12 +122,16 @@ func newGroupWorld(seed uint64, n int) *groupWorld {
 }
 
 // attach makes a coordinator for a volume that has none.
-func (v *groupVol) attach() {
+func (v *groupVol) attach() { v.start(Options{Attach: replication.AttachID(v.w.uuid())}) }
+
+// start makes the coordinator of an attachment; how has its Attach and TakeBack.
+func (v *groupVol) start(how Options) {
 	w := v.w
 	v.life++
+	v.by = how.Attach
 	v.before, v.order, v.seen = append(v.before, v.order...), nil, map[replication.Seq]bool{}
 	v.c = New(Options{
-		Volume: v.id, Node: "a", Domain: "a", Attach: replication.AttachID(w.uuid()), Boot: replication.BootID{1}, Local: replication.ReplicaID{1},
+		Volume: v.id, Node: "a", Domain: "a", Attach: how.Attach, TakeBack: how.TakeBack, Boot: replication.BootID{1}, Local: replication.ReplicaID{1},
 		SuspectTimeout: 3e9, OpTimeout: 10e9, SealTimeout: 5e9, LossyTimeout: 60e9, LeaseTime: 2e9, RetryInterval: 5e8, FlushInterval: 1e9,
 		FlushBytes: 1 << 40, FlushRegions: 1 << 20, ResyncWindow: 8, JoinerLag: 1 << 20, GroupTimeout: groupBound, GroupRest: 2e9, Group: true, Rand: w.rng.Uint64,
 	}, v.cfg, v.rev)
@@ -146,6 +156,46 @@ func (v *groupVol) crash() {
 	v.life++
 	if v.io != nil {
 		v.io, v.w.busy = nil, false
+	}
+}
+
+// handOver gives the volume to another attachment, which comes soon, or late; or the one before takes it back, or neither.
+func (v *groupVol) handOver() {
+	v.c.HandOver(v.w.now, replication.Coord{Node: "a", Domain: "a", Boot: replication.BootID{1}, AttachID: replication.AttachID(v.w.uuid())})
+	v.drain()
+	v.later(4e9, func(now int64) { v.c.Keep(now, errNotHandedOver) })
+}
+
+// follow goes on with a volume that was handed over. What was held is asked for again.
+func (v *groupVol) follow() {
+	w := v.w
+	how := Options{Attach: v.cfg.Coord.AttachID}
+	if w.rng.IntN(4) == 0 {
+		how = Options{Attach: v.by, TakeBack: true}
+	}
+	w.handovers++
+	v.crash()
+	w.after(w.pace, w.issue)
+	life := v.life
+	w.after([]int64{10e6, 3e9, 30e9}[w.rng.IntN(3)], func() {
+		if v.life == life {
+			v.start(how)
+		}
+	})
+}
+
+// kept asserts that what is acknowledged is where the volume's protection wants it to be, except after its time.
+func (v *groupVol) kept() {
+	p, c := v.cfg.Policy(), v.c
+	var in []replication.DomainID
+	for _, r := range v.cfg.ISR {
+		in = append(in, v.cfg.Members[r].Domain)
+	}
+	if p.Protection == replication.MaxProtection || p.InSync > 1 {
+		v.w.waited++
+	}
+	if !p.Met(in, []replication.DomainID{"a", "b"}) && (p.StallMs == 0 || !c.policy.lapsed || c.now-c.policy.unmet < p.StallMs*1e6) {
+		v.w.fail("acknowledged with %v in sync, protection %+v", in, p)
 	}
 }
 
@@ -196,7 +246,9 @@ func (v *groupVol) drain() {
 	c.Advance()
 	for _, d := range done {
 		if d.IO == v.io {
-			v.io = nil
+			if v.io = nil; d.Err == nil {
+				v.kept()
+			}
 			w.done(d.Err)
 		}
 	}
@@ -208,6 +260,9 @@ func (v *groupVol) drain() {
 			v.held()
 		}
 		w.wake(v)
+	}
+	if c.HandedOver() {
+		v.follow()
 	}
 }
 
@@ -407,7 +462,7 @@ func (w *groupWorld) run(until int64) {
 // breaks does one random thing to the world.
 func (w *groupWorld) breaks() {
 	v := w.vols[w.rng.IntN(len(w.vols))]
-	switch k := w.rng.IntN(13); {
+	switch k := w.rng.IntN(16); {
 	case k < 3: // the link between the sites, for all
 		up := w.rng.IntN(2) == 0
 		for _, u := range w.vols {
@@ -433,8 +488,53 @@ func (w *groupWorld) breaks() {
 		w.outage = w.now + w.rng.Int64N(8e9)
 	case k < 12:
 		w.slow = []int64{0, 50e6, 3e9}[w.rng.IntN(3)]
+	case k < 14 && v.c != nil:
+		v.handOver()
+	case k < 15 && v.c != nil:
+		v.c.SetPolicy(w.now, 1, w.drawPolicy(), 0, "")
+		v.drain()
 	default:
 		w.lazy = !w.lazy && w.rng.IntN(3) == 0
+	}
+}
+
+// drawPolicy draws a protection: none, or one that wants domain b, for a time or for as long as it takes.
+func (w *groupWorld) drawPolicy() replication.Policy {
+	p := replication.Policy{Protection: replication.MaxAvailability}
+	switch w.rng.IntN(4) {
+	case 0:
+		p.Protection = replication.MaxProtection
+	case 1:
+		p.InSync = 2
+	default:
+		return p
+	}
+	p.StallMs = []int64{0, 500, 6000, 20000}[w.rng.IntN(4)]
+	return p
+}
+
+// heals mends everything: the group is linked, and the consumer served.
+func (w *groupWorld) heals() {
+	w.run(w.now + 6e9) // what is under way
+	w.outage, w.slow, w.lazy = 0, 0, false
+	for _, v := range w.vols {
+		v.setFar(true)
+		if v.c != nil {
+			v.c.SetKept(w.now, 1, true)
+			v.drain()
+		}
+	}
+	for range 60 { // keepers look again by and by, whether they were woken or not
+		w.run(w.now + 2e9)
+		for _, v := range w.vols {
+			v.back()
+			w.wake(v)
+		}
+	}
+	before := w.acked
+	w.run(w.now + 10e9)
+	if w.acked == before || w.record.State() != replication.Linked {
+		w.fail("everything is mended, %d writes were acknowledged, the group is %s: %+v", w.acked-before, w.record.State(), w.record.Splits)
 	}
 }
 
@@ -450,7 +550,7 @@ func (v *groupVol) setFar(up bool) {
 	if v.c == nil {
 		return
 	}
-	if !up && v.w.rng.IntN(2) == 0 { // the connection is reset
+	if up || v.w.rng.IntN(2) == 0 { // the connection is reset, if not by now then by what was lost
 		v.c.SessionDown(v.w.now, 1, v.c.m[1].sess)
 	}
 	v.c.SetUp(v.w.now, 1, up)
@@ -461,6 +561,7 @@ func (v *groupVol) setFar(up bool) {
 func groupRun(seed uint64, volumes int) *groupWorld {
 	w := newGroupWorld(seed, volumes)
 	for i, v := range w.vols {
+		v.cfg.SetPolicy(w.drawPolicy())
 		if i < 2 || w.rng.IntN(2) == 0 {
 			v.attach()
 		} else {
@@ -476,22 +577,23 @@ func groupRun(seed uint64, volumes int) *groupWorld {
 			w.wake(v)
 		}
 	}
+	w.heals()
 	return w
 }
 
 // TestSimGroup breaks links, processes, keepers and the kvdb of groups: what is said to be an image of one moment is one.
 func TestSimGroup(t *testing.T) {
-	const seeds = 100
-	images, acked := 0, 0
+	seeds := max(*groupSeeds, 100)
+	images, acked, handovers, waited := 0, 0, 0, 0
 	for seed := range uint64(seeds) {
 		w := groupRun(seed, 2+int(seed%2))
 		if w.images > 0 {
 			images++
 		}
-		acked += w.acked
+		acked, handovers, waited = acked+w.acked, handovers+w.handovers, waited+w.waited
 	}
-	if images < seeds/4 || acked < seeds*100 {
-		t.Errorf("%d of %d seeds had an image that was not in sync, with %d writes: that proves little", images, seeds, acked)
+	if images < seeds/4 || acked < seeds*100 || handovers < seeds/2 || waited < seeds*10 {
+		t.Error("that proves little")
 	}
-	t.Logf("%d of %d seeds had an image that was not in sync, %d writes", images, seeds, acked)
+	t.Logf("%d of %d seeds had an image that was not in sync, %d writes, %d of them with a protection, %d handovers", images, seeds, acked, waited, handovers)
 }
