@@ -3,6 +3,8 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -271,4 +273,38 @@ func TestCutGroup(t *testing.T) {
 	wantErr(t, err, ErrNotCut)
 	_, err = c.CutGroup(t.Context(), &cutters{}, "g", time.Minute)
 	wantErr(t, err, ErrInvalid)
+}
+
+// Who moves volumes is told of their groups, whose policy goes for them; and nobody moves those of a group that cannot be read.
+func TestGroupFacts(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	c, ctx := w.catalogue(w.store), t.Context()
+	var ids []replication.VolumeID
+	for _, name := range []string{"u", "v", "w"} {
+		ids = append(ids, w.create(Request{Name: name, Size: gib, Replicas: 2, Failover: FailoverManual}).ID)
+	}
+	for name, v := range map[string]replication.VolumeID{"auto": ids[0], "hand": ids[1], "ill": ids[2]} {
+		f := FailoverAutomatic
+		if name == "hand" {
+			f = FailoverManual
+		}
+		if _, err := c.CreateGroup(ctx, name, f, []replication.VolumeID{v}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := kvdb.Put(ctx, w.store, "/tandem/c/group/ill", []byte("{")); err != nil {
+		t.Fatal(err)
+	}
+	vols, err := NewDomainView(w.configs(w.store)).Facts(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, v := range vols {
+		got[v.Name] = fmt.Sprintf("%s manual=%v readable=%v", v.Group, v.Manual, v.Unreadable == "")
+	}
+	want := map[string]string{"u": "auto manual=false readable=true", "v": "hand manual=true readable=true", "w": "ill manual=false readable=false"}
+	if !maps.Equal(got, want) {
+		t.Errorf("%v", got)
+	}
 }
