@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
 )
@@ -45,7 +47,7 @@ func (c *Catalogue) CreateGroup(ctx context.Context, name string, f replication.
 			return e, err
 		}
 		e = &GroupEntry{Group: replication.Group{Version: groupVersion, Name: name, Created: time.Now().UTC(), Failover: f}}
-		done, err := c.regroup(ctx, e, vols, nil)
+		done, err := c.regroup(ctx, e, vols, nil, "group create", fmt.Sprintf("with %s; failover %s", named(vols), f))
 		if done || err != nil {
 			return e, err
 		}
@@ -68,16 +70,37 @@ func (c *Catalogue) ChangeGroup(ctx context.Context, name string, add, remove []
 		if n := len(e.Volumes) + len(plus) - len(minus); n > MaxGroup {
 			return nil, fmt.Errorf("%w: %d volumes, a group has at most %d", ErrInvalid, n, MaxGroup)
 		}
-		done, err := c.regroup(ctx, e, plus, minus)
+		verb, outcome := "group add", named(plus)
+		if len(plus) == 0 {
+			verb, outcome = "group remove", named(minus)
+		} else if len(minus) > 0 {
+			outcome += "; removed " + named(minus)
+		}
+		done, err := c.regroup(ctx, e, plus, minus, verb, outcome)
 		if done || err != nil {
 			return e, err
 		}
 	}
 }
 
-// regroup tries once to write the group of e, which is changed, with other volumes. Where one that is added is not in sync there is no
-// image of the group.
-func (c *Catalogue) regroup(ctx context.Context, e *GroupEntry, add, remove []replication.VolumeID) (done bool, _ error) {
+// named lists volumes for the audit trail.
+func named(vs []replication.VolumeID) string {
+	if len(vs) == 0 {
+		return "no volumes"
+	}
+	names := make([]string, len(vs))
+	for i, v := range vs {
+		names[i] = v.String()
+	}
+	return "volumes " + strings.Join(names, ", ")
+}
+
+// groupObject names a group in the audit trail.
+func groupObject(name string) string { return "group/" + name }
+
+// regroup tries once to write the group of e, which is changed, with other volumes, and verb and outcome into the audit trail. Where one
+// that is added is not in sync there is no image of the group.
+func (c *Catalogue) regroup(ctx context.Context, e *GroupEntry, add, remove []replication.VolumeID, verb, outcome string) (done bool, _ error) {
 	t := kvdb.Txn{If: []kvdb.Cmp{{Key: c.keys.group(e.Name), Target: kvdb.CmpMod, Revision: e.mod}, c.configs.guard()}}
 	cfgs, mods, err := c.configsOf(ctx, add)
 	if err != nil {
@@ -120,6 +143,11 @@ func (c *Catalogue) regroup(ctx context.Context, e *GroupEntry, add, remove []re
 		return false, err
 	}
 	t.Then = append(t.Then, record)
+	entry, err := c.trail.Stage(ctx, audit.Record{Verb: verb, Object: groupObject(e.Name), Outcome: outcome})
+	if err != nil {
+		return false, err
+	}
+	entry.AddTo(&t)
 	res, err := c.store.Txn(ctx, t)
 	if err != nil || !res.Succeeded {
 		return false, err
@@ -148,6 +176,11 @@ func (c *Catalogue) DeleteGroup(ctx context.Context, name string) error {
 		for _, v := range e.Volumes {
 			t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.grouped(v)})
 		}
+		entry, err := c.trail.Stage(ctx, audit.Record{Verb: "group delete", Object: groupObject(name), Outcome: "deleted, with " + named(e.Volumes)})
+		if err != nil {
+			return err
+		}
+		entry.AddTo(&t)
 		if res, err := c.store.Txn(ctx, t); err != nil || res.Succeeded {
 			return err
 		}

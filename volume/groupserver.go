@@ -8,6 +8,9 @@ import (
 	"slices"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -17,15 +20,19 @@ type GroupServer struct {
 	volumepb.UnimplementedGroupsServer
 	c  *Catalogue
 	cs CutCoordinators
+	lg *zap.Logger
 }
 
 var _ volumepb.GroupsServer = (*GroupServer)(nil)
 
 // NewGroupServer returns the service over c; cs reaches the coordinators of all nodes.
-func NewGroupServer(c *Catalogue, cs CutCoordinators) *GroupServer { return &GroupServer{c: c, cs: cs} }
+func NewGroupServer(c *Catalogue, cs CutCoordinators, lg *zap.Logger) *GroupServer {
+	return &GroupServer{c: c, cs: cs, lg: lg}
+}
 
 // CreateGroup implements Groups.
 func (s *GroupServer) CreateGroup(ctx context.Context, r *volumepb.CreateGroupRequest) (*volumepb.CreateGroupResponse, error) {
+	ctx = by(ctx, r)
 	vols, err := s.resolve(ctx, r.Volumes)
 	if err != nil {
 		return nil, err
@@ -71,6 +78,7 @@ func (s *GroupServer) InspectGroup(ctx context.Context, r *volumepb.InspectGroup
 
 // ChangeGroup implements Groups.
 func (s *GroupServer) ChangeGroup(ctx context.Context, r *volumepb.ChangeGroupRequest) (*volumepb.ChangeGroupResponse, error) {
+	ctx = by(ctx, r)
 	add, err := s.resolve(ctx, r.AddVolumes)
 	if err != nil {
 		return nil, err
@@ -89,7 +97,7 @@ func (s *GroupServer) ChangeGroup(ctx context.Context, r *volumepb.ChangeGroupRe
 
 // DeleteGroup implements Groups.
 func (s *GroupServer) DeleteGroup(ctx context.Context, r *volumepb.DeleteGroupRequest) (*volumepb.DeleteGroupResponse, error) {
-	return &volumepb.DeleteGroupResponse{}, s.c.DeleteGroup(ctx, r.Group)
+	return &volumepb.DeleteGroupResponse{}, s.c.DeleteGroup(by(ctx, r), r.Group)
 }
 
 // CutGroup implements Groups.
@@ -97,6 +105,10 @@ func (s *GroupServer) CutGroup(ctx context.Context, r *volumepb.CutGroupRequest)
 	cut, err := s.c.CutGroup(ctx, s.cs, r.Group, time.Duration(min(r.HoldMs, 1<<32))*time.Millisecond)
 	if err != nil {
 		return nil, err
+	}
+	rec := audit.Record{Verb: "group cut", Object: groupObject(r.Group), Outcome: fmt.Sprintf("operation %s, writes were held for at most %v", cut.Op, cut.Hold)}
+	if err := s.c.trail.Note(by(ctx, r), rec); err != nil {
+		s.lg.Error("action not in the audit trail", zap.String("verb", rec.Verb), zap.String("group", r.Group), zap.Error(err))
 	}
 	names, err := s.names(ctx)
 	if err != nil {

@@ -28,6 +28,7 @@ func askGroup[Q, R any](ctx context.Context, a *app, call func(pb.GroupsClient, 
 
 func (a *app) groupCreateCommand() *cobra.Command {
 	var failover, volumes string
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "create GROUP",
 		Short: "Create a consistency group",
@@ -46,7 +47,7 @@ Creating a group that exists with the same volumes succeeds and changes nothing.
 			call := func(c pb.GroupsClient, ctx context.Context, q *pb.CreateGroupRequest) (*pb.CreateGroupResponse, error) {
 				return c.CreateGroup(ctx, q)
 			}
-			resp, err := askGroup(cmd.Context(), a, call, &pb.CreateGroupRequest{Name: args[0], Volumes: splitList(volumes), Failover: f})
+			resp, err := askGroup(cmd.Context(), a, call, &pb.CreateGroupRequest{Name: args[0], Volumes: splitList(volumes), Failover: f, Reason: order.reason, Actor: a.actor()})
 			if err != nil {
 				return err
 			}
@@ -57,6 +58,7 @@ Creating a group that exists with the same volumes succeeds and changes nothing.
 	}
 	cmd.Flags().StringVar(&volumes, "volumes", "", "the `volumes` of the group, with commas")
 	cmd.Flags().StringVar(&failover, "failover", "automatic", "`who` may fail the group over when a domain is lost: automatic or manual")
+	order.add(cmd)
 	return cmd
 }
 
@@ -125,15 +127,19 @@ func groupTable(w io.Writer, g *pb.Group) {
 // groupChangeCommand adds or removes the volumes of --volumes.
 func (a *app) groupChangeCommand(cmd *cobra.Command, request func(group string, volumes []string) *pb.ChangeGroupRequest) *cobra.Command {
 	var volumes string
+	var order orderFlags
 	cmd.Args = oneName("GROUP")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		list := splitList(volumes)
 		if len(list) == 0 {
 			return usageError("--volumes names no volume")
 		}
-		return a.groupChange(cmd.Context(), request(args[0], list))
+		q := request(args[0], list)
+		q.Reason, q.Actor = order.reason, a.actor()
+		return a.groupChange(cmd.Context(), q)
 	}
 	cmd.Flags().StringVar(&volumes, "volumes", "", "the `volumes`, with commas")
+	order.add(cmd)
 	_ = cmd.MarkFlagRequired("volumes") // the flag is there: see above
 	return cmd
 }
@@ -172,7 +178,8 @@ func (a *app) groupRemoveCommand() *cobra.Command {
 }
 
 func (a *app) groupDeleteCommand() *cobra.Command {
-	return &cobra.Command{
+	var order orderFlags
+	cmd := &cobra.Command{
 		Use:   "delete GROUP",
 		Short: "Delete a group; its volumes stay",
 		Args:  oneName("GROUP"),
@@ -180,17 +187,20 @@ func (a *app) groupDeleteCommand() *cobra.Command {
 			call := func(c pb.GroupsClient, ctx context.Context, q *pb.DeleteGroupRequest) (*pb.DeleteGroupResponse, error) {
 				return c.DeleteGroup(ctx, q)
 			}
-			resp, err := askGroup(cmd.Context(), a, call, &pb.DeleteGroupRequest{Group: args[0]})
+			resp, err := askGroup(cmd.Context(), a, call, &pb.DeleteGroupRequest{Group: args[0], Reason: order.reason, Actor: a.actor()})
 			if err != nil {
 				return err
 			}
 			return a.print(resp, func(w io.Writer) { fmt.Fprintf(w, "Group %s is deleted, its volumes are not\n", args[0]) })
 		},
 	}
+	order.add(cmd)
+	return cmd
 }
 
 func (a *app) groupCutCommand() *cobra.Command {
 	var hold time.Duration
+	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "cut GROUP",
 		Short: "Hold the writes of all volumes of a group at once, and tell where each stands",
@@ -205,7 +215,7 @@ nothing was cut then, and writes go on.`,
 			call := func(c pb.GroupsClient, ctx context.Context, q *pb.CutGroupRequest) (*pb.CutGroupResponse, error) {
 				return c.CutGroup(ctx, q)
 			}
-			resp, err := askGroup(cmd.Context(), a, call, &pb.CutGroupRequest{Group: args[0], HoldMs: uint64(hold.Milliseconds())})
+			resp, err := askGroup(cmd.Context(), a, call, &pb.CutGroupRequest{Group: args[0], HoldMs: uint64(hold.Milliseconds()), Reason: order.reason, Actor: a.actor()})
 			if err != nil {
 				return err
 			}
@@ -221,15 +231,16 @@ nothing was cut then, and writes go on.`,
 		},
 	}
 	cmd.Flags().DurationVar(&hold, "hold", time.Second, "longest `time` that the writes of a volume wait, at most 5s")
+	order.add(cmd)
 	return cmd
 }
 
 // addToGroup puts a volume that was just made into a group.
-func (a *app) addToGroup(ctx context.Context, groupName, volume string) error {
+func (a *app) addToGroup(ctx context.Context, groupName, volume, reason string) error {
 	call := func(c pb.GroupsClient, ctx context.Context, q *pb.ChangeGroupRequest) (*pb.ChangeGroupResponse, error) {
 		return c.ChangeGroup(ctx, q)
 	}
-	if _, err := askGroup(ctx, a, call, &pb.ChangeGroupRequest{Group: groupName, AddVolumes: []string{volume}}); err != nil {
+	if _, err := askGroup(ctx, a, call, &pb.ChangeGroupRequest{Group: groupName, AddVolumes: []string{volume}, Reason: reason, Actor: a.actor()}); err != nil {
 		f := a.failure(ctx, "", err)
 		return &cliError{exit: f.Exit, msg: fmt.Sprintf("volume %s is created, but not in group %s: %s", volume, groupName, f.Message), hint: f.Hint}
 	}

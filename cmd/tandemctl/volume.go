@@ -80,7 +80,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 				return err
 			}
 			if groupName != "" {
-				if err := a.addToGroup(cmd.Context(), groupName, resp.GetVolume().GetId()); err != nil {
+				if err := a.addToGroup(cmd.Context(), groupName, resp.GetVolume().GetId(), order.reason); err != nil {
 					return err
 				}
 				resp.Volume.Group = groupName

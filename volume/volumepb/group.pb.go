@@ -373,6 +373,8 @@ type CreateGroupRequest struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Volumes       []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	Failover      Failover               `protobuf:"varint,3,opt,name=failover,proto3,enum=tandem.volume.v1.Failover" json:"failover,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why, for the audit trail
+	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`   // who asks; over TLS the certificate's name counts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -426,6 +428,20 @@ func (x *CreateGroupRequest) GetFailover() Failover {
 		return x.Failover
 	}
 	return Failover_FAILOVER_UNSPECIFIED
+}
+
+func (x *CreateGroupRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
 }
 
 type CreateGroupResponse struct {
@@ -645,6 +661,8 @@ type ChangeGroupRequest struct {
 	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	AddVolumes    []string               `protobuf:"bytes,2,rep,name=add_volumes,json=addVolumes,proto3" json:"add_volumes,omitempty"`
 	RemoveVolumes []string               `protobuf:"bytes,3,rep,name=remove_volumes,json=removeVolumes,proto3" json:"remove_volumes,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why, for the audit trail
+	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`   // who asks; over TLS the certificate's name counts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -700,6 +718,20 @@ func (x *ChangeGroupRequest) GetRemoveVolumes() []string {
 	return nil
 }
 
+func (x *ChangeGroupRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ChangeGroupRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
 type ChangeGroupResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -747,6 +779,8 @@ func (x *ChangeGroupResponse) GetGroup() *Group {
 type DeleteGroupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // why, for the audit trail
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`   // who asks; over TLS the certificate's name counts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -784,6 +818,20 @@ func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
 func (x *DeleteGroupRequest) GetGroup() string {
 	if x != nil {
 		return x.Group
+	}
+	return ""
+}
+
+func (x *DeleteGroupRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeleteGroupRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
 	}
 	return ""
 }
@@ -828,6 +876,8 @@ type CutGroupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	HoldMs        uint64                 `protobuf:"varint,2,opt,name=hold_ms,json=holdMs,proto3" json:"hold_ms,omitempty"` // longest hold of any volume, at most 5000; 0 = 1000
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                // why, for the audit trail
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`                  // who asks; over TLS the certificate's name counts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -874,6 +924,20 @@ func (x *CutGroupRequest) GetHoldMs() uint64 {
 		return x.HoldMs
 	}
 	return 0
+}
+
+func (x *CutGroupRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CutGroupRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
 }
 
 type CutGroupResponse struct {
@@ -1351,11 +1415,13 @@ const file_volume_volumepb_group_proto_rawDesc = "" +
 	"\x05split\x18\x05 \x01(\bR\x05split\x12\"\n" +
 	"\rsplit_unix_ms\x18\x06 \x01(\x03R\vsplitUnixMs\x12\x19\n" +
 	"\bsplit_by\x18\a \x01(\tR\asplitBy\x12\"\n" +
-	"\rmay_fail_over\x18\b \x01(\bR\vmayFailOver\"z\n" +
+	"\rmay_fail_over\x18\b \x01(\bR\vmayFailOver\"\xa8\x01\n" +
 	"\x12CreateGroupRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\avolumes\x18\x02 \x03(\tR\avolumes\x126\n" +
-	"\bfailover\x18\x03 \x01(\x0e2\x1a.tandem.volume.v1.FailoverR\bfailover\"D\n" +
+	"\bfailover\x18\x03 \x01(\x0e2\x1a.tandem.volume.v1.FailoverR\bfailover\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\"D\n" +
 	"\x13CreateGroupResponse\x12-\n" +
 	"\x05group\x18\x01 \x01(\v2\x17.tandem.volume.v1.GroupR\x05group\"\x13\n" +
 	"\x11ListGroupsRequest\"E\n" +
@@ -1364,20 +1430,26 @@ const file_volume_volumepb_group_proto_rawDesc = "" +
 	"\x13InspectGroupRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\"E\n" +
 	"\x14InspectGroupResponse\x12-\n" +
-	"\x05group\x18\x01 \x01(\v2\x17.tandem.volume.v1.GroupR\x05group\"r\n" +
+	"\x05group\x18\x01 \x01(\v2\x17.tandem.volume.v1.GroupR\x05group\"\xa0\x01\n" +
 	"\x12ChangeGroupRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x1f\n" +
 	"\vadd_volumes\x18\x02 \x03(\tR\n" +
 	"addVolumes\x12%\n" +
-	"\x0eremove_volumes\x18\x03 \x03(\tR\rremoveVolumes\"D\n" +
+	"\x0eremove_volumes\x18\x03 \x03(\tR\rremoveVolumes\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\"D\n" +
 	"\x13ChangeGroupResponse\x12-\n" +
-	"\x05group\x18\x01 \x01(\v2\x17.tandem.volume.v1.GroupR\x05group\"*\n" +
+	"\x05group\x18\x01 \x01(\v2\x17.tandem.volume.v1.GroupR\x05group\"X\n" +
 	"\x12DeleteGroupRequest\x12\x14\n" +
-	"\x05group\x18\x01 \x01(\tR\x05group\"\x15\n" +
-	"\x13DeleteGroupResponse\"@\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x15\n" +
+	"\x13DeleteGroupResponse\"n\n" +
 	"\x0fCutGroupRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x17\n" +
-	"\ahold_ms\x18\x02 \x01(\x04R\x06holdMs\"x\n" +
+	"\ahold_ms\x18\x02 \x01(\x04R\x06holdMs\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\"x\n" +
 	"\x10CutGroupResponse\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12\x17\n" +
 	"\ahold_us\x18\x02 \x01(\x04R\x06holdUs\x12;\n" +

@@ -105,7 +105,7 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	})
 	coords := &cutCoordinators{d: d}
 	stops.push(coords.close)
-	gs := volume.NewGroupServer(d.catalogue, coords)
+	gs := volume.NewGroupServer(d.catalogue, coords, d.lg)
 	as := audit.NewServer(audit.New(d.store, d.c.ClusterName, d.c.NodeID))
 	ds := d.doctor()
 	start := func(l net.Listener, o ...grpc.ServerOption) {
