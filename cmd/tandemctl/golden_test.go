@@ -74,6 +74,7 @@ func TestGolden(t *testing.T) {
 		}},
 		{name: "volume-create-failover", args: "volume create data --size 1Gi --failover never"},
 		{name: "domains-switchover", args: "cluster domains switchover --to dr-site --volume data --reason maintenance"},
+		{name: "domains-switchover-group", args: "cluster domains switchover --to dr-site --group db --dry-run"},
 		{name: "domains-switchover-all", args: "cluster domains switchover --to nowhere --dry-run"},
 		{name: "domains-switchover-json", args: "cluster domains switchover --to dr-site --volume data -o json"},
 		{name: "domains-switchover-refused", args: "cluster domains switchover --to dr-site --volume data", fake: func(f *fakeDaemon) {

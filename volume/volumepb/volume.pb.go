@@ -3742,6 +3742,7 @@ type Move struct {
 	Done           bool                   `protobuf:"varint,9,opt,name=done,proto3" json:"done,omitempty"`
 	HoldUs         uint64                 `protobuf:"varint,10,opt,name=hold_us,json=holdUs,proto3" json:"hold_us,omitempty"` // how long they waited, as measured where it was
 	Path           string                 `protobuf:"bytes,11,opt,name=path,proto3" json:"path,omitempty"`                    // what a consumer opens now, on to_node
+	Group          string                 `protobuf:"bytes,12,opt,name=group,proto3" json:"group,omitempty"`                  // of the volume; "" = none
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -3849,6 +3850,13 @@ func (x *Move) GetHoldUs() uint64 {
 func (x *Move) GetPath() string {
 	if x != nil {
 		return x.Path
+	}
+	return ""
+}
+
+func (x *Move) GetGroup() string {
+	if x != nil {
+		return x.Group
 	}
 	return ""
 }
@@ -4512,7 +4520,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05actor\x18\x06 \x01(\tR\x05actor\"@\n" +
 	"\x12SwitchOverResponse\x12*\n" +
-	"\x04move\x18\x01 \x01(\v2\x16.tandem.volume.v1.MoveR\x04move\"\xd9\x02\n" +
+	"\x04move\x18\x01 \x01(\v2\x16.tandem.volume.v1.MoveR\x04move\"\xef\x02\n" +
 	"\x04Move\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1f\n" +
 	"\vvolume_name\x18\x02 \x01(\tR\n" +
@@ -4526,7 +4534,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x04done\x18\t \x01(\bR\x04done\x12\x17\n" +
 	"\ahold_us\x18\n" +
 	" \x01(\x04R\x06holdUs\x12\x12\n" +
-	"\x04path\x18\v \x01(\tR\x04path\">\n" +
+	"\x04path\x18\v \x01(\tR\x04path\x12\x14\n" +
+	"\x05group\x18\f \x01(\tR\x05group\">\n" +
 	"\x0eSwitchOverList\x12,\n" +
 	"\x05moves\x18\x01 \x03(\v2\x16.tandem.volume.v1.MoveR\x05moves\"R\n" +
 	"\x11MoveVolumeRequest\x12=\n" +
