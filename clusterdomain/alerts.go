@@ -3,6 +3,7 @@ package clusterdomain
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -48,6 +49,7 @@ const (
 	AlertVolumeNotInSync  AlertCode = "volume-not-in-sync"
 	AlertVolumeLastCopy   AlertCode = "volume-last-copy"
 	AlertVolumeUnreadable AlertCode = "volume-unreadable"
+	AlertGroupSplit       AlertCode = "group-split" // a domain does not have all of a consistency group in sync
 	AlertKvdbRollback     AlertCode = "kvdb-rollback"
 	AlertRecordUnreadable AlertCode = "record-unreadable"
 	AlertPoolNearlyFull   AlertCode = "pool-nearly-full"
@@ -64,7 +66,7 @@ const (
 type Alert struct {
 	Code     AlertCode
 	Severity Severity
-	Resource string // domain/NAME, node/NAME, volume/ID, pool/UUID, kvdb
+	Resource string // domain/NAME, node/NAME, volume/ID, group/NAME, pool/UUID, kvdb
 	Text     string
 }
 
@@ -124,6 +126,7 @@ func Alerts(o Observed) []Alert {
 	for _, v := range o.Volumes {
 		volumeAlert(v, add)
 	}
+	groupAlerts(o.Volumes, add)
 	slices.SortStableFunc(as, func(a, b Alert) int { return cmp.Compare(b.Severity, a.Severity) })
 	return as
 }
@@ -204,5 +207,37 @@ func volumeAlert(v arbiter.Volume, add addAlert) {
 		add(AlertVolumeLastCopy, Alarm, "volume/"+v.ID, "volume %s has %d of %d replicas in sync: losing it loses data", v.Name, inSync, len(v.Replicas))
 	default:
 		add(AlertVolumeNotInSync, Warn, "volume/"+v.ID, "volume %s has %d of %d replicas in sync", v.Name, inSync, len(v.Replicas))
+	}
+}
+
+// groupAlerts tell of domains in which a group has replicas, and not all of its volumes have one in sync.
+func groupAlerts(vols []arbiter.Volume, add addAlert) {
+	type side struct{ group, domain string }
+	volumes, inSync := map[string]int{}, map[side]int{}
+	for _, v := range vols {
+		if v.Group == "" {
+			continue
+		}
+		volumes[v.Group]++
+		has := map[string]bool{}
+		for _, r := range v.Replicas {
+			has[r.Domain] = has[r.Domain] || r.InSync
+		}
+		for d, in := range has {
+			n := 0
+			if in {
+				n = 1
+			}
+			inSync[side{v.Group, d}] += n
+		}
+	}
+	sides := slices.SortedFunc(maps.Keys(inSync), func(a, b side) int {
+		return cmp.Or(cmp.Compare(a.group, b.group), cmp.Compare(a.domain, b.domain))
+	})
+	for _, s := range sides {
+		if n := inSync[s]; n < volumes[s.group] {
+			add(AlertGroupSplit, Warn, "group/"+s.group, "group %s has %d of %d volumes in sync in domain %s, and does not go on there by itself: \"tandemctl group inspect %s\" tells whether what is there fits together",
+				s.group, n, volumes[s.group], s.domain, s.group)
+		}
 	}
 }

@@ -109,3 +109,26 @@ func TestAlerts(t *testing.T) {
 		t.Error("not worst first:", all)
 	}
 }
+
+// TestGroupAlerts: a domain that has replicas of a group, and not all of its volumes in sync, is named, once.
+func TestGroupAlerts(t *testing.T) {
+	vol := func(group string, replicas ...arbiter.Replica) arbiter.Volume {
+		return arbiter.Volume{ID: "id", Name: "v", Group: group, Replicas: append(replicas, arbiter.Replica{Domain: "a", InSync: true})}
+	}
+	b, stale := arbiter.Replica{Domain: "b", InSync: true}, arbiter.Replica{Domain: "b"}
+	var got []string
+	for _, a := range Alerts(Observed{View: &View{}, Volumes: []arbiter.Volume{
+		vol("well", b), vol("well", b, stale), vol("mixed", b), vol("mixed", stale), vol("behind", stale), vol("half"), vol("half", b), vol("", stale),
+	}}) {
+		if a.Code == AlertGroupSplit {
+			text, _, _ := strings.Cut(a.Text, ",")
+			got = append(got, text)
+		}
+	}
+	want := []string{
+		"group behind has 0 of 1 volumes in sync in domain b", "group half has 1 of 2 volumes in sync in domain b", "group mixed has 1 of 2 volumes in sync in domain b",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+}

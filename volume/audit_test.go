@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/tandem-storage/tandem/audit"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
@@ -165,5 +167,36 @@ func TestTwoReplacementsOneEpoch(t *testing.T) {
 	}
 	if got := trailOf(t, w); len(got) != 2 {
 		t.Errorf("%q", got)
+	}
+}
+
+// Every change of a group is recorded once, with who asked, and none that changes nothing; and so is a cut that was made.
+func TestGroupOrdersAreRecorded(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	v, u := pair(w)
+	c, ctx := w.catalogue(w.store), t.Context()
+	s := NewGroupServer(c, nil, zap.NewNop())
+	do := func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := len(trailOf(t, w))
+	for range 2 {
+		do(s.CreateGroup(ctx, &volumepb.CreateGroupRequest{Name: "g", Volumes: []string{v.ID.String()}, Actor: "kim", Reason: "new"}))
+		do(s.ChangeGroup(ctx, &volumepb.ChangeGroupRequest{Group: "g", AddVolumes: []string{u.ID.String()}, Actor: "kim", Reason: "log"}))
+		do(s.ChangeGroup(ctx, &volumepb.ChangeGroupRequest{Group: "g", AddVolumes: []string{u.ID.String()}, Actor: "kim", Reason: "log"})) // it is in
+		do(s.CutGroup(ctx, &volumepb.CutGroupRequest{Group: "g", Actor: "lee", Reason: "try"}))
+		do(s.ChangeGroup(ctx, &volumepb.ChangeGroupRequest{Group: "g", RemoveVolumes: []string{u.ID.String()}, Actor: "lee"}))
+		do(s.DeleteGroup(ctx, &volumepb.DeleteGroupRequest{Group: "g", Actor: "kim", Reason: "old"}))
+		do(s.DeleteGroup(ctx, &volumepb.DeleteGroupRequest{Group: "g", Actor: "kim", Reason: "old"}))
+	}
+	if _, err := s.CutGroup(ctx, &volumepb.CutGroupRequest{Group: "g", Actor: "lee"}); err == nil {
+		t.Error("a group that is deleted was cut")
+	}
+	round := []string{"kim: group create 0: new", "kim: group add 0: log", "lee: group cut 0: try", "lee: group remove 0: ", "kim: group delete 0: old"}
+	if got := trailOf(t, w)[before:]; !slices.Equal(got, slices.Concat(round, round)) {
+		t.Errorf("got %q", got)
 	}
 }

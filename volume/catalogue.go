@@ -44,6 +44,7 @@ type Entry struct {
 	Rollback *Rollback               // a replica knows more than the kvdb; nil: nobody has found that
 	Revision kvdb.Revision           // of Config
 	Reported []replication.ReplicaID // replicas that were made (CREATING) or removed (DELETING)
+	Group    string                  // "": none
 }
 
 // Missing are the placements that the volume waits for, while CREATING or DELETING.
@@ -257,7 +258,8 @@ func (c *Catalogue) Get(ctx context.Context, id replication.VolumeID) (*Entry, e
 	if err != nil && !errors.Is(err, replication.ErrVolumeNotFound) {
 		return nil, err
 	}
-	return e, nil
+	e.Group, err = c.groupOf(ctx, id)
+	return e, err
 }
 
 // List returns all volumes, by name, but for those of which a record cannot be read: DomainView tells of them.
@@ -280,6 +282,16 @@ func (c *Catalogue) List(ctx context.Context) ([]*Entry, error) {
 			if e.Config, e.Revision, err = parseConfig(kv); err != nil {
 				delete(es, id)
 			}
+		}
+	}
+	grouped, _, err := c.store.List(ctx, c.keys.groupedVolumes())
+	if err != nil {
+		return nil, fmt.Errorf("read groups: %w", err)
+	}
+	for _, kv := range grouped {
+		v, err := replication.ParseVolumeID(strings.TrimPrefix(kv.Key, c.keys.groupedVolumes()))
+		if e := es[v]; err == nil && e != nil {
+			e.Group = string(kv.Value)
 		}
 	}
 	return slices.SortedFunc(maps.Values(es), func(a, b *Entry) int {
@@ -376,7 +388,7 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 	inc := clusterdomain.IncarnationKey(c.configs.cluster)
 	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: c.keys.spec(id)}, {Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: inc},
-		{Kind: kvdb.OpGet, Key: c.keys.rollback(id)},
+		{Kind: kvdb.OpGet, Key: c.keys.rollback(id)}, {Kind: kvdb.OpGet, Key: c.keys.grouped(id)},
 	}})
 	if err != nil {
 		return false, err
@@ -387,6 +399,9 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 	}
 	if mark := look.Gets[3]; mark != nil {
 		return false, rolledBack(id, mark)
+	}
+	if g := look.Gets[4]; g != nil {
+		return false, fmt.Errorf("%w: %s: take it out first", ErrInGroup, g.Value)
 	}
 	if kv == nil {
 		return true, nil
@@ -410,6 +425,7 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 		If: []kvdb.Cmp{
 			{Key: c.keys.spec(id), Target: kvdb.CmpMod, Revision: kv.Mod},
 			c.configs.guard(), c.configs.unmarked(id),
+			{Key: c.keys.grouped(id), Target: kvdb.CmpAbsent},
 		},
 		Then: []kvdb.Op{
 			record,

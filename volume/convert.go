@@ -28,7 +28,7 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 		Id: e.ID.String(), Name: e.Name, SizeBytes: uint64(e.Size), ReplicasWanted: uint32(len(e.Placed)),
 		Protection: protectionPB(e.Protection), Needs: needsPB(e.Needs), ManualFailover: e.Failover == FailoverManual, Labels: maps.Clone(e.Labels),
 		CreatedUnixMs: e.Created.UnixMilli(), Progress: e.Progress(),
-		UnreconciledBytes: uint64(live.Unreconciled),
+		UnreconciledBytes: uint64(live.Unreconciled), Group: e.Group,
 	}
 	if r := e.Rollback; r != nil {
 		v.Stall = &volumepb.Stall{Cause: causeRollback, Text: r.describe(e.ID), SinceUnixMs: r.Time.UnixMilli()}

@@ -10,6 +10,8 @@
 //	volume/<id>/removed/<replica>  while DELETING: the node has removed it
 //	volname/<name>                 the id; only while the volume is CREATING or READY
 //	vol/<id>/cfg                   replication.Config: the only authority on who may write and who holds the data
+//	group/<name>                   replication.Group: volumes whose writes depend on each other
+//	volgroup/<id>                  the name of the volume's group; only while it is in one
 //
 // # Create and delete
 //

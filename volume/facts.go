@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
@@ -44,6 +45,10 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 		}
 		name[id], manual[id] = s.Name, s.Failover == FailoverManual
 	}
+	group, err := d.groups(ctx, manual, unreadable)
+	if err != nil {
+		return nil, err
+	}
 	vols := make([]arbiter.Volume, 0, len(cfgs))
 	marks := map[replication.VolumeID]string{}
 	for _, kv := range cfgs {
@@ -73,7 +78,46 @@ func (d DomainView) Facts(ctx context.Context) ([]arbiter.Volume, error) {
 	for _, id := range sortedVolumes(unreadable) {
 		vols = append(vols, arbiter.Volume{ID: id.String(), Unreadable: unreadable[id]}) // without a configuration
 	}
+	for i := range vols {
+		vols[i].Group = group[vols[i].ID]
+	}
 	return vols, nil
+}
+
+// groups are the groups of the volumes that are in one, by their ids. The policy of a group goes for its volumes: it is noted in manual; and in
+// unreadable where it cannot be read.
+func (d DomainView) groups(ctx context.Context, manual map[replication.VolumeID]bool, unreadable map[replication.VolumeID]string) (map[string]string, error) {
+	records, _, err := d.c.store.List(ctx, d.c.keys.groups())
+	if err != nil {
+		return nil, fmt.Errorf("read groups: %w", err)
+	}
+	in, _, err := d.c.store.List(ctx, d.c.keys.groupedVolumes())
+	if err != nil {
+		return nil, fmt.Errorf("read groups: %w", err)
+	}
+	policies, why := map[string]replication.Failover{}, map[string]string{}
+	for _, kv := range records {
+		name := strings.TrimPrefix(kv.Key, d.c.keys.groups())
+		if e, err := parseGroup(kv); err != nil {
+			why[name] = err.Error()
+		} else {
+			policies[name] = e.Failover
+		}
+	}
+	group := map[string]string{}
+	for _, kv := range in {
+		id, err := replication.ParseVolumeID(strings.TrimPrefix(kv.Key, d.c.keys.groupedVolumes()))
+		if err != nil {
+			continue
+		}
+		name := string(kv.Value)
+		group[id.String()] = name
+		policy, known := policies[name]
+		if manual[id] = known && policy != FailoverAutomatic; !known && why[name] != "" && unreadable[id] == "" {
+			unreadable[id] = why[name]
+		}
+	}
+	return group, nil
 }
 
 func sortedVolumes[T any](m map[replication.VolumeID]T) []replication.VolumeID {

@@ -17,6 +17,10 @@ func (k keys) spec(v replication.VolumeID) string     { return k.volume(v) + "sp
 func (k keys) made(v replication.VolumeID) string     { return k.volume(v) + "made/" }
 func (k keys) removed(v replication.VolumeID) string  { return k.volume(v) + "removed/" }
 func (k keys) name(name string) string                { return k.root + "volname/" + name }
+func (k keys) groups() string                         { return k.root + "group/" }
+func (k keys) group(name string) string               { return k.groups() + name }
+func (k keys) groupedVolumes() string                 { return k.root + "volgroup/" }
+func (k keys) grouped(v replication.VolumeID) string  { return k.groupedVolumes() + v.String() }
 func (k keys) configs() string                        { return k.root + "vol/" }
 func (k keys) config(v replication.VolumeID) string   { return k.configs() + v.String() + "/cfg" }
 func (k keys) rollback(v replication.VolumeID) string { return k.configs() + v.String() + "/rollback" }

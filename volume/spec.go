@@ -51,13 +51,14 @@ type Request struct {
 	Failover Failover `json:"failover,omitempty"`
 }
 
-// Failover is who moves a volume when the domain is lost where it is attached.
-type Failover string
+// Failover is who moves a volume when the domain is lost where it is attached. A fence stops a domain as a whole: a volume that is
+// moved by hand keeps no other where it is.
+type Failover = replication.Failover
 
-// The policies of failover. A fence stops a domain as a whole: a volume that is moved by hand keeps no other where it is.
+// The policies of failover.
 const (
-	FailoverAutomatic Failover = "automatic"
-	FailoverManual    Failover = "manual"
+	FailoverAutomatic = replication.FailoverAutomatic
+	FailoverManual    = replication.FailoverManual
 )
 
 // Placement is where a replica lies.
@@ -101,6 +102,10 @@ var (
 	ErrNotSent         = errors.New("volume: nothing was changed, the kvdb did not take it")
 	ErrOutcomeUnknown  = errors.New("volume: not known whether the change took effect")
 	ErrBadRecord       = errors.New("volume: unreadable record")
+	ErrGroupNotFound   = errors.New("volume: no such group")
+	ErrGroupExists     = errors.New("volume: a group of this name exists already, and is different")
+	ErrInGroup         = errors.New("volume: the volume is in a group")
+	ErrNotCut          = errors.New("volume: the group was not cut")
 )
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)

@@ -100,7 +100,7 @@ func (s *Switcher) close(hangUp func() error) {
 
 // planMove decides what is to become of a volume, as far as the catalogue and the cluster tell.
 func planMove(e *Entry, view *clusterdomain.View, r *volumepb.SwitchOverRequest) *volumepb.Move {
-	m := &volumepb.Move{VolumeId: e.ID.String(), VolumeName: e.Name, Action: volumepb.SwitchOverAction_SWITCH_OVER_ACTION_NONE}
+	m := &volumepb.Move{VolumeId: e.ID.String(), VolumeName: e.Name, Group: e.Group, Action: volumepb.SwitchOverAction_SWITCH_OVER_ACTION_NONE}
 	refuse := func(format string, a ...any) *volumepb.Move {
 		m.Action, m.Text = volumepb.SwitchOverAction_SWITCH_OVER_ACTION_REFUSED, fmt.Sprintf(format, a...)
 		return m

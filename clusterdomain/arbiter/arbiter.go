@@ -17,6 +17,7 @@ type Volume struct {
 	Strict      bool     // max-protection: writes wait while a domain has no in-sync replica
 	Needed      []string // domains whose replicas in sync its protection asks for
 	Manual      bool     // it is attached elsewhere by people only, see Failover
+	Group       string   // its consistency group, of which all volumes go on in the same domain or none; "": none
 	Epoch       uint64
 	Coordinator Coordinator
 	Replicas    []Replica
@@ -170,6 +171,7 @@ const (
 	Unreadable         Cause = "unreadable"          // its configuration cannot be read
 	Protection         Cause = "protection"          // its writes would wait for a replica there
 	ManualFailover     Cause = "manual"              // people move it, see Volume.Manual
+	GroupMixed         Cause = "group-mixed"         // no domain has all volumes of its group, in sync and on nodes that are online
 	NoNode             Cause = "no-node"             // no node that may attach it and has it in sync is online
 )
 
@@ -202,6 +204,8 @@ func (b Blocked) Text() string {
 		return "max-protection: its writes would wait until a replica here is in sync again: detach it first"
 	case ManualFailover:
 		return "its failover is manual: attach it in an active domain"
+	case GroupMixed:
+		return fmt.Sprintf("no domain can go on with all volumes of its group %s: see which has what (tandemctl group inspect %s), and attach them yourself", b.Volume.Group, b.Volume.Group)
 	case NoNode:
 		return "no node with an in-sync replica is online in an active domain: bring one back"
 	default:

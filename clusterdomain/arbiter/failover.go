@@ -228,8 +228,8 @@ func (v *Verdict) judge(s Sample, domain string) (least silent) {
 }
 
 // Target is the node on which a volume, attached in a domain that was fenced, goes on by itself: one that is online, in a domain that
-// may attach it, and has an in-sync replica; in the domain prefer if there is one. Whoever asks about the same state is told the same.
-// cause says why there is none.
+// may attach it, and has an in-sync replica; in the domain prefer if there is one. Volumes of a group go on in a domain that can go on with
+// all of them. Whoever asks about the same state is told the same. cause says why there is none.
 func Target(v View, nodes []Node, vol Volume, prefer string) (node, domain string, cause Cause) {
 	switch {
 	case vol.unknown() != "":
@@ -241,17 +241,14 @@ func Target(v View, nodes []Node, vol Volume, prefer string) (node, domain strin
 	case lastCopy(v, vol, vol.Coordinator.Domain):
 		return "", "", LastCopy
 	}
-	online := func(r Replica) bool {
-		return slices.ContainsFunc(nodes, func(n Node) bool { return n.Name == r.Node && n.Online })
-	}
-	var fit []Replica
-	for _, r := range vol.Replicas {
-		if r.InSync && v.Domains[r.Domain].MayAttach() && online(r) {
-			fit = append(fit, r)
-		}
-	}
+	fit := able(v, nodes, vol)
 	if len(fit) == 0 {
 		return "", "", NoNode
+	}
+	if vol.Group != "" {
+		if fit = slices.DeleteFunc(fit, func(r Replica) bool { return !hasGroup(v, nodes, vol.Group, r.Domain) }); len(fit) == 0 {
+			return "", "", GroupMixed
+		}
 	}
 	best := slices.MinFunc(fit, func(a, b Replica) int {
 		if (a.Domain == prefer) != (b.Domain == prefer) {
@@ -263,6 +260,29 @@ func Target(v View, nodes []Node, vol Volume, prefer string) (node, domain strin
 		return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Node, b.Node))
 	})
 	return best.Node, best.Domain, ""
+}
+
+// able are the replicas of vol with which it could go on where they are.
+func able(v View, nodes []Node, vol Volume) (fit []Replica) {
+	for _, r := range vol.Replicas {
+		online := func(n Node) bool { return n.Name == r.Node && n.Online }
+		if r.InSync && v.Domains[r.Domain].MayAttach() && slices.ContainsFunc(nodes, online) {
+			fit = append(fit, r)
+		}
+	}
+	return fit
+}
+
+// hasGroup reports whether a domain can go on with every volume of a group: otherwise some of them would go on from now and the others not, or
+// from another moment (protocol.md 15.4).
+func hasGroup(v View, nodes []Node, group, domain string) bool {
+	for _, vol := range v.Volumes {
+		there := func(r Replica) bool { return r.Domain == domain }
+		if vol.Group == group && (vol.unknown() != "" || vol.Unreadable != "" || !slices.ContainsFunc(able(v, nodes, vol), there)) {
+			return false
+		}
+	}
+	return true
 }
 
 // lost reports whether so many of a domain's nodes are gone that it may be lost.

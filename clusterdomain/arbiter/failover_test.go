@@ -112,6 +112,10 @@ func TestFailoverIdle(t *testing.T) {
 		{"a moment after another one", func(_ *scene, s *Sample) { s.SinceLast = 599 * second }, false, BackOff},
 		{"nothing attached", func(_ *scene, s *Sample) { volume(s, func(v *Volume) { v.Coordinator = Coordinator{} }) }, false, NothingToMove},
 		{"all manual", func(_ *scene, s *Sample) { volume(s, func(v *Volume) { v.Manual = true }) }, false, NothingToMove},
+		{"a group of which one volume is not in sync here", func(_ *scene, s *Sample) {
+			volume(s, func(v *Volume) { v.Group = "g" })
+			s.Volumes[1].Replicas = []Replica{s.Volumes[1].Replicas[0], {Node: "b1", Domain: "b", State: "STALE"}}
+		}, false, NothingToMove},
 		{"only last copies", func(_ *scene, s *Sample) { volume(s, func(v *Volume) { v.Replicas = v.Replicas[:1] }) }, false, NothingToMove},
 		{"replicas here not in sync", func(_ *scene, s *Sample) {
 			volume(s, func(v *Volume) { v.Replicas = []Replica{v.Replicas[0], {Node: "b1", Domain: "b", State: "STALE"}} })
@@ -295,5 +299,41 @@ func TestFailoverRandom(t *testing.T) {
 	}
 	if fenced == 0 {
 		t.Error("nothing was ever fenced: the test tests nothing")
+	}
+}
+
+// TestTargetOfAGroup: all volumes of a group go on in one domain, or none does.
+func TestTargetOfAGroup(t *testing.T) {
+	in := func(name string, replicas ...Replica) Volume {
+		at := append([]Replica{{Node: "a1", Domain: "a", InSync: true}}, replicas...)
+		return Volume{ID: name, Name: name, Group: "g", Coordinator: Coordinator{Node: "a1", Domain: "a"}, Replicas: at}
+	}
+	b1, c1 := Replica{Node: "b1", Domain: "b", InSync: true}, Replica{Node: "c1", Domain: "c", InSync: true}
+	b2 := Replica{Node: "b2", Domain: "b", InSync: true}
+	stale := Replica{Node: "b1", Domain: "b"}
+	ill, other := in("ill", b1), in("other", b1)
+	ill.Unreadable = "damaged"
+	other.Group = "h"
+	idle := in("idle", stale)
+	idle.Coordinator = Coordinator{}
+	domains := map[string]State{"a": Fenced, "b": Active, "c": Active}
+	nodes := []Node{{Name: "a1", Domain: "a"}, {Name: "b1", Domain: "b", Online: true}, {Name: "b2", Domain: "b"}, {Name: "c1", Domain: "c", Online: true}}
+	for name, tc := range map[string]struct {
+		volumes []Volume
+		want    string // of the first one
+	}{
+		"all in sync":                {[]Volume{in("v", b1), in("w", b1)}, "b1"},
+		"together, not as preferred": {[]Volume{in("v", b1, c1), in("w", c1)}, "c1"},
+		"one is not":                 {[]Volume{in("v", b1), in("w", stale)}, string(GroupMixed)},
+		"one that is not attached":   {[]Volume{in("v", b1), idle}, string(GroupMixed)},
+		"each elsewhere":             {[]Volume{in("v", b1), in("w", c1)}, string(GroupMixed)},
+		"a node is offline":          {[]Volume{in("v", b1), in("w", b2)}, string(GroupMixed)},
+		"one is not readable":        {[]Volume{in("v", b1), ill}, string(GroupMixed)},
+		"another group":              {[]Volume{in("v", c1), other}, "c1"},
+	} {
+		node, _, cause := Target(View{Domains: domains, Volumes: tc.volumes}, nodes, tc.volumes[0], "b")
+		if node+string(cause) != tc.want {
+			t.Errorf("%s: node %q, cause %q, want %s", name, node, cause, tc.want)
+		}
 	}
 }

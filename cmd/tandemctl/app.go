@@ -140,6 +140,11 @@ func (a *app) volumes() (volumepb.VolumesClient, error) {
 	return volumepb.NewVolumesClient(c), err
 }
 
+func (a *app) groups() (volumepb.GroupsClient, error) {
+	c, err := a.connect()
+	return volumepb.NewGroupsClient(c), err
+}
+
 func (a *app) domains() (clusterdomainpb.ClusterDomainsClient, error) {
 	c, err := a.connect()
 	return clusterdomainpb.NewClusterDomainsClient(c), err

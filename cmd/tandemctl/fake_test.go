@@ -29,6 +29,7 @@ type fakeDaemon struct {
 	domainpb.UnimplementedClusterDomainsServer
 	domainpb.UnimplementedClusterServer
 	volumepb.UnimplementedVolumesServer
+	volumepb.UnimplementedGroupsServer
 	auditpb.UnimplementedAuditServer
 	doctorpb.UnimplementedDoctorServer
 
@@ -275,6 +276,7 @@ func newHarness(t *testing.T, f *fakeDaemon) *harness {
 		domainpb.RegisterClusterDomainsServer(srv, f)
 		domainpb.RegisterClusterServer(srv, f)
 		volumepb.RegisterVolumesServer(srv, f)
+		volumepb.RegisterGroupsServer(srv, f)
 		auditpb.RegisterAuditServer(srv, f)
 		doctorpb.RegisterDoctorServer(srv, f)
 		done := make(chan error, 1)

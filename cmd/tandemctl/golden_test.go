@@ -74,6 +74,7 @@ func TestGolden(t *testing.T) {
 		}},
 		{name: "volume-create-failover", args: "volume create data --size 1Gi --failover never"},
 		{name: "domains-switchover", args: "cluster domains switchover --to dr-site --volume data --reason maintenance"},
+		{name: "domains-switchover-group", args: "cluster domains switchover --to dr-site --group db --dry-run"},
 		{name: "domains-switchover-all", args: "cluster domains switchover --to nowhere --dry-run"},
 		{name: "domains-switchover-json", args: "cluster domains switchover --to dr-site --volume data -o json"},
 		{name: "domains-switchover-refused", args: "cluster domains switchover --to dr-site --volume data", fake: func(f *fakeDaemon) {
@@ -107,6 +108,24 @@ func TestGolden(t *testing.T) {
 		{name: "volume-create-no-space", args: "volume create data --size 1Ti", fake: func(f *fakeDaemon) {
 			f.err = fmt.Errorf("pool /var/lib/tandem/pool of b1: %w", block.ErrNoSpace)
 		}},
+		{name: "volume-create-in-group", args: "volume create data --size 2GiB --group db"},
+		{name: "group-create", args: "group create db --volumes data,ledger"},
+		{name: "group-create-failover", args: "group create db --failover never"},
+		{name: "group-create-elsewhere", args: "group create db --volumes data", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: volume data is in group other", volume.ErrInGroup)
+		}},
+		{name: "group-list", args: "group list"},
+		{name: "group-inspect", args: "group inspect db"},
+		{name: "group-inspect-json", args: "group inspect db -o json"},
+		{name: "group-add", args: "group add db --volumes ledger"},
+		{name: "group-add-nothing", args: "group add db --volumes ,"},
+		{name: "group-remove", args: "group remove db --volumes ledger"},
+		{name: "group-delete", args: "group delete db"},
+		{name: "group-cut", args: "group cut db --hold 500ms"},
+		{name: "group-cut-not", args: "group cut db", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: group db: node a1: volume data was not held to the end", volume.ErrNotCut)
+		}},
+		{name: "group-cut-hold", args: "group cut db --hold 0"},
 		{name: "volume-list", args: "volume list"},
 		{name: "volume-list-json", args: "volume list --node a1 -l app=db -o json"},
 		{name: "volume-list-empty", args: "volume list", fake: func(f *fakeDaemon) { f.volumes = nil }},

@@ -29,18 +29,22 @@ type moveResult struct {
 // switchover is a planned move of volumes to a domain.
 type switchover struct {
 	to, node, reason string
-	volumes          []string
+	volumes, groups  []string
+	groupOf          map[string]string // by volume, as far as it is known before the plan
 	dryRun           bool
 }
 
 func (a *app) domainsSwitchoverCommand() *cobra.Command {
-	var s switchover
+	s := switchover{groupOf: map[string]string{}}
 	cmd := &cobra.Command{
 		Use:   "switchover --to DOMAIN",
 		Short: "Move attached volumes to another domain by plan, without an I/O error",
 		Long: `Move attached volumes to a node of another domain that has an in-sync replica of them: all that are attached elsewhere, or
-those that --volume names. The plan is shown first; --dry-run ends there. Several move at the same time, and each is reported
-with how long its requests waited.
+those that --volume or --group names. The plan is shown first; --dry-run ends there. Several move at the same time, and each is
+reported with how long its requests waited.
+
+If one volume of a group cannot move by the plan, none of those of the group that were asked for does. One that fails when the plan
+is carried out stays where it is, and the others of its group are not moved back: that is told.
 
 The consumer of a volume waits while it moves, and gets no error: its connection is closed when the volume is served on the
 other node, and it asks again there what was not answered. For that it has to be an NBD client that connects again, to the
@@ -61,8 +65,10 @@ way back is the same command with the other domain.`,
 	cmd.Flags().StringVar(&s.to, "to", "", "the `domain` to move to")
 	cmd.Flags().StringVar(&s.node, "node", "", "a `node` of it; default: one that has an in-sync replica")
 	cmd.Flags().StringSliceVar(&s.volumes, "volume", nil, "a `volume`, id or name; may be repeated; default: all that are attached in other domains")
+	cmd.Flags().StringSliceVar(&s.groups, "group", nil, "a `group`, all volumes of which are to move; may be repeated")
 	cmd.Flags().BoolVar(&s.dryRun, "dry-run", false, "tell what would be done, and do nothing")
 	cmd.Flags().StringVar(&s.reason, "reason", "", "`why`, for the log of the node that gives a volume up")
+	cmd.MarkFlagsMutuallyExclusive("volume", "group")
 	_ = cmd.MarkFlagRequired("to") // the flag is there: see above
 	return cmd
 }
@@ -73,12 +79,16 @@ func (a *app) switchOver(ctx context.Context, s *switchover) error {
 	if err != nil {
 		return err
 	}
-	if len(s.volumes) == 0 {
-		if s.volumes, err = a.attachedElsewhere(ctx, client, s.to); err != nil {
+	if err := a.addGroups(ctx, s); err != nil {
+		return err
+	}
+	if len(s.volumes)+len(s.groups) == 0 {
+		if err := a.attachedElsewhere(ctx, client, s); err != nil {
 			return err
 		}
 	}
 	plan := s.each(ctx, client, a.actor(), true, nil)
+	keepWhole(plan)
 	if a.flags.output != outputJSON {
 		moveTable(a.stdout, plan)
 	}
@@ -89,6 +99,7 @@ func (a *app) switchOver(ctx context.Context, s *switchover) error {
 	for i := range plan {
 		if m := plan[i].move; m.GetAction() == pb.SwitchOverAction_SWITCH_OVER_ACTION_MOVE {
 			moving = append(moving, m.GetVolumeId())
+			s.groupOf[m.GetVolumeId()] = m.GetGroup()
 		}
 	}
 	if len(moving) > 0 {
@@ -105,6 +116,7 @@ func (a *app) switchOver(ctx context.Context, s *switchover) error {
 			fmt.Fprintln(a.stderr, movedText(r.move))
 		}
 	})
+	tellTorn(a.stderr, s.to, done)
 	for _, r := range plan {
 		if r.move.GetAction() != pb.SwitchOverAction_SWITCH_OVER_ACTION_MOVE {
 			done = append(done, r)
@@ -113,19 +125,19 @@ func (a *app) switchOver(ctx context.Context, s *switchover) error {
 	return a.movesDone(done)
 }
 
-// attachedElsewhere lists the volumes that are attached in other domains than to.
-func (a *app) attachedElsewhere(ctx context.Context, client pb.VolumesClient, to string) ([]string, error) {
+// attachedElsewhere adds the volumes that are attached in other domains than the one to move to.
+func (a *app) attachedElsewhere(ctx context.Context, client pb.VolumesClient, s *switchover) error {
 	resp, err := client.ListVolumes(ctx, &pb.ListVolumesRequest{})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var ids []string
 	for _, v := range resp.GetVolumes() {
-		if at := v.GetAttachment(); at.GetNode() != "" && at.GetDomain() != to {
-			ids = append(ids, v.GetId())
+		if at := v.GetAttachment(); at.GetNode() != "" && at.GetDomain() != s.to {
+			s.volumes = append(s.volumes, v.GetId())
+			s.groupOf[v.GetId()] = v.GetGroup()
 		}
 	}
-	return ids, nil
+	return nil
 }
 
 // standbyToActive makes a STANDBY domain ACTIVE: nothing is attached in it otherwise.
@@ -167,7 +179,7 @@ func (s *switchover) each(ctx context.Context, client pb.VolumesClient, actor st
 				})
 				all[i] = moveResult{resp.GetMove(), err}
 				if err != nil {
-					all[i].move = &pb.Move{VolumeName: s.volumes[i], Text: rpcstatus.FromStatus(err).Message}
+					all[i].move = &pb.Move{VolumeName: s.volumes[i], Group: s.groupOf[s.volumes[i]], Text: rpcstatus.FromStatus(err).Message}
 				}
 				if told != nil {
 					told(all[i])
@@ -210,10 +222,10 @@ func moveTable(w io.Writer, all []moveResult) {
 		fmt.Fprintln(w, "No volume is attached in another domain.")
 		return
 	}
-	rows := [][]string{{"VOLUME", "FROM", "TO", "ROUND TRIP", "EXPECTED HOLD", "PLAN"}}
+	rows := [][]string{{"VOLUME", "GROUP", "FROM", "TO", "ROUND TRIP", "EXPECTED HOLD", "PLAN"}}
 	for _, r := range all {
 		m := r.move
-		rows = append(rows, []string{m.GetVolumeName(), m.GetFromNode(), m.GetToNode(), microsText(m.GetRoundTripUs()), microsText(m.GetExpectedHoldUs()), planText(m)})
+		rows = append(rows, []string{m.GetVolumeName(), m.GetGroup(), m.GetFromNode(), m.GetToNode(), microsText(m.GetRoundTripUs()), microsText(m.GetExpectedHoldUs()), planText(m)})
 	}
 	table(w, rows...)
 }

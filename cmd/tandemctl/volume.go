@@ -30,7 +30,7 @@ func oneName(what string) cobra.PositionalArgs {
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {
-	var size, failover, domains string
+	var size, failover, domains, groupName string
 	var p protectionFlags
 	var replicas uint32
 	var labels map[string]string
@@ -79,6 +79,12 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			if err != nil {
 				return err
 			}
+			if groupName != "" {
+				if err := a.addToGroup(cmd.Context(), groupName, resp.GetVolume().GetId(), order.reason); err != nil {
+					return err
+				}
+				resp.Volume.Group = groupName
+			}
 			return a.print(resp, func(w io.Writer) {
 				fmt.Fprintf(w, "Volume successfully created: %s (id %s)\n", resp.GetVolume().GetName(), resp.GetVolume().GetId())
 			})
@@ -90,6 +96,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	p.register(f)
 	f.StringVar(&failover, "failover", "automatic", "`who` attaches it elsewhere when the domain is lost where it is attached: automatic, or manual for an operator")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
+	f.StringVar(&groupName, "group", "", "put the volume into this consistency `group`, which exists")
 	f.StringToStringVarP(&labels, "label", "l", nil, "labels, as in `app=db,tier=1`")
 	order.add(cmd)
 	_ = cmd.MarkFlagRequired("size") // the flag is there: see above
@@ -240,6 +247,9 @@ func inspectTable(w io.Writer, v *pb.Volume, x *pb.Exposure) {
 	}
 	if y := v.GetVerify(); y.GetRunning() || y.GetLastUnixMs() != 0 {
 		pairs = append(pairs, "Verify", verifyText(y)+"; last complete: "+verifyTime(y.GetLastUnixMs(), "none"))
+	}
+	if g := v.GetGroup(); g != "" {
+		pairs = append(pairs, "Group", g)
 	}
 	fields(w, append(pairs, damagePairs(v.GetDamage())...)...)
 	fmt.Fprintln(w, "\nReplicas:")

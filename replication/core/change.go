@@ -55,12 +55,14 @@ type change struct {
 
 // progress carries the state machine as far as it goes without further input.
 func (c *Coordinator) progress() {
+	c.lookAtGroup()
 	for c.advanceStage() {
 	}
 	c.driveRound()
 	if c.stage == stageServing {
 		c.flushIfDue()
 	}
+	c.lookAtCut()
 	c.reconcileReads()
 	c.nextHeal()
 	c.advanceVerify()
@@ -140,6 +142,9 @@ func (c *Coordinator) nextChange() bool {
 	}
 	if c.holdAcks {
 		return false // until somebody is evicted or comes back
+	}
+	if c.groupHoldsAcks() {
+		return false // a resync would wait for what is held
 	}
 	if c.detachReq && !c.writesStalled() {
 		return c.beginDetach()
@@ -297,6 +302,9 @@ func (c *Coordinator) changed(ch *change) {
 			if ch.q.has(i) {
 				c.event(Event{Kind: EventEvicted, Replica: m.id, Reason: c.evictWhy[i]})
 				c.dropMember(i)
+				if c.evictWhy[i] == groupSplit {
+					m.tryAt = c.now + c.groupRest()
+				}
 			}
 		}
 		c.evictReq &= c.isr

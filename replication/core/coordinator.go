@@ -39,6 +39,9 @@ type Options struct {
 	ResyncFloor    int64 // bytes compared or copied a second, however slow that makes the consumer's requests; 0: it is not looked at
 	ResyncWindow   int   // spans of copySpan compared at once
 	JoinerLag      int64 // bytes that a joiner may be behind before writes wait for it
+	GroupTimeout   int64 // nothing waits longer than that for the other volumes of the group
+	GroupRest      int64 // a replica that left for the sake of the group alone is not resynced before, so that the image stays while a disaster unfolds
+	Group          bool  // the volume is in a group
 
 	Rand func() uint64 // source of session numbers, generations and nonces
 }
@@ -98,6 +101,10 @@ type Coordinator struct {
 	lossUntil int64
 	nextCtl   uint64
 	ctl       map[uint64]*control
+
+	group  groupState
+	cut    *cutHold // nil: no cut is being made
+	writes uint64   // requests that modify, dispatched in this term
 
 	flight    flightTable
 	waiting   []*IO
@@ -267,6 +274,7 @@ func New(o Options, cfg *replication.Config, rev uint64) *Coordinator {
 	for _, id := range ids {
 		c.m = append(c.m, &member{id: id, usable: true, kept: true, up: true})
 	}
+	c.group = c.newGroupState(o.Group)
 	c.evictWhy = make([]string, len(c.m))
 	c.seals = make([]*replication.SealResult, len(c.m))
 	return c

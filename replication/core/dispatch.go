@@ -27,6 +27,9 @@ func (c *Coordinator) dispatchable(io *IO) bool {
 		if c.holding() || c.protectionStall() {
 			return false
 		}
+		if c.cut != nil || c.groupHoldsWrites() {
+			return false
+		}
 	}
 	return !c.flight.blocks(io)
 }
@@ -100,6 +103,7 @@ func (c *Coordinator) dispatch(io *IO) {
 	default:
 		c.unflushed += io.Len
 		c.wroteSeq = true
+		c.writes++
 		c.touch(io)
 	}
 	io.targets = c.isr | c.syncing()
@@ -187,6 +191,9 @@ func (c *Coordinator) settle(io *IO) {
 		default:
 			return // the eviction is under way
 		}
+	}
+	if c.groupHoldsAcks() {
+		return
 	}
 	if c.holdAcks || !io.acked.covers(c.need()) {
 		return

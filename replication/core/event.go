@@ -29,6 +29,8 @@ const (
 	EventProtected                           // it is back
 	EventHandedOver                          // the configuration names another coordinator, which is to take over
 	EventKept                                // a handover came to nothing for Err: it is served here as before
+	EventGroupLate                           // the other volumes of the group were waited for too long
+	EventHeld                                // a cut holds the volume, and nothing is in flight
 )
 
 // Event is a state transition, for logs and metrics; never needed for correctness.
@@ -62,6 +64,7 @@ const (
 	StallNotAttached  Stall = "NOT_ATTACHED"
 	StallConfigChange Stall = "CONFIG_CHANGE" // a change of the in-sync set is on its way
 	StallDomain       Stall = "DOMAIN"        // the configuration cannot be changed: the coordinator's cluster domain is not ACTIVE
+	StallGroup        Stall = "GROUP"         // a short pause until the other volumes of the group have left a cluster domain too
 	StallRollback     Stall = "KVDB_ROLLBACK" // the configuration cannot be changed: the kvdb knows an older one, or another (I22)
 )
 
@@ -97,6 +100,8 @@ func (c *Coordinator) Stall() Stall {
 		return StallNeedReplica
 	case c.holdAcks:
 		return StallConfigChange
+	case c.groupHoldsAcks(), c.groupHoldsWrites():
+		return StallGroup
 	case c.detachReq:
 		return StallDetaching
 	case c.holding():

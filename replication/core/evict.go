@@ -14,6 +14,7 @@ const (
 	domainClosed = "cluster domain is not active"
 	domainDrains = "cluster domain is being deactivated"
 	crowded      = "pool nearly full"
+	groupSplit   = "group is split from the domain"
 )
 
 // severity orders the reasons: below 0 a member that has everything and is to

@@ -143,7 +143,7 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 	}
 	switch ch.step {
 	case stepPropose:
-		n := c.next("start resync")
+		n := c.next(replication.CauseStartResync)
 		v := n.Members[c.m[j.q].id]
 		v.State, v.Reason = replication.MemberSyncing, c.fullCompare(j)
 		n.Members[c.m[j.q].id] = v
@@ -352,7 +352,7 @@ func (c *Coordinator) advanceFinishJoin(ch *change) bool {
 			return true
 		}
 		if c.now >= ch.retry {
-			n := c.next("join")
+			n := c.next(replication.CauseJoin)
 			c.setISR(n, ch.isr, c.evictedState)
 			ch.next, ch.step = n, stepCAS
 			c.propose(n)

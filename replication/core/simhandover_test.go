@@ -155,8 +155,8 @@ func (n *simNode) follow() {
 // checkHandover asserts what a handover promises when it comes into force: nothing is in flight, and everything that was
 // acknowledged is stable.
 func (w *simWorld) checkHandover(n *simNode) {
-	if n.alive(n.coord) && len(n.coord.flight.ios) > 0 {
-		w.fail("10.2: %s hands over with %d requests in flight", n.id, len(n.coord.flight.ios))
+	if c := n.coord; c != nil && n.alive(c) && len(c.flight.ios) > 0 {
+		w.fail("10.2: %s hands over with %d requests in flight", n.id, len(c.flight.ios))
 	}
 	h := &w.history
 	for k := range simBlocks {

@@ -600,7 +600,7 @@ func (n *simNode) observe(e *Event) {
 	case EventKept:
 		w.seen["handover: kept"]++
 		w.trace("%s keeps the volume: %v", n.id, e.Err)
-	case EventElected, EventResyncProgress, EventDetached, EventDied, EventHandedOver:
+	case EventElected, EventResyncProgress, EventDetached, EventDied, EventHandedOver, EventGroupLate, EventHeld:
 	}
 }
 

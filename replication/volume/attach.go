@@ -71,7 +71,11 @@ func (m *Manager) Attach(ctx context.Context, id replication.VolumeID, o AttachO
 			if err := m.mayTake(cfg, o); err != nil {
 				return nil, err
 			}
-			if err := m.start(id, cfg, rev, o); err != nil {
+			grouped, err := m.grouped(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			if err := m.start(id, cfg, rev, o, grouped); err != nil {
 				return nil, err
 			}
 		}

@@ -35,6 +35,8 @@ type Timing struct {
 	Stall       time.Duration // a request that cannot proceed for so long fails; default 90 s
 	Retry       time.Duration // between attempts; default 500 ms
 	Flush       time.Duration // background flush; default 1 s
+	Group       time.Duration // nothing waits longer than that for the other volumes of a group; default 5 s
+	GroupRest   time.Duration // a replica that left for the sake of a group alone is not resynced before; default 60 s
 	Rest        time.Duration // Close waits for so long that a disk answers what it was asked; default 10 s
 	ResyncRate  int64         // bytes a second that all volumes attached here copy together; 0 unlimited
 	Resyncs     int           // of them resynced at once; default 4
@@ -64,6 +66,8 @@ func (t *Timing) ensureDefaults() {
 	def(&t.Stall, 90*time.Second)
 	def(&t.Retry, 500*time.Millisecond)
 	def(&t.Flush, time.Second)
+	def(&t.Group, 5*time.Second)
+	def(&t.GroupRest, 60*time.Second)
 	def(&t.Rest, 10*time.Second)
 	if t.Resyncs == 0 {
 		t.Resyncs = 4
@@ -102,6 +106,7 @@ type Options struct {
 	MayKeep func(replication.DomainID) bool
 	// MayAttach reports whether volumes may be attached in a cluster domain: it is ACTIVE.
 	MayAttach func(replication.DomainID) bool
+	Groups    Groups // nil: no volume is in a group
 	Timing    Timing
 	Verify    VerifySchedule
 	Logger    *zap.Logger
@@ -249,8 +254,8 @@ func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
 	}
 }
 
-// start makes the volume and begins its takeover, unless somebody else just did.
-func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64, how AttachOptions) error {
+// start makes the volume and begins its takeover, unless somebody else just did; grouped, whether it is in a group.
+func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev uint64, how AttachOptions, grouped bool) error {
 	t := m.o.Timing
 	attach := how.Resume
 	switch none := (replication.AttachID{}); {
@@ -279,7 +284,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
 			LeaseTime: int64(t.Lease), ConfirmReads: t.ConfirmReads, LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
 			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,
-			ResyncFloor: t.ResyncFloor, ResyncWindow: resyncWindow, JoinerLag: joinerLag, Rand: rand.Uint64,
+			ResyncFloor: t.ResyncFloor, ResyncWindow: resyncWindow, JoinerLag: joinerLag, GroupTimeout: int64(t.Group), GroupRest: int64(t.GroupRest), Group: grouped, Rand: rand.Uint64,
 		},
 	}
 	v.core = core.New(v.opts, cfg, rev)

@@ -58,6 +58,7 @@ func (v *Volume) observe(events []core.Event) {
 		v.observeVerify(&events[i])
 		v.observePolicy(&events[i])
 	}
+	v.observeGroup(events)
 	stall := v.core.Stall()
 	old := v.status.Load()
 	if len(events) == 0 && !v.ticked && old.Stall == stall && old.Config == v.core.Config() {
@@ -164,6 +165,8 @@ func (v *Volume) log(e *core.Event) {
 		v.lg.Error("volume lost", epoch, zap.Error(e.Err))
 	case core.EventHealed, core.EventRecomputed, core.EventLost, core.EventDiffers, core.EventVerifyStarted, core.EventVerifyStopped, core.EventVerified:
 		v.logDamage(e)
+	case core.EventGroupLate:
+		v.lg.Error("the other volumes of the group did not follow in time, I/O goes on", epoch)
 	case core.EventUnprotected:
 		v.lg.Error("writes go on without what the protection asks for", epoch, zap.Int64("stalled-ms", v.core.Config().Needs.StallMs))
 	case core.EventProtected:
@@ -171,7 +174,7 @@ func (v *Volume) log(e *core.Event) {
 	case core.EventPolicy:
 		p := v.core.Config().Policy()
 		v.lg.Info("change of the protection ended", epoch, zap.String("protection", string(p.Protection)), zap.Int("in-sync-needed", p.InSync), zap.Error(e.Err))
-	case core.EventResyncProgress:
+	case core.EventResyncProgress, core.EventHeld:
 	}
 }
 

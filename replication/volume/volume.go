@@ -50,7 +50,8 @@ type Volume struct {
 	meter    speed // of the resync under way
 	turn     resyncTurn
 	verifier verifier
-	noChange string // why the last attempt of a change had no effect, for the log
+	held     chan struct{} // closed when a cut holds the volume; nil if nobody waits for that
+	noChange string        // why the last attempt of a change had no effect, for the log
 
 	// With the lock of the Manager:
 	waiters int         // calls of Attach that wait until it is served
@@ -111,6 +112,7 @@ const (
 	inKeep
 	inTakeBack
 	inTurn
+	inCall
 )
 
 // volumeInput is one input of the coordinator's state machine.
@@ -135,6 +137,7 @@ type volumeInput struct {
 	of      *core.Coordinator // whose question is answered
 	move    *move
 	turn    *turnAnswer
+	call    func(t int64)
 }
 
 // now is CLOCK_BOOTTIME in nanoseconds: it goes on while the machine sleeps.
@@ -367,6 +370,8 @@ func (v *Volume) apply(t int64, in *volumeInput) {
 	case inStart:
 		v.takeTurn(t)
 		v.core.Start(t)
+	case inCall:
+		in.call(t)
 	case inNoted:
 		v.noted()
 	case inTurn:

@@ -377,6 +377,7 @@ type Volume struct {
 	InSync            uint32                 `protobuf:"varint,15,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`                                  // replicas in sync
 	Verify            *Verify                `protobuf:"bytes,16,opt,name=verify,proto3" json:"verify,omitempty"`                                                 // set on the node where it is attached
 	Damage            *Damage                `protobuf:"bytes,17,opt,name=damage,proto3" json:"damage,omitempty"`                                                 // set if there is any, on the node where it is attached
+	Group             string                 `protobuf:"bytes,30,opt,name=group,proto3" json:"group,omitempty"`                                                   // the consistency group that it is in, "" = none
 	UnreconciledBytes uint64                 `protobuf:"varint,18,opt,name=unreconciled_bytes,json=unreconciledBytes,proto3" json:"unreconciled_bytes,omitempty"` // what in-sync replicas have still to be compared in after a takeover
 	Needs             *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`                                                   // unset if there are none
 	Unprotected       bool                   `protobuf:"varint,25,opt,name=unprotected,proto3" json:"unprotected,omitempty"`                                      // writes go on without what the protection asks for, because it was away for too long; told by the node where it is attached
@@ -532,6 +533,13 @@ func (x *Volume) GetDamage() *Damage {
 		return x.Damage
 	}
 	return nil
+}
+
+func (x *Volume) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
 }
 
 func (x *Volume) GetUnreconciledBytes() uint64 {
@@ -3751,6 +3759,7 @@ type Move struct {
 	Done           bool                   `protobuf:"varint,9,opt,name=done,proto3" json:"done,omitempty"`
 	HoldUs         uint64                 `protobuf:"varint,10,opt,name=hold_us,json=holdUs,proto3" json:"hold_us,omitempty"` // how long they waited, as measured where it was
 	Path           string                 `protobuf:"bytes,11,opt,name=path,proto3" json:"path,omitempty"`                    // what a consumer opens now, on to_node
+	Group          string                 `protobuf:"bytes,12,opt,name=group,proto3" json:"group,omitempty"`                  // of the volume; "" = none
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -3858,6 +3867,13 @@ func (x *Move) GetHoldUs() uint64 {
 func (x *Move) GetPath() string {
 	if x != nil {
 		return x.Path
+	}
+	return ""
+}
+
+func (x *Move) GetGroup() string {
+	if x != nil {
+		return x.Group
 	}
 	return ""
 }
@@ -4228,7 +4244,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05Needs\x12\x17\n" +
 	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
-	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\x92\a\n" +
+	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\xa8\a\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -4252,7 +4268,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\bprogress\x18\x0e \x01(\tR\bprogress\x12\x17\n" +
 	"\ain_sync\x18\x0f \x01(\rR\x06inSync\x120\n" +
 	"\x06verify\x18\x10 \x01(\v2\x18.tandem.volume.v1.VerifyR\x06verify\x120\n" +
-	"\x06damage\x18\x11 \x01(\v2\x18.tandem.volume.v1.DamageR\x06damage\x12-\n" +
+	"\x06damage\x18\x11 \x01(\v2\x18.tandem.volume.v1.DamageR\x06damage\x12\x14\n" +
+	"\x05group\x18\x1e \x01(\tR\x05group\x12-\n" +
 	"\x12unreconciled_bytes\x18\x12 \x01(\x04R\x11unreconciledBytes\x12-\n" +
 	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12 \n" +
 	"\vunprotected\x18\x19 \x01(\bR\vunprotected\x12'\n" +
@@ -4539,7 +4556,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05actor\x18\x06 \x01(\tR\x05actor\"@\n" +
 	"\x12SwitchOverResponse\x12*\n" +
-	"\x04move\x18\x01 \x01(\v2\x16.tandem.volume.v1.MoveR\x04move\"\xd9\x02\n" +
+	"\x04move\x18\x01 \x01(\v2\x16.tandem.volume.v1.MoveR\x04move\"\xef\x02\n" +
 	"\x04Move\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1f\n" +
 	"\vvolume_name\x18\x02 \x01(\tR\n" +
@@ -4553,7 +4570,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x04done\x18\t \x01(\bR\x04done\x12\x17\n" +
 	"\ahold_us\x18\n" +
 	" \x01(\x04R\x06holdUs\x12\x12\n" +
-	"\x04path\x18\v \x01(\tR\x04path\">\n" +
+	"\x04path\x18\v \x01(\tR\x04path\x12\x14\n" +
+	"\x05group\x18\f \x01(\tR\x05group\">\n" +
 	"\x0eSwitchOverList\x12,\n" +
 	"\x05moves\x18\x01 \x03(\v2\x16.tandem.volume.v1.MoveR\x05moves\"R\n" +
 	"\x11MoveVolumeRequest\x12=\n" +

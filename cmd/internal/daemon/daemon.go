@@ -69,6 +69,7 @@ type daemon struct {
 	pools      *pools
 	volumes    *replvolume.Manager
 	reconciler *volume.Reconciler
+	groups     *volume.GroupKeeper
 	runtime    *runtime
 	service    *volume.Server
 	recheck    chan struct{} // has room for one: checkReplicas is due
@@ -186,6 +187,7 @@ func (d *daemon) startTransport(stops *stopper) error {
 	d.peerSrv = grpc.NewServer(opts...)
 	srv.Register(d.peerSrv)
 	volumepb.RegisterReplicasServer(d.peerSrv, volume.NewReplicasServer(d.report))
+	volumepb.RegisterGroupCoordinatorsServer(d.peerSrv, volume.NewGroupCoordinatorsServer(d.cutTarget))
 	volumepb.RegisterHandoversServer(d.peerSrv, &d.lateSwitch)
 	doctorpb.RegisterMeasurerServer(d.peerSrv, doctor.NewMeasurer(d.measured))
 	d.peers, err = transport.NewPeers(transport.PeersConfig{
@@ -228,10 +230,11 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		return err
 	}
 	d.catalogue = volume.NewCatalogue(d.configs, d.domains)
+	d.groups = volume.NewGroupKeeper(d.catalogue, d.domain, d.grouped, d.lg)
 	r := d.c.Replication
 	d.volumes = replvolume.NewManager(replvolume.Options{
 		Node: d.node, Domain: d.domain, Boot: d.boot, Instance: replication.NewUUID(), Incarnation: d.configs.Incarnation,
-		Configs: configStore{d.configs}, Peers: d.peers,
+		Configs: configStore{d.configs}, Peers: d.peers, Groups: d.groups,
 		Usable:    func(n replication.DomainID) bool { return !d.domains.DomainState(string(n)).MustStop() },
 		MayKeep:   func(n replication.DomainID) bool { return d.domains.DomainState(string(n)) != clusterdomain.Draining },
 		MayAttach: func(n replication.DomainID) bool { return d.domains.DomainState(string(n)).MayAttach() },

@@ -32,6 +32,10 @@ func (d *daemon) follow(ctx context.Context, g *errgroup.Group) {
 		return nil
 	})
 	g.Go(func() error {
+		d.groups.Run(ctx)
+		return nil
+	})
+	g.Go(func() error {
 		d.checkReplicas(ctx)
 		return nil
 	})
@@ -99,6 +103,9 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	d.service = volume.NewServer(d.catalogue, volume.ServerOptions{
 		Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher(), Logger: d.lg,
 	})
+	coords := &cutCoordinators{d: d}
+	stops.push(coords.close)
+	gs := volume.NewGroupServer(d.catalogue, coords, d.lg)
 	as := audit.NewServer(audit.New(d.store, d.c.ClusterName, d.c.NodeID))
 	ds := d.doctor()
 	start := func(l net.Listener, o ...grpc.ServerOption) {
@@ -107,6 +114,7 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 		clusterdomainpb.RegisterClusterDomainsServer(s, cs)
 		clusterdomainpb.RegisterClusterServer(s, cs)
 		volumepb.RegisterVolumesServer(s, d.service)
+		volumepb.RegisterGroupsServer(s, gs)
 		auditpb.RegisterAuditServer(s, as)
 		doctorpb.RegisterDoctorServer(s, ds)
 		serveOn(g, s, l)

@@ -31,6 +31,7 @@ var stallText = map[core.Stall]string{
 	core.StallReadLease:    "reads wait: an in-sync replica has not renewed its read lease in time; it is evicted if it stays silent",
 	core.StallKVDB:         "the kvdb is out of reach, so that the in-sync set cannot be changed: bring a majority of its members back",
 	core.StallProtection:   "the protection of the volume asks for a replica in sync that is not: writes wait until it is back, for as long as \"tandemctl volume inspect\" says; \"tandemctl volume update --protection max-availability\" lets them go on without it",
+	core.StallGroup:        "a replica has left, and the other volumes of the group have to leave its cluster domain too before writes go on: at most 5 seconds",
 	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
 	core.StallDetaching:    "the volume is being detached: its last requests and a flush have to end on every in-sync replica",
 	core.StallHandover:     "the volume is being moved to another node by plan; a pause of milliseconds, and it stays here if that node does not take over in time",

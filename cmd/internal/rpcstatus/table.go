@@ -99,9 +99,15 @@ var table = []row{
 	{"volume.ErrBadRecord", volume.ErrBadRecord, codes.DataLoss, hintRecord},
 	{"volume.ErrInvalidChange", volume.ErrInvalidChange, codes.Internal, hintBug},
 	{"volume.ErrInvalid", volume.ErrInvalid, codes.InvalidArgument, ""},
+	{"volume.ErrGroupNotFound", volume.ErrGroupNotFound, codes.NotFound, "see \"tandemctl group list\""},
+	{"volume.ErrGroupExists", volume.ErrGroupExists, codes.AlreadyExists, "see \"tandemctl group inspect\"; \"tandemctl group add\" and \"remove\" change it"},
+	{"volume.ErrInGroup", volume.ErrInGroup, codes.FailedPrecondition, "take it out of its group first: \"tandemctl group remove\""},
+	{"volume.ErrNotCut", volume.ErrNotCut, codes.Aborted, "nothing was cut and writes go on: try again, or allow a longer --hold"},
 
 	// replication
 	{"replication.ErrVolumeNotFound", replication.ErrVolumeNotFound, codes.NotFound, hintSeeVolume},
+	{"replication.ErrGroupMixed", replication.ErrGroupMixed, codes.FailedPrecondition, "wait until all volumes of the group are in sync, see \"tandemctl group inspect\""},
+	{"replication.ErrGroupManual", replication.ErrGroupManual, codes.FailedPrecondition, ""},
 	{"replication.ErrBadPolicy", replication.ErrBadPolicy, codes.InvalidArgument, ""},
 	{"replication/core.ErrEpoch", core.ErrEpoch, codes.Aborted, hintRetry},
 	{"replication/core.ErrNotChanged", core.ErrNotChanged, codes.Unavailable, hintKVDB},
