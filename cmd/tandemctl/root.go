@@ -67,8 +67,8 @@ func (a *app) rootCommand() *cobra.Command {
 		a.doctorCommand(),
 		group("cluster", "Nodes and cluster domains",
 			a.clusterListCommand(),
-			group("domains", "What each cluster domain (site) may do",
-				a.domainsShowCommand(), a.domainsActivateCommand(), a.domainsDeactivateCommand(), a.domainsSwitchoverCommand())),
+			a.domainsCommand("domains", "What each cluster domain (site) may do")),
+		a.domainsCommand("domain", shortForDomains),
 		group("failover", "What was moved when a domain was lost", a.failoverListCommand(), a.failoverReportCommand()),
 		group("volume", "Create, look at and delete volumes",
 			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeUpdateCommand(), a.volumeExposureCommand(), a.volumeDeleteCommand(),
@@ -86,6 +86,13 @@ func (a *app) rootCommand() *cobra.Command {
 	)
 	a.markStart(root)
 	return root
+}
+
+// shortForDomains is what the help says of the short form of "cluster domains", which the reference leaves out.
+const shortForDomains = "Short for cluster domains"
+
+func (a *app) domainsCommand(name, short string) *cobra.Command {
+	return group(name, short, a.domainsShowCommand(), a.domainsActivateCommand(), a.domainsDeactivateCommand(), a.domainsSwitchoverCommand())
 }
 
 // markStart notes when a command begins to run: an error before is one of flags or arguments.
