@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/tandem-storage/tandem/deploy/lab"
+	"github.com/tandem-storage/tandem/replication"
 )
 
 // failing is a cluster that goes through the failure table of protocol.md 11, a row after the other, under one writer. What docs/failures.md
@@ -49,6 +50,7 @@ func TestFailures(t *testing.T) {
 				}},
 				chapter{"F8 F9 F10 kvdb lost", f.kvdbLost},
 				chapter{"F11 coordinator's node lost, its disk elsewhere", f.computeLost},
+				chapter{"F21 last copy loses power", f.lastCopyLosesPower},
 				chapter{"F15 everything loses power", f.allLost},
 				chapter{"F16 coordinator paused for a moment", f.paused})
 			f.close(t)
@@ -221,6 +223,34 @@ func (f *failing) computeLost(t *testing.T) {
 	f.w.start(t, f.uri)
 	f.must(t, f.StartNode(f.Node(f.v.spare)))
 	f.online(t, f.v.spare)
+	f.whole(t)
+}
+
+// lastCopyLosesPower attaches on the node of the site without a replica, takes the replica beside it away, and has the node of the other one
+// restart in another boot: what was confirmed and not flushed may be lost, so the attachment ends.
+func (f *failing) lastCopyLosesPower(t *testing.T) {
+	f.close(t)
+	f.open(t, f.v.spare)
+	f.w.more(t, 100, 20*time.Second)
+	f.must(t, f.Node(f.v.home).Kill())
+	f.inSync(t, f.at, f.v.name, 30*time.Second, f.v.away)
+	f.w.more(t, 100, 20*time.Second)
+	m, away := f.mark(t, f.at), f.Node(f.v.away)
+	at := time.Now()
+	f.must(t, away.Kill())
+	away.Rebooted()
+	f.must(t, f.StartNode(away))
+	why := f.w.failed(t, 20*time.Second)
+	t.Logf("the consumer, %v after the power cut: %s", time.Since(at).Round(time.Millisecond), why)
+	if es := m.since(t, "volume lost"); len(es) != 1 || !strings.Contains(es[0].raw, replication.ErrPoisoned.Error()) {
+		t.Errorf("in the log of %s: %v", f.at, es)
+	}
+	f.must(t, f.StartNode(f.Node(f.v.home)))
+	f.online(t, f.v.home)
+	f.uri = f.attach(t, f.at, f.v.name)
+	f.w.check(t, f.uri)
+	f.detach(t, f.at, f.v.name)
+	f.open(t, f.v.home)
 	f.whole(t)
 }
 

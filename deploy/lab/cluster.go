@@ -59,6 +59,7 @@ type Node struct {
 	tls                tlsFiles
 	peerAddr, raftAddr string
 	proc               *Process
+	boot               string // what it takes for the boot id of its machine, "": the real one
 }
 
 // etcdMember is one etcd server, in the site of a kvdb member.
