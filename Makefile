@@ -59,7 +59,7 @@ bench: build ## latency and throughput beside the floor of this machine, into be
 	@$(BIN)/harness -bin $(BIN) -jobs bench/fio -out bench/results $(BENCHFLAGS)
 
 .PHONY: bench-pauses
-bench-pauses: build ## how long a consumer waits in evictions, switchovers and failovers, into bench/results/ (half an hour)
+bench-pauses: build ## how long a consumer waits in evictions, switchovers, failovers and cuts of a group, into bench/results/ (three quarters of an hour)
 	@deploy/hack/deps.sh bench
 	@$(GO) build -trimpath -o $(BIN)/ ./bench/pauses
 	@$(BIN)/pauses -bin $(BIN) -out bench/results $(BENCHFLAGS)

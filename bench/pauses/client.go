@@ -50,14 +50,14 @@ type client struct {
 
 type pause struct{ from, to instant }
 
-// startClient starts a client in dir. It waits for the first moveTo.
-func startClient(dir string, u *lab.Undo) (*client, error) {
+// startClient starts a client of a volume in dir. It waits for the first moveTo.
+func startClient(dir, volume string, u *lab.Undo) (*client, error) {
 	script := filepath.Join(dir, "client.py")
 	if err := os.WriteFile(script, clientPy, 0o644); err != nil {
 		return nil, err
 	}
-	c := &client{where: filepath.Join(dir, "uri")}
-	log := filepath.Join(dir, "log", "client.log")
+	c := &client{where: filepath.Join(dir, volume+".uri")}
+	log := filepath.Join(dir, "log", "client-"+volume+".log")
 	var err error
 	if c.proc, err = lab.StartProcess("client", log, nil, python, script, c.where); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 // Command pauses measures how long a consumer waits when something happens to
 // its volume, as `make bench-pauses`: the other replica is evicted, its site is
-// lost and the other one takes over by itself, or it is moved by plan.
+// lost and the other one takes over by itself, it is moved by plan, or the group
+// that it is in is cut or split.
 //
 // Every site is a network namespace with its own daemons, packets between them
 // are delayed. The consumer writes one block after another over NBD and checks
@@ -32,8 +33,8 @@ type options struct {
 	bin, out, dir string
 	rtts          []time.Duration
 
-	evictions, switchovers, failovers int
-	clusters                          int
+	evictions, switchovers, cuts, splits, failovers int
+	clusters                                        int
 }
 
 func main() {
@@ -54,6 +55,8 @@ func main() {
 	})
 	flag.IntVar(&o.evictions, "evictions", 20, "evictions of each kind for each round trip")
 	flag.IntVar(&o.switchovers, "switchovers", 20, "switchovers for each round trip")
+	flag.IntVar(&o.cuts, "cuts", 20, "cuts of a group for each round trip")
+	flag.IntVar(&o.splits, "splits", 20, "splits of a group for each round trip")
 	flag.IntVar(&o.failovers, "failovers", 200, "automatic failovers, at the last round trip, over all clusters")
 	flag.IntVar(&o.clusters, "clusters", 4, "clusters that lose a site at the same time")
 	flag.Parse()
@@ -107,17 +110,24 @@ const (
 	evictionReset   = "replica killed, evicted"
 	evictionSilence = "replica silent, evicted"
 	plannedMove     = "planned switchover, held"
+	groupCut        = "group cut, held"
+	groupSplit      = "replicas killed, group split"
 	siteLost        = "site killed, failover"
 )
+
+// groupOf is how many volumes the group has that is cut and split.
+const groupOf = 3
 
 // short are the jobs whose events take milliseconds to seconds.
 func (o options) short() (jobs []job) {
 	asIs := func(map[string]any) {}
 	for _, rtt := range o.rtts {
 		jobs = append(jobs,
-			job{evictionReset, rtt, o.evictions, asIs, func(ctx context.Context, c *cluster) (float64, error) { return c.eviction(ctx, false) }},
-			job{evictionSilence, rtt, o.evictions, asIs, func(ctx context.Context, c *cluster) (float64, error) { return c.eviction(ctx, true) }},
-			job{plannedMove, rtt, o.switchovers, asIs, func(ctx context.Context, c *cluster) (float64, error) { return c.switchover(ctx) }})
+			job{evictionReset, rtt, o.evictions, 1, asIs, func(ctx context.Context, c *cluster) (float64, error) { return c.eviction(ctx, false) }},
+			job{evictionSilence, rtt, o.evictions, 1, asIs, func(ctx context.Context, c *cluster) (float64, error) { return c.eviction(ctx, true) }},
+			job{plannedMove, rtt, o.switchovers, 1, asIs, func(ctx context.Context, c *cluster) (float64, error) { return c.switchover(ctx) }},
+			job{groupCut, rtt, o.cuts, groupOf, asIs, func(ctx context.Context, c *cluster) (float64, error) { return c.cut(ctx) }},
+			job{groupSplit, rtt, o.splits, groupOf, asIs, func(ctx context.Context, c *cluster) (float64, error) { return c.split(ctx) }})
 	}
 	return dropEmpty(jobs)
 }
@@ -126,7 +136,7 @@ func (o options) short() (jobs []job) {
 func (o options) failing() (jobs []job) {
 	for i := range o.clusters {
 		jobs = append(jobs, job{
-			siteLost, o.rtts[len(o.rtts)-1], (o.failovers + i) / o.clusters, aggressive,
+			siteLost, o.rtts[len(o.rtts)-1], (o.failovers + i) / o.clusters, 1, aggressive,
 			func(ctx context.Context, c *cluster) (float64, error) { return c.failover(ctx) },
 		})
 	}

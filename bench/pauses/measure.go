@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -12,8 +13,8 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// eviction measures how long the client waits when the other replica goes: its process is killed, which resets connections,
-// or stopped, which is silence. It ends with both replicas in sync.
+// eviction measures how long the clients wait, at most, when the other replicas go: their process is killed, which resets connections,
+// or stopped, which is silence. It ends with both replicas of all volumes in sync.
 func (c *cluster) eviction(ctx context.Context, silence bool) (seconds float64, err error) {
 	node := c.Node(c.away)
 	began := now()
@@ -28,7 +29,7 @@ func (c *cluster) eviction(ctx context.Context, silence bool) (seconds float64, 
 	if err := c.inSync(ctx, 1); err != nil {
 		return 0, err
 	}
-	if seconds, err = c.client.longest(ctx, began, now()); err != nil {
+	if seconds, err = c.longest(ctx, began, now()); err != nil {
 		return 0, err
 	}
 	if silence {
@@ -42,6 +43,36 @@ func (c *cluster) eviction(ctx context.Context, silence bool) (seconds float64, 
 	return seconds, c.inSync(ctx, 2)
 }
 
+// split is an eviction in every volume of the group: none goes on before the others can. It ends with the group linked.
+func (c *cluster) split(ctx context.Context) (seconds float64, err error) {
+	if seconds, err = c.eviction(ctx, false); err != nil {
+		return 0, err
+	}
+	return seconds, lab.Until(ctx, "the group is linked", limit, 50*time.Millisecond, func() (bool, error) {
+		out, err := c.Ctl(ctx, c.Node(c.home), "--timeout", "5s", "group", "inspect", groupName, "-o", "json")
+		return err == nil && strings.Contains(out, "GROUP_STATE_LINKED"), err
+	})
+}
+
+// cut cuts the group, asked for at the site where it is not attached, and returns for how long the command says that its writes were held: from
+// when the first volume was asked until the last one was let go.
+func (c *cluster) cut(ctx context.Context) (seconds float64, err error) {
+	began := now()
+	out, err := c.Ctl(ctx, c.Node(c.away), "--timeout", "1m", "-o", "json", "group", "cut", groupName, "--reason", "measured")
+	if err != nil {
+		return 0, err
+	}
+	var cut struct {
+		Hold      int64      `json:"hold_us,string"`
+		Positions []struct{} `json:"positions"`
+	}
+	if err := json.Unmarshal([]byte(out), &cut); err != nil || len(cut.Positions) != len(c.volumes) {
+		return 0, fmt.Errorf("group cut printed %.300q: %w", out, err)
+	}
+	_, err = c.longest(ctx, began, now()) // all go on
+	return (time.Duration(cut.Hold) * time.Microsecond).Seconds(), err
+}
+
 // failover measures from the SIGKILL of every process of the site where the volume is attached to the first write that is
 // answered at the other one, which takes over by itself. It ends with the dead site back in service and in sync.
 func (c *cluster) failover(ctx context.Context) (seconds float64, err error) {
@@ -52,15 +83,15 @@ func (c *cluster) failover(ctx context.Context) (seconds float64, err error) {
 	}
 	c.home, c.away = c.away, c.home
 	if err := lab.Until(ctx, "the volume is attached at the other site", limit, 10*time.Millisecond, func() (bool, error) {
-		v, err := c.inspect(ctx, c.home)
+		v, err := c.inspect(ctx, c.home, volumeName)
 		if err != nil || v.Volume.Attachment.Node != c.home || v.Volume.Attachment.Path == "" {
 			return false, err
 		}
-		return true, c.client.moveTo(v.Volume.Attachment.Path)
+		return true, c.clients[0].moveTo(v.Volume.Attachment.Path)
 	}); err != nil {
 		return 0, err
 	}
-	resumed, err := c.client.resumedAfter(ctx, began)
+	resumed, err := c.clients[0].resumedAfter(ctx, began)
 	if err != nil {
 		return 0, err
 	}
@@ -92,10 +123,10 @@ func (c *cluster) switchover(ctx context.Context) (seconds float64, err error) {
 		return 0, fmt.Errorf("switchover printed %.300q: %w", out, err)
 	}
 	c.home, c.away = c.away, c.home
-	if err := c.client.moveTo(moved.Moves[0].Path); err != nil {
+	if err := c.clients[0].moveTo(moved.Moves[0].Path); err != nil {
 		return 0, err
 	}
-	if _, err := c.client.resumedAfter(ctx, began); err != nil {
+	if _, err := c.clients[0].resumedAfter(ctx, began); err != nil {
 		return 0, err
 	}
 	return (time.Duration(moved.Moves[0].Hold) * time.Microsecond).Seconds(), c.inSync(ctx, 2)
@@ -113,11 +144,12 @@ type series struct {
 
 // job is the work of one cluster: an event, so many times.
 type job struct {
-	event  string
-	rtt    time.Duration
-	times  int
-	config func(map[string]any)
-	once   func(context.Context, *cluster) (float64, error)
+	event   string
+	rtt     time.Duration
+	times   int
+	volumes int
+	config  func(map[string]any)
+	once    func(context.Context, *cluster) (float64, error)
 }
 
 // run carries a job out in a cluster of its own, in dir.
@@ -129,7 +161,7 @@ func (j job) run(ctx context.Context, bin, dir string, progress func(string, ...
 			err = undone
 		}
 	}()
-	c, err := found(ctx, bin, dir, j.rtt, j.config, &u)
+	c, err := found(ctx, bin, dir, j.rtt, j.volumes, j.config, &u)
 	if err != nil {
 		return s, err
 	}
@@ -141,10 +173,12 @@ func (j job) run(ctx context.Context, bin, dir string, progress func(string, ...
 		s.Seconds = append(s.Seconds, seconds)
 		progress("%-28s round trip %-5v %4d of %d: %.3f s", j.event, j.rtt, i+1, j.times, seconds)
 	}
-	if err := c.client.poll(); err != nil {
-		return s, err
+	for _, cl := range c.clients {
+		if err := cl.poll(); err != nil {
+			return s, err
+		}
+		s.Errors, s.Lost, s.Answers = s.Errors+cl.errors, s.Lost+cl.lost, s.Answers+cl.answers
 	}
-	s.Errors, s.Lost, s.Answers = c.client.errors, c.client.lost, c.client.answers
 	return s, c.close(ctx)
 }
 
