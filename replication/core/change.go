@@ -303,7 +303,7 @@ func (c *Coordinator) changed(ch *change) {
 				c.event(Event{Kind: EventEvicted, Replica: m.id, Reason: c.evictWhy[i]})
 				c.dropMember(i)
 				if c.evictWhy[i] == groupSplit {
-					m.tryAt = c.now + c.groupRest()
+					m.rest = c.now + c.groupRest() // it may be reached all the time, or come and go
 				}
 			}
 		}

@@ -159,6 +159,7 @@ type member struct {
 	upAt    int64              // when its session opened
 	downAt  int64              // when it was lost
 	tryAt   int64              // earliest time of the next attempt to open one
+	rest    int64              // it is not resynced before
 	boot    replication.BootID // of the current attachment; zero until known
 	stable  replication.Seq    // last StableSeq told
 	lag     int64              // bytes sent and not acknowledged

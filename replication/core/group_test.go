@@ -118,6 +118,31 @@ func TestGroupEarlierTerm(t *testing.T) {
 	}
 }
 
+// A replica that left for the sake of the group alone rests, though its node is heard of again meanwhile.
+func TestGroupRest(t *testing.T) {
+	w := newGroupWorld(1, 1)
+	v := w.vols[0]
+	v.tending = true
+	v.attach()
+	w.run(1e9)
+	v.c.SetGroup(w.now, replication.GroupOrder{Term: v.c.Term(), In: true, Leave: []replication.DomainID{"b"}})
+	v.drain()
+	w.run(w.now + 2e8)
+	v.c.SetGroup(w.now, replication.GroupOrder{Term: v.c.Term(), In: true, Left: []replication.DomainID{"b"}})
+	for _, up := range []bool{false, true} {
+		v.c.SetUp(w.now, 1, up)
+		v.drain()
+	}
+	w.run(w.now + 16e8)
+	if v.cfg.InSyncIn("b") {
+		t.Error("it was resynced within its rest")
+	}
+	w.run(w.now + 1e9)
+	if !v.cfg.InSyncIn("b") {
+		t.Error("it is not resynced when it has rested")
+	}
+}
+
 // A volume whose protection wants the domain leaves it with the group, acknowledges nothing then, and is resynced soon. While it waits for a
 // replica of its own there, nobody has to leave.
 func TestGroupProtection(t *testing.T) {

@@ -221,6 +221,7 @@ var mutants = []mutant{
 	{"group_bound", "15.3: nothing waits longer than the bound", "group.go", "case c.now-g.since >= c.o.GroupTimeout:", "case false:"},
 	{"group_protected_split", "15.3: who acknowledges nothing for the sake of its protection begins no split", "group.go", "case s.state == sideLost && c.protectionStall():", "case false:"},
 	{"group_protected_join", "15.3: what ends a protection's wait is a resync", "group.go", "if c.protectionStall() {\n\t\treturn false // nothing", "if false {\n\t\treturn false // nothing"},
+	{"group_rest", "15.3: who left for the group alone rests", "join.go", "max(m.tryAt, m.rest)", "m.tryAt"},
 	{"group_protected_rest", "15.3: who has writes wait rests as long as the group has them wait", "group.go", "return min(c.o.GroupRest, c.o.GroupTimeout)", "return c.o.GroupRest << 4"},
 	{"cut_no_hold", "I28: writes are held", "dispatch.go", "c.cut != nil || c.groupHoldsWrites()", "c.groupHoldsWrites()"},
 	{"cut_not_drained", "I28: nothing is in flight", "cut.go", "if io.modifies() {", "if io.modifies() && false {"},
