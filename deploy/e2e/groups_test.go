@@ -32,13 +32,14 @@ func newChain(t *testing.T) *chain {
 	return c
 }
 
-func (c *chain) start(t *testing.T, uris ...string) {
+// start starts the consumer, or starts it again: then it finds all that was confirmed to it before. Each of where is a URI, or a file that has one.
+func (c *chain) start(t *testing.T, where ...string) {
 	t.Helper()
 	script, err := filepath.Abs("testdata/chain.py")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := lab.StartProcess("chain", c.log, nil, append([]string{python, script, c.ledger, strconv.FormatInt(c.seed, 10)}, uris...)...)
+	p, err := lab.StartProcess("chain", c.log, nil, append([]string{python, script, c.ledger, strconv.FormatInt(c.seed, 10)}, where...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,10 +44,16 @@ func newFollower(t *testing.T, uri string, seed int) *follower {
 // moved tells the client where the volume is.
 func (f *follower) moved(t *testing.T, uri string) {
 	t.Helper()
-	if err := os.WriteFile(f.uri+".new", []byte(uri), 0o600); err != nil {
+	tellWhere(t, f.uri, uri)
+}
+
+// tellWhere writes a URI into a file that a client reads before it connects.
+func tellWhere(t *testing.T, file, uri string) {
+	t.Helper()
+	if err := os.WriteFile(file+".new", []byte(uri), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(f.uri+".new", f.uri); err != nil {
+	if err := os.Rename(file+".new", file); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -86,6 +92,7 @@ type moves struct {
 		Done   bool
 		Hold   int64  `json:"hold_us,string"`
 		To     string `json:"to_node"`
+		Volume string `json:"volume_name"`
 	}
 }
 
