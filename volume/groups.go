@@ -119,6 +119,14 @@ func (c *Catalogue) regroup(ctx context.Context, e *GroupEntry, add, remove []re
 		}
 		t.If = append(t.If, kvdb.Cmp{Key: c.keys.config(v), Target: kvdb.CmpMod, Revision: mods[v]}, kvdb.Cmp{Key: c.keys.grouped(v), Target: kvdb.CmpAbsent})
 		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpPut, Key: c.keys.grouped(v), Value: []byte(e.Name)})
+		if cfgs[v].Phase == replication.PhaseDetached {
+			// Who is attaching it may have read that it is in no group. His election is compared with the revision, fails, and he reads again.
+			same, err := put(c.keys.config(v), cfgs[v])
+			if err != nil {
+				return false, err
+			}
+			t.Then = append(t.Then, same)
+		}
 	}
 	for _, v := range remove {
 		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.grouped(v)})

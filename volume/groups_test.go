@@ -117,6 +117,47 @@ func TestOneGroup(t *testing.T) {
 	wantErr(t, err, ErrInGroup)
 }
 
+// A volume is put into a group between the read of an attach, which finds none, and its election: the election is lost, so that nothing is sent by
+// one who does not know what the group is split from. A coordinator that is elected already is not disturbed: the others wait for it.
+func TestGroupedDuringAttach(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	c, ctx := w.catalogue(w.store), t.Context()
+	v, u := pair(w)
+	keeper, configs := NewGroupKeeper(c, "a", nil, zap.NewNop()), w.configs(w.store)
+	cfg, rev, err := configs.Load(ctx, v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in, err := keeper.Grouped(ctx, v.ID); err != nil || in {
+		t.Fatal(in, err)
+	}
+	if _, err := c.CreateGroup(ctx, "g", replication.FailoverAutomatic, []replication.VolumeID{u.ID, v.ID}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = configs.CompareAndSwap(ctx, rev, elect(cfg, "a"), "a")
+	wantErr(t, err, ErrConflict)
+	again, rev, err := configs.Load(ctx, v.ID)
+	if err != nil || again.Epoch != cfg.Epoch || again.ProposalID != cfg.ProposalID {
+		t.Fatalf("%+v, %v: the configuration itself is another one", again, err)
+	}
+	if in, err := keeper.Grouped(ctx, v.ID); err != nil || !in {
+		t.Fatal(in, err)
+	}
+	elected := elect(again, "a")
+	if rev, err = configs.CompareAndSwap(ctx, rev, elected, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.DeleteGroup(ctx, "g"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.CreateGroup(ctx, "h", replication.FailoverAutomatic, []replication.VolumeID{u.ID, v.ID}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := configs.CompareAndSwap(ctx, rev, activate(elected), "a"); err != nil {
+		t.Errorf("an elected coordinator is disturbed: %v", err)
+	}
+}
+
 // grouped is a volume of which the test says how it stands.
 type grouped struct {
 	id   replication.VolumeID

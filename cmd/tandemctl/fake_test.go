@@ -43,6 +43,7 @@ type fakeDaemon struct {
 	verdict  *auditpb.VerifyAuditResponse
 	exposure *volumepb.Exposure
 	refusal  string // of every SwitchOver
+	group    string // of a volume whose replica is forced
 	examined *doctorpb.ExamineResponse
 	block    <-chan struct{} // DetachVolume answers when it is closed
 
@@ -206,7 +207,7 @@ func (f *fakeDaemon) ReplaceReplica(_ context.Context, r *volumepb.ReplaceReplic
 func (f *fakeDaemon) ForceReplica(_ context.Context, r *volumepb.ForceReplicaRequest) (*volumepb.ForceReplicaResponse, error) {
 	f.note(r)
 	v := proto.CloneOf(detached())
-	v.Epoch = 9
+	v.Epoch, v.Group = 9, f.group
 	return &volumepb.ForceReplicaResponse{Volume: v, DataEpoch: 5, LostNodes: []string{"a1"}}, f.err
 }
 

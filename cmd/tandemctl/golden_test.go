@@ -163,6 +163,10 @@ func TestGolden(t *testing.T) {
 		{name: "volume-delete-eof", args: "volume delete data", set: func(h *harness) { h.stdinTTY = true }},
 		{name: "volume-delete-yes", args: "volume delete data --wait", set: func(h *harness) { h.stdinTTY, h.stdin = true, strings.NewReader("Y\n") }},
 		{name: "replica-force", args: "volume replica force data b1 --yes"},
+		{name: "replica-force-group", args: "volume replica force data b1 --yes", fake: func(f *fakeDaemon) { f.group = "db" }},
+		{name: "replica-force-group-no", args: "volume replica force data b1", fake: func(f *fakeDaemon) { f.volumes[0].Volumes[0].Group = "db" }, set: func(h *harness) {
+			h.stdinTTY, h.stdin = true, strings.NewReader("n\n")
+		}},
 		{name: "replica-force-nobody-to-ask", args: "volume replica force data b1"},
 		{name: "replica-force-no-replica", args: "volume replica force data"},
 		{name: "replica-force-refused", args: "volume replica force data b1 -y", fake: func(f *fakeDaemon) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -97,6 +98,8 @@ acknowledged after it left, which may have been long before the disaster. It is 
 It is the last resort. It is refused while a replica that is in sync is in a domain that is in service: take that domain out
 of service first. It is refused for a replica that was being resynced, which is neither the old state nor the new one.
 
+A volume of a group goes back in time alone unless the others are forced too: see "tandemctl group inspect" first.
+
 The volume is detached after that: attach it. The others are compared in full with this one when they return; what only
 they had is overwritten then, so copy it from their disks before, if it may be worth something. It cannot be undone.`,
 		Example: `  tandemctl cluster domains deactivate --name primary --peer-lost --accept-data-loss=ledger
@@ -112,7 +115,7 @@ they had is overwritten then, so copy it from their disks before, if it may be w
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {
-				if err := a.confirm(fmt.Sprintf("Every write of volume %s that replica %s lacks will be lost for good. Go on with it?", args[0], args[1])); err != nil {
+				if err := a.confirmForce(cmd.Context(), args[0], args[1]); err != nil {
 					return err
 				}
 			}
@@ -132,6 +135,9 @@ they had is overwritten then, so copy it from their disks before, if it may be w
 				fmt.Fprintf(w, "Replica %s is the only one in sync of volume %s, at epoch %d. It has what was written up to epoch %d;\n",
 					args[1], args[0], resp.GetVolume().GetEpoch(), resp.GetDataEpoch())
 				fmt.Fprintf(w, "what was acknowledged later, on %s, is lost. Attach the volume to go on\n", strings.Join(resp.GetLostNodes(), ", "))
+				if g := resp.GetVolume().GetGroup(); g != "" {
+					fmt.Fprintf(w, "It is in group %s, of which the other volumes are where they were. Before any of them is attached force those\ntoo that lack writes there: see tandemctl group inspect %s\n", g, g)
+				}
 			})
 		},
 	}
@@ -139,4 +145,21 @@ they had is overwritten then, so copy it from their disks before, if it may be w
 	order.addEpoch(cmd, "volume", "inspect")
 	addYes(cmd, &yes)
 	return cmd
+}
+
+// confirmForce asks whether a replica is to be forced, and says before what that means for the volume's group.
+func (a *app) confirmForce(ctx context.Context, volume, replica string) error {
+	if a.stdinTTY {
+		resp, err := a.inspect(ctx, volume)
+		if err != nil {
+			return err
+		}
+		if g := resp.GetVolume().GetGroup(); g != "" {
+			fmt.Fprintf(a.stderr, `Volume %s is in group %s. Forced alone it goes back in time alone, and what the others have that depends on the writes it loses
+stays. Together they are of one moment only if the group is consistent in the replica's domain (tandemctl group inspect %s), and all
+volumes that are not in sync there are forced there before any is attached.
+`, volume, g, g)
+		}
+	}
+	return a.confirm(fmt.Sprintf("Every write of volume %s that replica %s lacks will be lost for good. Go on with it?", volume, replica))
 }

@@ -208,14 +208,20 @@ type vol struct {
 // create makes a volume; it is deleted with the test if that leaves it detached.
 func (c *cluster) create(t *testing.T, name, size string) vol {
 	t.Helper()
-	c.ctl(t, "b1", "volume", "create", name, "--size", size, "--replicas", "2", "--timeout", "30s")
+	return c.createBy(t, "b1", name, size)
+}
+
+// createBy is create by way of a node.
+func (c *cluster) createBy(t *testing.T, node, name, size string) vol {
+	t.Helper()
+	c.ctl(t, node, "volume", "create", name, "--size", size, "--replicas", "2", "--timeout", "30s")
 	t.Cleanup(func() {
 		if !t.Failed() {
 			c.ctlLater("b1", "volume", "delete", name, "--yes", "--wait", "--timeout", "30s")
 		}
 	})
 	v := vol{name: name}
-	for _, r := range c.inspect(t, "b1", name).Volume.Replicas {
+	for _, r := range c.inspect(t, node, name).Volume.Replicas {
 		other := map[string]string{"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}[r.Node]
 		if r.Domain == alpha {
 			v.home, v.spare = r.Node, other
@@ -224,7 +230,7 @@ func (c *cluster) create(t *testing.T, name, size string) vol {
 		}
 	}
 	if v.home == "" || v.away == "" {
-		t.Fatalf("not one replica of %s in each domain: %+v", name, c.inspect(t, "b1", name).Volume.Replicas)
+		t.Fatalf("not one replica of %s in each domain: %+v", name, c.inspect(t, node, name).Volume.Replicas)
 	}
 	return v
 }

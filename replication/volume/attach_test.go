@@ -249,3 +249,38 @@ func (d *noFlush) Submit(batch []*block.Request) {
 	}
 	d.Device.Submit(rest)
 }
+
+// joining is a volume that is put into a group when an attach has just read that it is in none.
+type joining struct {
+	kv   *testConfigs
+	asks atomic.Int32
+}
+
+func (j *joining) Grouped(context.Context, replication.VolumeID) (bool, error) {
+	if j.asks.Add(1) > 1 {
+		return true, nil
+	}
+	j.kv.mu.Lock()
+	defer j.kv.mu.Unlock()
+	j.kv.rev++ // its configuration is written once more
+	return false, nil
+}
+
+func (*joining) Changed(replication.VolumeID) {}
+
+// TestAttachAsksForTheGroupAgain: an election that is lost because the volume was put into a group leads to a coordinator that knows of it.
+func TestAttachAsksForTheGroupAgain(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, j := c.nodes[0].m, &joining{kv: c.kv}
+	a.o.Groups = j
+	v, err := a.Attach(t.Context(), c.vol, AttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := j.asks.Load(); n != 2 || !v.opts.Group {
+		t.Errorf("asked %d times, serves as of a group: %v", n, v.opts.Group)
+	}
+	if _, err := v.SetGroup(t.Context(), replication.GroupOrder{}); err != nil { // its end need not wait
+		t.Fatal(err)
+	}
+}

@@ -16,7 +16,8 @@ type Groups interface {
 	Changed(v replication.VolumeID)
 }
 
-// grouped reports whether a volume that is to be attached is in a group. One that is put into a group later is told of it then.
+// grouped reports whether a volume that is to be attached is in a group; it is asked after the configuration was read. One that is put into a group
+// before its election loses that (volume.Catalogue), and asks again; one that is later is told of it then, and until then the others wait for it.
 func (m *Manager) grouped(ctx context.Context, v replication.VolumeID) (bool, error) {
 	if m.o.Groups == nil {
 		return false, nil
