@@ -75,7 +75,7 @@ func configPB(v *volumepb.Volume, cfg *replication.Config, live Live, online map
 			State:  volumepb.ReplicaState(volumepb.ReplicaState_value["REPLICA_STATE_"+string(m.State)]),
 			Reason: m.Reason, InSync: cfg.InISR(id), NodeOnline: online[m.Node],
 			DirtyBytes: uint64(p.Dirty), ResyncTotalBytes: uint64(p.Total), ResyncDoneBytes: uint64(p.Done),
-			ResyncBytesPerSecond: uint64(p.Rate), EtaSeconds: etaSeconds(p.ETA), ResyncWaits: p.Waits,
+			ResyncBytesPerSecond: uint64(p.Rate), EtaSeconds: etaSeconds(p.ETA), ResyncWaits: p.Waits, ResyncRestsSeconds: etaSeconds(p.Rests),
 			HealedBlocks: uint64(p.Healed), Suspect: p.Suspect,
 		})
 	}

@@ -61,7 +61,8 @@ type Progress struct {
 	Total, Done int64
 	Rate        int64 // bytes per second
 	ETA         time.Duration
-	Waits       bool // for its turn to be resynced
+	Waits       bool          // for its turn to be resynced
+	Rests       time.Duration // before it is resynced: it was evicted because it is slow
 
 	Healed  int64 // blocks that were rewritten because they did not read well
 	Suspect bool  // so many that its disk is not to be trusted

@@ -141,6 +141,9 @@ func resyncText(r *volumepb.Replica) (text string, percent uint64) {
 		if r.GetReason() != "" {
 			text += ": " + r.GetReason()
 		}
+		if s := r.GetResyncRestsSeconds(); s > 0 {
+			text += fmt.Sprintf("; rests for %s before it is resynced", time.Duration(s)*time.Second)
+		}
 		if r.GetResyncWaits() {
 			text += "; waits for its turn to be resynced, " + bytesText(r.GetDirtyBytes()) + " to go through"
 		}

@@ -238,7 +238,7 @@ func (c *Coordinator) evictedState(i int) (replication.MemberState, string) {
 	if c.evictWhy[i] == diskFailed {
 		return replication.MemberFaulted, diskFailed
 	}
-	return replication.MemberStale, c.evictWhy[i]
+	return replication.MemberStale, c.evictReason(i)
 }
 
 // ChangeDone brings the outcome of a Change. rev is the revision in force; cfg is
@@ -300,8 +300,9 @@ func (c *Coordinator) changed(ch *change) {
 		c.isr, c.holdAcks = ch.isr, true
 		for i, m := range c.m {
 			if ch.q.has(i) {
-				c.event(Event{Kind: EventEvicted, Replica: m.id, Reason: c.evictWhy[i]})
+				c.event(Event{Kind: EventEvicted, Replica: m.id, Reason: c.cfg.Members[m.id].Reason})
 				c.dropMember(i)
+				c.restFromGray(i)
 				if c.evictWhy[i] == groupSplit {
 					m.rest = c.now + c.groupRest() // it may be reached all the time, or come and go
 				}

@@ -26,6 +26,11 @@ type Options struct {
 
 	SuspectTimeout int64 // a member without session for so long is evicted
 	OpTimeout      int64 // a member that does not answer a request for so long is evicted
+	EvictSlow      int64 // a member is evicted if more than one in a hundred of its writes take longer; 0: it is not looked at
+	SlowWindow     int64 // in each time of this length
+	SlowWindows    int   // of so many, one after the other
+	SlowWrites     int   // and with so many writes in them together: fewer tell nothing
+	SlowRest       int64 // a member that was evicted for that is not resynced before, and twice as long each time
 	SealTimeout    int64 // how long a takeover waits for further members once it has one
 	LossyTimeout   int64 // the same while all that answered lost power
 	StallTimeout   int64 // a request that cannot proceed for so long fails; 0 never
@@ -111,6 +116,7 @@ type Coordinator struct {
 	proposed  int64  // when the consumer's last request came
 	answered  []*IO  // reads in flight whose data are there, and which wait for their confirmation
 	reads     uint64 // sent so far
+	grayAt    int64  // when the window began in which answers are counted
 	retry     bool   // something was removed from flight or a state changed: look at waiting again
 	lastSeq   replication.Seq
 	stable    replication.Seq
@@ -166,6 +172,7 @@ type member struct {
 	damaged int                // copies that arrived damaged, one after the other
 	healed  int64              // sectors that were rewritten because they did not read well
 	lease   lease
+	gray    grayness
 
 	failedJoins int // one after the other, up to maxFailedJoins
 }

@@ -15,6 +15,7 @@ const (
 	domainDrains = "cluster domain is being deactivated"
 	crowded      = "pool nearly full"
 	groupSplit   = "group is split from the domain"
+	gray         = "answers slowly"
 )
 
 // severity orders the reasons: below 0 a member that has everything and is to
@@ -22,6 +23,8 @@ const (
 // heard again, 1 one that lacks writes, 2 one that lost data it had acknowledged.
 func severity(why string) int {
 	switch why {
+	case gray:
+		return -3
 	case crowded:
 		return -2
 	case domainDrains:

@@ -95,7 +95,7 @@ func (c *Coordinator) WantsResync(member int) bool {
 func (c *Coordinator) joinable(i int) bool {
 	m := c.m[i]
 	st := c.cfg.Members[m.id].State
-	return !c.isr.has(i) && m.usable && m.kept && m.up && c.now >= max(m.tryAt, m.rest) && (st == replication.MemberStale || st == replication.MemberSyncing)
+	return !c.isr.has(i) && m.usable && m.kept && m.up && c.now >= max(m.tryAt, m.rest) && c.Rests(i) == 0 && (st == replication.MemberStale || st == replication.MemberSyncing)
 }
 
 // beginJoin seals a member that is out of sync and seems to be there.

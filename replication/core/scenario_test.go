@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,7 @@ import (
 // meant to be read then.
 //
 //	world nodes=2 [at=n0] (attached there already) [protection=max_protection]
+//	      [evict-slow=20] (milliseconds; 6 windows of 100 ms, a rest of 1 s)
 //	      [stall=100] (milliseconds until a request fails) [slots=1] (of each activity log)
 //	fail-flush n0
 //	handover n0 n1 | keep-it n0 (it is called off)
@@ -31,6 +33,8 @@ import (
 //	kvdb cut n0 (does not reach it)
 //	kvdb lose CAUSE (that change takes effect, and its coordinator does not reach the kvdb any more) | kvdb back
 //	drain n0 | keep n0 (its cluster domain is deactivated by plan)
+//	slow n0 30 (its disk takes so many milliseconds for each request; 0: as fast as others)
+//	load 700    writes for so many milliseconds, one at a time or so; what is said of writes and flushes is not printed
 //	silent n0 | heard n0 (its beats are not heard, its connections stay)
 //	crowded n0 | roomy n0 (the pool) | full n0 | empty n0 | fail n0 | unreadable n0 | readable n0
 //	pause n0 | resume n0 (its process; time goes on)
@@ -66,6 +70,11 @@ func TestScenarios(t *testing.T) {
 					var ms int64
 					d.ScanArgs(t, "stall", &ms)
 					w.opts.StallTimeout = ms * 1e6
+				}
+				if d.HasArg("evict-slow") {
+					d.ScanArgs(t, "evict-slow", &w.opts.EvictSlow)
+					w.opts.EvictSlow, w.opts.SlowRest = w.opts.EvictSlow*1e6, 1e9
+					w.opts.SlowWindow, w.opts.SlowWindows, w.opts.SlowWrites = 100e6, 6, 10
 				}
 				if d.HasArg("slots") {
 					d.ScanArgs(t, "slots", &w.slots)
@@ -178,6 +187,14 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		node(1).disk.hung = true
 	case "unhang":
 		node(1).unhang()
+	case "slow":
+		ms, err := strconv.ParseInt(arg(2), 10, 64)
+		if err != nil {
+			d.Fatalf(t, "%v: %v", f, err)
+		}
+		node(1).disk.slow = ms * 1e6
+	case "load":
+		w.load(int64(num()) * 1e6)
 	case "rot", "rot-sum", "differ":
 		w.spoil(f[0], node(1), arg(2), arg(3))
 	case "resync":
@@ -241,6 +258,24 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		d.Fatalf(t, "unknown command %q", f[0])
 	}
 }
+
+// load writes for d ns.
+func (w *simWorld) load(d int64) {
+	trace := w.trace
+	w.trace = func(f string, a ...any) {
+		if text := fmt.Sprintf(f, a...); !loadTalk.MatchString(text) {
+			trace("%s", text)
+		}
+	}
+	for end := w.now + d; w.now < end; {
+		w.client.write(int(w.now/1e6)%simBlocks, 0)
+		w.step()
+	}
+	w.trace = trace
+}
+
+// loadTalk is what is said of writes and flushes all the time.
+var loadTalk = regexp.MustCompile(`^consumer: |^n\d log: |^n\d (->|<-) n\d (write|resync-write|flush|ack|stable|hash-req|hash|read|data) `)
 
 // delay keeps back what is on the way from n to the replica of o.
 func (w *simWorld) delay(n, o *simNode) {

@@ -15,6 +15,7 @@ func (c *Coordinator) Tick(now int64) {
 		c.watchMembers()
 		c.watchRequests()
 		c.watchPolicy()
+		c.watchGray()
 		if c.wroteSeq && !c.flushing && !c.holding() && now-c.lastFlush >= c.o.FlushInterval {
 			c.flushNow()
 		}
@@ -334,6 +335,7 @@ func (c *Coordinator) answer(i int, msg *replication.Message) {
 		c.refused(io, i, replication.StatusIO) // a replica that breaks the rules is no replica
 		return
 	}
+	c.timeAnswer(i, io)
 	io.acked |= bit(i)
 	c.settle(io)
 }

@@ -220,6 +220,7 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 		}
 	}()
 	w.buggify()
+	w.drawGray(rand.New(rand.NewPCG(seed, 20)))
 	w.setClocks()
 	if w.rng.IntN(3) == 0 {
 		w.unknown = 20
@@ -234,6 +235,7 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 		}
 		w.manage()
 		w.move()
+		w.slowDown()
 		w.lookForRollback()
 		if w.hopeless() {
 			w.seen["hopeless"]++
@@ -300,6 +302,7 @@ func (w *simWorld) settle() {
 		n.disk.failWrite, n.disk.failFlush, n.disk.dropNext = false, false, false
 		n.disk.failNext, n.disk.astray, n.disk.tearNext = false, false, false
 		n.unhang()
+		n.disk.slow = 0
 		n.crowd(false)
 	}
 	if w.client.quiet && w.client.at != nil && w.client.at.coord != nil {

@@ -211,7 +211,11 @@ func (n *simNode) drainRep() {
 				n.drainRep()
 			}
 		}
-		w.once(n, do)
+		if n.disk.slow > 0 {
+			w.after(n.disk.slow, func() { w.once(n, do) })
+		} else {
+			w.once(n, do)
+		}
 	}
 	for _, s := range r.Send {
 		if conn := n.conns[s.Conn]; conn != nil {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 
 	"github.com/tandem-storage/tandem/replication"
 )
@@ -67,6 +68,7 @@ type simWorld struct {
 	history     simHistory
 	positions   map[replication.ReplicaID]replication.Position // up to here what was confirmed with a replica in sync
 	moves       simMoves
+	gray        simGray
 	moved       []replication.AttachID // attachments that others have followed
 	solid       bool                   // an in-sync replica has everything that was acknowledged
 	promised    simPromise
@@ -170,6 +172,8 @@ type simDisk struct {
 	dirty        map[replication.ReplicaID]*Bitmap
 	persist      *Persist // on its way
 	log          simActivity
+
+	slow int64 // ns that each request takes longer
 
 	full, failWrite, failFlush, failRead, hung, closed, crowded bool
 
@@ -552,7 +556,11 @@ func (n *simNode) observe(e *Event) {
 		}
 		w.trace("%s serves, %d blocks to reconcile", n.id, e.Dirty)
 	case EventEvicted:
-		w.seen["evicted: "+e.Reason]++
+		why, _, _ := strings.Cut(e.Reason, ": ")
+		w.seen["evicted: "+why]++
+		if why == gray {
+			w.leftSlowly(n, e.Replica)
+		}
 		if e.Reason == crowded && w.cfg.Protection == replication.MaxProtection && !n.lapsed {
 			w.fail("%s left for want of room (max_protection)", who())
 		}

@@ -27,6 +27,9 @@ type Peers interface {
 type Timing struct {
 	Suspect     time.Duration // a replica out of reach for so long is evicted; default 3 s
 	Operation   time.Duration // a replica that does not answer for so long is evicted; default 10 s
+	EvictSlow   time.Duration // one of whose writes more than one in a hundred take longer, for SlowFor, is evicted; 0: none is
+	SlowFor     time.Duration // in each sixth of it; default 30 s
+	SlowRest    time.Duration // one that was evicted for that is not resynced before, and twice as long each time, up to 64 times; default 60 s
 	Seal        time.Duration // how long a takeover waits for further replicas; default 5 s
 	Lease       time.Duration // how long a read lease lets a coordinator read; default 2 s
 	LeaseGrant  time.Duration // how long a replica keeps one, before which it follows no other coordinator; default 3 s
@@ -58,6 +61,8 @@ func (t *Timing) ensureDefaults() {
 	}
 	def(&t.Suspect, 3*time.Second)
 	def(&t.Operation, 10*time.Second)
+	def(&t.SlowFor, 30*time.Second)
+	def(&t.SlowRest, 60*time.Second)
 	def(&t.Seal, 5*time.Second)
 	def(&t.Lease, 2*time.Second)
 	def(&t.LeaseGrant, 3*time.Second)
@@ -86,6 +91,8 @@ const (
 	flushRegions = meta.DefaultLogSlots / 2 // a flush makes room in activity logs before they are full
 	resyncWindow = 8
 	joinerLag    = 16 << 20
+	slowWindows  = 6  // of SlowFor
+	slowWrites   = 10 // in them together: fewer tell nothing
 )
 
 // Options of a Manager.
@@ -282,6 +289,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Boot: m.o.Boot, Attach: attach, Resume: attach == how.Resume,
 			Incarnation: incarnation, Former: former, Local: local,
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
+			EvictSlow: int64(t.EvictSlow), SlowWindow: int64(t.SlowFor) / slowWindows, SlowWindows: slowWindows, SlowWrites: slowWrites, SlowRest: int64(t.SlowRest),
 			LeaseTime: int64(t.Lease), ConfirmReads: t.ConfirmReads, LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
 			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,
 			ResyncFloor: t.ResyncFloor, ResyncWindow: resyncWindow, JoinerLag: joinerLag, GroupTimeout: int64(t.Group), GroupRest: int64(t.GroupRest), Group: grouped, Rand: rand.Uint64,

@@ -22,9 +22,10 @@ type Status struct {
 	Resync       *core.Progress // nil if there is none
 	ResyncRate   int64          // bytes a second, of the resync under way, lately
 	ResyncSince  time.Time
-	Waits        []replication.ReplicaID         // to be resynced, for their turn
-	Lacks        map[replication.ReplicaID]int64 // bytes that the replica on this node knows each of those out of sync to lack, about a second old
-	Unreconciled int64                           // bytes in which in-sync replicas may still differ
+	Waits        []replication.ReplicaID                 // to be resynced, for their turn
+	Rests        map[replication.ReplicaID]time.Duration // for so long those are not resynced that were evicted because they are slow
+	Lacks        map[replication.ReplicaID]int64         // bytes that the replica on this node knows each of those out of sync to lack, about a second old
+	Unreconciled int64                                   // bytes in which in-sync replicas may still differ
 	Verify       VerifyStatus
 	Damage       core.Damage // blocks that cannot be read
 	Health       map[replication.ReplicaID]Health
@@ -69,7 +70,7 @@ func (v *Volume) observe(events []core.Event) {
 		Config: v.core.Config(), Term: v.core.Term(), Stall: stall, InSync: v.core.InSync(),
 		Detaching: v.leaving.Load(), Resync: v.core.Resync(), Unreconciled: int64(v.core.Unreconciled()) * replication.ResyncBlock,
 		Unprotected: v.core.Unprotected(), StalledSince: old.StalledSince, ResyncSince: old.ResyncSince,
-		Waits: v.waitsForTurn(), Lacks: v.lacks(),
+		Waits: v.waitsForTurn(), Rests: v.rests(), Lacks: v.lacks(),
 		Verify: v.verifyStatus(), Damage: v.core.Damage(), Health: v.health(),
 	}
 	if stall != old.Stall {
@@ -107,6 +108,20 @@ func (v *Volume) observe(events []core.Event) {
 		close(v.dead)
 		v.cancel()
 	}
+}
+
+// rests is for how long each replica is not resynced that was evicted because it is slow.
+func (v *Volume) rests() map[replication.ReplicaID]time.Duration {
+	var r map[replication.ReplicaID]time.Duration
+	for i, l := range v.links {
+		if d := v.core.Rests(i); d > 0 {
+			if r == nil {
+				r = make(map[replication.ReplicaID]time.Duration)
+			}
+			r[l.id] = time.Duration(d)
+		}
+	}
+	return r
 }
 
 // speed measures how fast something goes on, so that what changes now and then does not make it jump.

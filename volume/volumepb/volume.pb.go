@@ -900,9 +900,10 @@ type Replica struct {
 	ResyncBytesPerSecond uint64                 `protobuf:"varint,11,opt,name=resync_bytes_per_second,json=resyncBytesPerSecond,proto3" json:"resync_bytes_per_second,omitempty"` // gone through, compared or copied, lately
 	EtaSeconds           uint64                 `protobuf:"varint,12,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`                                   // 0 = not known
 	NodeOnline           bool                   `protobuf:"varint,13,opt,name=node_online,json=nodeOnline,proto3" json:"node_online,omitempty"`
-	HealedBlocks         uint64                 `protobuf:"varint,14,opt,name=healed_blocks,json=healedBlocks,proto3" json:"healed_blocks,omitempty"` // that did not read as they were written, and were rewritten, since the volume was attached
-	Suspect              bool                   `protobuf:"varint,15,opt,name=suspect,proto3" json:"suspect,omitempty"`                               // so many within a day that its disk is not to be trusted
-	ResyncWaits          bool                   `protobuf:"varint,16,opt,name=resync_waits,json=resyncWaits,proto3" json:"resync_waits,omitempty"`    // for its turn to be resynced
+	HealedBlocks         uint64                 `protobuf:"varint,14,opt,name=healed_blocks,json=healedBlocks,proto3" json:"healed_blocks,omitempty"`                     // that did not read as they were written, and were rewritten, since the volume was attached
+	Suspect              bool                   `protobuf:"varint,15,opt,name=suspect,proto3" json:"suspect,omitempty"`                                                   // so many within a day that its disk is not to be trusted
+	ResyncWaits          bool                   `protobuf:"varint,16,opt,name=resync_waits,json=resyncWaits,proto3" json:"resync_waits,omitempty"`                        // for its turn to be resynced
+	ResyncRestsSeconds   uint64                 `protobuf:"varint,17,opt,name=resync_rests_seconds,json=resyncRestsSeconds,proto3" json:"resync_rests_seconds,omitempty"` // for so long it is not resynced, because it was evicted for answering slowly
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1047,6 +1048,13 @@ func (x *Replica) GetResyncWaits() bool {
 		return x.ResyncWaits
 	}
 	return false
+}
+
+func (x *Replica) GetResyncRestsSeconds() uint64 {
+	if x != nil {
+		return x.ResyncRestsSeconds
+	}
+	return 0
 }
 
 type CreateVolumeRequest struct {
@@ -4309,7 +4317,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05Stall\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\"\n" +
-	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\"\x96\x04\n" +
+	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\"\xc8\x04\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
@@ -4330,7 +4338,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"nodeOnline\x12#\n" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
 	"\asuspect\x18\x0f \x01(\bR\asuspect\x12!\n" +
-	"\fresync_waits\x18\x10 \x01(\bR\vresyncWaits\"\xc8\x03\n" +
+	"\fresync_waits\x18\x10 \x01(\bR\vresyncWaits\x120\n" +
+	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\xc8\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +

@@ -208,6 +208,9 @@ type Replication struct {
 	SuspectTimeout time.Duration `yaml:"suspectTimeout"`
 	// A replica that has not answered one request for this long is evicted, though it beats. At least suspectTimeout.
 	OpTimeout time.Duration `yaml:"opTimeout"`
+	// A replica that answers more than one in a hundred writes later than this, for 30 s, is evicted if the volume can do without it, and
+	// rests for a minute or more before it is resynced. 0: none is. Below opTimeout.
+	EvictSlow time.Duration `yaml:"evictSlow"`
 	// Deadline of one seal, prepare or commit of a takeover or an eviction. At least leaseGrant.
 	SealTimeout time.Duration `yaml:"sealTimeout"`
 	// How long a coordinator reads by a read lease. It renews it four times in that time. At most leaseGrant less 1 %.

@@ -170,6 +170,8 @@ func TestErrors(t *testing.T) {
 		{"interval below one failover", "failover: {minInterval: 20s}\n", "failover.minInterval: 20s is less than failover.nodeTTL + failover.confirm (25s)"},
 		{"quorum loss", "failover: {quorumLoss: 0}\n", "failover.quorumLoss: 0 is outside 1 to 100"},
 		{"op below suspect", "replication: {opTimeout: 2s}\n", "replication.opTimeout: 2s is less than replication.suspectTimeout (3s)"},
+		{"slow is usual", "replication: {evictSlow: 19ms}\n", "replication.evictSlow: 19ms is less than the least but 0, which evicts none (20ms)"},
+		{"slow is not at all", "replication: {suspectTimeout: 1s, opTimeout: 1s, evictSlow: 1s}\n", "replication.evictSlow: 1s is not less than replication.opTimeout (1s)"},
 		{"stall too short", "replication: {stallTimeout: 12s}\n", "replication.stallTimeout: 12s is less than replication.opTimeout + replication.sealTimeout (15s)"},
 		{"lease kept too short", "replication: {leaseTime: 2980ms}\n", "replication.leaseGrant: 3s is less than replication.leaseTime + 1 %"},
 		{"seal below lease", "replication: {leaseGrant: 6s}\n", "replication.sealTimeout: 5s is less than replication.leaseGrant (6s)"},

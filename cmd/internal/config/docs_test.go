@@ -188,6 +188,7 @@ Relations that are checked as well:
 
 * `+"`suspectTimeout` >= %d x `beatInterval`"+`
 * `+"`opTimeout` >= `suspectTimeout`"+`
+* `+"`evictSlow` is 0, or 20ms and more and below `opTimeout`"+`
 * `+"`leaseGrant` >= `leaseTime` and 1 %% more; `sealTimeout` >= `leaseGrant`"+`
 * `+"`stallTimeout` >= `opTimeout` + `sealTimeout`"+`
 * every address to listen on is loopback while `+"`tls.insecure`"+` is true

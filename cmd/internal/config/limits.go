@@ -61,6 +61,11 @@ var limits = []Limit{
 		at(func(c *Config) *time.Duration { return &c.Replication.OpTimeout }),
 	},
 	{
+		"replication.evictSlow", 0, int64(time.Second), 0, UnitDuration,
+		"0 evicts no replica for being slow, else 20ms at least: what a good disk and a link between sites take now and then is no fault; well above what the slowest good replica takes",
+		at(func(c *Config) *time.Duration { return &c.Replication.EvictSlow }),
+	},
+	{
 		"replication.sealTimeout", int64(500 * time.Millisecond), int64(time.Minute), int64(5 * time.Second), UnitDuration,
 		"a replica answers a seal after its last I/O has ended and the promise is on disk",
 		at(func(c *Config) *time.Duration { return &c.Replication.SealTimeout }),

@@ -268,6 +268,9 @@ const beatsToSuspect = 4
 // clockError is by what part of leaseTime leaseGrant has to be longer: two clocks may differ, see core.ClockError.
 const clockError = 99
 
+// leastSlow is the least evictSlow that is not 0.
+const leastSlow = 20 * time.Millisecond
+
 // timers checks the relations of protocol.md 19.
 func (k *checker) timers(c *Config) {
 	r := &c.Replication
@@ -280,6 +283,14 @@ func (k *checker) timers(c *Config) {
 		"a peer would be given up for a few lost beats")
 	atLeast("replication.opTimeout", r.OpTimeout, r.SuspectTimeout, "replication.suspectTimeout",
 		"a dead peer would look like a slow disk")
+	if r.EvictSlow > 0 {
+		atLeast("replication.evictSlow", r.EvictSlow, leastSlow, "the least but 0, which evicts none",
+			"good replicas take so long now and then, and each eviction costs a copy of the data for a minute or more")
+		if r.EvictSlow >= r.OpTimeout {
+			k.fail("replication.evictSlow", "%s is not less than replication.opTimeout (%s): a replica that slow is evicted for not answering at all",
+				durationText(r.EvictSlow), durationText(r.OpTimeout))
+		}
+	}
 	atLeast("replication.leaseGrant", r.LeaseGrant, r.LeaseTime+r.LeaseTime/clockError, "replication.leaseTime + 1 %",
 		"clocks differ, and a coordinator would read after a replica has followed another one")
 	k.oneOf("replication.readFence", string(r.ReadFence), string(FenceLease), string(FenceConfirm))

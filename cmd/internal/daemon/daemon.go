@@ -239,7 +239,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		MayKeep:   func(n replication.DomainID) bool { return d.domains.DomainState(string(n)) != clusterdomain.Draining },
 		MayAttach: func(n replication.DomainID) bool { return d.domains.DomainState(string(n)).MayAttach() },
 		Timing: replvolume.Timing{
-			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, Seal: r.SealTimeout, Lease: r.LeaseTime, LeaseGrant: r.LeaseGrant, ConfirmReads: r.ReadFence == config.FenceConfirm, Stall: r.StallTimeout,
+			Suspect: r.SuspectTimeout, Operation: r.OpTimeout, EvictSlow: r.EvictSlow, Seal: r.SealTimeout, Lease: r.LeaseTime, LeaseGrant: r.LeaseGrant, ConfirmReads: r.ReadFence == config.FenceConfirm, Stall: r.StallTimeout,
 			Handover:   r.HandoverTimeout,
 			ResyncRate: int64(r.ResyncRate), Resyncs: r.Resyncs, ResyncFloor: int64(r.ResyncFloor),
 			PoolResyncs: r.ResyncsPerPool, PoolResyncRate: int64(r.ResyncRatePerPool), LinkResyncRate: int64(r.ResyncRatePerLink),

@@ -273,6 +273,11 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 		pr.Waits = true
 		l.Replicas[id] = pr
 	}
+	for id, d := range st.Rests {
+		pr := l.Replicas[id]
+		pr.Rests = d
+		l.Replicas[id] = pr
+	}
 	if p := st.Resync; p != nil {
 		left := int64(p.Left) * replication.ResyncBlock
 		total := int64(p.Total) * replication.ResyncBlock
