@@ -28,6 +28,10 @@ type Receipt struct {
 	// From the volume's exposure ledger, when the receipt is read: what it was until all replicas were in sync again.
 	Returned      time.Time `json:"-"` // zero: not yet
 	ReturnedBytes int64     `json:"-"` // were gone through for that: at most so much differed
+	// ExposedBytes had been written at most while replicas were missing at Taken; 0: they are not back, it is not known.
+	ExposedBytes int64 `json:"-"`
+	// Verified is the last verify that began after that; nil: there was none.
+	Verified *Verified `json:"-"`
 }
 
 // Attachment is one attachment of a volume.
@@ -105,7 +109,7 @@ func ReceiptPB(r *Receipt) *clusterdomainpb.Receipt {
 	pb := &clusterdomainpb.Receipt{
 		From: attachmentPB(r.From), To: attachmentPB(r.To), EpochBefore: r.Before, EpochAfter: r.After, TakenUnixMs: unixMs(r.Taken), ServedUnixMs: unixMs(r.Served),
 		Attempts: uint32(r.Attempts), Kept: kept, Why: why, Forced: r.Forced, DataEpoch: r.DataEpoch,
-		ReturnedUnixMs: unixMs(r.Returned), ReturnedBytes: uint64(r.ReturnedBytes),
+		ReturnedUnixMs: unixMs(r.Returned), ReturnedBytes: uint64(r.ReturnedBytes), ExposedBytes: uint64(r.ExposedBytes), Verified: VerifiedPB(r.Verified),
 	}
 	if f := r.Fence; f != nil {
 		pb.Fence = &clusterdomainpb.Receipt_Fence{State: string(f.State), Epoch: f.Epoch, Actor: f.Actor, Reason: f.Reason, Failover: f.Failover}

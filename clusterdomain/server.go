@@ -107,7 +107,9 @@ func (s *Server) GetFailover(ctx context.Context, r *clusterdomainpb.GetFailover
 	if err != nil {
 		return nil, err
 	}
-	return &clusterdomainpb.GetFailoverResponse{Failover: failoverPB(&f)}, nil
+	report := failoverPB(&f)
+	report.Sum = sumPB(report.Volumes)
+	return &clusterdomainpb.GetFailoverResponse{Failover: report}, nil
 }
 
 // GetStatus implements Cluster. It answers also without the kvdb.

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -88,11 +89,15 @@ func verifyPB(y *Verify) *volumepb.Verify {
 	if y == nil {
 		return nil
 	}
-	return &volumepb.Verify{
+	v := &volumepb.Verify{
 		Running: y.Running, StartedUnixMs: unixMs(y.Since), DoneBytes: uint64(y.Done), TotalBytes: uint64(y.Total),
 		BytesPerSecond: uint64(y.Rate), EtaSeconds: uint64(y.ETA / time.Second),
-		HealedBlocks: uint64(y.Healed), RecomputedBlocks: uint64(y.Recomputed), LastUnixMs: unixMs(y.Last), NextUnixMs: unixMs(y.Next),
+		HealedBlocks: uint64(y.Healed), RecomputedBlocks: uint64(y.Recomputed), NextUnixMs: unixMs(y.Next), Last: clusterdomain.VerifiedPB(y.Last),
 	}
+	if y.Last != nil {
+		v.LastUnixMs = unixMs(y.Last.Ended)
+	}
+	return v
 }
 
 // unixMs is 0 for the zero time.

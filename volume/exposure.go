@@ -26,6 +26,8 @@ type Exposure struct {
 	Before ExposureSum `json:"before"`         // of those that are older than Past
 	// Receipts are of the takeovers, the oldest first.
 	Receipts []clusterdomain.Receipt `json:"receipts,omitempty"`
+	// Verified is the last verify that came to its end, from its own record; nil: none is on record.
+	Verified *clusterdomain.Verified `json:"-"`
 }
 
 // Interval is a time in which the same replicas were out of sync.
@@ -202,6 +204,7 @@ func (c *Configs) exposed(ctx context.Context, prev, next *replication.Config) (
 func (c *Configs) Exposure(ctx context.Context, id replication.VolumeID) (*Exposure, error) {
 	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: c.keys.exposure(id)}, {Kind: kvdb.OpGet, Key: c.keys.config(id)},
+		{Kind: kvdb.OpGet, Key: c.keys.verified(id)},
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("read the exposure of volume %s: %w", id, err)
@@ -222,6 +225,12 @@ func (c *Configs) Exposure(ctx context.Context, id replication.VolumeID) (*Expos
 	if x.Open == nil {
 		if x.Open = intervalOf(cfg); x.Open != nil {
 			x.Open.Cause = cfg.History[len(cfg.History)-1].Cause
+		}
+	}
+	if kv := look.Gets[2]; kv != nil {
+		x.Verified = new(clusterdomain.Verified)
+		if err := json.Unmarshal(kv.Value, x.Verified); err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrBadRecord, kv.Key, err)
 		}
 	}
 	return x, nil

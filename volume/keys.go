@@ -25,6 +25,7 @@ func (k keys) configs() string                        { return k.root + "vol/" }
 func (k keys) config(v replication.VolumeID) string   { return k.configs() + v.String() + "/cfg" }
 func (k keys) rollback(v replication.VolumeID) string { return k.configs() + v.String() + "/rollback" }
 func (k keys) exposure(v replication.VolumeID) string { return k.root + "exposure/" + v.String() }
+func (k keys) verified(v replication.VolumeID) string { return k.root + "verified/" + v.String() }
 
 // splitVolume takes a key under volumes apart: the volume's id, and what follows it.
 func (k keys) splitVolume(key string) (replication.VolumeID, string, bool) {

@@ -2,14 +2,19 @@ package volume
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
 )
 
 // Receipts of takeovers are in the exposure ledger: the transaction that ends an attachment for another one, and the one by
 // which that comes to serve, write them, whoever sends them. So there is one for each takeover that took place.
+
+// casTries is how often a verify is put on record of a volume whose configuration changes meanwhile.
+const casTries = 5
 
 // maxReceipts is how many receipts of a volume are kept.
 const maxReceipts = 16
@@ -127,7 +132,7 @@ func (c *Configs) fence(ctx context.Context, prev, next *replication.Config) *cl
 	return n
 }
 
-// follow fills in what came after r: all replicas were in sync again, and what was gone through for that.
+// follow fills in what came after r: all replicas were in sync again, what was gone through for that, and a verify since.
 func (x *Exposure) follow(r clusterdomain.Receipt) clusterdomain.Receipt {
 	all := x.Past
 	if x.Open != nil {
@@ -148,7 +153,41 @@ func (x *Exposure) follow(r clusterdomain.Receipt) clusterdomain.Receipt {
 			break
 		}
 	}
+	for i := range all {
+		if v := &all[i]; r.Exposed != nil && uint64(v.FromEpoch) <= r.Before && (v.ToEpoch == 0 || uint64(v.ToEpoch) > r.Before) {
+			r.ExposedBytes = v.Resynced
+		}
+	}
+	if v := x.Verified; v != nil && at != 0 && v.From >= uint64(at) {
+		r.Verified = v
+	}
 	return r
+}
+
+// Verified puts v on record as the last verify of a volume. It stands for every receipt before it: a verify goes through the whole
+// volume. Errors: ErrConflict (the volume is changed all the time), replication.ErrVolumeNotFound, ErrBadRecord, those of the store.
+func (c *Configs) Verified(ctx context.Context, id replication.VolumeID, v *clusterdomain.Verified) error {
+	op, err := put(c.keys.verified(id), v)
+	if err != nil {
+		return err
+	}
+	for range casTries {
+		_, rev, err := c.Load(ctx, id)
+		if err != nil {
+			return fmt.Errorf("record the verify of volume %s: %w", id, err)
+		}
+		res, err := c.store.Txn(ctx, kvdb.Txn{
+			If:   []kvdb.Cmp{{Key: c.keys.config(id), Target: kvdb.CmpMod, Revision: rev}}, // a volume that is gone has no record
+			Then: []kvdb.Op{op},
+		})
+		if err != nil {
+			return fmt.Errorf("record the verify of volume %s: %w", id, err)
+		}
+		if res.Succeeded {
+			return nil
+		}
+	}
+	return fmt.Errorf("record the verify of volume %s: %w", id, ErrConflict)
 }
 
 // Receipt implements clusterdomain.Volumes: the receipt of the volume for an automatic failover, nil if there is none (any more).

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -144,5 +145,50 @@ func TestReceiptOfAFailover(t *testing.T) {
 	}
 	if r, err := v.Receipt(t.Context(), cfg.Volume.String(), 3); err != nil || r != nil {
 		t.Error(r, err)
+	}
+}
+
+// A verify that began after all replicas were in sync again stands in the receipt, and one that began before does not. It outlives the
+// attachment, not the volume.
+func TestReceiptVerified(t *testing.T) {
+	_, c, cfg, rev := attached(t)
+	swap := func(next *replication.Config) {
+		t.Helper()
+		var err error
+		if rev, err = c.CompareAndSwap(t.Context(), rev, next, "b"); err != nil {
+			t.Fatal(err)
+		}
+		cfg = next
+	}
+	swap(elect(cfg, "b"))
+	next := activate(cfg)
+	next.ISR = []replication.ReplicaID{member(cfg, "b")}
+	setState(next, member(cfg, "a"), replication.MemberStale)
+	swap(next)
+	early := &clusterdomain.Verified{From: uint64(cfg.Epoch), Bytes: 4096}
+	if err := c.Verified(t.Context(), cfg.Volume, early); err != nil {
+		t.Fatal(err)
+	}
+	swap(resync(cfg, "a"))
+	swap(rejoin(cfg, "a"))
+	if r := receipts(t, c, cfg.Volume)[0]; r.Returned.IsZero() || r.Verified != nil {
+		t.Errorf("a verify from before the return: %+v", r.Verified)
+	}
+	sides := []clusterdomain.VerifiedSide{{Node: "n-a", Digest: "aa"}, {Node: "n-b", Digest: "aa"}}
+	if err := c.Verified(t.Context(), cfg.Volume, &clusterdomain.Verified{From: uint64(cfg.Epoch), Bytes: 8192, Differs: 1, Sides: sides}); err != nil {
+		t.Fatal(err)
+	}
+	if r := receipts(t, c, cfg.Volume)[0]; r.Verified == nil || r.Verified.Bytes != 8192 || !r.Verified.Equal() || clusterdomain.ReceiptPB(&r).Verified.DiffersBlocks != 1 {
+		t.Errorf("after a verify: %+v", r.Verified)
+	}
+	for _, s := range [][]clusterdomain.VerifiedSide{nil, sides[:1], {sides[0], {Digest: "ab"}}, {sides[0], {}}, {{}, {}}} {
+		if v := (clusterdomain.Verified{Sides: s}); v.Equal() {
+			t.Errorf("equal: %+v", s)
+		}
+	}
+	gone := cfg.Volume
+	gone[0]++
+	if err := c.Verified(t.Context(), gone, early); !errors.Is(err, replication.ErrVolumeNotFound) {
+		t.Errorf("of a volume that there is not: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tandem-storage/tandem/audit"
+	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -37,8 +38,9 @@ type Verify struct {
 	Done, Total        int64 // bytes
 	Rate               int64 // bytes per second
 	ETA                time.Duration
-	Healed, Recomputed int64     // blocks
-	Last, Next         time.Time // zero if there is none
+	Healed, Recomputed int64                   // blocks
+	Last               *clusterdomain.Verified // nil if there is none
+	Next               time.Time               // zero if there is none
 }
 
 // Damage is the blocks of which reads fail until they are written, by their offsets in bytes.

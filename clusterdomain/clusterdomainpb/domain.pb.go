@@ -642,6 +642,7 @@ type FailoverReport struct {
 	FencedUnixMs  int64                  `protobuf:"varint,11,opt,name=fenced_unix_ms,json=fencedUnixMs,proto3" json:"fenced_unix_ms,omitempty"`
 	Volumes       []*FailoverVolume      `protobuf:"bytes,12,rep,name=volumes,proto3" json:"volumes,omitempty"`                             // what was attached there; none in a list
 	MoreVolumes   uint32                 `protobuf:"varint,13,opt,name=more_volumes,json=moreVolumes,proto3" json:"more_volumes,omitempty"` // that are not listed
+	Sum           *FailoverSum           `protobuf:"bytes,14,opt,name=sum,proto3" json:"sum,omitempty"`                                     // of volumes; unset in a list
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -767,6 +768,138 @@ func (x *FailoverReport) GetMoreVolumes() uint32 {
 	return 0
 }
 
+func (x *FailoverReport) GetSum() *FailoverSum {
+	if x != nil {
+		return x.Sum
+	}
+	return nil
+}
+
+// FailoverSum counts the volumes of a failover.
+type FailoverSum struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Volumes        uint32                 `protobuf:"varint,1,opt,name=volumes,proto3" json:"volumes,omitempty"`
+	Moved          uint32                 `protobuf:"varint,2,opt,name=moved,proto3" json:"moved,omitempty"`
+	Receipts       uint32                 `protobuf:"varint,3,opt,name=receipts,proto3" json:"receipts,omitempty"`                                   // that have one
+	Kept           uint32                 `protobuf:"varint,4,opt,name=kept,proto3" json:"kept,omitempty"`                                           // of these: everything that was confirmed is there
+	Exposed        uint32                 `protobuf:"varint,5,opt,name=exposed,proto3" json:"exposed,omitempty"`                                     // of these: not in sync everywhere when they were taken over
+	ExposedBytes   uint64                 `protobuf:"varint,6,opt,name=exposed_bytes,json=exposedBytes,proto3" json:"exposed_bytes,omitempty"`       // at most so much had been written until then while replicas were missing, as far as that is known
+	ExposedUnknown uint32                 `protobuf:"varint,7,opt,name=exposed_unknown,json=exposedUnknown,proto3" json:"exposed_unknown,omitempty"` // of those exposed: nothing is known of how much
+	Returned       uint32                 `protobuf:"varint,8,opt,name=returned,proto3" json:"returned,omitempty"`                                   // in sync everywhere since
+	ReturnedBytes  uint64                 `protobuf:"varint,9,opt,name=returned_bytes,json=returnedBytes,proto3" json:"returned_bytes,omitempty"`    // were compared or copied for that
+	Verified       uint32                 `protobuf:"varint,10,opt,name=verified,proto3" json:"verified,omitempty"`                                  // compared in full since
+	Equal          uint32                 `protobuf:"varint,11,opt,name=equal,proto3" json:"equal,omitempty"`                                        // and found to be equal
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FailoverSum) Reset() {
+	*x = FailoverSum{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverSum) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverSum) ProtoMessage() {}
+
+func (x *FailoverSum) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverSum.ProtoReflect.Descriptor instead.
+func (*FailoverSum) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *FailoverSum) GetVolumes() uint32 {
+	if x != nil {
+		return x.Volumes
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetMoved() uint32 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetReceipts() uint32 {
+	if x != nil {
+		return x.Receipts
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetKept() uint32 {
+	if x != nil {
+		return x.Kept
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetExposed() uint32 {
+	if x != nil {
+		return x.Exposed
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetExposedBytes() uint64 {
+	if x != nil {
+		return x.ExposedBytes
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetExposedUnknown() uint32 {
+	if x != nil {
+		return x.ExposedUnknown
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetReturned() uint32 {
+	if x != nil {
+		return x.Returned
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetReturnedBytes() uint64 {
+	if x != nil {
+		return x.ReturnedBytes
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetVerified() uint32 {
+	if x != nil {
+		return x.Verified
+	}
+	return 0
+}
+
+func (x *FailoverSum) GetEqual() uint32 {
+	if x != nil {
+		return x.Equal
+	}
+	return 0
+}
+
 // FailoverVolume is a volume that was attached in a domain that was lost.
 type FailoverVolume struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -787,7 +920,7 @@ type FailoverVolume struct {
 
 func (x *FailoverVolume) Reset() {
 	*x = FailoverVolume{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[7]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +932,7 @@ func (x *FailoverVolume) String() string {
 func (*FailoverVolume) ProtoMessage() {}
 
 func (x *FailoverVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[7]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +945,7 @@ func (x *FailoverVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailoverVolume.ProtoReflect.Descriptor instead.
 func (*FailoverVolume) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{7}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FailoverVolume) GetId() string {
@@ -911,13 +1044,15 @@ type Receipt struct {
 	DataEpoch      uint64                 `protobuf:"varint,14,opt,name=data_epoch,json=dataEpoch,proto3" json:"data_epoch,omitempty"`
 	ReturnedUnixMs int64                  `protobuf:"varint,15,opt,name=returned_unix_ms,json=returnedUnixMs,proto3" json:"returned_unix_ms,omitempty"` // when every replica was in sync again; 0 = not yet
 	ReturnedBytes  uint64                 `protobuf:"varint,16,opt,name=returned_bytes,json=returnedBytes,proto3" json:"returned_bytes,omitempty"`      // were compared or copied for that: at most so much differed
+	ExposedBytes   uint64                 `protobuf:"varint,17,opt,name=exposed_bytes,json=exposedBytes,proto3" json:"exposed_bytes,omitempty"`         // exposed: at most so much was written while replicas were missing; 0 = not known, they are not back
+	Verified       *Verified              `protobuf:"bytes,18,opt,name=verified,proto3" json:"verified,omitempty"`                                      // the last verify that began after returned_unix_ms; unset = there was none
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1064,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[8]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1077,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Receipt) GetFrom() *Receipt_Attachment {
@@ -1057,6 +1192,20 @@ func (x *Receipt) GetReturnedBytes() uint64 {
 	return 0
 }
 
+func (x *Receipt) GetExposedBytes() uint64 {
+	if x != nil {
+		return x.ExposedBytes
+	}
+	return 0
+}
+
+func (x *Receipt) GetVerified() *Verified {
+	if x != nil {
+		return x.Verified
+	}
+	return nil
+}
+
 // BlockedVolume is a volume that cannot go on by itself.
 type BlockedVolume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1069,7 +1218,7 @@ type BlockedVolume struct {
 
 func (x *BlockedVolume) Reset() {
 	*x = BlockedVolume{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1230,7 @@ func (x *BlockedVolume) String() string {
 func (*BlockedVolume) ProtoMessage() {}
 
 func (x *BlockedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[9]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1243,7 @@ func (x *BlockedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockedVolume.ProtoReflect.Descriptor instead.
 func (*BlockedVolume) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BlockedVolume) GetVolumeId() string {
@@ -1126,7 +1275,7 @@ type ListDomainsRequest struct {
 
 func (x *ListDomainsRequest) Reset() {
 	*x = ListDomainsRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1287,7 @@ func (x *ListDomainsRequest) String() string {
 func (*ListDomainsRequest) ProtoMessage() {}
 
 func (x *ListDomainsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[10]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1300,7 @@ func (x *ListDomainsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDomainsRequest.ProtoReflect.Descriptor instead.
 func (*ListDomainsRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{10}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{11}
 }
 
 type ListDomainsResponse struct {
@@ -1164,7 +1313,7 @@ type ListDomainsResponse struct {
 
 func (x *ListDomainsResponse) Reset() {
 	*x = ListDomainsResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1325,7 @@ func (x *ListDomainsResponse) String() string {
 func (*ListDomainsResponse) ProtoMessage() {}
 
 func (x *ListDomainsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[11]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1338,7 @@ func (x *ListDomainsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDomainsResponse.ProtoReflect.Descriptor instead.
 func (*ListDomainsResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{11}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListDomainsResponse) GetLocalDomain() string {
@@ -1218,7 +1367,7 @@ type ActivateDomainRequest struct {
 
 func (x *ActivateDomainRequest) Reset() {
 	*x = ActivateDomainRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1379,7 @@ func (x *ActivateDomainRequest) String() string {
 func (*ActivateDomainRequest) ProtoMessage() {}
 
 func (x *ActivateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1392,7 @@ func (x *ActivateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDomainRequest.ProtoReflect.Descriptor instead.
 func (*ActivateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{12}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ActivateDomainRequest) GetDomain() string {
@@ -1283,7 +1432,7 @@ type ActivateDomainResponse struct {
 
 func (x *ActivateDomainResponse) Reset() {
 	*x = ActivateDomainResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1444,7 @@ func (x *ActivateDomainResponse) String() string {
 func (*ActivateDomainResponse) ProtoMessage() {}
 
 func (x *ActivateDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1457,7 @@ func (x *ActivateDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateDomainResponse.ProtoReflect.Descriptor instead.
 func (*ActivateDomainResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{13}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ActivateDomainResponse) GetDomain() *Domain {
@@ -1332,7 +1481,7 @@ type DeactivateDomainRequest struct {
 
 func (x *DeactivateDomainRequest) Reset() {
 	*x = DeactivateDomainRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1493,7 @@ func (x *DeactivateDomainRequest) String() string {
 func (*DeactivateDomainRequest) ProtoMessage() {}
 
 func (x *DeactivateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1506,7 @@ func (x *DeactivateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeactivateDomainRequest.ProtoReflect.Descriptor instead.
 func (*DeactivateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{14}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeactivateDomainRequest) GetDomain() string {
@@ -1411,7 +1560,7 @@ type DeactivateDomainResponse struct {
 
 func (x *DeactivateDomainResponse) Reset() {
 	*x = DeactivateDomainResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1572,7 @@ func (x *DeactivateDomainResponse) String() string {
 func (*DeactivateDomainResponse) ProtoMessage() {}
 
 func (x *DeactivateDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1585,7 @@ func (x *DeactivateDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeactivateDomainResponse.ProtoReflect.Descriptor instead.
 func (*DeactivateDomainResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{15}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeactivateDomainResponse) GetDomain() *Domain {
@@ -1454,7 +1603,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1615,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[16]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1628,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{16}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{17}
 }
 
 type GetStatusResponse struct {
@@ -1499,7 +1648,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1660,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[17]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1673,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{17}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetStatusResponse) GetClusterName() string {
@@ -1610,7 +1759,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1771,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[18]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1784,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{18}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Node) GetName() string {
@@ -1736,7 +1885,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +1897,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[19]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +1910,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{19}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Pool) GetUuid() string {
@@ -1822,7 +1971,7 @@ type Rtt struct {
 
 func (x *Rtt) Reset() {
 	*x = Rtt{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1983,7 @@ func (x *Rtt) String() string {
 func (*Rtt) ProtoMessage() {}
 
 func (x *Rtt) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[20]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1996,7 @@ func (x *Rtt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rtt.ProtoReflect.Descriptor instead.
 func (*Rtt) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{20}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Rtt) GetNode() string {
@@ -1913,7 +2062,7 @@ type Kvdb struct {
 
 func (x *Kvdb) Reset() {
 	*x = Kvdb{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2074,7 @@ func (x *Kvdb) String() string {
 func (*Kvdb) ProtoMessage() {}
 
 func (x *Kvdb) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[21]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2087,7 @@ func (x *Kvdb) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kvdb.ProtoReflect.Descriptor instead.
 func (*Kvdb) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{21}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Kvdb) GetKind() string {
@@ -1997,7 +2146,7 @@ type KvdbMember struct {
 
 func (x *KvdbMember) Reset() {
 	*x = KvdbMember{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2158,7 @@ func (x *KvdbMember) String() string {
 func (*KvdbMember) ProtoMessage() {}
 
 func (x *KvdbMember) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[22]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2171,7 @@ func (x *KvdbMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KvdbMember.ProtoReflect.Descriptor instead.
 func (*KvdbMember) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{22}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *KvdbMember) GetName() string {
@@ -2078,7 +2227,7 @@ type RemoveKvdbMemberRequest struct {
 
 func (x *RemoveKvdbMemberRequest) Reset() {
 	*x = RemoveKvdbMemberRequest{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2239,7 @@ func (x *RemoveKvdbMemberRequest) String() string {
 func (*RemoveKvdbMemberRequest) ProtoMessage() {}
 
 func (x *RemoveKvdbMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[23]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2252,7 @@ func (x *RemoveKvdbMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKvdbMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKvdbMemberRequest) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{23}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveKvdbMemberRequest) GetMember() string {
@@ -2136,7 +2285,7 @@ type RemoveKvdbMemberResponse struct {
 
 func (x *RemoveKvdbMemberResponse) Reset() {
 	*x = RemoveKvdbMemberResponse{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2297,7 @@ func (x *RemoveKvdbMemberResponse) String() string {
 func (*RemoveKvdbMemberResponse) ProtoMessage() {}
 
 func (x *RemoveKvdbMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[24]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2310,7 @@ func (x *RemoveKvdbMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKvdbMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveKvdbMemberResponse) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{24}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RemoveKvdbMemberResponse) GetKvdb() *Kvdb {
@@ -2183,7 +2332,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[25]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2344,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[25]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2357,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{25}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Alert) GetCode() string {
@@ -2239,6 +2388,139 @@ func (x *Alert) GetText() string {
 	return ""
 }
 
+// Verified is a verify of a volume that came to its end: all replicas in sync were compared, block by block, while they were in use.
+type Verified struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Node             string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // where the volume was attached; times are by its clock
+	BeganUnixMs      int64                  `protobuf:"varint,2,opt,name=began_unix_ms,json=beganUnixMs,proto3" json:"began_unix_ms,omitempty"`
+	EndedUnixMs      int64                  `protobuf:"varint,3,opt,name=ended_unix_ms,json=endedUnixMs,proto3" json:"ended_unix_ms,omitempty"`
+	EpochFrom        uint64                 `protobuf:"varint,4,opt,name=epoch_from,json=epochFrom,proto3" json:"epoch_from,omitempty"`                      // of the volume when it began
+	EpochTo          uint64                 `protobuf:"varint,5,opt,name=epoch_to,json=epochTo,proto3" json:"epoch_to,omitempty"`                            // and when it ended
+	Bytes            uint64                 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`                                               // compared
+	HealedBlocks     uint64                 `protobuf:"varint,7,opt,name=healed_blocks,json=healedBlocks,proto3" json:"healed_blocks,omitempty"`             // of 4 KiB: damaged on one side and rewritten
+	RecomputedBlocks uint64                 `protobuf:"varint,8,opt,name=recomputed_blocks,json=recomputedBlocks,proto3" json:"recomputed_blocks,omitempty"` // equal everywhere, with checksums that were wrong
+	LostBlocks       uint64                 `protobuf:"varint,9,opt,name=lost_blocks,json=lostBlocks,proto3" json:"lost_blocks,omitempty"`                   // no side had them right
+	DiffersBlocks    uint64                 `protobuf:"varint,10,opt,name=differs_blocks,json=differsBlocks,proto3" json:"differs_blocks,omitempty"`         // sides differed, and each vouched for what it had
+	Equal            bool                   `protobuf:"varint,11,opt,name=equal,proto3" json:"equal,omitempty"`                                              // each block was the same on all sides when it was compared
+	Sides            []*Verified_Side       `protobuf:"bytes,12,rep,name=sides,proto3" json:"sides,omitempty"`                                               // the replicas that were in sync throughout
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Verified) Reset() {
+	*x = Verified{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verified) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verified) ProtoMessage() {}
+
+func (x *Verified) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verified.ProtoReflect.Descriptor instead.
+func (*Verified) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Verified) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Verified) GetBeganUnixMs() int64 {
+	if x != nil {
+		return x.BeganUnixMs
+	}
+	return 0
+}
+
+func (x *Verified) GetEndedUnixMs() int64 {
+	if x != nil {
+		return x.EndedUnixMs
+	}
+	return 0
+}
+
+func (x *Verified) GetEpochFrom() uint64 {
+	if x != nil {
+		return x.EpochFrom
+	}
+	return 0
+}
+
+func (x *Verified) GetEpochTo() uint64 {
+	if x != nil {
+		return x.EpochTo
+	}
+	return 0
+}
+
+func (x *Verified) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Verified) GetHealedBlocks() uint64 {
+	if x != nil {
+		return x.HealedBlocks
+	}
+	return 0
+}
+
+func (x *Verified) GetRecomputedBlocks() uint64 {
+	if x != nil {
+		return x.RecomputedBlocks
+	}
+	return 0
+}
+
+func (x *Verified) GetLostBlocks() uint64 {
+	if x != nil {
+		return x.LostBlocks
+	}
+	return 0
+}
+
+func (x *Verified) GetDiffersBlocks() uint64 {
+	if x != nil {
+		return x.DiffersBlocks
+	}
+	return 0
+}
+
+func (x *Verified) GetEqual() bool {
+	if x != nil {
+		return x.Equal
+	}
+	return false
+}
+
+func (x *Verified) GetSides() []*Verified_Side {
+	if x != nil {
+		return x.Sides
+	}
+	return nil
+}
+
 type Receipt_Attachment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -2251,7 +2533,7 @@ type Receipt_Attachment struct {
 
 func (x *Receipt_Attachment) Reset() {
 	*x = Receipt_Attachment{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2263,7 +2545,7 @@ func (x *Receipt_Attachment) String() string {
 func (*Receipt_Attachment) ProtoMessage() {}
 
 func (x *Receipt_Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2276,7 +2558,7 @@ func (x *Receipt_Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt_Attachment.ProtoReflect.Descriptor instead.
 func (*Receipt_Attachment) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8, 0}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9, 0}
 }
 
 func (x *Receipt_Attachment) GetNode() string {
@@ -2320,7 +2602,7 @@ type Receipt_Fence struct {
 
 func (x *Receipt_Fence) Reset() {
 	*x = Receipt_Fence{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2614,7 @@ func (x *Receipt_Fence) String() string {
 func (*Receipt_Fence) ProtoMessage() {}
 
 func (x *Receipt_Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2627,7 @@ func (x *Receipt_Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt_Fence.ProtoReflect.Descriptor instead.
 func (*Receipt_Fence) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8, 1}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9, 1}
 }
 
 func (x *Receipt_Fence) GetState() string {
@@ -2402,7 +2684,7 @@ type Receipt_Replica struct {
 
 func (x *Receipt_Replica) Reset() {
 	*x = Receipt_Replica{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2414,7 +2696,7 @@ func (x *Receipt_Replica) String() string {
 func (*Receipt_Replica) ProtoMessage() {}
 
 func (x *Receipt_Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2427,7 +2709,7 @@ func (x *Receipt_Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt_Replica.ProtoReflect.Descriptor instead.
 func (*Receipt_Replica) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8, 2}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9, 2}
 }
 
 func (x *Receipt_Replica) GetId() string {
@@ -2511,7 +2793,7 @@ type Receipt_Exposed struct {
 
 func (x *Receipt_Exposed) Reset() {
 	*x = Receipt_Exposed{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2805,7 @@ func (x *Receipt_Exposed) String() string {
 func (*Receipt_Exposed) ProtoMessage() {}
 
 func (x *Receipt_Exposed) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2818,7 @@ func (x *Receipt_Exposed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt_Exposed.ProtoReflect.Descriptor instead.
 func (*Receipt_Exposed) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{8, 3}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{9, 3}
 }
 
 func (x *Receipt_Exposed) GetSinceUnixMs() int64 {
@@ -2558,6 +2840,74 @@ func (x *Receipt_Exposed) GetWithoutDomains() []string {
 		return x.WithoutDomains
 	}
 	return nil
+}
+
+type Verified_Side struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Domain        string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
+	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"` // SHA-256, in hexadecimal, of the hashes of all blocks of 64 KiB in order; "" = not all of it could be read
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verified_Side) Reset() {
+	*x = Verified_Side{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verified_Side) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verified_Side) ProtoMessage() {}
+
+func (x *Verified_Side) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verified_Side.ProtoReflect.Descriptor instead.
+func (*Verified_Side) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{27, 0}
+}
+
+func (x *Verified_Side) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Verified_Side) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Verified_Side) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *Verified_Side) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
 }
 
 var File_clusterdomain_clusterdomainpb_domain_proto protoreflect.FileDescriptor
@@ -2595,7 +2945,7 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x12GetFailoverRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"Z\n" +
 	"\x13GetFailoverResponse\x12C\n" +
-	"\bfailover\x18\x01 \x01(\v2'.tandem.clusterdomain.v1.FailoverReportR\bfailover\"\x97\x03\n" +
+	"\bfailover\x18\x01 \x01(\v2'.tandem.clusterdomain.v1.FailoverReportR\bfailover\"\xcf\x03\n" +
 	"\x0eFailoverReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12!\n" +
@@ -2611,7 +2961,21 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"goneUnixMs\x12$\n" +
 	"\x0efenced_unix_ms\x18\v \x01(\x03R\ffencedUnixMs\x12A\n" +
 	"\avolumes\x18\f \x03(\v2'.tandem.clusterdomain.v1.FailoverVolumeR\avolumes\x12!\n" +
-	"\fmore_volumes\x18\r \x01(\rR\vmoreVolumes\"\xda\x02\n" +
+	"\fmore_volumes\x18\r \x01(\rR\vmoreVolumes\x126\n" +
+	"\x03sum\x18\x0e \x01(\v2$.tandem.clusterdomain.v1.FailoverSumR\x03sum\"\xca\x02\n" +
+	"\vFailoverSum\x12\x18\n" +
+	"\avolumes\x18\x01 \x01(\rR\avolumes\x12\x14\n" +
+	"\x05moved\x18\x02 \x01(\rR\x05moved\x12\x1a\n" +
+	"\breceipts\x18\x03 \x01(\rR\breceipts\x12\x12\n" +
+	"\x04kept\x18\x04 \x01(\rR\x04kept\x12\x18\n" +
+	"\aexposed\x18\x05 \x01(\rR\aexposed\x12#\n" +
+	"\rexposed_bytes\x18\x06 \x01(\x04R\fexposedBytes\x12'\n" +
+	"\x0fexposed_unknown\x18\a \x01(\rR\x0eexposedUnknown\x12\x1a\n" +
+	"\breturned\x18\b \x01(\rR\breturned\x12%\n" +
+	"\x0ereturned_bytes\x18\t \x01(\x04R\rreturnedBytes\x12\x1a\n" +
+	"\bverified\x18\n" +
+	" \x01(\rR\bverified\x12\x14\n" +
+	"\x05equal\x18\v \x01(\rR\x05equal\"\xda\x02\n" +
 	"\x0eFailoverVolume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
@@ -2625,7 +2989,7 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x05cause\x18\t \x01(\tR\x05cause\x12\x12\n" +
 	"\x04text\x18\n" +
 	" \x01(\tR\x04text\x12:\n" +
-	"\areceipt\x18\v \x01(\v2 .tandem.clusterdomain.v1.ReceiptR\areceipt\"\x82\n" +
+	"\areceipt\x18\v \x01(\v2 .tandem.clusterdomain.v1.ReceiptR\areceipt\"\xe6\n" +
 	"\n" +
 	"\aReceipt\x12?\n" +
 	"\x04from\x18\x01 \x01(\v2+.tandem.clusterdomain.v1.Receipt.AttachmentR\x04from\x12;\n" +
@@ -2646,7 +3010,9 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\n" +
 	"data_epoch\x18\x0e \x01(\x04R\tdataEpoch\x12(\n" +
 	"\x10returned_unix_ms\x18\x0f \x01(\x03R\x0ereturnedUnixMs\x12%\n" +
-	"\x0ereturned_bytes\x18\x10 \x01(\x04R\rreturnedBytes\x1a\\\n" +
+	"\x0ereturned_bytes\x18\x10 \x01(\x04R\rreturnedBytes\x12#\n" +
+	"\rexposed_bytes\x18\x11 \x01(\x04R\fexposedBytes\x12=\n" +
+	"\bverified\x18\x12 \x01(\v2!.tandem.clusterdomain.v1.VerifiedR\bverified\x1a\\\n" +
 	"\n" +
 	"Attachment\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
@@ -2769,7 +3135,28 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12=\n" +
 	"\bseverity\x18\x02 \x01(\x0e2!.tandem.clusterdomain.v1.SeverityR\bseverity\x12\x1a\n" +
 	"\bresource\x18\x03 \x01(\tR\bresource\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text*\xc9\x01\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"\x80\x04\n" +
+	"\bVerified\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\"\n" +
+	"\rbegan_unix_ms\x18\x02 \x01(\x03R\vbeganUnixMs\x12\"\n" +
+	"\rended_unix_ms\x18\x03 \x01(\x03R\vendedUnixMs\x12\x1d\n" +
+	"\n" +
+	"epoch_from\x18\x04 \x01(\x04R\tepochFrom\x12\x19\n" +
+	"\bepoch_to\x18\x05 \x01(\x04R\aepochTo\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12#\n" +
+	"\rhealed_blocks\x18\a \x01(\x04R\fhealedBlocks\x12+\n" +
+	"\x11recomputed_blocks\x18\b \x01(\x04R\x10recomputedBlocks\x12\x1f\n" +
+	"\vlost_blocks\x18\t \x01(\x04R\n" +
+	"lostBlocks\x12%\n" +
+	"\x0ediffers_blocks\x18\n" +
+	" \x01(\x04R\rdiffersBlocks\x12\x14\n" +
+	"\x05equal\x18\v \x01(\bR\x05equal\x12<\n" +
+	"\x05sides\x18\f \x03(\v2&.tandem.clusterdomain.v1.Verified.SideR\x05sides\x1aZ\n" +
+	"\x04Side\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest*\xc9\x01\n" +
 	"\vDomainState\x12\x1c\n" +
 	"\x18DOMAIN_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13DOMAIN_STATE_ACTIVE\x10\x01\x12\x18\n" +
@@ -2816,7 +3203,7 @@ func file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP() []byte {
 }
 
 var file_clusterdomain_clusterdomainpb_domain_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(DomainState)(0),                 // 0: tandem.clusterdomain.v1.DomainState
 	(SyncStatus)(0),                  // 1: tandem.clusterdomain.v1.SyncStatus
@@ -2829,77 +3216,83 @@ var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(*GetFailoverRequest)(nil),       // 8: tandem.clusterdomain.v1.GetFailoverRequest
 	(*GetFailoverResponse)(nil),      // 9: tandem.clusterdomain.v1.GetFailoverResponse
 	(*FailoverReport)(nil),           // 10: tandem.clusterdomain.v1.FailoverReport
-	(*FailoverVolume)(nil),           // 11: tandem.clusterdomain.v1.FailoverVolume
-	(*Receipt)(nil),                  // 12: tandem.clusterdomain.v1.Receipt
-	(*BlockedVolume)(nil),            // 13: tandem.clusterdomain.v1.BlockedVolume
-	(*ListDomainsRequest)(nil),       // 14: tandem.clusterdomain.v1.ListDomainsRequest
-	(*ListDomainsResponse)(nil),      // 15: tandem.clusterdomain.v1.ListDomainsResponse
-	(*ActivateDomainRequest)(nil),    // 16: tandem.clusterdomain.v1.ActivateDomainRequest
-	(*ActivateDomainResponse)(nil),   // 17: tandem.clusterdomain.v1.ActivateDomainResponse
-	(*DeactivateDomainRequest)(nil),  // 18: tandem.clusterdomain.v1.DeactivateDomainRequest
-	(*DeactivateDomainResponse)(nil), // 19: tandem.clusterdomain.v1.DeactivateDomainResponse
-	(*GetStatusRequest)(nil),         // 20: tandem.clusterdomain.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 21: tandem.clusterdomain.v1.GetStatusResponse
-	(*Node)(nil),                     // 22: tandem.clusterdomain.v1.Node
-	(*Pool)(nil),                     // 23: tandem.clusterdomain.v1.Pool
-	(*Rtt)(nil),                      // 24: tandem.clusterdomain.v1.Rtt
-	(*Kvdb)(nil),                     // 25: tandem.clusterdomain.v1.Kvdb
-	(*KvdbMember)(nil),               // 26: tandem.clusterdomain.v1.KvdbMember
-	(*RemoveKvdbMemberRequest)(nil),  // 27: tandem.clusterdomain.v1.RemoveKvdbMemberRequest
-	(*RemoveKvdbMemberResponse)(nil), // 28: tandem.clusterdomain.v1.RemoveKvdbMemberResponse
-	(*Alert)(nil),                    // 29: tandem.clusterdomain.v1.Alert
-	(*Receipt_Attachment)(nil),       // 30: tandem.clusterdomain.v1.Receipt.Attachment
-	(*Receipt_Fence)(nil),            // 31: tandem.clusterdomain.v1.Receipt.Fence
-	(*Receipt_Replica)(nil),          // 32: tandem.clusterdomain.v1.Receipt.Replica
-	(*Receipt_Exposed)(nil),          // 33: tandem.clusterdomain.v1.Receipt.Exposed
+	(*FailoverSum)(nil),              // 11: tandem.clusterdomain.v1.FailoverSum
+	(*FailoverVolume)(nil),           // 12: tandem.clusterdomain.v1.FailoverVolume
+	(*Receipt)(nil),                  // 13: tandem.clusterdomain.v1.Receipt
+	(*BlockedVolume)(nil),            // 14: tandem.clusterdomain.v1.BlockedVolume
+	(*ListDomainsRequest)(nil),       // 15: tandem.clusterdomain.v1.ListDomainsRequest
+	(*ListDomainsResponse)(nil),      // 16: tandem.clusterdomain.v1.ListDomainsResponse
+	(*ActivateDomainRequest)(nil),    // 17: tandem.clusterdomain.v1.ActivateDomainRequest
+	(*ActivateDomainResponse)(nil),   // 18: tandem.clusterdomain.v1.ActivateDomainResponse
+	(*DeactivateDomainRequest)(nil),  // 19: tandem.clusterdomain.v1.DeactivateDomainRequest
+	(*DeactivateDomainResponse)(nil), // 20: tandem.clusterdomain.v1.DeactivateDomainResponse
+	(*GetStatusRequest)(nil),         // 21: tandem.clusterdomain.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 22: tandem.clusterdomain.v1.GetStatusResponse
+	(*Node)(nil),                     // 23: tandem.clusterdomain.v1.Node
+	(*Pool)(nil),                     // 24: tandem.clusterdomain.v1.Pool
+	(*Rtt)(nil),                      // 25: tandem.clusterdomain.v1.Rtt
+	(*Kvdb)(nil),                     // 26: tandem.clusterdomain.v1.Kvdb
+	(*KvdbMember)(nil),               // 27: tandem.clusterdomain.v1.KvdbMember
+	(*RemoveKvdbMemberRequest)(nil),  // 28: tandem.clusterdomain.v1.RemoveKvdbMemberRequest
+	(*RemoveKvdbMemberResponse)(nil), // 29: tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	(*Alert)(nil),                    // 30: tandem.clusterdomain.v1.Alert
+	(*Verified)(nil),                 // 31: tandem.clusterdomain.v1.Verified
+	(*Receipt_Attachment)(nil),       // 32: tandem.clusterdomain.v1.Receipt.Attachment
+	(*Receipt_Fence)(nil),            // 33: tandem.clusterdomain.v1.Receipt.Fence
+	(*Receipt_Replica)(nil),          // 34: tandem.clusterdomain.v1.Receipt.Replica
+	(*Receipt_Exposed)(nil),          // 35: tandem.clusterdomain.v1.Receipt.Exposed
+	(*Verified_Side)(nil),            // 36: tandem.clusterdomain.v1.Verified.Side
 }
 var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	0,  // 0: tandem.clusterdomain.v1.Domain.state:type_name -> tandem.clusterdomain.v1.DomainState
 	0,  // 1: tandem.clusterdomain.v1.Domain.prev_state:type_name -> tandem.clusterdomain.v1.DomainState
 	1,  // 2: tandem.clusterdomain.v1.Domain.sync:type_name -> tandem.clusterdomain.v1.SyncStatus
-	13, // 3: tandem.clusterdomain.v1.Domain.blocked:type_name -> tandem.clusterdomain.v1.BlockedVolume
+	14, // 3: tandem.clusterdomain.v1.Domain.blocked:type_name -> tandem.clusterdomain.v1.BlockedVolume
 	5,  // 4: tandem.clusterdomain.v1.Domain.failover:type_name -> tandem.clusterdomain.v1.FailoverOutlook
 	10, // 5: tandem.clusterdomain.v1.ListFailoversResponse.failovers:type_name -> tandem.clusterdomain.v1.FailoverReport
 	10, // 6: tandem.clusterdomain.v1.GetFailoverResponse.failover:type_name -> tandem.clusterdomain.v1.FailoverReport
-	11, // 7: tandem.clusterdomain.v1.FailoverReport.volumes:type_name -> tandem.clusterdomain.v1.FailoverVolume
-	12, // 8: tandem.clusterdomain.v1.FailoverVolume.receipt:type_name -> tandem.clusterdomain.v1.Receipt
-	30, // 9: tandem.clusterdomain.v1.Receipt.from:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
-	30, // 10: tandem.clusterdomain.v1.Receipt.to:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
-	31, // 11: tandem.clusterdomain.v1.Receipt.fence:type_name -> tandem.clusterdomain.v1.Receipt.Fence
-	32, // 12: tandem.clusterdomain.v1.Receipt.replicas:type_name -> tandem.clusterdomain.v1.Receipt.Replica
-	33, // 13: tandem.clusterdomain.v1.Receipt.exposed:type_name -> tandem.clusterdomain.v1.Receipt.Exposed
-	4,  // 14: tandem.clusterdomain.v1.ListDomainsResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
-	4,  // 15: tandem.clusterdomain.v1.ActivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
-	4,  // 16: tandem.clusterdomain.v1.DeactivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
-	22, // 17: tandem.clusterdomain.v1.GetStatusResponse.nodes:type_name -> tandem.clusterdomain.v1.Node
-	25, // 18: tandem.clusterdomain.v1.GetStatusResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
-	24, // 19: tandem.clusterdomain.v1.GetStatusResponse.rtts:type_name -> tandem.clusterdomain.v1.Rtt
-	29, // 20: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
-	4,  // 21: tandem.clusterdomain.v1.GetStatusResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
-	2,  // 22: tandem.clusterdomain.v1.Node.state:type_name -> tandem.clusterdomain.v1.NodeState
-	23, // 23: tandem.clusterdomain.v1.Node.pools:type_name -> tandem.clusterdomain.v1.Pool
-	26, // 24: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
-	25, // 25: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
-	3,  // 26: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
-	14, // 27: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
-	16, // 28: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
-	18, // 29: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
-	6,  // 30: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:input_type -> tandem.clusterdomain.v1.ListFailoversRequest
-	8,  // 31: tandem.clusterdomain.v1.ClusterDomains.GetFailover:input_type -> tandem.clusterdomain.v1.GetFailoverRequest
-	20, // 32: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
-	27, // 33: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
-	15, // 34: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
-	17, // 35: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
-	19, // 36: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
-	7,  // 37: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:output_type -> tandem.clusterdomain.v1.ListFailoversResponse
-	9,  // 38: tandem.clusterdomain.v1.ClusterDomains.GetFailover:output_type -> tandem.clusterdomain.v1.GetFailoverResponse
-	21, // 39: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
-	28, // 40: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
-	34, // [34:41] is the sub-list for method output_type
-	27, // [27:34] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	12, // 7: tandem.clusterdomain.v1.FailoverReport.volumes:type_name -> tandem.clusterdomain.v1.FailoverVolume
+	11, // 8: tandem.clusterdomain.v1.FailoverReport.sum:type_name -> tandem.clusterdomain.v1.FailoverSum
+	13, // 9: tandem.clusterdomain.v1.FailoverVolume.receipt:type_name -> tandem.clusterdomain.v1.Receipt
+	32, // 10: tandem.clusterdomain.v1.Receipt.from:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
+	32, // 11: tandem.clusterdomain.v1.Receipt.to:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
+	33, // 12: tandem.clusterdomain.v1.Receipt.fence:type_name -> tandem.clusterdomain.v1.Receipt.Fence
+	34, // 13: tandem.clusterdomain.v1.Receipt.replicas:type_name -> tandem.clusterdomain.v1.Receipt.Replica
+	35, // 14: tandem.clusterdomain.v1.Receipt.exposed:type_name -> tandem.clusterdomain.v1.Receipt.Exposed
+	31, // 15: tandem.clusterdomain.v1.Receipt.verified:type_name -> tandem.clusterdomain.v1.Verified
+	4,  // 16: tandem.clusterdomain.v1.ListDomainsResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
+	4,  // 17: tandem.clusterdomain.v1.ActivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
+	4,  // 18: tandem.clusterdomain.v1.DeactivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
+	23, // 19: tandem.clusterdomain.v1.GetStatusResponse.nodes:type_name -> tandem.clusterdomain.v1.Node
+	26, // 20: tandem.clusterdomain.v1.GetStatusResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
+	25, // 21: tandem.clusterdomain.v1.GetStatusResponse.rtts:type_name -> tandem.clusterdomain.v1.Rtt
+	30, // 22: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
+	4,  // 23: tandem.clusterdomain.v1.GetStatusResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
+	2,  // 24: tandem.clusterdomain.v1.Node.state:type_name -> tandem.clusterdomain.v1.NodeState
+	24, // 25: tandem.clusterdomain.v1.Node.pools:type_name -> tandem.clusterdomain.v1.Pool
+	27, // 26: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
+	26, // 27: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
+	3,  // 28: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
+	36, // 29: tandem.clusterdomain.v1.Verified.sides:type_name -> tandem.clusterdomain.v1.Verified.Side
+	15, // 30: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
+	17, // 31: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
+	19, // 32: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
+	6,  // 33: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:input_type -> tandem.clusterdomain.v1.ListFailoversRequest
+	8,  // 34: tandem.clusterdomain.v1.ClusterDomains.GetFailover:input_type -> tandem.clusterdomain.v1.GetFailoverRequest
+	21, // 35: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
+	28, // 36: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
+	16, // 37: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
+	18, // 38: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
+	20, // 39: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
+	7,  // 40: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:output_type -> tandem.clusterdomain.v1.ListFailoversResponse
+	9,  // 41: tandem.clusterdomain.v1.ClusterDomains.GetFailover:output_type -> tandem.clusterdomain.v1.GetFailoverResponse
+	22, // 42: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
+	29, // 43: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	37, // [37:44] is the sub-list for method output_type
+	30, // [30:37] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_clusterdomain_clusterdomainpb_domain_proto_init() }
@@ -2907,15 +3300,15 @@ func file_clusterdomain_clusterdomainpb_domain_proto_init() {
 	if File_clusterdomain_clusterdomainpb_domain_proto != nil {
 		return
 	}
-	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[12].OneofWrappers = []any{}
-	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[14].OneofWrappers = []any{}
+	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[13].OneofWrappers = []any{}
+	file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc), len(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   30,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

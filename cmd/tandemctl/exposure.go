@@ -45,9 +45,9 @@ func exposureTable(w io.Writer, r *pb.GetExposureResponse) {
 		fmt.Fprintln(w)
 		intervalsTable(w, x)
 	}
-	for _, r := range r.GetReceipts() {
+	for _, t := range r.GetReceipts() {
 		fmt.Fprintln(w)
-		receiptFields(w, "takeover", r)
+		receiptFields(w, "takeover", r.GetName(), t)
 	}
 }
 

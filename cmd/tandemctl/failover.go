@@ -50,7 +50,8 @@ func (a *app) failoverReportCommand() *cobra.Command {
 		Long: `Tell of one automatic failover, the last one if no ID is given: the evidence on which a domain was fenced, and of each volume that
 was attached there where it goes on, its epochs before and after and how long that took from when the domain was last heard of; or
 why it does not go on by itself. A receipt of each that was taken over follows: its attachments before and after, what each replica had,
-whether anything that was confirmed can be missing and why not, whether it was exposed then, and what the return of the other side took.
+whether anything that was confirmed can be missing and why not, whether it was exposed then, what the return of the other side took, and
+whether both sides were compared in full since, with a digest of each. Before the receipts all volumes are summed up.
 Times are by the clocks of the nodes that acted. Takeovers that people began are told by tandemctl volume exposure.`,
 		Example: `  tandemctl failover report
   tandemctl failover report 3 -o json`,
@@ -118,12 +119,34 @@ func failoverTable(w io.Writer, f *pb.FailoverReport) {
 	if n := f.GetMoreVolumes(); n > 0 {
 		fmt.Fprintf(w, "%s more are not listed\n", count(int(n), "volume"))
 	}
+	if s := f.GetSum(); s != nil {
+		fmt.Fprintln(w)
+		sumFields(w, s)
+	}
 	for _, v := range f.GetVolumes() {
 		if v.GetReceipt() != nil {
 			fmt.Fprintln(w)
-			receiptFields(w, v.GetName(), v.GetReceipt())
+			receiptFields(w, v.GetName(), v.GetName(), v.GetReceipt())
 		}
 	}
+}
+
+// sumFields sums up a failover.
+func sumFields(w io.Writer, s *pb.FailoverSum) {
+	of := func(n, all uint32, more string) string { return fmt.Sprintf("%d of %d%s", n, all, more) }
+	exposed := of(s.GetExposed(), s.GetReceipts(), "")
+	if s.GetExposed() > 0 {
+		exposed += fmt.Sprintf(", at most %s until then", bytesText(s.GetExposedBytes()))
+		if n := s.GetExposedUnknown(); n > 0 {
+			exposed += fmt.Sprintf(" and what is not known of %d", n)
+		}
+	}
+	fields(w,
+		"Moved", of(s.GetMoved(), s.GetVolumes(), " volumes"),
+		"Nothing confirmed is missing", of(s.GetKept(), s.GetReceipts(), " with a receipt"),
+		"Exposed then", exposed,
+		"In sync everywhere since", of(s.GetReturned(), s.GetReceipts(), ", "+bytesText(s.GetReturnedBytes())+" were compared or copied for that"),
+		"Compared in full since", of(s.GetVerified(), s.GetReceipts(), fmt.Sprintf(", %d equal", s.GetEqual())))
 }
 
 // between is how long it is from one time to another, in milliseconds since 1970.

@@ -89,7 +89,7 @@ func (f *fakeDaemon) ListDomains(_ context.Context, r *domainpb.ListDomainsReque
 func (f *fakeDaemon) ListFailovers(_ context.Context, r *domainpb.ListFailoversRequest) (*domainpb.ListFailoversResponse, error) {
 	f.note(r)
 	short := failedOver()
-	short.Volumes, short.MoreVolumes = nil, 0
+	short.Volumes, short.MoreVolumes, short.Sum = nil, 0, nil
 	return &domainpb.ListFailoversResponse{Failovers: []*domainpb.FailoverReport{short}}, f.err
 }
 

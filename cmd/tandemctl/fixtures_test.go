@@ -60,7 +60,7 @@ func degraded(donePercent uint64) *volumepb.Volume {
 // verifying is in the middle of a verify that has found everything there is to find.
 func verifying() *volumepb.Volume {
 	v := attached()
-	v.Verify = &volumepb.Verify{Running: true, StartedUnixMs: started, DoneBytes: gib, TotalBytes: 2 * gib, BytesPerSecond: 16 << 20, EtaSeconds: 64,
+	v.Verify = &volumepb.Verify{Last: verified("8d1f", ""), Running: true, StartedUnixMs: started, DoneBytes: gib, TotalBytes: 2 * gib, BytesPerSecond: 16 << 20, EtaSeconds: 64,
 		HealedBlocks: 20, RecomputedBlocks: 1, LastUnixMs: started}
 	v.Damage = &volumepb.Damage{LostOffsets: []uint64{4096, 8192}, DiffersOffsets: []uint64{1 << 20}, MoreBlocks: 3}
 	v.Replicas[0].HealedBlocks, v.Replicas[0].Suspect = 23, true
@@ -166,6 +166,7 @@ func failedOver() *domainpb.FailoverReport {
 				Receipt: receipt()},
 			{Id: "6f1c2a34-0000-4000-8000-000000000003", Name: "new", FromNode: "a2", ToNode: "b1", EpochBefore: 3, Attempts: 2, Text: "no loop devices"},
 		},
+		Sum: &domainpb.FailoverSum{Volumes: 3, Moved: 1, Receipts: 1, Kept: 1, Exposed: 1, ExposedBytes: 4 << 20, ExposedUnknown: 1, Returned: 1, ReturnedBytes: 12 << 20, Verified: 1, Equal: 1},
 	}
 }
 
@@ -204,7 +205,22 @@ func receipt() *domainpb.Receipt {
 			{Id: "r2", Node: "b1", Domain: "dr-site", InSyncBefore: true, InSyncAfter: true, Sealed: true, LastTerm: 4, LastSeq: 81_234},
 		},
 		Kept: true, Why: "every confirmed write is on b1, which was in sync until then", ReturnedUnixMs: started + 99_000, ReturnedBytes: 12 << 20,
+		Verified: verified("8d1f", "8d1f"),
 	}
+}
+
+// verified is a verify that found these digests, none for "".
+func verified(a, b string) *domainpb.Verified {
+	v := &domainpb.Verified{
+		Node: "b1", BeganUnixMs: started + 100_000, EndedUnixMs: started + 140_000, EpochFrom: 9, EpochTo: 9, Bytes: 10 * gib, HealedBlocks: 1,
+		Equal: a != "" && a == b, Sides: []*domainpb.Verified_Side{{Id: "r1", Node: "a1", Domain: "primary", Digest: a}, {Id: "r2", Node: "b1", Domain: "dr-site", Digest: b}},
+	}
+	if a == "" || b == "" {
+		v.LostBlocks = 2
+	} else if a != b {
+		v.DiffersBlocks = 1
+	}
+	return v
 }
 
 // forced are the receipts of a replica that was forced by hand, and of a takeover that is not at its end.
@@ -214,7 +230,7 @@ func forced() []*domainpb.Receipt {
 			From: &domainpb.Receipt_Attachment{}, To: &domainpb.Receipt_Attachment{}, EpochBefore: 9, EpochAfter: 10, TakenUnixMs: started, ServedUnixMs: started, Attempts: 1,
 			Replicas: []*domainpb.Receipt_Replica{{Id: "r2", Node: "b1", Domain: "dr-site", InSyncAfter: true, Sealed: true, Lossy: true}},
 			Exposed:  &domainpb.Receipt_Exposed{SinceUnixMs: started - 60_000, Epoch: 6, WithoutDomains: []string{"dr-site"}},
-			Why:      "forced: what was confirmed after epoch 5 is lost", Forced: true, DataEpoch: 5,
+			Why:      "forced: what was confirmed after epoch 5 is lost", Forced: true, DataEpoch: 5, ReturnedUnixMs: started + 1000,
 		},
 		{
 			From: &domainpb.Receipt_Attachment{Node: "b1", Domain: "dr-site", Id: "a-3", Term: 11}, To: &domainpb.Receipt_Attachment{Node: "b2", Domain: "dr-site", Id: "a-4", Term: 13},

@@ -8,14 +8,14 @@ import (
 	pb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 )
 
-// receiptFields tells of one takeover of a volume.
-func receiptFields(w io.Writer, volume string, r *pb.Receipt) {
+// receiptFields tells of one takeover of a volume, under a title.
+func receiptFields(w io.Writer, title, volume string, r *pb.Receipt) {
 	kept := "nothing that was confirmed is missing: "
 	if !r.GetKept() {
 		kept = "NOT KNOWN TO BE WHOLE: "
 	}
 	pairs := []string{
-		"Receipt", volume,
+		"Receipt", title,
 		"From", attachmentText(r.GetFrom(), r.GetEpochBefore()),
 		"To", attachmentText(r.GetTo(), r.GetEpochAfter()),
 		"Taken", timeText(r.GetTakenUnixMs()) + fenceText(r.GetFence()),
@@ -25,7 +25,56 @@ func receiptFields(w io.Writer, volume string, r *pb.Receipt) {
 	for _, p := range r.GetReplicas() {
 		pairs = append(pairs, "Replica "+p.GetNode(), replicaText(p))
 	}
-	fields(w, append(pairs, "Exposed then", exposedText(r.GetExposed()), "Since then", returnText(r))...)
+	pairs = append(pairs, "Exposed then", exposedText(r.GetExposed()), "Since then", returnText(r), "Verified", verifiedText(volume, r))
+	fields(w, append(pairs, digestPairs(r.GetVerified())...)...)
+}
+
+// verifiedText tells of a comparison of all replicas after a takeover, and how to begin one.
+func verifiedText(volume string, r *pb.Receipt) string {
+	switch {
+	case r.GetReturnedUnixMs() == 0:
+		return ""
+	case r.GetVerified() == nil:
+		return "not compared in full since then; to begin with that: tandemctl volume verify start " + volume
+	}
+	return passText(r.GetVerified())
+}
+
+// passText is what a verify found, in a line.
+func passText(v *pb.Verified) string {
+	text := fmt.Sprintf("%s, %s compared in %s, ", timeText(v.GetEndedUnixMs()), bytesText(v.GetBytes()), between(v.GetBeganUnixMs(), v.GetEndedUnixMs()))
+	switch {
+	case v.GetEqual():
+		text += "equal"
+	case len(v.GetSides()) < 2:
+		text += "ONE REPLICA ONLY was in sync throughout"
+	default:
+		text += "NOT EQUAL"
+	}
+	for _, n := range []struct {
+		blocks uint64
+		what   string
+	}{
+		{v.GetHealedBlocks(), "healed"}, {v.GetRecomputedBlocks(), "with a wrong checksum"}, {v.GetLostBlocks(), "LOST"}, {v.GetDiffersBlocks(), "DIFFERENT"},
+	} {
+		if n.blocks > 0 {
+			text += fmt.Sprintf(", %s %s", count(int(n.blocks), "block"), n.what)
+		}
+	}
+	return text
+}
+
+// digestPairs are the digests of a verify.
+func digestPairs(v *pb.Verified) []string {
+	var pairs []string
+	for _, s := range v.GetSides() {
+		digest := s.GetDigest()
+		if digest == "" {
+			digest = "none, not all of it could be read"
+		}
+		pairs = append(pairs, "Digest on "+s.GetNode(), digest)
+	}
+	return pairs
 }
 
 func attachmentText(a *pb.Receipt_Attachment, epoch uint64) string {

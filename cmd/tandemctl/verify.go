@@ -23,7 +23,8 @@ against its checksums, and compared with the others, while the volume is in use.
 is rewritten from another one. Of a block that no replica has right, or in which replicas differ that all vouch for what they
 have, reads fail until it is written: "verify status" and "volume inspect" name it.
 
-A verify gives way to a resync, and goes on after it. It ends when the volume is detached. One that runs
+A verify gives way to a resync, and goes on after it. One that has come to its end tells of each replica that was in sync throughout a digest of what it read;
+equal ones mean that every block was the same on them when it was compared. It is put on record, "failover report" shows it. A verify ends when the volume is detached. One that runs
 goes on with the new rate. Volumes are also verified by themselves, see replication.verifyInterval of the configuration.`,
 		Example: `  tandemctl volume verify start data
   tandemctl volume verify start data --rate 200Mi`,
@@ -109,7 +110,11 @@ func verifyTable(w io.Writer, v *pb.Volume) {
 			"Healed", fmt.Sprintf("%d blocks", y.GetHealedBlocks()),
 			"Checksums made anew", fmt.Sprintf("%d blocks", y.GetRecomputedBlocks()))
 	}
-	pairs = append(pairs, "Last complete", verifyTime(y.GetLastUnixMs(), "none since the volume was attached"))
+	last := "none since the volume was attached"
+	if y.GetLast() != nil {
+		last = passText(y.GetLast())
+	}
+	pairs = append(append(pairs, "Last complete", last), digestPairs(y.GetLast())...)
 	if y.GetNextUnixMs() != 0 {
 		pairs = append(pairs, "Next", timeText(y.GetNextUnixMs()))
 	}

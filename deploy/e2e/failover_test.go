@@ -33,16 +33,22 @@ type failoverReport struct {
 			Attached int64  `json:"attached_unix_ms,string"`
 			Cause    string `json:"cause"`
 			Receipt  *struct {
-				Kept     bool              `json:"kept"`
-				Why      string            `json:"why"`
-				Exposed  json.RawMessage   `json:"exposed"`
-				Returned int64             `json:"returned_unix_ms,string"`
-				Bytes    int64             `json:"returned_bytes,string"`
-				Before   uint64            `json:"epoch_before,string"`
-				After    uint64            `json:"epoch_after,string"`
-				From     map[string]string `json:"from"`
-				To       map[string]string `json:"to"`
-				Fence    struct {
+				Kept     bool            `json:"kept"`
+				Why      string          `json:"why"`
+				Exposed  json.RawMessage `json:"exposed"`
+				Returned int64           `json:"returned_unix_ms,string"`
+				Verified *struct {
+					Equal bool `json:"equal"`
+					Sides []struct {
+						Digest string `json:"digest"`
+					} `json:"sides"`
+				} `json:"verified"`
+				Bytes  int64             `json:"returned_bytes,string"`
+				Before uint64            `json:"epoch_before,string"`
+				After  uint64            `json:"epoch_after,string"`
+				From   map[string]string `json:"from"`
+				To     map[string]string `json:"to"`
+				Fence  struct {
 					Failover uint64 `json:"failover,string"`
 					Actor    string `json:"actor"`
 				} `json:"fence"`
@@ -172,6 +178,7 @@ func TestSiteLostByItself(t *testing.T) {
 			c.ctl(t, "b1", "--timeout", "1m", "cluster", "domains", "activate", "--name", alpha, "--wait")
 			c.inSync(t, v.away, v.name, time.Minute, v.home, v.away)
 			c.receipt(t, v)
+			c.verifiedSince(t, v)
 			w.more(t, 50, 10*time.Second)
 			w.stop(t)
 			w.check(t, uri)
@@ -203,6 +210,27 @@ func (c *cluster) receipt(t *testing.T, v vol) {
 		return
 	}
 	t.Fatalf("%s is not in the report", v.name)
+}
+
+// verifiedSince compares both sides of a volume that is written to, after a failover: the receipt has the digests.
+func (c *cluster) verifiedSince(t *testing.T, v vol) {
+	t.Helper()
+	if out := c.ctl(t, v.away, "failover", "report"); !strings.Contains(out, "tandemctl volume verify start "+v.name) {
+		t.Errorf("before a verify: %s", out)
+	}
+	c.ctl(t, v.away, "volume", "verify", "start", v.name, "--rate", "0")
+	until(t, "the verify is on record", time.Minute, func() (bool, error) {
+		for _, f := range c.report(t, v.away).Failover.Volumes {
+			if f.Name != v.name || f.Receipt.Verified == nil {
+				continue
+			}
+			if x := f.Receipt.Verified; !x.Equal || len(x.Sides) != 2 || len(x.Sides[0].Digest) != 64 || x.Sides[0].Digest != x.Sides[1].Digest {
+				t.Errorf("verified: %+v", x)
+			}
+			return true, nil
+		}
+		return false, nil
+	})
 }
 
 // TestArbiterJudges: the link between the sites is cut (F5), then the kvdb is lost and comes back without a single registration

@@ -42,6 +42,15 @@ type verifyView struct {
 		Verify struct {
 			Running bool  `json:"running"`
 			Last    int64 `json:"last_unix_ms,string"`
+			Found   struct {
+				Equal   bool   `json:"equal"`
+				Differs int    `json:"differs_blocks,string"`
+				Bytes   string `json:"bytes"`
+				Sides   []struct {
+					Node   string `json:"node"`
+					Digest string `json:"digest"`
+				} `json:"sides"`
+			} `json:"last"`
 		} `json:"verify"`
 		Damage struct {
 			Lost    []string `json:"lost_offsets"`
@@ -117,6 +126,9 @@ func TestVerify(t *testing.T) {
 			t.Errorf("after the verify: %+v", s)
 		}
 		c.identical(t, v.name)
+		if f := s.Volume.Verify.Found; !f.Equal || len(f.Sides) != 2 || f.Bytes != "67108864" || len(f.Sides[0].Digest) != 64 {
+			t.Errorf("the verify found %+v", f)
+		}
 		must("read -P 0x66 8M 64k", "read")
 	}}, chapter{"what differs is not picked from", func(t *testing.T) {
 		m := c.mark(t, v.home)
@@ -124,6 +136,9 @@ func TestVerify(t *testing.T) {
 		s := c.verify(t, v)
 		if !slices.Equal(s.Volume.Damage.Differs, []string{"20971520"}) || len(s.Volume.Damage.Lost) != 0 || s.healed(v.away) != 1 {
 			t.Errorf("after the verify: %+v", s)
+		}
+		if f := s.Volume.Verify.Found; f.Equal || f.Differs != 1 || len(f.Sides) != 2 || f.Sides[0].Digest == f.Sides[1].Digest {
+			t.Errorf("the verify found %+v", f)
 		}
 		if len(m.since(t, "in-sync replicas differ and each vouches for its data, reads of the blocks fail until they are written")) != 1 {
 			t.Error("the log does not say it")
@@ -135,7 +150,7 @@ func TestVerify(t *testing.T) {
 		must("read -P 0 20484k 4k", "read")
 		must("write -P 0x77 20M 4k", "wrote")
 		must("read -P 0x77 20M 4k", "read")
-		if s := c.verify(t, v); len(s.Volume.Damage.Differs) != 0 {
+		if s := c.verify(t, v); len(s.Volume.Damage.Differs) != 0 || !s.Volume.Verify.Found.Equal {
 			t.Errorf("after it was written: %+v", s)
 		}
 	}}, chapter{"elsewhere and detached", func(t *testing.T) {

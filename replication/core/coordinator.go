@@ -148,6 +148,7 @@ type Coordinator struct {
 	harms      map[int64]harm
 	harmMore   int // sectors that did not fit into harms
 	verify     *verifyRun
+	verified   *VerifyResult // of the last complete one
 
 	ready   Ready
 	freeIOs []*IO // internal flushes

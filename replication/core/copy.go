@@ -34,7 +34,7 @@ type copyJob struct {
 	dst       mask
 	reconcile bool // for D
 	heal      bool // for a suspicion
-	verify    bool // only compares; has no lock
+	verify    bool // only compares; has its lock only if it was not the same without
 	direct    bool // copies without comparing
 	hashes    [][]byte
 	open      int // requests without answer

@@ -80,12 +80,13 @@ func (c *Coordinator) Healed() []int64 {
 	return n
 }
 
-// suspect notes that an in-sync replica did not read a range well.
-func (c *Coordinator) suspect(off, n int64) {
+// suspect notes that an in-sync replica did not read a range well, and reports whether that will be looked into.
+func (c *Coordinator) suspect(off, n int64) bool {
 	known := slices.ContainsFunc(c.suspicions, func(s suspicion) bool { return s.off <= off && off+n <= s.off+s.n })
 	if !known && len(c.suspicions) < mostSuspicions {
-		c.suspicions = append(c.suspicions, suspicion{off, n})
+		c.suspicions, known = append(c.suspicions, suspicion{off, n}), true
 	}
+	return known
 }
 
 // mayHeal reports whether a job that decides for all in-sync members may begin.
@@ -342,6 +343,6 @@ func (c *Coordinator) endHeal(j *copyJob) {
 	}
 	if j.failed {
 		c.healAt = c.now + c.o.RetryInterval
-		c.verifyAgain(j.io.Off)
+		c.verifyAgain()
 	}
 }

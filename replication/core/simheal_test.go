@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/tandem-storage/tandem/replication"
@@ -80,6 +81,28 @@ func (w *simWorld) verifySome() {
 		n.coord.StartVerify(n.clock(), []int64{0, 64 << 20}[w.rng.IntN(2)])
 	}
 	n.drainCoord()
+}
+
+// checkDigests asserts that replicas in sync have equal digests at the end of a pass, unless it tells of sectors that it left as they were, and returns
+// the beginnings of them.
+func (w *simWorld) checkDigests(r *VerifyResult) string {
+	var out strings.Builder
+	dark := false
+	for _, s := range r.Sides {
+		dark = dark || s.Digest == nil
+		fmt.Fprintf(&out, " %.4x", s.Digest)
+	}
+	switch {
+	case len(r.Sides) > 1 && r.Equal() != (r.Lost+r.Differs == 0):
+		w.fail("9.4: digests%s with %d sectors lost and %d that differ", &out, r.Lost, r.Differs)
+	case r.Lost > 0 && !dark: // one that differs may be damaged besides
+		w.fail("9.4: digests%s with %d sectors lost", &out, r.Lost)
+	case len(r.Sides) > 1 && r.Equal():
+		w.seen["verified, digests equal"]++
+	case r.Differs > 0:
+		w.seen["verified, digests differ"]++
+	}
+	return out.String()
 }
 
 // verified reports whether the attachment that is to be the last one has gone through the whole volume since the faults ended and the

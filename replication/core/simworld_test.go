@@ -594,7 +594,7 @@ func (n *simNode) observe(e *Event) {
 		}
 	case EventVerified:
 		w.seen["verified"]++
-		w.trace("%s: verified, %d sectors healed", n.id, e.Blocks)
+		w.trace("%s: verified, %d sectors healed, digests%s", n.id, e.Blocks, w.checkDigests(n.coord.Verified()))
 	case EventVerifyStarted:
 		w.trace("%s verifies", n.id)
 	case EventVerifyStopped:

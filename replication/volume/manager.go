@@ -116,7 +116,9 @@ type Options struct {
 	Groups    Groups // nil: no volume is in a group
 	Timing    Timing
 	Verify    VerifySchedule
-	Logger    *zap.Logger
+	// Verified is told of each verify that has come to its end, to put it on record; nil: nobody is. It may wait, until ctx ends.
+	Verified func(ctx context.Context, v replication.VolumeID, p *Pass) error
+	Logger   *zap.Logger
 }
 
 // Manager runs the replicas that lie on this node and the volumes attached here.

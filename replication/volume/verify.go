@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"encoding/binary"
 	"time"
 
@@ -21,8 +22,14 @@ type VerifyStatus struct {
 	Running *core.VerifyProgress // nil if there is none
 	Since   time.Time            // it began
 	Rate    int64                // bytes a second, of it
-	Last    time.Time            // end of the last complete pass; zero if there was none
+	Last    *Pass                // that was complete; nil if there was none
 	Next    time.Time            // begin of the next one; zero if none is due
+}
+
+// Pass is a verify that has come to its end.
+type Pass struct {
+	Began, Ended time.Time
+	core.VerifyResult
 }
 
 // ETA is how long the verify will take, 0 if that is not known.
@@ -124,7 +131,8 @@ func (v *Volume) observeVerify(e *core.Event) {
 		w.status.Since = time.Now()
 	case core.EventVerified, core.EventVerifyStopped:
 		if e.Kind == core.EventVerified {
-			w.status.Last = time.Now()
+			w.status.Last = &Pass{Began: w.status.Since, Ended: time.Now(), VerifyResult: *v.core.Verified()}
+			v.notePass(w.status.Last)
 		}
 		if every := v.m.o.Verify.Every; every != 0 {
 			w.due = now() + int64(every)
@@ -138,6 +146,23 @@ func (v *Volume) observeVerify(e *core.Event) {
 		}
 	default:
 	}
+}
+
+// passTimeout is for telling Options.Verified.
+const passTimeout = 30 * time.Second
+
+// notePass hands a pass that is complete on to be recorded. I/O does not wait for that, nor the next pass.
+func (v *Volume) notePass(p *Pass) {
+	if v.m.o.Verified == nil {
+		return
+	}
+	v.m.running.Go(func() {
+		ctx, cancel := context.WithTimeout(v.ctx, passTimeout)
+		defer cancel()
+		if err := v.m.o.Verified(ctx, v.id, p); err != nil {
+			v.lg.Warn("end of the verify is not on record", zap.Error(err))
+		}
+	})
 }
 
 // verifyStatus is what there is to tell.
@@ -180,7 +205,8 @@ func (v *Volume) logDamage(e *core.Event) {
 	case core.EventVerifyStopped:
 		v.lg.Info("verify stopped")
 	case core.EventVerified:
-		v.lg.Info("verify complete", zap.Int("healed-blocks", e.Blocks))
+		r := v.core.Verified()
+		v.lg.Info("verify complete", zap.Int("healed-blocks", e.Blocks), zap.Int("replicas", len(r.Sides)), zap.Bool("equal", r.Equal()))
 	default:
 	}
 }

@@ -2,11 +2,13 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/replication"
 )
 
 // TestVerifyHeals: a verify finds what is damaged in a replica that nobody reads, and it is rewritten.
@@ -23,9 +25,12 @@ func TestVerifyHeals(t *testing.T) {
 	if err := v.StartVerify(&unlimited); err != nil {
 		t.Fatal(err)
 	}
-	c.eventually("the verify is complete", func() bool { return !v.Status().Verify.Last.IsZero() })
+	c.eventually("the verify is complete", func() bool { return v.Status().Verify.Last != nil })
 	if s := v.Status(); s.Health[b.rep] != (Health{Healed: 1}) || s.Health[a.rep] != (Health{}) || s.Verify.Running != nil {
 		t.Errorf("health %+v, verify %+v", s.Health, s.Verify)
+	}
+	if r := v.Status().Verify.Last; !r.Equal() || len(r.Sides) != 2 || r.Healed != 1 || r.Size != 16<<20 {
+		t.Errorf("found %+v", r)
 	}
 	if _, healed := disks[1].counts(); healed != 1 {
 		t.Errorf("the damaged block was written %d times", healed)
@@ -39,6 +44,11 @@ func TestVerifyHeals(t *testing.T) {
 func TestVerifyDiffers(t *testing.T) {
 	c := newTestCluster(t, 16<<20)
 	a, b := c.nodes[0], c.nodes[1]
+	told := make(chan *Pass, 2)
+	a.m.o.Verified = func(_ context.Context, _ replication.VolumeID, p *Pass) error {
+		told <- p
+		return nil
+	}
 	v := a.attach()
 	const at = 3<<20 + 8192
 	p := bytes.Repeat([]byte{9}, 4096)
@@ -48,7 +58,10 @@ func TestVerifyDiffers(t *testing.T) {
 	if err := v.StartVerify(nil); err != nil {
 		t.Fatal(err)
 	}
-	c.eventually("the verify is complete", func() bool { return !v.Status().Verify.Last.IsZero() })
+	c.eventually("the verify is complete", func() bool { return v.Status().Verify.Last != nil })
+	if r := v.Status().Verify.Last; r.Equal() || len(r.Sides) != 2 || r.Sides[0].Digest == nil || r.Sides[1].Digest == nil || r.Differs != 1 {
+		t.Errorf("found %+v", r)
+	}
 	if d := v.Status().Damage; len(d.Differs) != 1 || d.Differs[0] != at || len(d.Lost) != 0 {
 		t.Errorf("damage %+v", d)
 	}
@@ -73,6 +86,14 @@ func TestVerifyDiffers(t *testing.T) {
 		t.Errorf("read after it was written: %v", err)
 	}
 	c.eventually("nothing is damaged", func() bool { return len(v.Status().Damage.Differs) == 0 })
+	if err := v.StartVerify(nil); err != nil {
+		t.Fatal(err)
+	}
+	for i, equal := range []bool{false, true} { // a digest is of what was read: the same content, the same digest
+		if p := <-told; p.Equal() != equal || p.Ended.Before(p.Began) {
+			t.Errorf("verify %d was told as %+v", i, p)
+		}
+	}
 	detach(t, a)
 	c.compare()
 }
@@ -83,9 +104,9 @@ func TestVerifySchedule(t *testing.T) {
 	a := c.nodes[0]
 	a.m.o.Verify = VerifySchedule{Every: time.Millisecond}
 	v := a.attach()
-	c.eventually("a verify is complete", func() bool { return !v.Status().Verify.Last.IsZero() })
+	c.eventually("a verify is complete", func() bool { return v.Status().Verify.Last != nil })
 	first := v.Status().Verify.Last
-	c.eventually("another one is", func() bool { return v.Status().Verify.Last.After(first) })
+	c.eventually("another one is", func() bool { return v.Status().Verify.Last != first })
 	detach(t, a)
 	if err := v.StartVerify(nil); err == nil {
 		t.Error("a volume that is not attached is verified")

@@ -572,17 +572,18 @@ func (x *Volume) GetManualFailover() bool {
 
 // Verify is what is known of the verifies of a volume since it was attached.
 type Verify struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Running          bool                   `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
-	StartedUnixMs    int64                  `protobuf:"varint,2,opt,name=started_unix_ms,json=startedUnixMs,proto3" json:"started_unix_ms,omitempty"` // of the one that runs
-	DoneBytes        uint64                 `protobuf:"varint,3,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
-	TotalBytes       uint64                 `protobuf:"varint,4,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
-	BytesPerSecond   uint64                 `protobuf:"varint,5,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`     // on average since it began
-	EtaSeconds       uint64                 `protobuf:"varint,6,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`                   // 0 = not known
-	HealedBlocks     uint64                 `protobuf:"varint,7,opt,name=healed_blocks,json=healedBlocks,proto3" json:"healed_blocks,omitempty"`             // of 4 KiB, since it began
-	RecomputedBlocks uint64                 `protobuf:"varint,8,opt,name=recomputed_blocks,json=recomputedBlocks,proto3" json:"recomputed_blocks,omitempty"` // equal everywhere, with checksums that were wrong
-	LastUnixMs       int64                  `protobuf:"varint,9,opt,name=last_unix_ms,json=lastUnixMs,proto3" json:"last_unix_ms,omitempty"`                 // end of the last complete one; 0 = none since the volume was attached
-	NextUnixMs       int64                  `protobuf:"varint,10,opt,name=next_unix_ms,json=nextUnixMs,proto3" json:"next_unix_ms,omitempty"`                // when the next one is due; 0 = none is, or one runs
+	state            protoimpl.MessageState    `protogen:"open.v1"`
+	Running          bool                      `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
+	StartedUnixMs    int64                     `protobuf:"varint,2,opt,name=started_unix_ms,json=startedUnixMs,proto3" json:"started_unix_ms,omitempty"` // of the one that runs
+	DoneBytes        uint64                    `protobuf:"varint,3,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes       uint64                    `protobuf:"varint,4,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	BytesPerSecond   uint64                    `protobuf:"varint,5,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`     // on average since it began
+	EtaSeconds       uint64                    `protobuf:"varint,6,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`                   // 0 = not known
+	HealedBlocks     uint64                    `protobuf:"varint,7,opt,name=healed_blocks,json=healedBlocks,proto3" json:"healed_blocks,omitempty"`             // of 4 KiB, since it began
+	RecomputedBlocks uint64                    `protobuf:"varint,8,opt,name=recomputed_blocks,json=recomputedBlocks,proto3" json:"recomputed_blocks,omitempty"` // equal everywhere, with checksums that were wrong
+	LastUnixMs       int64                     `protobuf:"varint,9,opt,name=last_unix_ms,json=lastUnixMs,proto3" json:"last_unix_ms,omitempty"`                 // end of the last complete one; 0 = none since the volume was attached
+	NextUnixMs       int64                     `protobuf:"varint,10,opt,name=next_unix_ms,json=nextUnixMs,proto3" json:"next_unix_ms,omitempty"`                // when the next one is due; 0 = none is, or one runs
+	Last             *clusterdomainpb.Verified `protobuf:"bytes,11,opt,name=last,proto3" json:"last,omitempty"`                                                 // the last complete one; unset = none since the volume was attached
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -685,6 +686,13 @@ func (x *Verify) GetNextUnixMs() int64 {
 		return x.NextUnixMs
 	}
 	return 0
+}
+
+func (x *Verify) GetLast() *clusterdomainpb.Verified {
+	if x != nil {
+		return x.Last
+	}
+	return nil
 }
 
 // Damage is blocks of 4 KiB of which reads fail until they are written.
@@ -4284,7 +4292,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x03\n" +
 	"\x06Verify\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12&\n" +
 	"\x0fstarted_unix_ms\x18\x02 \x01(\x03R\rstartedUnixMs\x12\x1d\n" +
@@ -4301,7 +4309,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"lastUnixMs\x12 \n" +
 	"\fnext_unix_ms\x18\n" +
 	" \x01(\x03R\n" +
-	"nextUnixMs\"u\n" +
+	"nextUnixMs\x125\n" +
+	"\x04last\x18\v \x01(\v2!.tandem.clusterdomain.v1.VerifiedR\x04last\"u\n" +
 	"\x06Damage\x12!\n" +
 	"\flost_offsets\x18\x01 \x03(\x04R\vlostOffsets\x12'\n" +
 	"\x0fdiffers_offsets\x18\x02 \x03(\x04R\x0ediffersOffsets\x12\x1f\n" +
@@ -4673,71 +4682,72 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_volume_volumepb_volume_proto_goTypes = []any{
-	(Protection)(0),                 // 0: tandem.volume.v1.Protection
-	(Phase)(0),                      // 1: tandem.volume.v1.Phase
-	(ReplicaState)(0),               // 2: tandem.volume.v1.ReplicaState
-	(ImportAction)(0),               // 3: tandem.volume.v1.ImportAction
-	(SwitchOverAction)(0),           // 4: tandem.volume.v1.SwitchOverAction
-	(*Needs)(nil),                   // 5: tandem.volume.v1.Needs
-	(*Volume)(nil),                  // 6: tandem.volume.v1.Volume
-	(*Verify)(nil),                  // 7: tandem.volume.v1.Verify
-	(*Damage)(nil),                  // 8: tandem.volume.v1.Damage
-	(*Attachment)(nil),              // 9: tandem.volume.v1.Attachment
-	(*Stall)(nil),                   // 10: tandem.volume.v1.Stall
-	(*Replica)(nil),                 // 11: tandem.volume.v1.Replica
-	(*CreateVolumeRequest)(nil),     // 12: tandem.volume.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),    // 13: tandem.volume.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),      // 14: tandem.volume.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 15: tandem.volume.v1.ListVolumesResponse
-	(*Orphan)(nil),                  // 16: tandem.volume.v1.Orphan
-	(*InspectVolumeRequest)(nil),    // 17: tandem.volume.v1.InspectVolumeRequest
-	(*InspectVolumeResponse)(nil),   // 18: tandem.volume.v1.InspectVolumeResponse
-	(*UpdateVolumeRequest)(nil),     // 19: tandem.volume.v1.UpdateVolumeRequest
-	(*UpdateVolumeResponse)(nil),    // 20: tandem.volume.v1.UpdateVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 21: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 22: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),   // 23: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil),  // 24: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),     // 25: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),    // 26: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),     // 27: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),    // 28: tandem.volume.v1.DetachVolumeResponse
-	(*StartVerifyRequest)(nil),      // 29: tandem.volume.v1.StartVerifyRequest
-	(*StartVerifyResponse)(nil),     // 30: tandem.volume.v1.StartVerifyResponse
-	(*StopVerifyRequest)(nil),       // 31: tandem.volume.v1.StopVerifyRequest
-	(*StopVerifyResponse)(nil),      // 32: tandem.volume.v1.StopVerifyResponse
-	(*GetVerifyRequest)(nil),        // 33: tandem.volume.v1.GetVerifyRequest
-	(*GetVerifyResponse)(nil),       // 34: tandem.volume.v1.GetVerifyResponse
-	(*WatchVolumeRequest)(nil),      // 35: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),     // 36: tandem.volume.v1.WatchVolumeResponse
-	(*ImportKvdbRequest)(nil),       // 37: tandem.volume.v1.ImportKvdbRequest
-	(*ImportKvdbResponse)(nil),      // 38: tandem.volume.v1.ImportKvdbResponse
-	(*ImportedVolume)(nil),          // 39: tandem.volume.v1.ImportedVolume
-	(*SilentNode)(nil),              // 40: tandem.volume.v1.SilentNode
-	(*ListReplicasRequest)(nil),     // 41: tandem.volume.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),    // 42: tandem.volume.v1.ListReplicasResponse
-	(*FoundReplica)(nil),            // 43: tandem.volume.v1.FoundReplica
-	(*ForceReplicaRequest)(nil),     // 44: tandem.volume.v1.ForceReplicaRequest
-	(*ForceReplicaResponse)(nil),    // 45: tandem.volume.v1.ForceReplicaResponse
-	(*GetExposureRequest)(nil),      // 46: tandem.volume.v1.GetExposureRequest
-	(*GetExposureResponse)(nil),     // 47: tandem.volume.v1.GetExposureResponse
-	(*Exposure)(nil),                // 48: tandem.volume.v1.Exposure
-	(*ExposedInterval)(nil),         // 49: tandem.volume.v1.ExposedInterval
-	(*MissingReplica)(nil),          // 50: tandem.volume.v1.MissingReplica
-	(*SwitchOverRequest)(nil),       // 51: tandem.volume.v1.SwitchOverRequest
-	(*SwitchOverResponse)(nil),      // 52: tandem.volume.v1.SwitchOverResponse
-	(*Move)(nil),                    // 53: tandem.volume.v1.Move
-	(*SwitchOverList)(nil),          // 54: tandem.volume.v1.SwitchOverList
-	(*MoveVolumeRequest)(nil),       // 55: tandem.volume.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),      // 56: tandem.volume.v1.MoveVolumeResponse
-	(*PrepareHandoverRequest)(nil),  // 57: tandem.volume.v1.PrepareHandoverRequest
-	(*PrepareHandoverResponse)(nil), // 58: tandem.volume.v1.PrepareHandoverResponse
-	(*TakeHandoverRequest)(nil),     // 59: tandem.volume.v1.TakeHandoverRequest
-	(*TakeHandoverResponse)(nil),    // 60: tandem.volume.v1.TakeHandoverResponse
-	nil,                             // 61: tandem.volume.v1.Volume.LabelsEntry
-	nil,                             // 62: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 63: tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	(*clusterdomainpb.Receipt)(nil), // 64: tandem.clusterdomain.v1.Receipt
+	(Protection)(0),                  // 0: tandem.volume.v1.Protection
+	(Phase)(0),                       // 1: tandem.volume.v1.Phase
+	(ReplicaState)(0),                // 2: tandem.volume.v1.ReplicaState
+	(ImportAction)(0),                // 3: tandem.volume.v1.ImportAction
+	(SwitchOverAction)(0),            // 4: tandem.volume.v1.SwitchOverAction
+	(*Needs)(nil),                    // 5: tandem.volume.v1.Needs
+	(*Volume)(nil),                   // 6: tandem.volume.v1.Volume
+	(*Verify)(nil),                   // 7: tandem.volume.v1.Verify
+	(*Damage)(nil),                   // 8: tandem.volume.v1.Damage
+	(*Attachment)(nil),               // 9: tandem.volume.v1.Attachment
+	(*Stall)(nil),                    // 10: tandem.volume.v1.Stall
+	(*Replica)(nil),                  // 11: tandem.volume.v1.Replica
+	(*CreateVolumeRequest)(nil),      // 12: tandem.volume.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),     // 13: tandem.volume.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),       // 14: tandem.volume.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),      // 15: tandem.volume.v1.ListVolumesResponse
+	(*Orphan)(nil),                   // 16: tandem.volume.v1.Orphan
+	(*InspectVolumeRequest)(nil),     // 17: tandem.volume.v1.InspectVolumeRequest
+	(*InspectVolumeResponse)(nil),    // 18: tandem.volume.v1.InspectVolumeResponse
+	(*UpdateVolumeRequest)(nil),      // 19: tandem.volume.v1.UpdateVolumeRequest
+	(*UpdateVolumeResponse)(nil),     // 20: tandem.volume.v1.UpdateVolumeResponse
+	(*DeleteVolumeRequest)(nil),      // 21: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),     // 22: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),    // 23: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil),   // 24: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),      // 25: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),     // 26: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),      // 27: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),     // 28: tandem.volume.v1.DetachVolumeResponse
+	(*StartVerifyRequest)(nil),       // 29: tandem.volume.v1.StartVerifyRequest
+	(*StartVerifyResponse)(nil),      // 30: tandem.volume.v1.StartVerifyResponse
+	(*StopVerifyRequest)(nil),        // 31: tandem.volume.v1.StopVerifyRequest
+	(*StopVerifyResponse)(nil),       // 32: tandem.volume.v1.StopVerifyResponse
+	(*GetVerifyRequest)(nil),         // 33: tandem.volume.v1.GetVerifyRequest
+	(*GetVerifyResponse)(nil),        // 34: tandem.volume.v1.GetVerifyResponse
+	(*WatchVolumeRequest)(nil),       // 35: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),      // 36: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),        // 37: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),       // 38: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),           // 39: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),               // 40: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),      // 41: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),     // 42: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),             // 43: tandem.volume.v1.FoundReplica
+	(*ForceReplicaRequest)(nil),      // 44: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),     // 45: tandem.volume.v1.ForceReplicaResponse
+	(*GetExposureRequest)(nil),       // 46: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),      // 47: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),                 // 48: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),          // 49: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),           // 50: tandem.volume.v1.MissingReplica
+	(*SwitchOverRequest)(nil),        // 51: tandem.volume.v1.SwitchOverRequest
+	(*SwitchOverResponse)(nil),       // 52: tandem.volume.v1.SwitchOverResponse
+	(*Move)(nil),                     // 53: tandem.volume.v1.Move
+	(*SwitchOverList)(nil),           // 54: tandem.volume.v1.SwitchOverList
+	(*MoveVolumeRequest)(nil),        // 55: tandem.volume.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),       // 56: tandem.volume.v1.MoveVolumeResponse
+	(*PrepareHandoverRequest)(nil),   // 57: tandem.volume.v1.PrepareHandoverRequest
+	(*PrepareHandoverResponse)(nil),  // 58: tandem.volume.v1.PrepareHandoverResponse
+	(*TakeHandoverRequest)(nil),      // 59: tandem.volume.v1.TakeHandoverRequest
+	(*TakeHandoverResponse)(nil),     // 60: tandem.volume.v1.TakeHandoverResponse
+	nil,                              // 61: tandem.volume.v1.Volume.LabelsEntry
+	nil,                              // 62: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                              // 63: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*clusterdomainpb.Verified)(nil), // 64: tandem.clusterdomain.v1.Verified
+	(*clusterdomainpb.Receipt)(nil),  // 65: tandem.clusterdomain.v1.Receipt
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
@@ -4749,87 +4759,88 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	7,  // 6: tandem.volume.v1.Volume.verify:type_name -> tandem.volume.v1.Verify
 	8,  // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
 	5,  // 8: tandem.volume.v1.Volume.needs:type_name -> tandem.volume.v1.Needs
-	2,  // 9: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
-	0,  // 10: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	62, // 11: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	5,  // 12: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
-	6,  // 13: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	63, // 14: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	6,  // 15: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
-	16, // 16: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
-	6,  // 17: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	48, // 18: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	0,  // 19: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	5,  // 20: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
-	6,  // 21: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	6,  // 22: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	6,  // 23: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	6,  // 24: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	6,  // 25: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	6,  // 26: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	6,  // 27: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	6,  // 28: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	6,  // 29: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	39, // 30: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	40, // 31: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
-	3,  // 32: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	43, // 33: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	6,  // 34: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	48, // 35: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	64, // 36: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
-	49, // 37: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
-	49, // 38: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
-	50, // 39: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
-	53, // 40: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
-	4,  // 41: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
-	53, // 42: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
-	51, // 43: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
-	53, // 44: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
-	12, // 45: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	14, // 46: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	17, // 47: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	19, // 48: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
-	46, // 49: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
-	21, // 50: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	23, // 51: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	25, // 52: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	27, // 53: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	35, // 54: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	29, // 55: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	31, // 56: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	33, // 57: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	37, // 58: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	44, // 59: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	51, // 60: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
-	55, // 61: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
-	57, // 62: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
-	59, // 63: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
-	41, // 64: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	13, // 65: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	15, // 66: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	18, // 67: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	20, // 68: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
-	47, // 69: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
-	22, // 70: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	24, // 71: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	26, // 72: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	28, // 73: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	36, // 74: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	30, // 75: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	32, // 76: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	34, // 77: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	38, // 78: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	45, // 79: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	52, // 80: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
-	56, // 81: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
-	58, // 82: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
-	60, // 83: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
-	42, // 84: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	65, // [65:85] is the sub-list for method output_type
-	45, // [45:65] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	64, // 9: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
+	2,  // 10: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
+	0,  // 11: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	62, // 12: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	5,  // 13: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	6,  // 14: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	63, // 15: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	6,  // 16: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
+	16, // 17: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
+	6,  // 18: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	48, // 19: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	0,  // 20: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	5,  // 21: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	6,  // 22: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 23: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 24: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 25: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 26: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 27: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 28: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 29: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	6,  // 30: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	39, // 31: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	40, // 32: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	3,  // 33: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	43, // 34: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	6,  // 35: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	48, // 36: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	65, // 37: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
+	49, // 38: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	49, // 39: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	50, // 40: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	53, // 41: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	4,  // 42: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
+	53, // 43: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	51, // 44: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	53, // 45: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	12, // 46: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	14, // 47: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	17, // 48: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	19, // 49: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
+	46, // 50: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	21, // 51: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	23, // 52: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	25, // 53: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	27, // 54: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	35, // 55: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	29, // 56: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	31, // 57: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	33, // 58: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	37, // 59: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	44, // 60: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	51, // 61: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	55, // 62: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	57, // 63: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	59, // 64: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	41, // 65: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	13, // 66: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	15, // 67: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	18, // 68: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	20, // 69: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	47, // 70: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	22, // 71: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	24, // 72: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	26, // 73: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	28, // 74: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	36, // 75: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	30, // 76: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	32, // 77: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	34, // 78: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	38, // 79: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	45, // 80: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	52, // 81: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	56, // 82: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	58, // 83: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	60, // 84: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	42, // 85: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	66, // [66:86] is the sub-list for method output_type
+	46, // [46:66] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }

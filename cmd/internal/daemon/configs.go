@@ -2,8 +2,11 @@ package daemon
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
+	"time"
 
+	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
 	replvolume "github.com/tandem-storage/tandem/replication/volume"
@@ -67,4 +70,31 @@ func (d *daemon) sealed(v replication.VolumeID) map[replication.ReplicaID]volume
 		all[s.Replica] = volume.Sealed{Lossy: s.Lossy, Applied: s.Applied}
 	}
 	return all
+}
+
+// verified puts on record that a verify of a volume that is attached here has come to its end.
+func (d *daemon) verified(ctx context.Context, id replication.VolumeID, p *replvolume.Pass) error {
+	cfg, _, err := d.configs.Load(ctx, id)
+	if err != nil {
+		return err
+	}
+	return d.configs.Verified(ctx, id, verified(cfg, p))
+}
+
+// verified tells of p, a verify of the volume of cfg.
+func verified(cfg *replication.Config, p *replvolume.Pass) *clusterdomain.Verified {
+	v := &clusterdomain.Verified{
+		Began: p.Began.UTC().Truncate(time.Millisecond), Ended: p.Ended.UTC().Truncate(time.Millisecond), From: uint64(p.From), To: uint64(p.To),
+		Bytes: p.Size, Healed: p.Healed, Recomputed: p.Recomputed, Lost: p.Lost, Differs: p.Differs,
+	}
+	if cfg.Coord != nil {
+		v.Node = string(cfg.Coord.Node)
+	}
+	for _, s := range p.Sides {
+		m := cfg.Members[s.Replica]
+		v.Sides = append(v.Sides, clusterdomain.VerifiedSide{
+			ID: s.Replica.String(), Node: string(m.Node), Domain: string(m.Domain), Digest: hex.EncodeToString(s.Digest),
+		})
+	}
+	return v
 }

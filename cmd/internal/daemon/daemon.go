@@ -244,7 +244,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 			ResyncRate: int64(r.ResyncRate), Resyncs: r.Resyncs, ResyncFloor: int64(r.ResyncFloor),
 			PoolResyncs: r.ResyncsPerPool, PoolResyncRate: int64(r.ResyncRatePerPool), LinkResyncRate: int64(r.ResyncRatePerLink),
 		},
-		Verify: replvolume.VerifySchedule{Every: r.VerifyInterval, Rate: int64(r.VerifyRate)},
+		Verify: replvolume.VerifySchedule{Every: r.VerifyInterval, Rate: int64(r.VerifyRate)}, Verified: d.verified,
 		Logger: d.lg,
 	})
 	d.configs.Resynced, d.configs.Sealed = d.resynced, d.sealed

@@ -288,12 +288,15 @@ func (r *runtime) Status(_ context.Context, id replication.VolumeID) volume.Live
 		}
 		l.Replicas[p.Replica] = pr
 	}
-	l.Verify, l.Damage = verify(&st.Verify), volume.Damage(st.Damage)
+	l.Verify, l.Damage = verify(&st.Verify, st.Config), volume.Damage(st.Damage)
 	return l
 }
 
-func verify(s *replvolume.VerifyStatus) *volume.Verify {
-	y := &volume.Verify{Since: s.Since, Rate: s.Rate, ETA: s.ETA(), Last: s.Last, Next: s.Next}
+func verify(s *replvolume.VerifyStatus, cfg *replication.Config) *volume.Verify {
+	y := &volume.Verify{Since: s.Since, Rate: s.Rate, ETA: s.ETA(), Next: s.Next}
+	if s.Last != nil {
+		y.Last = verified(cfg, s.Last)
+	}
 	if p := s.Running; p != nil {
 		y.Running, y.Done, y.Total, y.Healed, y.Recomputed = true, p.Done, p.Size, p.Healed, p.Recomputed
 	}
