@@ -272,15 +272,12 @@ func (*joining) Changed(replication.VolumeID) {}
 func TestAttachAsksForTheGroupAgain(t *testing.T) {
 	c := newTestCluster(t, 16<<20)
 	a, j := c.nodes[0].m, &joining{kv: c.kv}
-	a.o.Groups = j
+	a.o.Groups, a.o.Timing.Group = j, 50*time.Millisecond // nobody tells it of its group
 	v, err := a.Attach(t.Context(), c.vol, AttachOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if n := j.asks.Load(); n != 2 || !v.opts.Group {
 		t.Errorf("asked %d times, serves as of a group: %v", n, v.opts.Group)
-	}
-	if _, err := v.SetGroup(t.Context(), replication.GroupOrder{}); err != nil { // its end need not wait
-		t.Fatal(err)
 	}
 }
