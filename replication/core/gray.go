@@ -106,8 +106,8 @@ func (c *Coordinator) evictReason(i int) string {
 	if c.evictWhy[i] != gray || !c.tooSlow(i) {
 		return c.evictWhy[i]
 	}
-	tenths := int64(g.runs) * c.o.SlowWindow / 1e8
-	return fmt.Sprintf("%s: %d of %d writes in %d.%d s took longer than %d ms", gray, g.ofLate, g.ofWrites, tenths/10, tenths%10, c.o.EvictSlow/1e6)
+	return fmt.Sprintf("%s: %d of %d writes in %g s took longer than %g ms", gray, g.ofLate, g.ofWrites,
+		float64(g.runs)*float64(c.o.SlowWindow)/1e9, float64(c.o.EvictSlow)/1e6)
 }
 
 // restFromGray lets a member that has left begin anew when it is back. One that left because it is slow may be so still: each time it
