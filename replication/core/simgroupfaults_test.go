@@ -86,6 +86,7 @@ func (w *groupWorld) heals() {
 // back attaches a volume again that is not, or not any more.
 func (v *groupVol) back() {
 	if v.c == nil || v.c.Dead() != nil {
+		v.tending = false // whoever looked after the one that is dead hears of it no more
 		v.attach()
 	}
 }
