@@ -165,6 +165,7 @@ func (c *Coordinator) countPiece(v *verifyRun, j *copyJob) {
 		case off < j.io.Off || off >= j.io.Off+j.io.Len:
 		case h == harmLost:
 			v.lost++
+			v.dark = ^mask(0) // nobody could read it when it was looked into, though all may now
 		default:
 			v.differs++
 		}
