@@ -19,7 +19,8 @@ const activityLogFile = "al"
 // that are not settled on every replica: those are what has to be compared after
 // a crash. A region is active from the moment that Activate is called until it is
 // retired; after a crash at least those are active whose Activate is done and that
-// were not retired, and none for which it was never called.
+// were not retired since it was called, and none for which it was never called. The done
+// of an Activate whose region was retired meanwhile says nothing of a later Activate.
 //
 // All methods may be called concurrently, from a done too, and none waits for the
 // disk unless the replica is being closed. One record is on its way at a time; what is

@@ -362,22 +362,25 @@ func crashLogAt(t *testing.T, rng *rand.Rand, at int, mode string) {
 	l := r.Log()
 	var mu sync.Mutex
 	asked, durable := make(map[uint32]bool), make(map[uint32]bool)
+	retired := make(map[uint32]int) // how often: what was asked for before counts no longer
 	stopped := false
 	ask := func() {
 		mu.Lock()
 		for _, g := range l.Active() {
 			if rng.IntN(2) == 0 {
 				delete(durable, g)
+				retired[g]++
 				l.Retire([]uint32{g}, 1)
 			}
 		}
 		g := rng.Uint32N(60)
 		asked[g] = true
+		before := retired[g]
 		mu.Unlock()
 		l.Activate([]uint32{g}, func(err error) {
 			mu.Lock()
 			defer mu.Unlock()
-			if err == nil && !stopped && slices.Contains(l.Active(), g) {
+			if err == nil && !stopped && retired[g] == before {
 				durable[g] = true
 			}
 		})

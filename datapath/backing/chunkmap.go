@@ -23,8 +23,8 @@ type chunkMap struct {
 	file       *meta.DirtyFile
 }
 
-// createChunkMap makes the chunk map of a new replica: none made, or all. Stable on nil.
-func createChunkMap(dir string, k key, chunks int64, all bool) error {
+// createChunkMap makes the chunk map of a new replica, which has the chunks in made. Stable on nil.
+func createChunkMap(dir string, k key, chunks int64, made bitmap) error {
 	size := chunkMapSize(chunks)
 	f, err := meta.CreatePages(filepath.Join(dir, chunkMapFile), meta.DirtyPages(size))
 	if err != nil {
@@ -32,9 +32,7 @@ func createChunkMap(dir string, k key, chunks int64, all bool) error {
 	}
 	defer f.Close()
 	m := meta.NewDirtyMap(size)
-	if all {
-		m.SetAll()
-	}
+	made.each(func(n int64) { m.Set(n*meta.DirtyBlock, meta.DirtyBlock) })
 	_, err = meta.CreateDirty(f, k.replica, m)
 	return err
 }

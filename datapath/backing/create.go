@@ -58,7 +58,10 @@ func (s *ReplicaSpec) validate(p *Pool, c Capacity) error {
 
 // Create makes a replica in state EMPTY, all zeroes. On nil it is stable; after a
 // crash it is whole or absent. Errors: ErrInvalid, ErrForeign, ErrExists, ErrPoolFull.
-func (p *Pool) Create(s ReplicaSpec) error {
+func (p *Pool) Create(s ReplicaSpec) error { return p.create(s, nil) }
+
+// create makes a replica: of zeroes, or of what from has.
+func (p *Pool) create(s ReplicaSpec, from *source) error {
 	if s.ChunkSize == 0 {
 		s.ChunkSize = DefaultChunkSize
 	}
@@ -79,7 +82,7 @@ func (p *Pool) Create(s ReplicaSpec) error {
 		return errors.Join(err, fmt.Errorf("%w: %s", ErrExists, final))
 	}
 	tmp := p.path(tmpDir, k.dirName())
-	err = p.build(tmp, k, s)
+	err = p.build(tmp, k, s, from)
 	if err == nil {
 		err = os.Rename(tmp, final)
 	}
@@ -93,7 +96,7 @@ func (p *Pool) Create(s ReplicaSpec) error {
 }
 
 // build makes the replica's directory at dir; everything in it is stable on nil.
-func (p *Pool) build(dir string, k key, s ReplicaSpec) error {
+func (p *Pool) build(dir string, k key, s ReplicaSpec, from *source) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
@@ -114,24 +117,7 @@ func (p *Pool) build(dir string, k key, s ReplicaSpec) error {
 	if err := os.WriteFile(filepath.Join(dir, lockFile), nil, 0o600); err != nil {
 		return err
 	}
-	head := filepath.Join(dir, headDir)
-	if err := os.Mkdir(head, 0o700); err != nil {
-		return err
-	}
-	chunks := (s.Size + s.ChunkSize - 1) / s.ChunkSize
-	if s.Thick {
-		for n := range chunks {
-			f, err := makeChunk(head, k, n, s.ChunkSize, sb.Epoch, true)
-			if err != nil {
-				return err
-			}
-			f.Close()
-		}
-	}
-	if err := syncDir(head); err != nil {
-		return err
-	}
-	if err := createChunkMap(dir, k, chunks, s.Thick); err != nil {
+	if err := p.buildData(dir, k, s, sb.Epoch, from); err != nil {
 		return err
 	}
 	pages, _, err := createLog(dir, meta.LogOptions{Replica: s.Replica, Instance: p.self, Previous: p.self, Slots: p.o.LogSlots}, false)
@@ -139,15 +125,6 @@ func (p *Pool) build(dir string, k key, s ReplicaSpec) error {
 		return err
 	}
 	pages.Close()
-	if !p.o.NoChecksums {
-		sums, err := createSums(dir, s.Size, &meta.SumHeader{
-			SumOwner: meta.SumOwner{Replica: s.Replica, Generation: newUUID()}, Instance: p.self, Previous: p.self,
-		})
-		if err != nil {
-			return err
-		}
-		sums.Close()
-	}
 	for i := range spareMaps {
 		f, err := meta.CreatePages(filepath.Join(dir, spareName(i)), meta.DirtyPages(s.Size))
 		if err != nil {
@@ -165,6 +142,54 @@ func (p *Pool) build(dir string, k key, s ReplicaSpec) error {
 		return err
 	}
 	return mirrorSuperblock(d, sf.Get())
+}
+
+// buildData makes the data of a replica in dir, which has none: the head, the chunk map and the checksums. All of it but their
+// directory entries is stable on nil.
+func (p *Pool) buildData(dir string, k key, s ReplicaSpec, epoch uint64, from *source) error {
+	head := filepath.Join(dir, headDir)
+	if err := os.Mkdir(head, 0o700); err != nil {
+		return err
+	}
+	chunks := (s.Size + s.ChunkSize - 1) / s.ChunkSize
+	made := newBitmap(chunks)
+	var sums *meta.Pages
+	if !p.o.NoChecksums {
+		h := &meta.SumHeader{SumOwner: meta.SumOwner{Replica: s.Replica, Generation: newUUID()}, Instance: p.self, Previous: p.self}
+		var err error
+		if sums, err = createSums(dir, s.Size, h); err != nil {
+			return err
+		}
+		defer sums.Close()
+		if from != nil {
+			from.to = h.SumOwner
+		}
+	}
+	for n := range chunks {
+		switch {
+		case from != nil:
+			ok, err := from.chunk(head, sums, k, n, epoch)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				continue
+			}
+		case s.Thick:
+			f, err := makeChunk(head, k, n, s.ChunkSize, epoch, true)
+			if err != nil {
+				return err
+			}
+			f.Close()
+		default:
+			continue
+		}
+		made.set(n)
+	}
+	if err := syncDir(head); err != nil {
+		return err
+	}
+	return createChunkMap(dir, k, chunks, made)
 }
 
 // mirrorSuperblock copies sb to the directory d. Stable on nil.
@@ -262,7 +287,9 @@ func (p *Pool) countProvisioned() error {
 }
 
 // Remove removes a replica, whatever its state. On nil it will not come back; its
-// space returns in the background. Absent is ErrNotFound, open is ErrInUse.
+// space returns in the background. Absent is ErrNotFound, and it will not come back
+// either: after an error of the disk every later call fails too, until the pool is
+// opened anew. Open is ErrInUse.
 func (p *Pool) Remove(volume, replica meta.UUID) error {
 	k := key{volume, replica}
 	if err := p.begin(k); err != nil {
@@ -274,22 +301,45 @@ func (p *Pool) Remove(volume, replica meta.UUID) error {
 	if sb, err := p.readMirror(dir, k); err == nil {
 		size = int64(sb.Size)
 	}
-	id := newUUID()
-	trash := p.path(trashDir, hex.EncodeToString(id[:]))
-	if err := os.Rename(dir, trash); errors.Is(err, fs.ErrNotExist) {
+	switch err := p.discard(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := p.unsureOf(k); err != nil {
+			return err
+		}
 		return fmt.Errorf("%w: replica %x of volume %x", ErrNotFound, replica, volume)
-	} else if err != nil {
-		return err
-	}
-	if err := errors.Join(syncDir(p.path(replicasDir)), syncDir(p.path(trashDir))); err != nil {
+	case err != nil:
+		p.mu.Lock()
+		p.mu.unsure[k] = err
+		p.mu.Unlock()
 		return err
 	}
 	p.mu.Lock()
+	delete(p.mu.unsure, k) // of a try that had not got as far
 	p.mu.provisioned -= size
 	p.mu.Unlock()
+	return nil
+}
+
+// discard removes a directory of this pool. On nil it will not come back; its space returns in the background.
+func (p *Pool) discard(dir string) error {
+	id := newUUID()
+	trash := p.path(trashDir, hex.EncodeToString(id[:]))
+	if err := os.Rename(dir, trash); err != nil {
+		return err
+	}
+	if err := errors.Join(syncDir(filepath.Dir(dir)), syncDir(p.path(trashDir))); err != nil {
+		return err
+	}
 	// What cannot be unlinked now is tried again by the next OpenPool.
 	p.removals.Go(func() { _ = os.RemoveAll(trash) })
 	return nil
+}
+
+// unsureOf is why a replica that is gone may come back: to sync again would lie.
+func (p *Pool) unsureOf(k key) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mu.unsure[k]
 }
 
 // begin reserves k for one operation: ErrInUse, block.ErrClosed.

@@ -13,6 +13,7 @@
 //	    cs                              checksums of the blocks
 //	    dm.<peer>, dm.free.<n>          dirty maps, and allocated files for the next ones
 //	    chunks                          which chunks have been made
+//	    snaps, snap/<id>/<n>            which snapshots there are, and their chunks
 //	    head/<n>                        chunk n: bytes [n*ChunkSize, (n+1)*ChunkSize)
 //	<pool>/tmp/, <pool>/trash/          half-made and half-removed replicas, emptied by OpenPool
 //
@@ -34,6 +35,12 @@
 // checksum is known. They are kept in memory for the regions in the log, taken over from
 // block.Request.Sums where there are such, and stored before the log forgets a region.
 // Nothing that goes wrong with them fails a request.
+//
+// # Snapshots
+//
+// Replica.Cut takes a snapshot, on file systems with reflink. From then on a chunk is cloned before it is
+// first changed, and the write waits for that; until then the snapshot and the head share it. A Snapshot is
+// read-only and checked by checksums of its own (docs/design/0027). Without snapshots requests see a nil pointer.
 //
 // # Engines
 //

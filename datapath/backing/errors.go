@@ -34,6 +34,10 @@ var (
 	ErrRegress = errors.New("backing: superblock would go back")
 	// ErrPoolFull means that the pool takes no new replica. It is also a block.ErrNoSpace.
 	ErrPoolFull = fmt.Errorf("backing: pool is too full: %w", block.ErrNoSpace)
+	// ErrNoReflink means that the pool's file system cannot clone files, so that there are no snapshots.
+	ErrNoReflink = errors.New("backing: file system cannot clone files")
+	// ErrTooManySnapshots means that a replica has meta.MaxSnapshots.
+	ErrTooManySnapshots = errors.New("backing: too many snapshots")
 	// ErrFaulted means that the replica met an error after which its data cannot
 	// be known (I25). It is also a block.ErrIO.
 	ErrFaulted = fmt.Errorf("backing: replica is faulted: %w", block.ErrIO)

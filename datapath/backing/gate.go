@@ -46,7 +46,9 @@ type bitmap []atomic.Uint64
 
 func newBitmap(n int64) bitmap { return make(bitmap, (n+63)/64) }
 
-func (b bitmap) set(n int64)   { b[n/64].Or(1 << (n % 64)) }
+func (b bitmap) set(n int64)      { b[n/64].Or(1 << (n % 64)) }
+func (b bitmap) has(n int64) bool { return b[n/64].Load()&(1<<(n%64)) != 0 }
+
 func (b bitmap) clear(n int64) { b[n/64].And(^uint64(1 << (n % 64))) }
 
 // each calls f for the members.

@@ -48,6 +48,9 @@ type Options struct {
 	LogSlots int
 	// NoChecksums keeps no checksums of the blocks.
 	NoChecksums bool
+	// ClonePause is the least time between two chunks that are cloned for snapshots before a write needs
+	// that. 0 is DefaultClonePause, negative clones only for writes.
+	ClonePause time.Duration
 	// Engine chooses how I/O is done; zero is the best that the kernel offers.
 	Engine Engine
 }
@@ -72,11 +75,13 @@ type Pool struct {
 		sync.Mutex
 		closed      bool
 		open        map[key]*Replica
-		busy        map[key]bool // being made, opened or removed
+		busy        map[key]bool  // being made, opened or removed
+		unsure      map[key]error // removed in memory, with the error that says why perhaps not on the disk
 		provisioned int64
 		crowded     bool // what Crowded said last
 	}
 	removals sync.WaitGroup
+	cloning  sync.Mutex // by the one cloner that clones
 }
 
 // key names a replica in a pool.
@@ -98,9 +103,13 @@ func OpenPool(o Options) (*Pool, error) {
 	if o.LockWait == 0 {
 		o.LockWait = DefaultLockWait
 	}
+	if o.ClonePause == 0 {
+		o.ClonePause = DefaultClonePause
+	}
 	p := &Pool{o: o, self: newUUID()}
 	p.mu.open = make(map[key]*Replica)
 	p.mu.busy = make(map[key]bool)
+	p.mu.unsure = make(map[key]error)
 	if err := p.init(); err != nil {
 		p.shut()
 		return nil, err

@@ -5,9 +5,60 @@ import (
 	"os"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/datapath/block/blocktest"
+	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
 	"github.com/tandem-storage/tandem/datapath/meta"
 )
+
+// TestRemoveOnFailingDisk: a replica whose removal could not be made stable is not said to be gone.
+func TestRemoveOnFailingDisk(t *testing.T) {
+	if err := fuseloop.Available(); err != nil {
+		t.Skip(err)
+	}
+	front, err := fuseloop.New(fuseloop.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := front.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	d := blocktest.NewInject(blocktest.NewMem(blocktest.MemOptions{Size: 256 << 20}))
+	open := func(dir string) *Pool {
+		p, err := OpenPool(Options{Path: dir, Cluster: testCluster, Node: "n1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	onDisk(t, front, d, "ext4", true, func(dir string) {
+		p := open(dir)
+		createTestReplica(t, p, 8<<20)
+		d.Add(blocktest.Rule{Op: block.OpWrite, Err: block.ErrIO})
+		for range 3 {
+			if err := p.Remove(testVolume, testReplica); !errors.Is(err, unix.EIO) {
+				t.Errorf("remove on a disk that fails: %v", err)
+			}
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		d.Clear()
+	})
+	onDisk(t, front, d, "ext4", false, func(dir string) {
+		p := open(dir)
+		if err := p.Remove(testVolume, testReplica); err != nil && !errors.Is(err, ErrNotFound) {
+			t.Errorf("the disk is back: %v", err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
 
 func TestCreateListRemove(t *testing.T) {
 	p := openTestPool(t, t.TempDir(), EngineAuto)

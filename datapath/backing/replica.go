@@ -41,6 +41,7 @@ type Replica struct {
 	gate     gate
 	log      *ActivityLog
 	sums     sums
+	snaps    snapshots
 
 	failure atomic.Pointer[error]
 	faulted chan struct{}
@@ -73,6 +74,9 @@ func (p *Pool) Open(volume, replica meta.UUID) (*Replica, error) {
 	r.gate.idle = make(chan struct{})
 	r.maker.waiting = make(map[int64]*op)
 	r.meta.maps = make(map[meta.UUID]*dirtyMap)
+	r.snaps.r = r
+	r.snaps.held.waiting = make(map[int64][]*block.Request)
+	r.snaps.stop = make(chan struct{})
 	if err := r.open(); err != nil {
 		r.shut()
 		return nil, err
@@ -80,6 +84,7 @@ func (p *Pool) Open(volume, replica meta.UUID) (*Replica, error) {
 	p.mu.Lock()
 	p.mu.open[k] = r
 	p.mu.Unlock()
+	r.snaps.startCloner()
 	return r, nil
 }
 
@@ -97,6 +102,9 @@ func (r *Replica) open() (err error) {
 	}
 	sb, err := r.openSuperblock()
 	if err != nil {
+		return err
+	}
+	if err := r.endRevert(); err != nil {
 		return err
 	}
 	r.chunkSize = int64(sb.ChunkSize)
@@ -119,6 +127,9 @@ func (r *Replica) open() (err error) {
 		return err
 	}
 	if err := r.openLog(sb.Instance); err != nil {
+		return err
+	}
+	if err := r.openSnaps(sb); err != nil {
 		return err
 	}
 	r.openSums(sb)
@@ -179,7 +190,9 @@ func (r *Replica) shutDown(clean bool) error {
 		return nil
 	}
 	r.close.done = true
+	close(r.snaps.stop)
 	r.gate.shut()
+	r.snaps.cloner.Wait()
 	var err error
 	if clean {
 		err = r.settle()
@@ -231,6 +244,7 @@ func (r *Replica) shut() {
 		r.log.close()
 	}
 	r.sums.close()
+	r.snaps.close()
 	for i := range r.chunks {
 		if c := r.chunks[i].Load(); c != nil {
 			c.f.Close()

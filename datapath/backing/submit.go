@@ -75,6 +75,12 @@ func (r *Replica) startAll(reqs []*block.Request) {
 
 // start adds the ops of a well-formed request to l.
 func (r *Replica) start(l *opList, req *block.Request) {
+	if v := r.snaps.view.Load(); v != nil && req.Op != block.OpRead && req.Op != block.OpFlush {
+		if n, ok := v.blocked(r, req); ok {
+			r.snaps.hold(n, req)
+			return
+		}
+	}
 	t := tasks.Get().(*task)
 	t.r, t.req = r, req
 	t.pending.Store(1) // for start itself

@@ -106,4 +106,14 @@ func TestGolden(t *testing.T) {
 	if h, err := decodeDirtyPage(page); err != nil || h != (dirtyPage{No: 1, Gen: 0xa1b2c3d4, Peer: seq(0x80)}) {
 		t.Errorf("the documented page decodes as %+v (%v)", h, err)
 	}
+
+	page = golden(t, "snapshot set")
+	set := &SnapshotSet{Last: 9, Records: []SnapshotRecord{{ID: seq(0xa0), Number: 4}, {ID: seq(0xb0), Number: 7, Deleting: true}}}
+	if seq5, got, err := decodeSnapshots(page, seq(0x30)); err != nil || seq5 != 5 || !reflect.DeepEqual(got, set) {
+		t.Errorf("the documented snapshot set decodes as %d, %+v (%v)", seq5, got, err)
+	}
+	encodeSnapshots(again[:], seq(0x30), 5, set)
+	if string(again[:]) != string(page) {
+		t.Errorf("the snapshot set is encoded as\n%s", hex.Dump(again[:]))
+	}
 }

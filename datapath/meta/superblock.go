@@ -56,8 +56,14 @@ type (
 	Compat   uint64
 )
 
-// KnownIncompat has every Incompat bit that this program understands: none yet.
-const KnownIncompat Incompat = 0
+const (
+	// IncompatSnapshots: the replica has a snapshot set. Who does not know would change
+	// what its snapshots need.
+	IncompatSnapshots Incompat = 1 << 0
+
+	// KnownIncompat has every Incompat bit that this program understands.
+	KnownIncompat = IncompatSnapshots
+)
 
 // Superblock is what a replica durably knows about itself. FORMAT.md has the byte table.
 type Superblock struct {

@@ -152,7 +152,7 @@ func TestSuperblockDamage(t *testing.T) {
 		}, ErrCorrupt, 0},
 		{"two replicas", func(f *memPages) { reseal(f, 1, func(p []byte) { p[72]++ }) }, ErrCorrupt, 0},
 		{"later version in the older slot", func(f *memPages) { reseal(f, 1, func(p []byte) { p[12]++ }) }, ErrIncompatible, 0},
-		{"unknown feature", func(f *memPages) { reseal(f, 0, func(p []byte) { p[24] = 1 }) }, ErrIncompatible, 0},
+		{"unknown feature", func(f *memPages) { reseal(f, 0, func(p []byte) { p[24] = 1 << 1 }) }, ErrIncompatible, 0},
 		{"unknown compatible feature", func(f *memPages) { reseal(f, 0, func(p []byte) { p[32] = 1 }) }, nil, 2},
 		{"too many peers", func(f *memPages) { reseal(f, 0, func(p []byte) { p[210] = MaxPeers + 1 }) }, nil, 1},
 		{"no state", func(f *memPages) { reseal(f, 0, func(p []byte) { p[208] = 0 }) }, nil, 1},
