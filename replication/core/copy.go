@@ -120,64 +120,6 @@ func (c *Coordinator) unreconciled(off, n int64) bool {
 	return b >= 0 && int64(b)*replication.ResyncBlock < off+n
 }
 
-// busy reports whether the consumer is at work, so that copies make room for it.
-func (c *Coordinator) busy() bool { return c.o.ResyncFloor > 0 && c.now-c.proposed < busyFor }
-
-// unit is how much is compared and copied under one range lock now, in bytes.
-func (c *Coordinator) unit() int64 {
-	if c.busy() {
-		return paceUnit
-	}
-	return copySpan
-}
-
-// budget says whether another span may start, and takes it from the rate, in bytes a second, 0 unlimited.
-func (c *Coordinator) budget(rate int64) bool {
-	if len(c.jobs) >= c.o.ResyncWindow || c.now < c.copyAt {
-		return false
-	}
-	unit := c.unit()
-	if !c.busy() {
-		return c.bucket.take(c.now, rate, max(rate, unit), unit)
-	}
-	if c.pace.paused(c.now) {
-		c.bucket = bucket{at: c.now} // nothing gathers meanwhile
-		return false
-	}
-	c.pace.judge(c.now, c.o.ResyncFloor)
-	if rate <= 0 || rate > c.pace.rate {
-		rate = c.pace.rate
-	}
-	ok := c.bucket.take(c.now, rate, max(rate/10, unit), unit)
-	c.pace.held = c.pace.held || !ok
-	return ok
-}
-
-// bucket bounds how much is done in a second.
-type bucket struct {
-	tokens int64 // bytes that may be done now
-	at     int64 // when they were counted
-}
-
-// take takes n out of the bucket if there is that much in it. rate is in bytes a second, 0 unlimited; full, n or more, is
-// the most that may gather.
-func (b *bucket) take(now, rate, full, n int64) bool {
-	if rate <= 0 {
-		return true
-	}
-	if b.at == 0 {
-		b.at = now
-	}
-	earned := float64(now-b.at) * float64(rate) / 1e9
-	b.tokens = min(b.tokens+int64(min(earned, float64(full))), full)
-	b.at = now
-	if b.tokens < n {
-		return false
-	}
-	b.tokens -= n
-	return true
-}
-
 // fillCopies starts as many spans of the joiner as may run.
 func (c *Coordinator) fillCopies() {
 	j := c.join
@@ -435,66 +377,6 @@ func (c *Coordinator) copyRefused(r copyRequest, st replication.Status) {
 		c.requestEvict(r.to, unreadable)
 	default:
 		c.requestEvict(r.to, refusal(st))
-	}
-}
-
-// compare copies what differs, in pieces of blocks that follow each other.
-func (c *Coordinator) compare(j *copyJob) {
-	var p copyPiece
-	differ, blocks := 0, 0
-	for off := int64(0); off < j.io.Len; off += replication.ResyncBlock {
-		k := int(off/replication.ResyncBlock) * replication.HashLen
-		h := j.hashes[j.src][k : k+replication.HashLen]
-		b := copyPiece{off: j.io.Off + off, n: min(replication.ResyncBlock, j.io.Len-off), zero: bytes.Equal(h, zeroHash)}
-		for i := range c.m {
-			if j.dst.has(i) && !bytes.Equal(h, j.hashes[i][k:k+replication.HashLen]) {
-				b.dst |= bit(i)
-			}
-		}
-		blocks++
-		if b.dst != 0 {
-			differ++
-		}
-		if p.dst == b.dst && p.zero == b.zero && p.n < copyMost {
-			p.n += b.n
-			continue
-		}
-		c.copyPiece(j, p)
-		p = b
-	}
-	c.copyPiece(j, p)
-	if !j.reconcile && c.join != nil && j.dst.has(c.join.q) {
-		c.join.direct = 0
-		if 2*differ > blocks {
-			c.join.direct = directSpans
-		}
-	}
-}
-
-// copyPiece is a part of a span in which the same members differ from the source.
-type copyPiece struct {
-	off, n int64
-	dst    mask
-	zero   bool // the source has zeroes
-}
-
-// copyMost is the most that is read and sent at once, in bytes: the next piece is read while one is on its way.
-const copyMost = 4 * replication.ResyncBlock
-
-// copyPiece brings p to those that differ: zeroes at once, data when they have been read.
-func (c *Coordinator) copyPiece(j *copyJob, p copyPiece) {
-	switch {
-	case p.dst == 0:
-	case p.zero:
-		for i := range c.m {
-			if p.dst.has(i) {
-				c.request(copyRequest{job: j, to: i, kind: askWrite, off: p.off, n: p.n},
-					replication.Message{Type: replication.MsgResyncWrite, Flags: j.flags(), Offset: p.off, Length: p.n})
-			}
-		}
-	default:
-		c.request(copyRequest{job: j, to: j.src, kind: askRead, off: p.off, n: p.n, dst: p.dst},
-			replication.Message{Type: replication.MsgRead, Offset: p.off, Length: p.n})
 	}
 }
 

@@ -45,7 +45,7 @@ var mutants = []mutant{
 	{"start_not_held", "9.1 step 3: mirrored or marked", "change.go", "c.holdRequests(StallResyncStart, false)", "c.dropWaitingCopies()"},
 	{"join_ends_all_maps", "I14: a join ends the map of who has joined", "replicacontrol.go", "if !cfg.InISR(id) {", "if !cfg.InISR(id) && len(cfg.ISR) < 2 {"},
 	{"clean_without_flush", "I13: settled is what was flushed", "dispatch.go", "case io.Kind == replication.MsgFlush:\n\t\tc.flushDone(io)", "case io.Kind == replication.MsgFlush || c.flight.minWrite() == 0:\n\t\tio.cover = max(io.cover, io.seq-1)\n\t\tc.flushDone(io)"},
-	{"hole_not_copied", "9.1: zeroes are content", "copy.go", "case p.zero:\n\t\tfor i := range c.m {", "case p.zero:\n\t\tfor i := range c.m[:0] {"},
+	{"hole_not_copied", "9.1: zeroes are content", "compare.go", "case p.zero:\n\t\tfor i := range c.m {", "case p.zero:\n\t\tfor i := range c.m[:0] {"},
 	{"trim_skips_joiner", "I27: a discard is a write to a joiner too", "dispatch.go", "io.targets = c.isr | c.syncing()\n", "io.targets = c.isr | c.syncing()\n\tif io.Kind == replication.MsgTrim {\n\t\tio.targets = c.isr\n\t}\n"},
 	{"refusal_keeps_credit", "14.2: a refusal gives the room of its payload back", "replicaio.go", "Seq: msg.Seq, Credit: uint32(payload),", "Seq: msg.Seq, Credit: 0 * uint32(payload),"},
 	{"no_drain", "I17: seal and hello wait for the kernel", "replica.go", "if r.inUse > 0 {\n\t\t\t\treturn", "if false {\n\t\t\t\treturn"},
@@ -82,7 +82,7 @@ var mutants = []mutant{
 	{"release_by_others", "I8: only its own node knows that a process has ended", "lease.go", "old.Node == c.o.Node && ", ""},
 	{"release_by_boot", "I8: another boot may be another machine", "lease.go", "old.Boot == c.o.Boot && ", ""},
 	{"release_unserved", "I8: who did not come to serve waited for nobody", "lease.go", "cfg.Phase == replication.PhaseActive && ", ""},
-	{"read_after_detach", "5.4: who detaches reads no more", "change.go", "c.ended = true //", "//"},
+	{"read_after_detach", "5.4: who detaches reads no more", "detach.go", "c.ended = true //", "//"},
 	{"read_not_checked_again", "I8: a read is checked when it is done", "dispatch.go", "case c.confirmed(io):", "case true:"},
 	{"handover_unflushed", "10.2: what is handed over is stable", "handover.go", "ch.step = stepFlush\n\t\t\tc.flushNow()", "ch.step, c.flushGood = stepFlush, true"},
 	{"handover_unsettled", "10.2: activity logs are clean, and it is known", "handover.go", "ch.step = stepSettle\n\t\t\tc.flushNow()", "ch.step = stepSettle"},
@@ -189,8 +189,8 @@ var mutants = []mutant{
 	{"resync_without_floor", "9.3: a resync comes to an end", "pace.go", "max(p.rate/2, floor)", "p.rate/2"},
 	{"quiet_beside_copies", "9.3: quiet is without copies", "pace.go", "case !copying && (p.copied == 0 || io.born-p.copied >= probeRest):", "case true:"},
 	{"quiet_once", "9.3: what is quiet is learned anew", "pace.go", "wait >= probeWait || p.unknown &&", "p.probed == 0 || p.unknown &&"},
-	{"whole_spans", "9.3: a consumer waits for little", "copy.go", "return paceUnit", "return copySpan"},
-	{"rate_overflow", "9.3: the budget after a long pause", "copy.go", "float64(now-b.at) * float64(rate) / 1e9", "float64((now - b.at) * rate / 1e9)"},
+	{"whole_spans", "9.3: a consumer waits for little", "bucket.go", "return paceUnit", "return copySpan"},
+	{"rate_overflow", "9.3: the budget after a long pause", "bucket.go", "float64(now-b.at) * float64(rate) / 1e9", "float64((now - b.at) * rate / 1e9)"},
 	{"copy_no_space_faults", "12: no space is no failure", "copy.go", "c.requestEvict(r.to, refusal(st))", "c.requestEvict(r.to, diskFailed)"},
 	{"copy_read_faults", "12: a read error is no failure", "copy.go", "c.requestEvict(r.to, unreadable)", "c.requestEvict(r.to, diskFailed)"},
 	{"damaged_copy_waits", "9.1: a joiner that cannot be compared is given up", "copy.go", "case st == replication.StatusIO && r.kind == askHash:\n\t\tc.requestEvict(r.to, unreadable)", "case st == replication.StatusIO && r.kind == askHash:"},
@@ -200,8 +200,8 @@ var mutants = []mutant{
 	{"join_unflushed", "I13: a join settles the joiner's log", "join.go", "\tc.wroteSeq = true // a flush settles what its", "\t// a flush settles what its"},
 	{"reconcile_unflushed", "I13: what was reconciled is settled", "copy.go", "\tc.wroteSeq = true // a flush settles what the", "\t// a flush settles what the"},
 	{"joiner_told_before", "I13: a joiner is told again what is settled", "join.go", "m.stable = 0 //", "_ = m //"},
-	{"detach_leftovers", "5.4: what comes after the drain", "change.go", "c.abortAll(replication.ErrClosed) //", "//"},
-	{"detach_waits_copies", "5.4: a copy does not keep a detach", "change.go", "\t\t\tio.copy.failed = true\n", "\t\t\t_ = io\n"},
+	{"detach_leftovers", "5.4: what comes after the drain", "detach.go", "c.abortAll(replication.ErrClosed) //", "//"},
+	{"detach_waits_copies", "5.4: a copy does not keep a detach", "detach.go", "\t\t\tio.copy.failed = true\n", "\t\t\t_ = io\n"},
 	{"read_crc_for_ever", "F23: data that arrive damaged, and again", "dispatch.go", "if st != replication.StatusCRC || io.damaged.has(i) {", "if st != replication.StatusCRC {"},
 	{"write_crc_for_ever", "F23: a path that damages everything", "session.go", "case !io.spoilt.has(i):", "case true:"},
 	{"copy_crc_for_ever", "F23: a path that damages every copy", "copy.go", "m.damaged < copyTries {", "true {"},
@@ -277,7 +277,7 @@ var mutants = []mutant{
 	{"frozen_reconciled", "9.4: a comparison does not pick what differs", "copy.go", "case j.heal, j.reconcile && c.frozen(j.io.Off, j.io.Len):", "case j.heal:"},
 	{"frozen_for_ever", "9.4: what is written is well again", "dispatch.go", "\t\tc.overwritten(io)\n", "\t\t_ = io\n"},
 	{"frozen_thawed", "9.4: not by a write that failed", "dispatch.go", "case len(c.harms) > 0 && (io.failed|io.full)&c.isr == 0:", "case len(c.harms) > 0:"},
-	{"harm_for_ever", "9.4: a verify looks again at what could not be healed", "verify.go", "!j.refused && !c.harmedIn(j.io.Off, j.io.Len)", "!j.refused"},
+	{"harm_for_ever", "9.4: a verify looks again at what could not be healed", "verify.go", "same := !j.refused && !harmed", "same := !j.refused"},
 	{"heal_unproved", "9.4: what was rewritten is looked at again", "heal.go", "f != replication.FindingGood || !bytes.Equal(h, want) {", "false && h == nil && want == nil && f == 9 {"},
 	{"heal_unseen", "9.4: nothing is made right that was not looked at", "copy.go", "|| j.exam != examNone && !j.asFound(r.to, r.off, msg.Data) {", "{"},
 	{"heal_unlocked", "I15: a heal has its range", "copy.go", "\tif c.dispatchable(&j.io) {\n\t\tc.dispatch(&j.io)", "\tif j.heal || c.dispatchable(&j.io) {\n\t\tc.dispatch(&j.io)"},
@@ -288,10 +288,11 @@ var mutants = []mutant{
 	{"heal_unstable", "8: what was healed may be read at once", "copy.go", "if j.reconcile || j.heal {", "if j.reconcile {"},
 	{"read_not_healed", "9.4: what a consumer finds is healed", "dispatch.go", "\t\tc.suspect(io.Off, io.Len)\n", "\t\t_ = io\n"},
 	{"source_not_healed", "9.4: what a resync finds is healed", "copy.go", "\t\tc.suspect(r.job.io.Off, r.job.io.Len)\n", "\t\t_ = r\n"},
-	{"verify_refusal_same", "9.4: who cannot answer is looked at", "verify.go", "!j.refused && !c.harmedIn", "!c.harmedIn"},
+	{"verify_refusal_same", "9.4: who cannot answer is looked at", "verify.go", "same := !j.refused && !harmed", "same := !harmed"},
 	{"verify_skips", "9.4: a verify comes back to what it could not decide", "heal.go", "\t\tc.verifyAgain()\n", ""},
 	{"verify_unlocked", "9.4: what was not the same is asked for under the lock", "verify.go", "\tif v.lock {\n", "\tif false {\n"},
-	{"digest_unhealed", "9.4: what is not the same counts when a heal has looked into it", "verify.go", "\tcase same, v.looked:\n", "\tcase same, v.lock:\n"},
+	{"digest_unhealed", "9.4: what is not the same counts when a heal has looked into it", "verify.go", "\tcase same, v.looks > 0 && harmed, v.looks == mostLooks:\n", "\tcase same, v.lock:\n"},
+	{"digest_one_look", "9.4: what rots between the heal and the answer that counts is healed", "verify.go", "v.looks == mostLooks:", "v.looks > 0:"},
 	{"digest_absent", "9.4: who was away for a piece has no digest", "verify.go", "\tv.sides &= j.members()\n", ""},
 	{"digest_unread", "9.4: nor who could not read one", "verify.go", "\t\t\tv.dark |= bit(i)\n", ""},
 	{"digest_blind", "9.4: what differs makes digests differ", "verify.go", "\t\t\tv.sums[i].Write(h)\n", "\t\t\tv.sums[i].Write(j.hashes[j.src])\n"},
@@ -430,7 +431,7 @@ const endless = "never comes to an end"
 
 // try runs the directed tests and the simulator.
 func (m *mutant) try(bin string) (v verdict) {
-	text, err := run(bin, 20, "-test.skip", "^TestSim$")
+	text, err := run(bin, 120, "-test.skip", "^TestSim$")
 	switch {
 	case errors.Is(err, errEndless):
 		v.directed = endless
@@ -459,7 +460,7 @@ func (m *mutant) try(bin string) (v verdict) {
 var errEndless = errors.New(endless)
 
 // run runs a test binary on one processor and returns what it prints. The limit is in seconds of
-// processor time, some ten times what the core needs, so that a machine that does other things catches no mutant.
+// processor time, some eight times what is needed, so that a machine that does other things catches no mutant.
 func run(bin string, limit int, args ...string) (text string, err error) {
 	c := exec.Command("sh", append([]string{"-c", fmt.Sprintf(`ulimit -t %d; exec "$0" "$@"`, limit), bin, "-test.timeout", "0"}, args...)...)
 	c.Env = append(os.Environ(), "GOMAXPROCS=1")

@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -407,7 +406,9 @@ func simAllSeeds(t *testing.T, first, n uint64, all *simTally) {
 				case *simLog || !*simShrink:
 					t.Errorf("the %dth seed: seed %d: %s", i+1, first+i, failed)
 				default:
-					t.Errorf("the %dth seed: %s", i+1, simReport(first+i, *simSteps, failed))
+					seed := first + i
+					t.Errorf("the %dth seed: seed %d: %s", i+1, seed, report(planOf(seed, *simSteps), fmt.Sprintf("make sim SEED=%d", seed), failed,
+						func(p []planEvent) string { _, f := runPlan(seed, *simSteps, p); return f }))
 				}
 			}
 		})
@@ -417,19 +418,7 @@ func simAllSeeds(t *testing.T, first, n uint64, all *simTally) {
 
 // runKept runs a seed with the events of its plan that -sim.keep names.
 func runKept(t *testing.T, seed uint64) *simWorld {
-	plan := planOf(seed, *simSteps)
-	var kept []planEvent
-	for _, f := range strings.Split(strings.TrimPrefix(*simKeep, "none"), ",") {
-		if f == "" {
-			continue
-		}
-		i, err := strconv.Atoi(f)
-		if err != nil || i < 0 || i >= len(plan) {
-			t.Fatalf("-sim.keep: %q is no event of the %d of seed %d", f, len(plan), seed)
-		}
-		kept = append(kept, plan[i])
-	}
-	w, failed := runPlan(seed, *simSteps, kept)
+	w, failed := runPlan(seed, *simSteps, keep(t, planOf(seed, *simSteps), *simKeep))
 	if failed != "" {
 		t.Error(failed)
 	}

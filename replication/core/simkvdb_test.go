@@ -15,7 +15,9 @@ func (n *simNode) change(ch Change) {
 	w, c := n.w, n.coord
 	cause := ch.Next.History[len(ch.Next.History)-1].Cause
 	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, cause)
-	n.lapsed = n.coord.policy.lapsed
+	if n.proposal != ch.Next.ProposalID { // one that is made again was decided then
+		n.proposal, n.lapsed = ch.Next.ProposalID, c.policy.lapsed
+	}
 	if w.metro != nil {
 		w.metro.change(n, ch)
 		return

@@ -9,7 +9,6 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -231,22 +230,8 @@ func (c *simMetro) bothOrder(m *simMachine) bool {
 	return c.order(m, d, first, true) && c.order(o, d, (first+1+simOrder(c.whim.IntN(2)))%3, true)
 }
 
-// metroPlanned is one event of a plan at a machine, or repairs.
-type metroPlanned struct {
-	step, machine int
-	event         int    // index of metroEvents, or repairs
-	mend          uint64 // events that are mended, and the machine is started
-}
-
-func (e *metroPlanned) String() string {
-	if e.event == repairs {
-		return fmt.Sprintf("step %d: repairs, and n%d is started", e.step, e.machine)
-	}
-	return fmt.Sprintf("step %d: %s at n%d", e.step, metroEvents[e.event].name, e.machine)
-}
-
 // metroPlan draws what happens in a seed.
-func metroPlan(seed uint64, steps int) []metroPlanned {
+func metroPlan(seed uint64, steps int) []planEvent {
 	rng, machines := rand.New(rand.NewPCG(seed, 24)), simMachines(seed)
 	var used []int
 	most := []int{2, 3, 5}[rng.IntN(3)] // one in so many
@@ -275,30 +260,15 @@ func metroPlan(seed uint64, steps int) []metroPlanned {
 		}
 		often, mend = 600+rng.IntN(900), 1000+rng.IntN(3000)
 	}
-	var plan []metroPlanned
-	for step := range steps {
-		if len(used) > 0 && rng.IntN(often) == 0 {
-			plan = append(plan, metroPlanned{step: step, machine: rng.IntN(machines), event: used[rng.IntN(len(used))]})
-		}
-		if rng.IntN(mend) == 0 {
-			e := metroPlanned{step: step, machine: rng.IntN(machines), event: repairs}
-			for _, f := range used {
-				if rng.IntN(2) == 0 {
-					e.mend |= 1 << f
-				}
-			}
-			plan = append(plan, e)
-		}
-	}
-	return plan
+	return drawEvents(rng, used, func(i int) string { return metroEvents[i].name }, machines, steps, often, mend, 2)
 }
 
 // happen carries an event out.
-func (c *simMetro) happen(e *metroPlanned) {
-	m := c.machines[e.machine]
-	c.whim = rand.New(rand.NewPCG(uint64(e.step), uint64(e.machine))) // of its own, so that others can be left out
-	if e.event != repairs {
-		if f := &metroEvents[e.event]; m.up && f.strike(c, m) {
+func (c *simMetro) happen(e *planEvent) {
+	m := c.machines[e.node]
+	c.whim = rand.New(rand.NewPCG(uint64(e.step), uint64(e.node))) // of its own, so that others can be left out
+	if e.fault != repairs {
+		if f := &metroEvents[e.fault]; m.up && f.strike(c, m) {
 			c.trace("event: %s at %s", f.name, m.name)
 			c.seen["event: "+f.name]++
 		}
@@ -314,7 +284,7 @@ func (c *simMetro) happen(e *metroPlanned) {
 }
 
 // runMetro runs one seed with a plan and returns what went wrong, "" if nothing did. It is called in a bubble.
-func runMetro(seed uint64, steps int, plan []metroPlanned) (c *simMetro, failed string) {
+func runMetro(seed uint64, steps int, plan []planEvent) (c *simMetro, failed string) {
 	fail := func(f string, a ...any) { panic(simFailure(fmt.Sprintf(f, a...))) }
 	trace := func(string, ...any) {}
 	if *simLog {
@@ -353,34 +323,6 @@ func runMetro(seed uint64, steps int, plan []metroPlanned) (c *simMetro, failed 
 	return c, ""
 }
 
-// metroReport tells of a seed that fails with as few events as are needed for it to break the same rule.
-func metroReport(t *testing.T, seed uint64, steps int, failure string) string {
-	plan := metroPlan(seed, steps)
-	try := func(p []metroPlanned) (f string) {
-		synctest.Test(t, func(*testing.T) { _, f = runMetro(seed, steps, p) })
-		return f
-	}
-	small := shrink(plan, func(p []metroPlanned) bool {
-		f := try(p)
-		return f != "" && rule(f) == rule(failure)
-	})
-	last := try(small)
-	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %s\n%d of %d events are enough for: %s\n", seed, failure, len(small), len(plan), last)
-	keep := []string{}
-	for i := range plan {
-		if slices.Contains(small, plan[i]) {
-			keep = append(keep, fmt.Sprint(i))
-			fmt.Fprintf(&b, "    %s\n", &plan[i])
-		}
-	}
-	if len(keep) == 0 {
-		keep = []string{"none"}
-	}
-	fmt.Fprintf(&b, "replay: make sim METRO=%d KEEP=%s\n", seed, strings.Join(keep, ","))
-	return b.String()
-}
-
 // TestSimMetro runs seeds of two sites.
 func TestSimMetro(t *testing.T) {
 	var all simTally
@@ -406,7 +348,11 @@ func TestSimMetro(t *testing.T) {
 					case *simLog || !*simShrink || *metroKeep != "":
 						t.Errorf("the %dth seed: seed %d: %s", i+1, seed, failed)
 					default:
-						t.Errorf("the %dth seed: %s", i+1, metroReport(t, seed, *metroSteps, failed))
+						t.Errorf("the %dth seed: seed %d: %s", i+1, seed, report(metroPlan(seed, *metroSteps), fmt.Sprintf("make sim METRO=%d", seed), failed,
+							func(p []planEvent) (f string) {
+								synctest.Test(t, func(*testing.T) { _, f = runMetro(seed, *metroSteps, p) })
+								return f
+							}))
 					}
 					mu.Unlock()
 				}
@@ -422,21 +368,10 @@ func TestSimMetro(t *testing.T) {
 }
 
 // keptMetro is the plan of a seed, or the part of it that -metro.keep names.
-func keptMetro(t *testing.T, seed uint64) []metroPlanned {
+func keptMetro(t *testing.T, seed uint64) []planEvent {
 	plan := metroPlan(seed, *metroSteps)
 	if *metroKeep == "" {
 		return plan
 	}
-	var kept []metroPlanned
-	for _, f := range strings.Split(strings.TrimPrefix(*metroKeep, "none"), ",") {
-		if f == "" {
-			continue
-		}
-		i, err := strconv.Atoi(f)
-		if err != nil || i < 0 || i >= len(plan) {
-			t.Fatalf("-metro.keep: %q is no event of the %d of seed %d", f, len(plan), seed)
-		}
-		kept = append(kept, plan[i])
-	}
-	return kept
+	return keep(t, plan, *metroKeep)
 }

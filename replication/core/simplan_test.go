@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -14,7 +15,8 @@ import (
 // planEvent is one fault at one node, or the repair of some.
 type planEvent struct {
 	step, node int
-	fault      int    // index of faults, or repairs
+	fault      int    // index in the table of faults, or repairs
+	name       string // of the fault
 	mend       uint64 // faults that are mended, and the node is started
 }
 
@@ -24,7 +26,7 @@ func (e *planEvent) String() string {
 	if e.fault == repairs {
 		return fmt.Sprintf("step %d: repairs, and n%d is started", e.step, e.node)
 	}
-	return fmt.Sprintf("step %d: %s at n%d", e.step, faults[e.fault].name, e.node)
+	return fmt.Sprintf("step %d: %s at n%d", e.step, e.name, e.node)
 }
 
 // drawPlan draws which faults a seed uses, many or few that come the more often, how often they come and are mended.
@@ -37,15 +39,22 @@ func drawPlan(rng *rand.Rand, nodes, steps int) []planEvent {
 		}
 	}
 	often, mend := 20+rng.IntN(400), 20+rng.IntN(400)
+	return drawEvents(rng, used, func(i int) string { return faults[i].name }, nodes, steps, often, mend, 3)
+}
+
+// drawEvents draws when and where those faults that are used come, one in often steps, and repairs, one in mend steps; each of them mends one fault in heals.
+func drawEvents(rng *rand.Rand, used []int, name func(fault int) string, nodes, steps, often, mend, heals int) []planEvent {
 	var plan []planEvent
 	for step := range steps {
 		if len(used) > 0 && rng.IntN(often) == 0 {
-			plan = append(plan, planEvent{step: step, node: rng.IntN(nodes), fault: used[rng.IntN(len(used))]})
+			e := planEvent{step: step, node: rng.IntN(nodes), fault: used[rng.IntN(len(used))]}
+			e.name = name(e.fault)
+			plan = append(plan, e)
 		}
 		if rng.IntN(mend) == 0 {
 			e := planEvent{step: step, node: rng.IntN(nodes), fault: repairs}
 			for _, f := range used {
-				if rng.IntN(3) == 0 {
+				if rng.IntN(heals) == 0 {
 					e.mend |= 1 << f
 				}
 			}
@@ -53,6 +62,22 @@ func drawPlan(rng *rand.Rand, nodes, steps int) []planEvent {
 		}
 	}
 	return plan
+}
+
+// keep is the part of a plan that list names by number, with commas; "none" is none of it.
+func keep(t *testing.T, plan []planEvent, list string) []planEvent {
+	var kept []planEvent
+	for _, f := range strings.Split(strings.TrimPrefix(list, "none"), ",") {
+		if f == "" {
+			continue
+		}
+		i, err := strconv.Atoi(f)
+		if err != nil || i < 0 || i >= len(plan) {
+			t.Fatalf("%q is no event of the %d of the seed", f, len(plan))
+		}
+		kept = append(kept, plan[i])
+	}
+	return kept
 }
 
 // happen carries an event out.
@@ -101,16 +126,15 @@ func rule(failure string) string {
 	return r
 }
 
-// simReport tells of a seed that fails with as few events as are needed for it to break the same rule.
-func simReport(seed uint64, steps int, failure string) string {
-	plan := planOf(seed, steps)
+// report tells of a plan that fails with as few events as are needed for it to break the same rule. replay is the command for the seed;
+// run says how a plan fails, "" if it does not.
+func report(plan []planEvent, replay, failure string, run func([]planEvent) string) string {
 	small := shrink(plan, func(p []planEvent) bool {
-		_, f := runPlan(seed, steps, p)
+		f := run(p)
 		return f != "" && rule(f) == rule(failure)
 	})
-	_, last := runPlan(seed, steps, small)
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %s\nreplay: make sim SEED=%d\n%d of %d events are enough for: %s\n", seed, failure, seed, len(small), len(plan), last)
+	fmt.Fprintf(&b, "%s\nreplay: %s\n%d of %d events are enough for: %s\n", failure, replay, len(small), len(plan), run(small))
 	var keep []string
 	for i := range plan {
 		if slices.Contains(small, plan[i]) {
@@ -121,7 +145,7 @@ func simReport(seed uint64, steps int, failure string) string {
 	if len(keep) == 0 {
 		keep = []string{"none"}
 	}
-	fmt.Fprintf(&b, "replay these: make sim SEED=%d KEEP=%s\n", seed, strings.Join(keep, ","))
+	fmt.Fprintf(&b, "replay these: %s KEEP=%s\n", replay, strings.Join(keep, ","))
 	return b.String()
 }
 

@@ -108,7 +108,8 @@ type simNode struct {
 	serving *Coordinator // has come to serve
 	refused *Coordinator // heard that it is refused because a replica knows more than the kvdb
 
-	lapsed bool // nothing was protected when its coordinator last proposed a change
+	proposal replication.UUID // of the change that its coordinator proposed last
+	lapsed   bool             // nothing was protected then
 
 	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID

@@ -13,6 +13,10 @@ import (
 // may only have been written meanwhile. It is asked for again under the range lock; what differs then is healed, and asked for once more.
 // That is the answer that counts: each piece enters the digest of each replica once, in order.
 
+// mostLooks is how often a heal looks into a piece that is not the same, though nothing in it is known to be beyond healing: what was good
+// when it looked may rot before the answer that counts.
+const mostLooks = 3
+
 // verifyRun is one pass over the volume.
 type verifyRun struct {
 	rate   int64
@@ -21,8 +25,8 @@ type verifyRun struct {
 	piece  *copyJob // on its way
 
 	// Of the piece at cursor.
-	lock   bool // it is to be asked for under its range lock: it was not the same without
-	looked bool // it was not the same under the lock, and a heal has looked into it since
+	lock  bool // it is to be asked for under its range lock: it was not the same without
+	looks int  // so often it was not the same under the lock, and a heal has looked into it
 
 	from  replication.Epoch
 	sides mask        // members that were in sync in every piece
@@ -136,17 +140,18 @@ func (c *Coordinator) compareAll(j *copyJob) {
 	if v == nil || v.piece != j {
 		return // it was stopped meanwhile
 	}
-	same := !j.refused && !c.harmedIn(j.io.Off, j.io.Len)
+	harmed := c.harmedIn(j.io.Off, j.io.Len)
+	same := !j.refused && !harmed
 	for i := range c.m {
 		same = same && (!j.dst.has(i) || bytes.Equal(j.hashes[i], j.hashes[j.src]))
 	}
 	switch {
-	case same, v.looked:
+	case same, v.looks > 0 && harmed, v.looks == mostLooks:
 		c.countPiece(v, j)
 	case !v.lock:
 		v.lock = true
-	default:
-		v.looked = c.suspect(j.io.Off, j.io.Len)
+	case c.suspect(j.io.Off, j.io.Len):
+		v.looks++
 	}
 }
 
@@ -170,7 +175,7 @@ func (c *Coordinator) countPiece(v *verifyRun, j *copyJob) {
 			v.differs++
 		}
 	}
-	v.cursor, v.lock, v.looked = j.io.Off+j.io.Len, false, false
+	v.cursor, v.lock, v.looks = j.io.Off+j.io.Len, false, 0
 }
 
 // endPiece ends a piece, well or not.
@@ -183,7 +188,7 @@ func (c *Coordinator) endPiece(j *copyJob) {
 // verifyAgain lets the verify come back to what could not be decided.
 func (c *Coordinator) verifyAgain() {
 	if c.verify != nil {
-		c.verify.looked = false
+		c.verify.looks = 0
 	}
 }
 
