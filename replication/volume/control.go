@@ -94,6 +94,21 @@ func (m *Manager) allowed(from transport.Identity) replication.Status {
 	return replication.StatusOK
 }
 
+// tellSkew tells why sessions with a node are refused, at most every sessionLogEvery: it tries for each of its volumes, for ever.
+func (m *Manager) tellSkew(from replication.NodeID, err error) {
+	t := now()
+	m.mu.Lock()
+	last, told := m.mu.skewed[from]
+	told = told && t-last < sessionLogEvery
+	if !told {
+		m.mu.skewed[from] = t
+	}
+	m.mu.Unlock()
+	if !told {
+		m.lg.Warn("session refused", zap.String("peer", string(from)), zap.Error(err))
+	}
+}
+
 // ServeSession implements transport.Handler.
 func (m *Manager) ServeSession(ctx context.Context, from transport.Identity, conn transport.Conn) error {
 	first, err := conn.Recv()
@@ -119,8 +134,8 @@ func (m *Manager) ServeSession(ctx context.Context, from transport.Identity, con
 	hello, _, err := helloOf(&first[0])
 	switch {
 	case errors.Is(err, wire.ErrVersion):
-		m.lg.Warn("session refused", zap.String("peer", string(from.Node)), zap.Error(err))
-		return refuse(replication.StatusVersion, err)
+		m.tellSkew(from.Node, err)
+		return refuse(replication.StatusVersion, nil)
 	case err != nil:
 		return refuse(replication.StatusInvalid, err)
 	}

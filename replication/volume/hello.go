@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"fmt"
+
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/wire"
 )
@@ -28,4 +30,13 @@ func fillHelloAck(m *replication.Message, a replication.HelloAck, v wire.Agreed)
 func helloAck(m *replication.Message) (replication.HelloAck, error) {
 	a, _, err := wire.ParseHelloAck(m.Data, wire.Local)
 	return a, err
+}
+
+// refusedWith is the error of a hello that was answered by a nack with that status. It wraps wire.ErrVersion if that is why.
+func refusedWith(st replication.Status) error {
+	if st == replication.StatusVersion {
+		return fmt.Errorf("refused: %w: this node speaks %d to %d and needs features %#x, the log of the other one says what it has; upgrade the older one",
+			wire.ErrVersion, wire.Local.Min, wire.Local.Max, uint64(wire.Local.Needed))
+	}
+	return fmt.Errorf("refused: %s", st)
 }

@@ -3,6 +3,8 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -200,6 +202,18 @@ func TestSessionLog(t *testing.T) {
 	es := logs.FilterMessage("session still not open").All()
 	if len(es) != 9 || es[0].ContextMap()["attempts"] != int64(120) {
 		t.Errorf("%d lines in ten minutes: %v", len(es), es)
+	}
+
+	s = sessionLog{}
+	s.down(a.m.lg, 1, "b", errors.New("away"))
+	logs.TakeAll()
+	for i := range int64(20) { // it comes back with another version
+		s.down(a.m.lg, 2+i, "b", refusedWith(replication.StatusVersion))
+		s.down(a.m.lg, 2+i, "b", errors.New("away"))
+	}
+	es = logs.TakeAll()
+	if len(es) != 1 || !strings.Contains(fmt.Sprint(es[0].ContextMap()["error"]), "upgrade the older one") {
+		t.Errorf("a session that was refused because of the versions is told of by %v", es)
 	}
 }
 

@@ -138,6 +138,7 @@ type Manager struct {
 		volumes  map[replication.VolumeID]*Volume
 		down     map[replication.NodeID]bool
 		sessions map[*session]struct{}
+		skewed   map[replication.NodeID]int64 // when it was told that the node's version is none of this one's; see tellSkew
 	}
 }
 
@@ -166,6 +167,7 @@ func NewManager(o Options) *Manager {
 	m.mu.volumes = make(map[replication.VolumeID]*Volume)
 	m.mu.down = make(map[replication.NodeID]bool)
 	m.mu.sessions = make(map[*session]struct{})
+	m.mu.skewed = make(map[replication.NodeID]int64)
 	return m
 }
 

@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 
@@ -236,7 +235,7 @@ func (v *Volume) connectRemote(ctx context.Context, node replication.NodeID, s c
 				credit += int64(m.Credit)
 			}
 			if m.Type == replication.MsgNack && m.Seq == 0 {
-				l.close(fmt.Errorf("refused: %s", m.Status))
+				l.close(refusedWith(m.Status))
 			}
 			ins = append(ins, v.sessionInput(s.To, s.ID, l, m))
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/core"
+	"github.com/tandem-storage/tandem/replication/wire"
 )
 
 // Status is what an attached volume is doing. It must not be changed.
@@ -194,9 +195,11 @@ func (v *Volume) log(e *core.Event) {
 }
 
 // sessionLog tells of the sessions with one member: when one is lost and when there is one again, and in between at most
-// every sessionLogEvery, however often it is tried. By the volume's worker.
+// every sessionLogEvery, however often it is tried; but at once that the versions differ, because only people can help that.
+// By the volume's worker.
 type sessionLog struct {
 	lost  bool
+	skew  bool  // it was told that the versions differ
 	told  int64 // when, as now tells it
 	tried int   // attempts since
 }
@@ -205,16 +208,17 @@ const sessionLogEvery = int64(time.Minute)
 
 // down notes that a session ended or could not be opened.
 func (s *sessionLog) down(lg *zap.Logger, t int64, peer replication.NodeID, err error) {
+	skew := errors.Is(err, wire.ErrVersion)
 	switch {
 	case !s.lost:
 		lg.Warn("session ended", zap.String("peer", string(peer)), zap.Error(err))
-	case t-s.told < sessionLogEvery:
+	case t-s.told < sessionLogEvery && (s.skew || !skew):
 		s.tried++
 		return
 	default:
 		lg.Warn("session still not open", zap.String("peer", string(peer)), zap.Int("attempts", s.tried+1), zap.Error(err))
 	}
-	s.lost, s.told, s.tried = true, t, 0
+	s.lost, s.skew, s.told, s.tried = true, s.skew || skew, t, 0
 }
 
 // up notes that a session is open.

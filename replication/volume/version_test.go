@@ -1,14 +1,19 @@
 package volume
 
 import (
+	"fmt"
+	"strings"
 	"testing"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/wire"
 )
 
 // TestVersionSkew: a coordinator of a version that this node does not speak is
-// refused with that reason; with a newer one that speaks this node's version too,
+// refused with that reason, which is told rarely however often it tries; with a newer one that speaks this node's version too,
 // that version is agreed on.
 func TestVersionSkew(t *testing.T) {
 	c := newTestCluster(t, 16<<20)
@@ -30,6 +35,14 @@ func TestVersionSkew(t *testing.T) {
 			t.Fatal(err)
 		}
 		return msgs[0]
+	}
+	seen, logs := observer.New(zap.InfoLevel)
+	b.m.lg = zap.New(seen)
+	for range 3 {
+		ask(wire.Proposal{Min: wire.MaxVersion + 1, Max: wire.MaxVersion + 2})
+	}
+	if es := logs.FilterMessage("session refused").All(); len(es) != 1 || !strings.Contains(fmt.Sprint(es[0].ContextMap()["error"]), "upgrade the older one") {
+		t.Errorf("three sessions that were refused are told of by %v", es)
 	}
 	if m := ask(wire.Proposal{Min: wire.MaxVersion + 1, Max: wire.MaxVersion + 2}); m.Type != replication.MsgNack || m.Status != replication.StatusVersion {
 		t.Errorf("a version from the future was answered by %v %v, want a nack for the version", m.Type, m.Status)

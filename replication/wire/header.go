@@ -74,7 +74,7 @@ func parseHeader(b []byte) (h header, err error) {
 	if want, got := le.Uint32(b[offCRC:]), Checksum(b[:offCRC]); want != got {
 		return h, fmt.Errorf("%w: checksum %#08x, computed %#08x", ErrHeaderCRC, want, got)
 	}
-	if v := Version(b[offVersion]); v < MinVersion || v > MaxVersion {
+	if v := Version(b[offVersion]); (v < MinVersion || v > MaxVersion) && !opens(replication.MessageType(b[offType])) {
 		return h, fmt.Errorf("%w: frame of version %d, this node speaks %d to %d", ErrVersion, v, MinVersion, MaxVersion)
 	}
 	flags := le.Uint16(b[offFlags:])
@@ -128,6 +128,12 @@ func putHeader(b []byte, m *replication.Message, n int) {
 	le.PutUint64(b[offStableSeq:], uint64(m.StableSeq))
 	le.PutUint32(b[offCredit:], m.Credit)
 	le.PutUint32(b[offCRC:], Checksum(b[:offCRC]))
+}
+
+// opens reports whether messages of the type may come before a version is agreed on. They carry the oldest that their
+// sender speaks, are the same in every version, and are how the other end finds out that there is none in common.
+func opens(t replication.MessageType) bool {
+	return t == replication.MsgHello || t == replication.MsgHelloAck || t == replication.MsgNack
 }
 
 func isKnown(t replication.MessageType) bool {

@@ -88,3 +88,24 @@ func TestHelloAckBody(t *testing.T) {
 		}
 	}
 }
+
+// TestHelloOfAnotherVersion: what opens a session is read whatever version it is of, and then it is found that there is none in common.
+func TestHelloOfAnotherVersion(t *testing.T) {
+	for _, v := range []Version{0, MaxVersion + 1, 255} {
+		theirs := Proposal{Min: v, Max: v}
+		b := frame(t, replication.Message{Type: replication.MsgHello, Session: 1, Data: HelloBody(replication.Hello{Epoch: 7}, theirs)})
+		b[offVersion] = byte(v)
+		putCRC(b[:HeaderLen])
+		ms, err := decode(b)
+		if err != nil || len(ms) != 1 {
+			t.Fatalf("version %d: %v, %v", v, ms, err)
+		}
+		h, p, err := ParseHello(ms[0].Data)
+		if err != nil || h.Epoch != 7 || p != theirs {
+			t.Errorf("version %d: %+v, %+v, %v", v, h, p, err)
+		}
+		if _, err := Agree(Local, p); !errors.Is(err, ErrVersion) {
+			t.Errorf("version %d: %v", v, err)
+		}
+	}
+}

@@ -249,6 +249,7 @@ func TestHostile(t *testing.T) {
 	}{
 		{"version 0", set(offVersion, 0), ErrVersion},
 		{"version from the future", set(offVersion, byte(MaxVersion)+1), ErrVersion},
+		{"nack from the future", func(h []byte) { set(offVersion, byte(MaxVersion)+1)(h); set(offType, byte(replication.MsgNack))(h) }, nil},
 		{"type 0", set(offType, 0), ErrUnknownType},
 		{"unknown type", set(offType, 99), ErrUnknownType},
 		{"reserved type", set(offType, 15), ErrUnknownType},
