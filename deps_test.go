@@ -57,7 +57,7 @@ var arrows = []struct {
 	{from: "", to: "github.com/hashicorp/raft", except: []string{"kvdb/raftkv"}, why: "raft has one door: kvdb/raftkv"},
 	{from: "", to: "github.com/pkg/xattr", except: []string{"datapath/backing"}, why: "extended attributes have one door: datapath/backing"},
 	{from: "", to: "github.com/hanwen/go-fuse/v2", except: []string{"datapath/frontend/fuseloop"}, why: "FUSE has one door: datapath/frontend/fuseloop"},
-	{from: "", to: "github.com/container-storage-interface/spec", except: []string{"csi"}, why: "the CSI specification has one door: csi"},
+	{from: "", to: "github.com/container-storage-interface/spec", except: []string{"csi", "deploy/e2e"}, why: "the CSI specification has one door: csi"},
 	{from: "", to: "github.com/spf13/cobra", except: []string{"cmd/tandemctl", "cmd/tandemd"}, why: "the command line stays in the programs"},
 
 	// Leaf packages do not log: they return errors and events.
@@ -66,6 +66,23 @@ var arrows = []struct {
 	{from: "replication/core", to: "go.uber.org/zap", why: "leaf packages do not log"},
 	{from: "replication/wire", to: "go.uber.org/zap", why: "leaf packages do not log"},
 	{from: "clusterdomain/arbiter", to: "go.uber.org/zap", why: "leaf packages do not log"},
+}
+
+// apis are the packages that csi may import of what is not its own.
+var apis = []string{"volume/volumepb", "clusterdomain/clusterdomainpb"}
+
+func TestCSIKnowsTheAPIOnly(t *testing.T) {
+	for _, p := range mustPackages(t) {
+		from, _ := ours(p.ImportPath)
+		if !under(from, "csi") {
+			continue
+		}
+		for _, imp := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			if o, isOurs := ours(imp); isOurs && !under(o, "csi") && !slices.Contains(apis, o) {
+				t.Errorf("%s imports %s: the CSI service knows the daemon's API only: %v", from, o, apis)
+			}
+		}
+	}
 }
 
 // pure are packages whose behaviour must follow from their inputs alone, with

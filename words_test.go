@@ -22,7 +22,7 @@ var words = []struct {
 	except []string // files or folders where the word has its other meaning
 }{
 	{word(`slaves?`), "peer or replica", nil},
-	{word(`masters?`), "coordinator", []string{"cmd/tandemctl", "deploy/vm"}}, // of mountinfo(5) and ip-link(8)
+	{word(`masters?`), "coordinator", []string{"cmd/tandemctl", "deploy/vm", "deploy/kube"}}, // of mountinfo(5), ip-link(8) and Kubernetes' system:masters
 	{word(`(black|white)list\w*`), "deny list, allow list", nil},
 	{word(`LUNs?`), "volume", nil},
 	{word(`split-?brain(ed)?\s+resolv\w+`), "force", nil},

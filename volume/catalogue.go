@@ -40,11 +40,13 @@ func NewCatalogue(c *Configs, cl Cluster) *Catalogue {
 // Entry is a volume with everything that the kvdb knows of it.
 type Entry struct {
 	Spec
-	Config   *replication.Config     // nil while CREATING
-	Rollback *Rollback               // a replica knows more than the kvdb; nil: nobody has found that
-	Revision kvdb.Revision           // of Config
-	Reported []replication.ReplicaID // replicas that were made (CREATING) or removed (DELETING)
-	Group    string                  // "": none
+	Config    *replication.Config     // nil while CREATING
+	Rollback  *Rollback               // a replica knows more than the kvdb; nil: nobody has found that
+	Revision  kvdb.Revision           // of Config
+	Reported  []replication.ReplicaID // replicas that were made (CREATING) or removed (DELETING)
+	Group     string                  // "": none
+	Published *Publication            // nil: to no node
+	Blank     *Blank                  // nil: somebody may have written to it
 }
 
 // Missing are the placements that the volume waits for, while CREATING or DELETING.
@@ -145,6 +147,10 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	if err != nil {
 		return nil, err
 	}
+	blank, err := put(c.keys.blank(id), Blank{})
+	if err != nil {
+		return nil, err
+	}
 	entry, err := c.trail.Stage(ctx, audit.Record{
 		Verb: "volume create", Object: object(id), Outcome: fmt.Sprintf("%s, %d bytes, %d replicas", r.Name, r.Size, len(placed)),
 	})
@@ -158,7 +164,7 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 		},
 		Then: []kvdb.Op{
 			{Kind: kvdb.OpPut, Key: c.keys.name(r.Name), Value: []byte(id.String())},
-			record,
+			record, blank,
 		},
 	}
 	entry.AddTo(&t)
@@ -258,8 +264,10 @@ func (c *Catalogue) Get(ctx context.Context, id replication.VolumeID) (*Entry, e
 	if err != nil && !errors.Is(err, replication.ErrVolumeNotFound) {
 		return nil, err
 	}
-	e.Group, err = c.groupOf(ctx, id)
-	return e, err
+	if e.Group, err = c.groupOf(ctx, id); err != nil {
+		return nil, err
+	}
+	return e, c.beside(ctx, e)
 }
 
 // List returns all volumes, by name, but for those of which a record cannot be read: DomainView tells of them.
@@ -293,6 +301,9 @@ func (c *Catalogue) List(ctx context.Context) ([]*Entry, error) {
 		if e := es[v]; err == nil && e != nil {
 			e.Group = string(kv.Value)
 		}
+	}
+	if err := c.listBeside(ctx, es); err != nil {
+		return nil, err
 	}
 	return slices.SortedFunc(maps.Values(es), func(a, b *Entry) int {
 		return strings.Compare(a.Name+"\x00"+a.ID.String(), b.Name+"\x00"+b.ID.String())

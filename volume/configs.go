@@ -18,11 +18,12 @@ import (
 // Configs is the door to the configurations of all volumes of a cluster. Methods
 // may be called concurrently.
 type Configs struct {
-	store   kvdb.Store
-	cluster string
-	keys    keys
-	life    atomic.Pointer[life] // of the kvdb, see checkIncarnation
-	domains sync.Map             // clusterdomain.Domain by replication.DomainID, as last read: what blind goes by
+	store      kvdb.Store
+	cluster    string
+	keys       keys
+	life       atomic.Pointer[life] // of the kvdb, see checkIncarnation
+	domains    sync.Map             // clusterdomain.Domain by replication.DomainID, as last read: what blind goes by
+	formatting sync.Map             // has each replication.VolumeID that this node attaches for mkfs, see Formatting
 
 	// Resynced tells how much the resync of a replica that is under way, of a volume that is attached on this node, has to go through, in
 	// bytes; 0: not known. For the exposure ledger. It must not block. Set before the first change; nil: never known.
@@ -197,7 +198,7 @@ func (s *swap) blind() (t kvdb.Txn, ok bool) {
 	if err != nil {
 		return t, false
 	}
-	t = s.txn(d.Mod, []kvdb.Op{record})
+	t = s.txn(d.Mod, append(s.c.written(prev, s.next), record))
 	t.If = append(t.If, kvdb.Cmp{Key: was.Key, Target: kvdb.CmpValue, Value: was.Value})
 	return t, true
 }
@@ -268,7 +269,7 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	if err != nil {
 		return 0, true, err
 	}
-	return s.send(ctx, s.txn(d.Mod, slices.Concat(s.c.shrunk(prev, s.next), exposed, []kvdb.Op{record})))
+	return s.send(ctx, s.txn(d.Mod, slices.Concat(s.c.shrunk(prev, s.next), s.c.written(prev, s.next), exposed, []kvdb.Op{record})))
 }
 
 // send is the end of an attempt.

@@ -39,6 +39,10 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 	}
 	v.Verify, v.Damage = verifyPB(live.Verify), damagePB(&live.Damage)
 	v.Unprotected = live.Unprotected
+	v.Content = blankPB(e.Blank)
+	if p := e.Published; p != nil {
+		v.Publication = &volumepb.Publication{Node: string(p.Node), ReadOnly: p.ReadOnly, SinceUnixMs: p.Since.UnixMilli()}
+	}
 	if cfg := e.Config; cfg != nil {
 		configPB(v, cfg, live, online)
 	} else {

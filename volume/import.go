@@ -370,6 +370,7 @@ func (im *Importer) write(ctx context.Context, s *sight, p *Imported, now *life)
 			return err
 		}
 		t.Then = append(append(t.Then, ops...), exposed...)
+		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.blank(p.ID)}) // what is known of it is old
 	} else if s.evidence[p.ID].mark == nil {
 		return nil
 	}

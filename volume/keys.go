@@ -11,21 +11,25 @@ type keys struct{ root string }
 
 func newKeys(cluster string) keys { return keys{"/tandem/" + cluster + "/"} }
 
-func (k keys) volumes() string                        { return k.root + "volume/" }
-func (k keys) volume(v replication.VolumeID) string   { return k.volumes() + v.String() + "/" }
-func (k keys) spec(v replication.VolumeID) string     { return k.volume(v) + "spec" }
-func (k keys) made(v replication.VolumeID) string     { return k.volume(v) + "made/" }
-func (k keys) removed(v replication.VolumeID) string  { return k.volume(v) + "removed/" }
-func (k keys) name(name string) string                { return k.root + "volname/" + name }
-func (k keys) groups() string                         { return k.root + "group/" }
-func (k keys) group(name string) string               { return k.groups() + name }
-func (k keys) groupedVolumes() string                 { return k.root + "volgroup/" }
-func (k keys) grouped(v replication.VolumeID) string  { return k.groupedVolumes() + v.String() }
-func (k keys) configs() string                        { return k.root + "vol/" }
-func (k keys) config(v replication.VolumeID) string   { return k.configs() + v.String() + "/cfg" }
-func (k keys) rollback(v replication.VolumeID) string { return k.configs() + v.String() + "/rollback" }
-func (k keys) exposure(v replication.VolumeID) string { return k.root + "exposure/" + v.String() }
-func (k keys) verified(v replication.VolumeID) string { return k.root + "verified/" + v.String() }
+func (k keys) volumes() string                         { return k.root + "volume/" }
+func (k keys) volume(v replication.VolumeID) string    { return k.volumes() + v.String() + "/" }
+func (k keys) spec(v replication.VolumeID) string      { return k.volume(v) + "spec" }
+func (k keys) made(v replication.VolumeID) string      { return k.volume(v) + "made/" }
+func (k keys) removed(v replication.VolumeID) string   { return k.volume(v) + "removed/" }
+func (k keys) name(name string) string                 { return k.root + "volname/" + name }
+func (k keys) groups() string                          { return k.root + "group/" }
+func (k keys) group(name string) string                { return k.groups() + name }
+func (k keys) groupedVolumes() string                  { return k.root + "volgroup/" }
+func (k keys) grouped(v replication.VolumeID) string   { return k.groupedVolumes() + v.String() }
+func (k keys) configs() string                         { return k.root + "vol/" }
+func (k keys) config(v replication.VolumeID) string    { return k.configs() + v.String() + "/cfg" }
+func (k keys) rollback(v replication.VolumeID) string  { return k.configs() + v.String() + "/rollback" }
+func (k keys) exposure(v replication.VolumeID) string  { return k.root + "exposure/" + v.String() }
+func (k keys) publications() string                    { return k.root + "published/" }
+func (k keys) published(v replication.VolumeID) string { return k.publications() + v.String() }
+func (k keys) blanks() string                          { return k.root + "blank/" }
+func (k keys) blank(v replication.VolumeID) string     { return k.blanks() + v.String() }
+func (k keys) verified(v replication.VolumeID) string  { return k.root + "verified/" + v.String() }
 
 // splitVolume takes a key under volumes apart: the volume's id, and what follows it.
 func (k keys) splitVolume(key string) (replication.VolumeID, string, bool) {

@@ -342,6 +342,8 @@ func (r *Reconciler) remove(ctx context.Context, e *Entry, mod kvdb.Revision) er
 			{Kind: kvdb.OpDelete, Key: c.keys.config(e.ID)},
 			{Kind: kvdb.OpDelete, Key: c.keys.exposure(e.ID)},
 			{Kind: kvdb.OpDelete, Key: c.keys.verified(e.ID)},
+			{Kind: kvdb.OpDelete, Key: c.keys.published(e.ID)},
+			{Kind: kvdb.OpDelete, Key: c.keys.blank(e.ID)},
 		},
 	}
 	for _, p := range e.Placed {

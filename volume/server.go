@@ -18,6 +18,7 @@ import (
 type AttachOptions struct {
 	Frontend string             // "" = the node's default
 	TakeFrom *replication.Coord // whom it may be taken from, nil if it was detached
+	Format   bool               // for mkfs, after BeginFormat: the volume stays blank
 }
 
 // Live is what only a running node knows of a volume.
@@ -248,7 +249,13 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	if err := checkAttach(e.Config, s.c.cluster.View(), s.o.Node); err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
 	}
-	o := AttachOptions{Frontend: r.Frontend}
+	o := AttachOptions{Frontend: r.Frontend, Format: r.ForFormat}
+	fresh := false
+	if r.ForFormat {
+		if fresh, err = s.c.BeginFormat(ctx, e.ID, s.o.Node); err != nil {
+			return nil, fmt.Errorf("attach volume %s for formatting: %w", e.Name, err)
+		}
+	}
 	if e.Config != nil {
 		o.TakeFrom = e.Config.Coord
 	}
@@ -263,7 +270,11 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	if err != nil {
 		return nil, err
 	}
-	return &volumepb.AttachVolumeResponse{Path: path, Volume: v}, nil
+	// The transaction of an attachment takes the mark away. Where it still is the device is that of an attachment for mkfs.
+	if !r.ForFormat && v.Content != volumepb.Content_CONTENT_WRITTEN {
+		return nil, fmt.Errorf("attach volume %s: %w for mkfs, which has not ended", e.Name, ErrAttached)
+	}
+	return &volumepb.AttachVolumeResponse{Path: path, Volume: v, Fresh: fresh}, nil
 }
 
 // DetachVolume implements Volumes.

@@ -106,6 +106,11 @@ var (
 	ErrGroupExists     = errors.New("volume: a group of this name exists already, and is different")
 	ErrInGroup         = errors.New("volume: the volume is in a group")
 	ErrNotCut          = errors.New("volume: the group was not cut")
+	ErrNodeNotFound    = errors.New("volume: no such node")
+	ErrPublished       = errors.New("volume: published")
+	// ErrPublishedOtherwise: to the same node, with another promise.
+	ErrPublishedOtherwise = errors.New("volume: published in another way")
+	ErrNotBlank           = errors.New("volume: it may hold data")
 )
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)

@@ -23,22 +23,25 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Volumes_CreateVolume_FullMethodName   = "/tandem.volume.v1.Volumes/CreateVolume"
-	Volumes_ListVolumes_FullMethodName    = "/tandem.volume.v1.Volumes/ListVolumes"
-	Volumes_InspectVolume_FullMethodName  = "/tandem.volume.v1.Volumes/InspectVolume"
-	Volumes_UpdateVolume_FullMethodName   = "/tandem.volume.v1.Volumes/UpdateVolume"
-	Volumes_GetExposure_FullMethodName    = "/tandem.volume.v1.Volumes/GetExposure"
-	Volumes_DeleteVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DeleteVolume"
-	Volumes_ReplaceReplica_FullMethodName = "/tandem.volume.v1.Volumes/ReplaceReplica"
-	Volumes_AttachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/AttachVolume"
-	Volumes_DetachVolume_FullMethodName   = "/tandem.volume.v1.Volumes/DetachVolume"
-	Volumes_WatchVolume_FullMethodName    = "/tandem.volume.v1.Volumes/WatchVolume"
-	Volumes_StartVerify_FullMethodName    = "/tandem.volume.v1.Volumes/StartVerify"
-	Volumes_StopVerify_FullMethodName     = "/tandem.volume.v1.Volumes/StopVerify"
-	Volumes_GetVerify_FullMethodName      = "/tandem.volume.v1.Volumes/GetVerify"
-	Volumes_ImportKvdb_FullMethodName     = "/tandem.volume.v1.Volumes/ImportKvdb"
-	Volumes_ForceReplica_FullMethodName   = "/tandem.volume.v1.Volumes/ForceReplica"
-	Volumes_SwitchOver_FullMethodName     = "/tandem.volume.v1.Volumes/SwitchOver"
+	Volumes_CreateVolume_FullMethodName    = "/tandem.volume.v1.Volumes/CreateVolume"
+	Volumes_ListVolumes_FullMethodName     = "/tandem.volume.v1.Volumes/ListVolumes"
+	Volumes_InspectVolume_FullMethodName   = "/tandem.volume.v1.Volumes/InspectVolume"
+	Volumes_UpdateVolume_FullMethodName    = "/tandem.volume.v1.Volumes/UpdateVolume"
+	Volumes_GetExposure_FullMethodName     = "/tandem.volume.v1.Volumes/GetExposure"
+	Volumes_DeleteVolume_FullMethodName    = "/tandem.volume.v1.Volumes/DeleteVolume"
+	Volumes_ReplaceReplica_FullMethodName  = "/tandem.volume.v1.Volumes/ReplaceReplica"
+	Volumes_AttachVolume_FullMethodName    = "/tandem.volume.v1.Volumes/AttachVolume"
+	Volumes_DetachVolume_FullMethodName    = "/tandem.volume.v1.Volumes/DetachVolume"
+	Volumes_PublishVolume_FullMethodName   = "/tandem.volume.v1.Volumes/PublishVolume"
+	Volumes_UnpublishVolume_FullMethodName = "/tandem.volume.v1.Volumes/UnpublishVolume"
+	Volumes_FinishFormat_FullMethodName    = "/tandem.volume.v1.Volumes/FinishFormat"
+	Volumes_WatchVolume_FullMethodName     = "/tandem.volume.v1.Volumes/WatchVolume"
+	Volumes_StartVerify_FullMethodName     = "/tandem.volume.v1.Volumes/StartVerify"
+	Volumes_StopVerify_FullMethodName      = "/tandem.volume.v1.Volumes/StopVerify"
+	Volumes_GetVerify_FullMethodName       = "/tandem.volume.v1.Volumes/GetVerify"
+	Volumes_ImportKvdb_FullMethodName      = "/tandem.volume.v1.Volumes/ImportKvdb"
+	Volumes_ForceReplica_FullMethodName    = "/tandem.volume.v1.Volumes/ForceReplica"
+	Volumes_SwitchOver_FullMethodName      = "/tandem.volume.v1.Volumes/SwitchOver"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -80,6 +83,14 @@ type VolumesClient interface {
 	// what it waits for. Asking again waits again; AttachVolume on the node waits for its end and attaches anew.
 	// Errors: NOT_FOUND; FAILED_PRECONDITION the device is in use.
 	DetachVolume(ctx context.Context, in *DetachVolumeRequest, opts ...grpc.CallOption) (*DetachVolumeResponse, error)
+	// PublishVolume promises the volume to one node, for the consumers of an orchestrator; AttachVolume on that node is still to come. Idempotent.
+	// Errors: NOT_FOUND no such volume or node; ALREADY_EXISTS it is published to that node with another read_only; FAILED_PRECONDITION it is
+	// published to, or attached on, another node (the message says where).
+	PublishVolume(ctx context.Context, in *PublishVolumeRequest, opts ...grpc.CallOption) (*PublishVolumeResponse, error)
+	// UnpublishVolume ends that. What is not published is no error. Errors: FAILED_PRECONDITION it is attached on that node, which answers.
+	UnpublishVolume(ctx context.Context, in *UnpublishVolumeRequest, opts ...grpc.CallOption) (*UnpublishVolumeResponse, error)
+	// FinishFormat says that mkfs has ended on a volume that was attached for_format: it is never formatted again. Idempotent. Errors: NOT_FOUND.
+	FinishFormat(ctx context.Context, in *FinishFormatRequest, opts ...grpc.CallOption) (*FinishFormatResponse, error)
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
 	// or, with NOT_FOUND, when the volume is deleted.
 	WatchVolume(ctx context.Context, in *WatchVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchVolumeResponse], error)
@@ -204,6 +215,36 @@ func (c *volumesClient) DetachVolume(ctx context.Context, in *DetachVolumeReques
 	return out, nil
 }
 
+func (c *volumesClient) PublishVolume(ctx context.Context, in *PublishVolumeRequest, opts ...grpc.CallOption) (*PublishVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PublishVolumeResponse)
+	err := c.cc.Invoke(ctx, Volumes_PublishVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) UnpublishVolume(ctx context.Context, in *UnpublishVolumeRequest, opts ...grpc.CallOption) (*UnpublishVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnpublishVolumeResponse)
+	err := c.cc.Invoke(ctx, Volumes_UnpublishVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) FinishFormat(ctx context.Context, in *FinishFormatRequest, opts ...grpc.CallOption) (*FinishFormatResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FinishFormatResponse)
+	err := c.cc.Invoke(ctx, Volumes_FinishFormat_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *volumesClient) WatchVolume(ctx context.Context, in *WatchVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchVolumeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[0], Volumes_WatchVolume_FullMethodName, cOpts...)
@@ -322,6 +363,14 @@ type VolumesServer interface {
 	// what it waits for. Asking again waits again; AttachVolume on the node waits for its end and attaches anew.
 	// Errors: NOT_FOUND; FAILED_PRECONDITION the device is in use.
 	DetachVolume(context.Context, *DetachVolumeRequest) (*DetachVolumeResponse, error)
+	// PublishVolume promises the volume to one node, for the consumers of an orchestrator; AttachVolume on that node is still to come. Idempotent.
+	// Errors: NOT_FOUND no such volume or node; ALREADY_EXISTS it is published to that node with another read_only; FAILED_PRECONDITION it is
+	// published to, or attached on, another node (the message says where).
+	PublishVolume(context.Context, *PublishVolumeRequest) (*PublishVolumeResponse, error)
+	// UnpublishVolume ends that. What is not published is no error. Errors: FAILED_PRECONDITION it is attached on that node, which answers.
+	UnpublishVolume(context.Context, *UnpublishVolumeRequest) (*UnpublishVolumeResponse, error)
+	// FinishFormat says that mkfs has ended on a volume that was attached for_format: it is never formatted again. Idempotent. Errors: NOT_FOUND.
+	FinishFormat(context.Context, *FinishFormatRequest) (*FinishFormatResponse, error)
 	// WatchVolume sends the volume at once and again whenever it changed, for progress of a resync; it ends when the caller goes away
 	// or, with NOT_FOUND, when the volume is deleted.
 	WatchVolume(*WatchVolumeRequest, grpc.ServerStreamingServer[WatchVolumeResponse]) error
@@ -382,6 +431,15 @@ func (UnimplementedVolumesServer) AttachVolume(context.Context, *AttachVolumeReq
 }
 func (UnimplementedVolumesServer) DetachVolume(context.Context, *DetachVolumeRequest) (*DetachVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DetachVolume not implemented")
+}
+func (UnimplementedVolumesServer) PublishVolume(context.Context, *PublishVolumeRequest) (*PublishVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PublishVolume not implemented")
+}
+func (UnimplementedVolumesServer) UnpublishVolume(context.Context, *UnpublishVolumeRequest) (*UnpublishVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnpublishVolume not implemented")
+}
+func (UnimplementedVolumesServer) FinishFormat(context.Context, *FinishFormatRequest) (*FinishFormatResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FinishFormat not implemented")
 }
 func (UnimplementedVolumesServer) WatchVolume(*WatchVolumeRequest, grpc.ServerStreamingServer[WatchVolumeResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchVolume not implemented")
@@ -587,6 +645,60 @@ func _Volumes_DetachVolume_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_PublishVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PublishVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).PublishVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_PublishVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).PublishVolume(ctx, req.(*PublishVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_UnpublishVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnpublishVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).UnpublishVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_UnpublishVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).UnpublishVolume(ctx, req.(*UnpublishVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_FinishFormat_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FinishFormatRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).FinishFormat(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_FinishFormat_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).FinishFormat(ctx, req.(*FinishFormatRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Volumes_WatchVolume_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchVolumeRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -748,6 +860,18 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DetachVolume",
 			Handler:    _Volumes_DetachVolume_Handler,
+		},
+		{
+			MethodName: "PublishVolume",
+			Handler:    _Volumes_PublishVolume_Handler,
+		},
+		{
+			MethodName: "UnpublishVolume",
+			Handler:    _Volumes_UnpublishVolume_Handler,
+		},
+		{
+			MethodName: "FinishFormat",
+			Handler:    _Volumes_FinishFormat_Handler,
 		},
 		{
 			MethodName: "StartVerify",

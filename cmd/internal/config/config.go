@@ -47,6 +47,8 @@ type Config struct {
 	KVDB KVDB `yaml:"kvdb"`
 	// How attached volumes are shown to the host.
 	Frontends Frontends `yaml:"frontends"`
+	// The CSI driver, for Kubernetes and others that know CSI.
+	CSI CSI `yaml:"csi"`
 	// Timers and bounds of replication, the same on every node.
 	Replication Replication `yaml:"replication"`
 	// When another domain takes over by itself from one that is lost. The same on every node.
@@ -197,6 +199,13 @@ type NBD struct {
 type FuseLoop struct {
 	// Directory for its FUSE mount points. Empty: <runDir>/fuse.
 	Dir string `yaml:"dir"`
+}
+
+// CSI is where orchestrators reach the node.
+type CSI struct {
+	// Unix socket on which csi.tandem.storage is served, as in /var/lib/kubelet/plugins/csi.tandem.storage/csi.sock; who may open it may do everything
+	// with volumes. Empty: none is served.
+	Socket string `yaml:"socket"`
 }
 
 // Replication has the timers and bounds of protocol.md 19. Ranges, defaults and

@@ -62,7 +62,17 @@ func (k *checker) paths(c *Config) {
 	k.absolute("dataDir", c.DataDir)
 	k.absolute("runDir", c.RunDir)
 	k.absolute("frontends.fuseloop.dir", c.Frontends.FuseLoop.Dir)
-	for _, s := range []keyed{{"api.socket", c.API.Socket}, {"frontends.nbd.socket", c.Frontends.NBD.Socket}} {
+	sockets := []keyed{{"api.socket", c.API.Socket}, {"frontends.nbd.socket", c.Frontends.NBD.Socket}}
+	if s := c.CSI.Socket; s != "" {
+		sockets = append(sockets, keyed{"csi.socket", s})
+		if s == c.API.Socket || s == c.Frontends.NBD.Socket {
+			k.fail("csi.socket", "is the same as another socket: each needs its own")
+		}
+		if c.Role == RoleWitness {
+			k.fail("csi.socket", "a witness attaches nothing: remove it, or set role: node")
+		}
+	}
+	for _, s := range sockets {
 		k.absolute(s.key, s.value)
 		if len(s.value) > maxSocketPath {
 			k.fail(s.key, "%q is %d bytes long, a unix socket's path has at most %d: choose a shorter runDir", s.value, len(s.value), maxSocketPath)

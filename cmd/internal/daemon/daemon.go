@@ -106,6 +106,9 @@ func Run(ctx context.Context, c *config.Config, version string, lg *zap.Logger) 
 	if err := d.startAPI(g, &stops); err != nil {
 		return err
 	}
+	if err := d.startCSI(g, &stops); err != nil {
+		return err
+	}
 	d.follow(ctx, g)
 	lg.Info("tandemd ready", zap.String("api", c.API.Socket))
 	<-ctx.Done()
@@ -262,6 +265,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 	if d.runtime, err = newRuntime(d.c, d.volumes, d.security, d.boot, d.suspect, d.lg); err != nil {
 		return err
 	}
+	d.runtime.formatting = d.configs.Formatting
 	stops.push(d.runtime.close)
 	return nil
 }

@@ -29,8 +29,10 @@ type runtime struct {
 	c       *config.Config
 	volumes *replvolume.Manager
 	suspect func() // the kvdb was found to know less than a replica
-	lg      *zap.Logger
-	boot    replication.BootID // of this node
+	// formatting lets the attachments of a volume that begin until done is called keep the mark of a blank volume.
+	formatting func(replication.VolumeID) (done func())
+	lg         *zap.Logger
+	boot       replication.BootID // of this node
 
 	nbd      *nbd.Server
 	fuseloop *fuseloop.Frontend
@@ -51,6 +53,7 @@ type showing struct {
 	device     *replvolume.Volume
 	id         attachment
 	recorded   bool // the next process may go on with it
+	formats    bool // it was attached for mkfs; under the volume's lock
 }
 
 // lost reports whether the volume or its device node is gone, or about to.
@@ -163,6 +166,8 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 			case <-ctx.Done():
 				return "", fmt.Errorf("%w: the device of the attachment that was lost is still there: %w", replication.ErrStalled, ctx.Err())
 			}
+		case o.Format && !s.formats:
+			return "", fmt.Errorf("%w: it is attached for others than mkfs; detach it first", frontend.ErrBusy)
 		case o.Frontend != "" && string(s.kind) != o.Frontend:
 			return "", fmt.Errorf("%w: it is attached through front end %s; detach it first", frontend.ErrBusy, s.kind)
 		default:
@@ -172,6 +177,9 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 	fe, err := r.frontend(o.Frontend)
 	if err != nil {
 		return "", err
+	}
+	if o.Format {
+		defer r.formatting(id)()
 	}
 	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{TakeFrom: o.TakeFrom})
 	if errors.Is(err, replication.ErrRolledBack) {
@@ -185,6 +193,7 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 		defer r.drop(attachment{id, v.AttachID()})
 		return "", errors.Join(err, r.volumes.Detach(ctx, id))
 	}
+	s.formats = o.Format
 	return s.attachment.Path(), nil
 }
 

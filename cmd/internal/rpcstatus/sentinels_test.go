@@ -21,8 +21,15 @@ var exempt = map[string]string{
 	"kvdb/raftkv.ErrMemberNotFound": raftkvWhy,
 	"kvdb/raftkv.ErrMajority":       raftkvWhy,
 
+	"csi/mount.ErrBusy":     csiWhy,
+	"csi/mount.ErrCommand":  csiWhy,
+	"csi/mount.ErrNotZero":  csiWhy,
+	"csi/opgate.ErrPending": csiWhy,
+
 	"replication/transport/pki.ErrFile": "pki runs inside tandemctl and is asked by no request",
 }
+
+const csiWhy = "the CSI services answer with statuses of their own; the daemon's API knows nothing of them"
 
 const raftkvWhy = "of the daemon's start, or the daemon gives it another name; and tandemctl, which shares the table, must not link raft"
 

@@ -102,6 +102,10 @@ var table = []row{
 	{"volume.ErrGroupNotFound", volume.ErrGroupNotFound, codes.NotFound, "see \"tandemctl group list\""},
 	{"volume.ErrGroupExists", volume.ErrGroupExists, codes.AlreadyExists, "see \"tandemctl group inspect\"; \"tandemctl group add\" and \"remove\" change it"},
 	{"volume.ErrInGroup", volume.ErrInGroup, codes.FailedPrecondition, "take it out of its group first: \"tandemctl group remove\""},
+	{"volume.ErrNodeNotFound", volume.ErrNodeNotFound, codes.NotFound, "see \"tandemctl cluster list\""},
+	{"volume.ErrPublishedOtherwise", volume.ErrPublishedOtherwise, codes.AlreadyExists, "unpublish it first"},
+	{"volume.ErrPublished", volume.ErrPublished, codes.FailedPrecondition, "it is unpublished there first, by whoever published it"},
+	{"volume.ErrNotBlank", volume.ErrNotBlank, codes.FailedPrecondition, "make the file system by hand if nothing on it is wanted"},
 	{"volume.ErrNotCut", volume.ErrNotCut, codes.Aborted, "nothing was cut and writes go on: try again, or allow a longer --hold"},
 
 	// replication
@@ -174,6 +178,8 @@ var table = []row{
 	{"datapath/backing.ErrExists", backing.ErrExists, codes.AlreadyExists, ""},
 	{"datapath/backing.ErrNotFound", backing.ErrNotFound, codes.NotFound, ""},
 	{"datapath/backing.ErrRegress", backing.ErrRegress, codes.Internal, hintBug},
+	{"datapath/backing.ErrNoReflink", backing.ErrNoReflink, codes.FailedPrecondition, "snapshots need a pool on XFS with reflink (mkfs.xfs -m reflink=1)"},
+	{"datapath/backing.ErrTooManySnapshots", backing.ErrTooManySnapshots, codes.ResourceExhausted, "delete snapshots"},
 	{"datapath/backing.ErrInvalid", backing.ErrInvalid, codes.InvalidArgument, ""},
 	{"datapath/meta.ErrCorrupt", meta.ErrCorrupt, codes.DataLoss, hintMetadata},
 	{"datapath/meta.ErrIncompatible", meta.ErrIncompatible, codes.FailedPrecondition, "start the version of tandemd that wrote it, or a later one"},

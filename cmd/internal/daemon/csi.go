@@ -1,0 +1,37 @@
+package daemon
+
+import (
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/tandem-storage/tandem/csi"
+	"github.com/tandem-storage/tandem/csi/mount"
+)
+
+// startCSI serves orchestrators, if the node is to. The driver asks this daemon as an operator does, over its socket.
+func (d *daemon) startCSI(g *errgroup.Group, stops *stopper) error {
+	if d.c.CSI.Socket == "" {
+		return nil
+	}
+	cc, err := grpc.NewClient("unix://"+d.c.API.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return fmt.Errorf("reach api.socket for CSI: %w", err)
+	}
+	stops.push(cc.Close)
+	l, err := listenUnix(d.c.CSI.Socket)
+	if err != nil {
+		return fmt.Errorf("listen for CSI (csi.socket): %w", err)
+	}
+	s := csi.New(csi.Options{
+		Node: d.c.NodeID, Domain: d.c.Domain, Version: d.version, Backend: csi.NewClient(cc), Mounter: mount.System{}, Logger: d.lg,
+	}).Server()
+	serveOn(g, s, l)
+	stops.push(func() error {
+		s.Stop()
+		return nil
+	})
+	return nil
+}

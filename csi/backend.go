@@ -1,0 +1,38 @@
+package csi
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+
+	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// Backend is what the driver needs of the daemon: parts of its services Volumes and Cluster, whose status codes it passes on.
+type Backend interface {
+	CreateVolume(context.Context, *volumepb.CreateVolumeRequest, ...grpc.CallOption) (*volumepb.CreateVolumeResponse, error)
+	InspectVolume(context.Context, *volumepb.InspectVolumeRequest, ...grpc.CallOption) (*volumepb.InspectVolumeResponse, error)
+	ListVolumes(context.Context, *volumepb.ListVolumesRequest, ...grpc.CallOption) (*volumepb.ListVolumesResponse, error)
+	UpdateVolume(context.Context, *volumepb.UpdateVolumeRequest, ...grpc.CallOption) (*volumepb.UpdateVolumeResponse, error)
+	DeleteVolume(context.Context, *volumepb.DeleteVolumeRequest, ...grpc.CallOption) (*volumepb.DeleteVolumeResponse, error)
+	PublishVolume(context.Context, *volumepb.PublishVolumeRequest, ...grpc.CallOption) (*volumepb.PublishVolumeResponse, error)
+	UnpublishVolume(context.Context, *volumepb.UnpublishVolumeRequest, ...grpc.CallOption) (*volumepb.UnpublishVolumeResponse, error)
+	AttachVolume(context.Context, *volumepb.AttachVolumeRequest, ...grpc.CallOption) (*volumepb.AttachVolumeResponse, error)
+	FinishFormat(context.Context, *volumepb.FinishFormatRequest, ...grpc.CallOption) (*volumepb.FinishFormatResponse, error)
+	DetachVolume(context.Context, *volumepb.DetachVolumeRequest, ...grpc.CallOption) (*volumepb.DetachVolumeResponse, error)
+	GetStatus(context.Context, *clusterdomainpb.GetStatusRequest, ...grpc.CallOption) (*clusterdomainpb.GetStatusResponse, error)
+}
+
+// Client is a Backend over a connection to a daemon.
+type Client struct {
+	volumepb.VolumesClient
+	clusterdomainpb.ClusterClient
+}
+
+var _ Backend = Client{}
+
+// NewClient returns the Backend behind cc.
+func NewClient(cc grpc.ClientConnInterface) Client {
+	return Client{volumepb.NewVolumesClient(cc), clusterdomainpb.NewClusterClient(cc)}
+}

@@ -1,0 +1,208 @@
+package csi
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/csi/mount/mounttest"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// cluster is a Backend without a cluster, as node-a sees it: two domains with a node each.
+type cluster struct {
+	mu       sync.Mutex
+	volumes  map[string]*volumepb.Volume // by id
+	machine  *mounttest.Machine
+	attaches int
+	made     int
+	hold     chan struct{} // CreateVolume waits for it, if not nil
+	entered  chan struct{} // has one when CreateVolume waits
+}
+
+var _ Backend = (*cluster)(nil)
+
+func newCluster() *cluster {
+	return &cluster{volumes: map[string]*volumepb.Volume{}, machine: &mounttest.Machine{}}
+}
+
+func (c *cluster) find(ref string) (*volumepb.Volume, error) {
+	if v := c.volumes[ref]; v != nil {
+		return v, nil
+	}
+	for _, v := range c.volumes {
+		if v.Name == ref {
+			return v, nil
+		}
+	}
+	return nil, status.Errorf(codes.NotFound, "no such volume")
+}
+
+func device(v *volumepb.Volume) string { return "/dev/loop-" + v.GetId()[:8] }
+
+func (c *cluster) CreateVolume(_ context.Context, r *volumepb.CreateVolumeRequest, _ ...grpc.CallOption) (*volumepb.CreateVolumeResponse, error) {
+	if c.hold != nil {
+		c.entered <- struct{}{}
+		<-c.hold
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v, err := c.find(r.Name); err == nil {
+		return &volumepb.CreateVolumeResponse{Volume: proto.CloneOf(v)}, nil
+	}
+	if r.Protection == 0 {
+		r.Protection = volumepb.Protection_PROTECTION_MAX_AVAILABILITY
+	}
+	domains := r.Domains
+	if len(domains) == 0 {
+		domains = []string{"a", "b"}
+	}
+	if r.Replicas > 0 {
+		domains = domains[:min(int(r.Replicas), len(domains))]
+	}
+	c.made++
+	v := &volumepb.Volume{
+		Id: fmt.Sprintf("%08x-0000-4000-8000-%012x", c.made, 7), Name: r.Name, SizeBytes: uint64(r.SizeBytes), Phase: volumepb.Phase_PHASE_DETACHED,
+		Protection: r.Protection, Needs: r.Needs, Labels: r.Labels, ManualFailover: r.ManualFailover, Epoch: 1, Content: volumepb.Content_CONTENT_BLANK,
+		ReplicasWanted: uint32(len(domains)), InSync: uint32(len(domains)),
+	}
+	for _, d := range domains {
+		v.Replicas = append(v.Replicas, &volumepb.Replica{Node: "node-" + d, Domain: d, InSync: true})
+	}
+	c.volumes[v.Id] = v
+	return &volumepb.CreateVolumeResponse{Volume: proto.CloneOf(v)}, nil
+}
+
+func (c *cluster) InspectVolume(_ context.Context, r *volumepb.InspectVolumeRequest, _ ...grpc.CallOption) (*volumepb.InspectVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.InspectVolumeResponse{Volume: proto.CloneOf(v)}, nil
+}
+
+func (c *cluster) ListVolumes(context.Context, *volumepb.ListVolumesRequest, ...grpc.CallOption) (*volumepb.ListVolumesResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	resp := &volumepb.ListVolumesResponse{}
+	for _, id := range slices.Sorted(maps.Keys(c.volumes)) {
+		resp.Volumes = append(resp.Volumes, proto.CloneOf(c.volumes[id]))
+	}
+	return resp, nil
+}
+
+func (c *cluster) UpdateVolume(_ context.Context, r *volumepb.UpdateVolumeRequest, _ ...grpc.CallOption) (*volumepb.UpdateVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	v.Protection, v.Needs = r.Protection, r.Needs
+	v.Epoch++
+	return &volumepb.UpdateVolumeResponse{Volume: proto.CloneOf(v)}, nil
+}
+
+func (c *cluster) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeRequest, _ ...grpc.CallOption) (*volumepb.DeleteVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.volumes, r.Volume)
+	return &volumepb.DeleteVolumeResponse{}, nil
+}
+
+func (c *cluster) PublishVolume(_ context.Context, r *volumepb.PublishVolumeRequest, _ ...grpc.CallOption) (*volumepb.PublishVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	p := v.Publication
+	switch {
+	case r.Node != "node-a" && r.Node != "node-b":
+		return nil, status.Error(codes.NotFound, "no such node")
+	case p != nil && p.Node != r.Node:
+		return nil, status.Errorf(codes.FailedPrecondition, "published to node %s", p.Node)
+	case p != nil && p.ReadOnly != r.ReadOnly:
+		return nil, status.Error(codes.AlreadyExists, "published in another way")
+	}
+	v.Publication = &volumepb.Publication{Node: r.Node, ReadOnly: r.ReadOnly}
+	return &volumepb.PublishVolumeResponse{}, nil
+}
+
+func (c *cluster) UnpublishVolume(_ context.Context, r *volumepb.UnpublishVolumeRequest, _ ...grpc.CallOption) (*volumepb.UnpublishVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v, err := c.find(r.Volume); err == nil && (r.Node == "" || v.GetPublication().GetNode() == r.Node) {
+		v.Publication = nil
+	}
+	return &volumepb.UnpublishVolumeResponse{}, nil
+}
+
+func (c *cluster) AttachVolume(_ context.Context, r *volumepb.AttachVolumeRequest, _ ...grpc.CallOption) (*volumepb.AttachVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	if r.ForFormat && v.Content == volumepb.Content_CONTENT_WRITTEN {
+		return nil, status.Error(codes.FailedPrecondition, "it may hold data")
+	}
+	fresh := r.ForFormat && v.Content == volumepb.Content_CONTENT_BLANK
+	if v.Attachment == nil {
+		c.attaches++
+		id := fmt.Sprintf("%08x-0000-4000-8000-000000000001", c.attaches)
+		v.Attachment = &volumepb.Attachment{Node: r.Node, Path: device(v), Frontend: r.Frontend, AttachId: id}
+		c.machine.Plug(device(v), "/run/tandem/fuse/"+v.Id+"."+id+"/device")
+	}
+	v.Content = volumepb.Content_CONTENT_WRITTEN
+	if r.ForFormat {
+		v.Content = volumepb.Content_CONTENT_FORMATTING
+	}
+	return &volumepb.AttachVolumeResponse{Path: device(v), Fresh: fresh}, nil
+}
+
+func (c *cluster) FinishFormat(_ context.Context, r *volumepb.FinishFormatRequest, _ ...grpc.CallOption) (*volumepb.FinishFormatResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	v.Content = volumepb.Content_CONTENT_WRITTEN
+	return &volumepb.FinishFormatResponse{}, nil
+}
+
+func (c *cluster) DetachVolume(_ context.Context, r *volumepb.DetachVolumeRequest, _ ...grpc.CallOption) (*volumepb.DetachVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	v.Attachment = nil
+	return &volumepb.DetachVolumeResponse{}, nil
+}
+
+func (c *cluster) GetStatus(context.Context, *clusterdomainpb.GetStatusRequest, ...grpc.CallOption) (*clusterdomainpb.GetStatusResponse, error) {
+	s := &clusterdomainpb.GetStatusResponse{ThisNode: "node-a"}
+	for i, d := range []string{"a", "b"} {
+		s.Nodes = append(s.Nodes, &clusterdomainpb.Node{
+			Name: "node-" + d, Domain: d, State: clusterdomainpb.NodeState_NODE_STATE_ONLINE,
+			Pools: []*clusterdomainpb.Pool{{TotalBytes: 100 << 30, UsedBytes: uint64(10+10*i) << 30, ProvisionedBytes: 5 << 30}},
+		})
+	}
+	s.Nodes = append(s.Nodes, &clusterdomainpb.Node{Name: "node-w", Domain: "w", Witness: true})
+	return s, nil
+}

@@ -1,0 +1,130 @@
+// Package csi is the CSI driver csi.tandem.storage: Identity, Controller and Node over the API of the daemon that serves it.
+//
+// It keeps no state: what it is asked for is decided by the volumes' records and by what is mounted. So every call may be repeated on any
+// node (Controller) or after any crash (Node). How it fits together is in docs/design/0026-csi.md.
+package csi
+
+import (
+	"context"
+	"time"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tandem-storage/tandem/csi/mount"
+	"github.com/tandem-storage/tandem/csi/opgate"
+)
+
+// Name is the driver's: the provisioner of a StorageClass.
+const Name = "csi.tandem.storage"
+
+// Topology keys of nodes and volumes.
+const (
+	TopologyDomain = "topology.tandem.storage/domain"
+	TopologyNode   = "topology.tandem.storage/node"
+)
+
+// maxVolumes is how many volumes a node is asked to take. No harder bound is known: each costs a loop device and a FUSE mount.
+const maxVolumes = 256
+
+// actor is who asks, in the audit trail.
+const actor = "csi"
+
+// Mounter is what Node needs of the machine; mount.System has it.
+type Mounter interface {
+	Format(ctx context.Context, device, fs string, options []string) error
+	CheckZero(device string) error
+	Mount(ctx context.Context, device, target, fs string, options []string) error
+	Bind(source, target string, readOnly bool) error
+	Unmount(target string, lazy bool) error
+	At(path string) (*mount.Point, error)
+	List() ([]mount.Point, error)
+	Usage(path string) (mount.Usage, error)
+	SetGroup(dir string, gid int) error
+}
+
+// Options of a Driver. All but Logger are required.
+type Options struct {
+	Node, Domain string // where it runs
+	Version      string
+	Backend      Backend
+	Mounter      Mounter
+	Logger       *zap.Logger
+}
+
+// Driver serves CSI on one node.
+type Driver struct {
+	spec.UnimplementedIdentityServer
+	spec.UnimplementedControllerServer
+	spec.UnimplementedNodeServer
+	o    Options
+	gate opgate.Gate
+}
+
+// New returns a driver; Server has it served.
+func New(o Options) *Driver {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	return &Driver{o: o}
+}
+
+// Server returns a gRPC server with the driver's services.
+func (d *Driver) Server() *grpc.Server {
+	s := grpc.NewServer(grpc.ChainUnaryInterceptor(d.intercept))
+	spec.RegisterIdentityServer(s, d)
+	spec.RegisterControllerServer(s, d)
+	spec.RegisterNodeServer(s, d)
+	return s
+}
+
+// intercept refuses what breaks the limits of the specification, and logs how calls ended. What was asked is not logged: it may hold secrets.
+func (d *Driver) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	began := time.Now()
+	var resp any
+	err := error(nil)
+	if m, ok := req.(proto.Message); ok {
+		err = checkLimits(m)
+	}
+	if err == nil {
+		resp, err = next(ctx, req)
+	}
+	if err != nil {
+		err = plain(err)
+		d.o.Logger.Info("csi call refused or failed", zap.String("method", info.FullMethod), zap.Duration("took", time.Since(began)), zap.Error(err))
+		return nil, err
+	}
+	d.o.Logger.Debug("csi call", zap.String("method", info.FullMethod), zap.Duration("took", time.Since(began)))
+	return resp, nil
+}
+
+// plain is err as CSI wants it: code and message, no details.
+func plain(err error) error {
+	s := status.Convert(err)
+	code := s.Code()
+	if code == codes.Unknown { // an error of this machine: a mount, a file
+		code = codes.Internal
+	}
+	return status.Error(code, s.Message())
+}
+
+// enter lets one operation on key through.
+func (d *Driver) enter(key, op string) (leave func(), err error) {
+	leave, err = d.gate.Enter(key, op)
+	if err != nil {
+		return nil, status.Error(codes.Aborted, err.Error())
+	}
+	return leave, nil
+}
+
+func invalid(format string, a ...any) error {
+	return status.Errorf(codes.InvalidArgument, format, a...)
+}
+
+func refused(format string, a ...any) error {
+	return status.Errorf(codes.FailedPrecondition, format, a...)
+}

@@ -1,0 +1,145 @@
+package csi
+
+import (
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// Values of parameters.
+const (
+	protectionAvailability = "max-availability"
+	protectionProtection   = "max-protection"
+	failoverManual         = "manual"
+	failoverAutomatic      = "automatic"
+)
+
+// contextMkfs is where a volume context carries the options of mkfs to the node.
+const contextMkfs = "mkfsOptions"
+
+// Parameter is one that a StorageClass may set, or a VolumeAttributesClass if it is Mutable.
+type Parameter struct {
+	Name    string
+	Mutable bool
+	Values  string // what it may be
+	Default string
+	Text    string
+	set     func(r *volumepb.CreateVolumeRequest, v string) bool // false: not a value of it
+}
+
+// Parameters returns all that are known, by name.
+func Parameters() []Parameter {
+	return []Parameter{
+		{"domains", false, "names, separated by commas", "all", "Cluster domains that take replicas.", func(r *volumepb.CreateVolumeRequest, v string) (ok bool) {
+			r.Domains, ok = names(v)
+			return ok
+		}},
+		{"failover", false, "`manual`, `automatic`", "`manual`", "Who attaches the volume elsewhere when its domain is lost. `manual` leaves it to Kubernetes, which starts the pod elsewhere; `automatic` lets the arbiters do it, for consumers outside of Kubernetes.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			r.ManualFailover = v == failoverManual
+			return v == failoverManual || v == failoverAutomatic
+		}},
+		{contextMkfs, false, "arguments, separated by spaces", "none", "Further arguments of mkfs. No paths, no quotes.", func(_ *volumepb.CreateVolumeRequest, v string) bool {
+			_, ok := mkfsOptions(v)
+			return ok
+		}},
+		{"needDomains", true, "names, separated by commas", "none", "Domains of which each has to have a replica in sync for a write to be confirmed.", func(r *volumepb.CreateVolumeRequest, v string) (ok bool) {
+			needs(r).Domains, ok = names(v)
+			return ok
+		}},
+		{"needInSync", true, "0 to 3", "0", "So many replicas have to be in sync for a write to be confirmed.", func(r *volumepb.CreateVolumeRequest, v string) (ok bool) {
+			needs(r).InSync, ok = number(v, 0, 3)
+			return ok
+		}},
+		{"needStall", true, "a duration, as in `30s`", "for as long as it takes", "How long writes wait for what `protection` and the needs ask for before they go on without.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			d, err := time.ParseDuration(v)
+			needs(r).StallMs = d.Milliseconds()
+			return err == nil && d >= 0
+		}},
+		{"protection", true, "`max-availability`, `max-protection`", "`max-availability`", "What happens to writes while a replica is out of reach: they go on without it, or wait.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			r.Protection = map[string]volumepb.Protection{
+				protectionAvailability: volumepb.Protection_PROTECTION_MAX_AVAILABILITY, protectionProtection: volumepb.Protection_PROTECTION_MAX_PROTECTION,
+			}[v]
+			return r.Protection != volumepb.Protection_PROTECTION_UNSPECIFIED
+		}},
+		{"replicas", false, "1 to 3", "one in each domain, at most 3", "Replicas, on as many nodes; one in each domain before a second in any.", func(r *volumepb.CreateVolumeRequest, v string) (ok bool) {
+			r.Replicas, ok = number(v, 1, 3)
+			return ok
+		}},
+	}
+}
+
+// told are parameters that the external-provisioner adds; they become labels of the volume.
+var told = []string{"csi.storage.k8s.io/pv/name", "csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace"}
+
+// apply sets what params say in r. With mutable only those that may be changed are known.
+func apply(r *volumepb.CreateVolumeRequest, params map[string]string, mutable bool) error {
+	all := map[string]Parameter{}
+	for _, p := range Parameters() {
+		if p.Mutable || !mutable {
+			all[p.Name] = p
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(params)) {
+		v := params[name]
+		if !mutable && slices.Contains(told, name) {
+			if r.Labels == nil {
+				r.Labels = map[string]string{}
+			}
+			r.Labels[name] = v
+			continue
+		}
+		p, ok := all[name]
+		if !ok {
+			return invalid("parameter %.64q is not known: use %s", name, strings.Join(slices.Sorted(maps.Keys(all)), ", "))
+		}
+		if !p.set(r, v) {
+			return invalid("parameter %s: %.64q is none of its values: %s", name, v, p.Values)
+		}
+	}
+	return nil
+}
+
+func needs(r *volumepb.CreateVolumeRequest) *volumepb.Needs {
+	if r.Needs == nil {
+		r.Needs = &volumepb.Needs{}
+	}
+	return r.Needs
+}
+
+func number(v string, least, most uint32) (uint32, bool) {
+	n, err := strconv.ParseUint(v, 10, 32)
+	return uint32(n), err == nil && uint32(n) >= least && uint32(n) <= most && len(v) == 1
+}
+
+var domainSyntax = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+
+func names(v string) ([]string, bool) {
+	var out []string
+	for n := range strings.SplitSeq(v, ",") {
+		n = strings.TrimSpace(n)
+		if !domainSyntax.MatchString(n) {
+			return nil, false
+		}
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return slices.Compact(out), true
+}
+
+var mkfsSyntax = regexp.MustCompile(`^(-[A-Za-z]+|[A-Za-z0-9^][A-Za-z0-9=,._^:-]*)$`)
+
+// mkfsOptions takes the arguments apart. None can name a file outside of the root directory, where mkfs runs.
+func mkfsOptions(v string) ([]string, bool) {
+	args := strings.Fields(v)
+	for _, a := range args {
+		if !mkfsSyntax.MatchString(a) {
+			return nil, false
+		}
+	}
+	return args, true
+}

@@ -1,0 +1,117 @@
+package csi
+
+import (
+	"strings"
+	"testing"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// Each parameter has values that it takes and values that it does not, and what is unknown is refused with all that are known.
+func TestParameters(t *testing.T) {
+	values := map[string]struct{ good, bad []string }{
+		"domains":     {[]string{"a", "b,a", "a, b"}, []string{"", "A", "a,,b", "../x"}},
+		"failover":    {[]string{"manual", "automatic"}, []string{"", "never"}},
+		"mkfsOptions": {[]string{"-m reflink=1", "-i size=512 -O ^has_journal", ""}, []string{"/dev/sda", "-f;reboot", "$(x)", "'a b'", "../x", "--help"}},
+		"needDomains": {[]string{"a"}, []string{"a b"}},
+		"needInSync":  {[]string{"0", "3"}, []string{"", "4", "-1", "00", "x"}},
+		"needStall":   {[]string{"0s", "30s"}, []string{"30", "-1s", ""}},
+		"protection":  {[]string{"max-availability", "max-protection"}, []string{"", "MAX"}},
+		"replicas":    {[]string{"1", "3"}, []string{"0", "4", "", "1.5"}},
+	}
+	for _, p := range Parameters() {
+		v, ok := values[p.Name]
+		if !ok {
+			t.Errorf("%s is not tested", p.Name)
+		}
+		for i, all := range [][]string{v.good, v.bad} {
+			for _, s := range all {
+				err := apply(&volumepb.CreateVolumeRequest{}, map[string]string{p.Name: s}, false)
+				if (err == nil) != (i == 0) {
+					t.Errorf("%s=%q: %v", p.Name, s, err)
+				}
+			}
+		}
+		if err := apply(&volumepb.CreateVolumeRequest{}, map[string]string{p.Name: v.good[0]}, true); (err == nil) != p.Mutable {
+			t.Errorf("%s changed: %v", p.Name, err)
+		}
+	}
+	err := apply(&volumepb.CreateVolumeRequest{}, map[string]string{"replica": "2"}, false)
+	if status.Code(err) != codes.InvalidArgument {
+		t.Fatal(err)
+	}
+	for name := range values {
+		if !strings.Contains(err.Error(), name) {
+			t.Errorf("%v does not name %s", err, name)
+		}
+	}
+}
+
+func segment(domain string) *spec.Topology {
+	return &spec.Topology{Segments: map[string]string{TopologyDomain: domain}}
+}
+
+// nodes is a cluster with a node in each domain, whose pools have so much room.
+func nodes(rooms map[string]uint64) *clusterdomainpb.GetStatusResponse {
+	s := &clusterdomainpb.GetStatusResponse{}
+	for d, r := range rooms {
+		s.Nodes = append(s.Nodes, &clusterdomainpb.Node{
+			Name: "n-" + d, Domain: d, State: clusterdomainpb.NodeState_NODE_STATE_ONLINE, Pools: []*clusterdomainpb.Pool{{TotalBytes: r}},
+		})
+	}
+	return s
+}
+
+func TestPlace(t *testing.T) {
+	s := nodes(map[string]uint64{"a": 1, "b": 1, "c": 1})
+	for _, tc := range []struct {
+		name     string
+		replicas uint32
+		top      *spec.TopologyRequirement
+		want     string
+		code     codes.Code
+	}{
+		{"none asked for", 1, nil, "", codes.OK},
+		{"preferred first", 1, &spec.TopologyRequirement{Requisite: []*spec.Topology{segment("a"), segment("b")}, Preferred: []*spec.Topology{segment("b")}}, "b", codes.OK},
+		{"as many as replicas", 2, &spec.TopologyRequirement{Requisite: []*spec.Topology{segment("c"), segment("a"), segment("b")}}, "a,c", codes.OK},
+		{"a replica in each anyway", 3, &spec.TopologyRequirement{Requisite: []*spec.Topology{segment("a")}}, "", codes.OK},
+		{"by default too", 0, &spec.TopologyRequirement{Requisite: []*spec.Topology{segment("a")}}, "", codes.OK},
+		{"nowhere", 1, &spec.TopologyRequirement{Requisite: []*spec.Topology{segment("z")}}, "", codes.ResourceExhausted},
+		{"another key", 1, &spec.TopologyRequirement{Requisite: []*spec.Topology{{Segments: map[string]string{"zone": "a"}}}}, "", codes.InvalidArgument},
+	} {
+		want := &volumepb.CreateVolumeRequest{Replicas: tc.replicas}
+		if err := place(want, s, tc.top); status.Code(err) != tc.code || strings.Join(want.Domains, ",") != tc.want {
+			t.Errorf("%s: %v, %v", tc.name, want.Domains, err)
+		}
+	}
+}
+
+func TestRoom(t *testing.T) {
+	s := nodes(map[string]uint64{"a": 40960, "b": 20480, "c": 8192})
+	for _, tc := range []struct {
+		replicas uint32
+		segment  map[string]string
+		want     int64
+	}{
+		{1, nil, 40960},
+		{2, nil, 20480},
+		{0, nil, 8192},
+		{1, map[string]string{TopologyDomain: "b"}, 20480},
+		{2, map[string]string{TopologyDomain: "b"}, 20480},
+		{2, map[string]string{TopologyDomain: "c", TopologyNode: "n-c"}, 8192},
+		{1, map[string]string{TopologyDomain: "z"}, 0},
+		{1, map[string]string{TopologyDomain: "a", TopologyNode: "n-b"}, 0},
+	} {
+		if got := room(&volumepb.CreateVolumeRequest{Replicas: tc.replicas}, s, tc.segment); got != tc.want {
+			t.Errorf("%d replicas in %v: %d, want %d", tc.replicas, tc.segment, got, tc.want)
+		}
+	}
+	if got := room(&volumepb.CreateVolumeRequest{}, nodes(nil), nil); got != 0 {
+		t.Errorf("no nodes: %d", got)
+	}
+}
