@@ -85,7 +85,13 @@ test-vm: ## cut the power of two sites on a real kernel, in qemu (ROUNDS=4 SEED=
 	@deploy/hack/deps.sh vm
 	@[[ -w /dev/net/tun ]] || { echo "missing: /dev/net/tun, writable (root), for the network of the machines"; exit 1; }
 	@kernel=$$(deploy/hack/kernel.sh $(CURDIR)/.cache/vm $(KERNEL)); \
-	$(GO) test -count=1 -tags vm -v -timeout 4h -run 'TestPower|TestDisk$$|TestMapper' ./deploy/vm -kernel "$$kernel" -rounds $(ROUNDS) $(if $(SEED),-seed $(SEED)) $(VMFLAGS)
+	$(GO) test -count=1 -tags vm -v -timeout 4h -run 'TestPower|TestDisk$$|TestMapper|TestClocks' ./deploy/vm -kernel "$$kernel" -rounds $(ROUNDS) $(if $(SEED),-seed $(SEED)) $(VMFLAGS)
+
+# The programs are built from Go modules, the rest is Debian's; no registry.
+.PHONY: test-kube
+test-kube: ## real Kubernetes clusters on this machine (root; ten minutes more the first time, for the programs)
+	@deploy/hack/deps.sh kube
+	$(GO) test -count=1 -tags kube -vet=off -v -timeout 2h ./deploy/kube $(KUBEFLAGS)
 
 .PHONY: test-nemesis
 test-nemesis: KVDB = etcd

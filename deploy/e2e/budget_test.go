@@ -22,6 +22,7 @@ func TestResyncBudget(t *testing.T) {
 	if err := c.Node("b2").Stop(); err != nil {
 		t.Fatal(err)
 	}
+	c.offline(t, "a1", "b2")
 	var vs []vol
 	uris := map[string]string{}
 	marks := map[string]mark{"a1": c.mark(t, "a1"), "a2": c.mark(t, "a2")}

@@ -343,27 +343,44 @@ func (c *cluster) identical(t *testing.T, volume string) {
 func (c *cluster) online(t *testing.T, node string) {
 	t.Helper()
 	until(t, fmt.Sprintf("node %s is online", node), 30*time.Second, func() (bool, error) {
-		out, err := c.Ctl(t.Context(), c.Node(node), "cluster", "list", "-o", "json")
-		if err != nil {
-			return false, err
-		}
-		var l struct {
-			Nodes []struct {
-				Name  string `json:"name"`
-				State string `json:"state"`
-				Pools []any  `json:"pools"`
-			} `json:"nodes"`
-		}
-		if err := json.Unmarshal([]byte(out), &l); err != nil {
-			return false, lab.Final(fmt.Errorf("cluster list printed %q: %w", out, err))
-		}
-		for _, n := range l.Nodes {
-			if n.Name == node {
-				return n.State == "NODE_STATE_ONLINE" && len(n.Pools) > 0, fmt.Errorf("it is %+v", n)
-			}
-		}
-		return false, errors.New("it is not in the list")
+		state, pools, err := c.registered(t, node, node)
+		return state == "NODE_STATE_ONLINE" && pools > 0, errors.Join(err, fmt.Errorf("it is %s with %d pools", state, pools))
 	})
+}
+
+// offline waits until the others do not count on a node any more that was stopped: if it could not take its registration back, that lasts as
+// long as its lease.
+func (c *cluster) offline(t *testing.T, asked, node string) {
+	t.Helper()
+	until(t, fmt.Sprintf("node %s is not online", node), 30*time.Second, func() (bool, error) {
+		state, _, err := c.registered(t, asked, node)
+		return err == nil && state != "NODE_STATE_ONLINE", errors.Join(err, fmt.Errorf("it is %s", state))
+	})
+}
+
+// registered is what one node knows of another one's registration.
+func (c *cluster) registered(t *testing.T, asked, node string) (state string, pools int, err error) {
+	t.Helper()
+	out, err := c.Ctl(t.Context(), c.Node(asked), "cluster", "list", "-o", "json")
+	if err != nil {
+		return "", 0, err
+	}
+	var l struct {
+		Nodes []struct {
+			Name  string `json:"name"`
+			State string `json:"state"`
+			Pools []any  `json:"pools"`
+		} `json:"nodes"`
+	}
+	if err := json.Unmarshal([]byte(out), &l); err != nil {
+		return "", 0, lab.Final(fmt.Errorf("cluster list printed %q: %w", out, err))
+	}
+	for _, n := range l.Nodes {
+		if n.Name == node {
+			return n.State, len(n.Pools), nil
+		}
+	}
+	return "not in the list", 0, nil
 }
 
 // entry is a line of a daemon's log.

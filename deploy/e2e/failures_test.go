@@ -48,6 +48,7 @@ func TestFailures(t *testing.T) {
 						}
 					})
 				}},
+				chapter{"F23 bits flip on the wire", f.bitsFlip},
 				chapter{"F8 F9 F10 kvdb lost", f.kvdbLost},
 				chapter{"F11 coordinator's node lost, its disk elsewhere", f.computeLost},
 				chapter{"F21 last copy loses power", f.lastCopyLosesPower},
@@ -131,6 +132,28 @@ func (f *failing) linkCut(t *testing.T, set func(lab.Link)) {
 	}
 	set(lab.Link{})
 	f.whole(t)
+}
+
+// bitsFlip damages what the sites send each other, in a way that TCP does not notice: TLS ends the connections again and again, nobody takes what is
+// wrong for right, and the consumer sees no more than that writes are slow.
+func (f *failing) bitsFlip(t *testing.T) {
+	m, at := f.mark(t, f.at), time.Now()
+	set := func(l lab.Link) { f.SetLink(alpha, beta, l); f.SetLink(beta, alpha, l) }
+	set(lab.Link{Damaged: 100})
+	until(t, "TLS ends a connection between the sites", 30*time.Second, func() (bool, error) {
+		var said []string
+		for _, msg := range []string{"session ended", "peer is down"} {
+			for _, e := range m.since(t, msg) {
+				if said = append(said, e.raw); strings.Contains(e.raw, "bad record MAC") {
+					return true, nil
+				}
+			}
+		}
+		return false, errors.New(strings.Join(said, "\n"))
+	})
+	set(lab.Link{})
+	f.whole(t)
+	t.Logf("writes paused for %v", f.w.pause(t, at).Round(time.Millisecond))
 }
 
 // domainStates are the states in the output of `cluster domains show -o json`, without what changes by itself.

@@ -115,6 +115,7 @@ func TestGroup(t *testing.T) {
 	if err := first.Stop(); err != nil {
 		t.Fatal(err)
 	}
+	c.offline(t, "a1", first.Name)
 	vs[1] = c.createBy(t, "a1", "log", "64Mi")
 	if err := c.StartNode(first); err != nil {
 		t.Fatal(err)

@@ -82,15 +82,24 @@ func release() {
 
 // build makes the programs under test, from this tree.
 func build(ctx context.Context) error {
+	if err := goBuild(ctx, bin+"/", "./cmd/tandemd", "./cmd/tandemctl"); err != nil {
+		return err
+	}
+	_, err := lab.Run(ctx, "go", "-C", filepath.Join(top(), "deploy", "etcd"), "build", "-o", filepath.Join(bin, "etcd"), ".")
+	return err
+}
+
+// goBuild has the go command write programs of this tree to a file or directory, without cgo, as they are released.
+func goBuild(ctx context.Context, to string, args ...string) error {
+	_, err := lab.Run(ctx, append([]string{"env", "CGO_ENABLED=0", "go", "-C", top(), "build", "-o", to}, args...)...)
+	return err
+}
+
+// top is the directory of the module. Tests run in that of their package.
+func top() string {
 	here, err := os.Getwd()
 	if err != nil {
-		return err
+		return err.Error() // and nothing is there
 	}
-	top := filepath.Join(here, "..", "..")
-	// Without cgo, as it is released.
-	if _, err := lab.Run(ctx, "env", "CGO_ENABLED=0", "go", "-C", top, "build", "-o", bin+"/", "./cmd/tandemd", "./cmd/tandemctl"); err != nil {
-		return err
-	}
-	_, err = lab.Run(ctx, "go", "-C", filepath.Join(top, "deploy", "etcd"), "build", "-o", filepath.Join(bin, "etcd"), ".")
-	return err
+	return filepath.Join(here, "..", "..")
 }

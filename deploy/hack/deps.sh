@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages whose programs the tests, the demo and the benchmark drive, those that are missing only.
 #
-#   deps.sh [--optional] [test|demo|bench|model|vm]     (default: test)
+#   deps.sh [--optional] [test|demo|bench|model|vm|kube]     (default: test)
 #
 # Without root, or where apt-get is not to be had, one line says what is missing; that is an error unless --optional.
 set -euo pipefail
@@ -38,7 +38,19 @@ vm=(
 	/usr/sbin/dmsetup                        dmsetup
 	/usr/bin/xz                              xz-utils
 )
+kube=(
+	/usr/bin/containerd                      containerd
+	/usr/sbin/runc                           runc
+	/usr/lib/cni/bridge                      containernetworking-plugins
+	/usr/sbin/iptables                       iptables
+	/usr/sbin/conntrack                      conntrack
+	/bin/busybox                             busybox-static
+	/usr/sbin/ip                             iproute2
+	/usr/sbin/mkfs.xfs                       xfsprogs
+	/usr/sbin/mkfs.ext4                      e2fsprogs
+)
 case $for_what in
+kube)  want=("${kube[@]}") ;;
 vm)    want=("${vm[@]}") ;;
 demo)  want=("${demo[@]}") ;;
 bench) want=("${demo[@]}" "${bench[@]}") ;;
@@ -47,7 +59,7 @@ test)  want=("${demo[@]}" "${bench[@]}"
 	/usr/bin/qemu-img                        qemu-utils
 	/usr/sbin/mkfs.ext4                      e2fsprogs
 	/usr/sbin/ip                             iproute2) ;;
-*)     echo "deps.sh: unknown set '$for_what' (test, demo, bench, model or vm)" >&2; exit 2 ;;
+*)     echo "deps.sh: unknown set '$for_what' (test, demo, bench, model, vm or kube)" >&2; exit 2 ;;
 esac
 
 missing=()

@@ -59,6 +59,7 @@ type Node struct {
 	tls                tlsFiles
 	peerAddr, raftAddr string
 	proc               *Process
+	program            string // tandemd, "": that of the cluster
 	boot               string // what it takes for the boot id of its machine, "": the real one
 }
 

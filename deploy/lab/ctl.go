@@ -33,6 +33,7 @@ func (c *Cluster) CtlShown(ctx context.Context, w io.Writer, n *Node, args ...st
 type VolumeView struct {
 	Volume struct {
 		ID           string        `json:"id"`
+		Epoch        int64         `json:"epoch,string"`
 		Unreconciled int64         `json:"unreconciled_bytes,string"`
 		Replicas     []ReplicaView `json:"replicas"`
 		Attachment   struct {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -166,5 +167,30 @@ func TestNetworks(t *testing.T) {
 	}
 	if _, err := os.Stat("/sys/class/net/" + device); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the device of a site is in the network of the host: %v", err)
+	}
+}
+
+// TestDamage: what is damaged differs, and TCP's checksum does not tell.
+func TestDamage(t *testing.T) {
+	sum := func(p []byte) (n uint32) {
+		for ; len(p) > 1; p = p[2:] {
+			n += uint32(binary.BigEndian.Uint16(p))
+		}
+		return n
+	}
+	for size := 1; size < 64; size++ {
+		p := make([]byte, 40+size)
+		p[0], p[9], p[32] = 0x45, unix.IPPROTO_TCP, 5<<4
+		for i := range size {
+			p[40+i] = byte(i)
+		}
+		before := slices.Clone(p)
+		damage(tcpData(p))
+		if sum(p) != sum(before) || !slices.Equal(p[:40], before[:40]) {
+			t.Errorf("%d bytes of data: the checksum or the header was changed", size)
+		}
+		if size >= 8 && slices.Equal(p, before) {
+			t.Errorf("%d bytes of data were not damaged", size)
+		}
 	}
 }

@@ -64,8 +64,11 @@ func visit(enter, f func() error) (err error) {
 
 // Inside returns the command line that runs argv in the network. Mounts stay common to all. Needs nsenter(1).
 func (n *Namespace) Inside(argv ...string) []string {
-	return append([]string{"nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), n.file.Fd()), "--"}, argv...)
+	return append([]string{"nsenter", "--net=" + n.Path(), "--"}, argv...)
 }
+
+// Path names the network, for programs such as ip(8), as long as it is not closed.
+func (n *Namespace) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
 
 // Dial connects from within the network to an address with an IP and a port: a socket is of the network of the thread that makes it.
 func (n *Namespace) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {

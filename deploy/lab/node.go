@@ -17,7 +17,11 @@ func (c *Cluster) StartNode(n *Node) error {
 			return err
 		}
 	}
-	argv := []string{filepath.Join(c.spec.Bin, "tandemd"), "--config", n.config}
+	program := n.program
+	if program == "" {
+		program = filepath.Join(c.spec.Bin, "tandemd")
+	}
+	argv := []string{program, "--config", n.config}
 	if n.boot != "" {
 		file := filepath.Join(n.Dir, "boot_id")
 		if err := os.WriteFile(file, []byte(n.boot+"\n"), 0o644); err != nil {
@@ -47,6 +51,9 @@ func (n *Node) Signal(sig syscall.Signal) error { return n.proc.Signal(sig) }
 // Rebooted has the daemon find another boot id of its machine when it is started next, as after a power cut. What it had
 // written and not flushed is there all the same; it does not know that. Needs root; with it the node cannot show devices.
 func (n *Node) Rebooted() { n.boot = uuid.NewString() }
+
+// Runs has the node be started with another build of tandemd from now on, with that of the cluster again for "".
+func (n *Node) Runs(program string) { n.program = program }
 
 // Stop ends the daemon with SIGTERM, which must succeed.
 func (n *Node) Stop() error {

@@ -201,3 +201,23 @@ func Until(ctx context.Context, what string, within, every time.Duration, cond f
 		waited += min(time.Since(began), (within+1)/2)
 	}
 }
+
+// Libraries returns the files that a program of this machine is linked with, the loader among them. Needs ldd(1). None if it is linked statically.
+func Libraries(ctx context.Context, program string) ([]string, error) {
+	out, err := Run(ctx, "ldd", program)
+	if err != nil {
+		if strings.Contains(out, "not a dynamic executable") || strings.Contains(err.Error(), "not a dynamic executable") {
+			return nil, nil
+		}
+		return nil, err
+	}
+	var files []string
+	for line := range strings.Lines(out) { // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)" or "/lib64/ld-linux-x86-64.so.2 (0x...)"
+		for f := range strings.FieldsSeq(line) {
+			if strings.HasPrefix(f, "/") {
+				files = append(files, f)
+			}
+		}
+	}
+	return files, nil
+}

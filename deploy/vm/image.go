@@ -20,7 +20,7 @@ import (
 var modules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "xfs", "fuse", "loop", "dm_mod", "dm_delay", "dm_flakey"}
 
 // tools are programs of Debian's that the guest needs, with their libraries.
-var tools = []string{"/usr/sbin/ip", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_repair", "/usr/sbin/mkfs.ext4", "/usr/sbin/e2fsck", "/usr/sbin/dmsetup"}
+var tools = []string{"/usr/sbin/ip", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_repair", "/usr/sbin/mkfs.ext4", "/usr/sbin/e2fsck", "/usr/sbin/dmsetup", "/usr/bin/date"}
 
 // WriteImage writes an initramfs: the programs, by the name in the guest and the file here, of which /init is the first to
 // run; the tools; and the modules of the kernel whose package was unpacked in the directory kernel, with /modules, the order to load them in.
@@ -30,8 +30,12 @@ func WriteImage(ctx context.Context, w io.Writer, kernel string, programs map[st
 		files[name] = file
 	}
 	for _, tool := range tools {
-		if err := addTool(ctx, files, tool); err != nil {
+		libraries, err := lab.Libraries(ctx, tool)
+		if err != nil {
 			return err
+		}
+		for _, f := range append(libraries, tool) {
+			files[f] = f
 		}
 	}
 	order, err := moduleOrder(kernel)
@@ -54,23 +58,6 @@ func WriteImage(ctx context.Context, w io.Writer, kernel string, programs map[st
 	}
 	a.file("/modules", []byte(list.String()))
 	return a.close()
-}
-
-// addTool adds a program and what it is linked with.
-func addTool(ctx context.Context, files map[string]string, tool string) error {
-	files[tool] = tool
-	out, err := lab.Run(ctx, "ldd", tool)
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(out) { // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)" or "/lib64/ld-linux-x86-64.so.2 (0x...)"
-		for f := range strings.FieldsSeq(line) {
-			if strings.HasPrefix(f, "/") {
-				files[f] = f
-			}
-		}
-	}
-	return nil
 }
 
 // moduleOrder returns the files of the modules and of all that they depend on, each after what it depends on, without what is built in.
