@@ -1,0 +1,82 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
+)
+
+// version of Kubernetes, that of tools/go.mod: its programs have it linked in.
+const version = "v1.36.3"
+
+// components are the names that the program kubernetes has.
+var components = []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"}
+
+// sidecars are the programs that stand beside a CSI driver.
+var sidecars = []string{
+	"github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher",
+	"github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner",
+	"github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer",
+	"github.com/kubernetes-csi/external-snapshotter/v8/cmd/csi-snapshotter",
+	"github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller",
+}
+
+// Build makes all programs of a cluster in dir, from the modules of the tree at top, without cgo. It takes some ten minutes of two processors the
+// first time, and seconds when the go command's cache has it all. Programs of the last time are replaced.
+func Build(ctx context.Context, top, dir string) error {
+	flags := "-s -w"
+	for _, p := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
+		flags += fmt.Sprintf(" -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=1 -X %[1]s.gitMinor=36 -X %[1]s.gitTreeState=clean", p, version)
+	}
+	build := func(module string, packages ...string) error {
+		argv := []string{"env", "CGO_ENABLED=0", "nice", "go", "-C", filepath.Join(top, module), "build", "-trimpath", "-ldflags", flags, "-o", dir + "/"}
+		_, err := lab.Run(ctx, append(argv, packages...)...)
+		return err
+	}
+	err := errors.Join(
+		build("deploy/kube/tools", append([]string{"./kubernetes", "./pause", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"}, sidecars...)...),
+		build("deploy/etcd", "."),
+		build(".", "./deploy/kube/nodeinit", "./cmd/tandemd", "./cmd/tandemctl"),
+	)
+	if err != nil {
+		return err
+	}
+	for _, c := range components {
+		link := filepath.Join(dir, c)
+		if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := os.Symlink("kubernetes", link); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Images that every node has: the sandbox of pods, a shell, and the sidecars.
+const (
+	PauseImage    = "registry.local/pause:1"
+	ShellImage    = "registry.local/shell:1"
+	SidecarsImage = "registry.local/sidecars:1"
+)
+
+// baseImages are of programs that Build made in bin, and busybox.
+func baseImages(ctx context.Context, bin string) ([]Image, error) {
+	at := func(name string) string { return filepath.Join(bin, name) }
+	shell := Image{Name: ShellImage, Links: map[string]string{}, Dirs: []string{"/tmp", "/etc", "/root"}, Entrypoint: []string{"/bin/sh"}}
+	if err := shell.AddPrograms(ctx, "/bin/busybox"); err != nil {
+		return nil, err
+	}
+	for _, applet := range []string{"sh", "cat", "cp", "dd", "df", "echo", "ls", "mkdir", "mount", "od", "rm", "sha256sum", "sleep", "stat", "sync", "test", "touch", "wc"} {
+		shell.Links["/bin/"+applet] = "busybox"
+	}
+	beside := Image{Name: SidecarsImage, Files: map[string]string{}}
+	for _, s := range sidecars {
+		beside.Files["/bin/"+filepath.Base(s)] = at(filepath.Base(s))
+	}
+	return []Image{{Name: PauseImage, Files: map[string]string{"/pause": at("pause")}, Entrypoint: []string{"/pause"}}, shell, beside}, nil
+}
