@@ -93,7 +93,7 @@ func (d *Driver) CreateVolume(ctx context.Context, r *spec.CreateVolumeRequest) 
 	if want.SizeBytes, err = size(r.GetCapacityRange(), us); err != nil {
 		return nil, err
 	}
-	leave, err := d.enter("name/"+want.Name, "CreateVolume")
+	leave, err := d.pass("name/"+want.Name, "CreateVolume")
 	if err != nil {
 		return nil, err
 	}
@@ -189,14 +189,10 @@ func volumeOf(v *volumepb.Volume, vc map[string]string) *spec.Volume {
 
 // DeleteVolume implements Controller.
 func (d *Driver) DeleteVolume(ctx context.Context, r *spec.DeleteVolumeRequest) (*spec.DeleteVolumeResponse, error) {
-	id, err := ParseVolumeID(r.GetVolumeId())
+	id, leave, err := d.enter(r.GetVolumeId(), "DeleteVolume")
 	if status.Code(err) == codes.NotFound {
 		return &spec.DeleteVolumeResponse{}, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	leave, err := d.enter(id.String(), "DeleteVolume")
 	if err != nil {
 		return nil, err
 	}
@@ -234,11 +230,7 @@ func (d *Driver) ControllerPublishVolume(ctx context.Context, r *spec.Controller
 	if u.block && r.GetReadonly() {
 		return nil, invalid("readonly: a raw block volume cannot be had read-only")
 	}
-	id, err := ParseVolumeID(r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	leave, err := d.enter(id.String(), "ControllerPublishVolume")
+	id, leave, err := d.enter(r.GetVolumeId(), "ControllerPublishVolume")
 	if err != nil {
 		return nil, err
 	}
@@ -253,14 +245,10 @@ func (d *Driver) ControllerPublishVolume(ctx context.Context, r *spec.Controller
 
 // ControllerUnpublishVolume implements Controller.
 func (d *Driver) ControllerUnpublishVolume(ctx context.Context, r *spec.ControllerUnpublishVolumeRequest) (*spec.ControllerUnpublishVolumeResponse, error) {
-	id, err := ParseVolumeID(r.GetVolumeId())
+	id, leave, err := d.enter(r.GetVolumeId(), "ControllerUnpublishVolume")
 	if status.Code(err) == codes.NotFound {
 		return &spec.ControllerUnpublishVolumeResponse{}, nil // deleted, and with it what it was published to
 	}
-	if err != nil {
-		return nil, err
-	}
-	leave, err := d.enter(id.String(), "ControllerUnpublishVolume")
 	if err != nil {
 		return nil, err
 	}
@@ -312,11 +300,7 @@ func (d *Driver) ValidateVolumeCapabilities(ctx context.Context, r *spec.Validat
 
 // ControllerModifyVolume implements Controller. What is not named stays as it is.
 func (d *Driver) ControllerModifyVolume(ctx context.Context, r *spec.ControllerModifyVolumeRequest) (*spec.ControllerModifyVolumeResponse, error) {
-	id, err := ParseVolumeID(r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	leave, err := d.enter(id.String(), "ControllerModifyVolume")
+	id, leave, err := d.enter(r.GetVolumeId(), "ControllerModifyVolume")
 	if err != nil {
 		return nil, err
 	}

@@ -112,8 +112,17 @@ func plain(err error) error {
 	return status.Error(code, s.Message())
 }
 
-// enter lets one operation on key through.
-func (d *Driver) enter(key, op string) (leave func(), err error) {
+// enter lets one operation on a volume through, given by its handle. Errors: those of ParseVolumeID, ABORTED.
+func (d *Driver) enter(handle, op string) (id VolumeID, leave func(), err error) {
+	if id, err = ParseVolumeID(handle); err != nil {
+		return "", nil, err
+	}
+	leave, err = d.pass(id.String(), op)
+	return id, leave, err
+}
+
+// pass lets one operation on key through. ABORTED: another one is on its way.
+func (d *Driver) pass(key, op string) (leave func(), err error) {
 	leave, err = d.gate.Enter(key, op)
 	if err != nil {
 		return nil, status.Error(codes.Aborted, err.Error())

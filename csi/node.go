@@ -124,11 +124,7 @@ func (d *Driver) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReq
 	if !ok {
 		return nil, invalid("volume_context: %s has an argument that is not allowed", contextMkfs)
 	}
-	id, err := ParseVolumeID(r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	leave, err := d.enter(id.String(), "NodeStageVolume")
+	id, leave, err := d.enter(r.GetVolumeId(), "NodeStageVolume")
 	if err != nil {
 		return nil, err
 	}
@@ -241,11 +237,7 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolum
 	if err := checkPath("staging_target_path", path); err != nil {
 		return nil, err
 	}
-	id, err := ParseVolumeID(r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	leave, err := d.enter(id.String(), "NodeUnstageVolume")
+	id, leave, err := d.enter(r.GetVolumeId(), "NodeUnstageVolume")
 	if err != nil {
 		return nil, err
 	}

@@ -39,11 +39,7 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolum
 	if err := checkPath("staging_target_path", staged); err != nil {
 		return nil, err
 	}
-	id, err := ParseVolumeID(r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	leave, err := d.enter(id.String(), "NodePublishVolume")
+	id, leave, err := d.enter(r.GetVolumeId(), "NodePublishVolume")
 	if err != nil {
 		return nil, err
 	}
@@ -149,11 +145,7 @@ func (d *Driver) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVol
 	if err := checkPath("target_path", target); err != nil {
 		return nil, err
 	}
-	id, err := ParseVolumeID(r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	leave, err := d.enter(id.String(), "NodeUnpublishVolume")
+	id, leave, err := d.enter(r.GetVolumeId(), "NodeUnpublishVolume")
 	if err != nil {
 		return nil, err
 	}

@@ -45,8 +45,9 @@ type Entry struct {
 	Revision  kvdb.Revision           // of Config
 	Reported  []replication.ReplicaID // replicas that were made (CREATING) or removed (DELETING)
 	Group     string                  // "": none
-	Published *Publication            // nil: to no node
+	Published *Publication            // nil: to no node, unless Damage says something else
 	Blank     *Blank                  // nil: somebody may have written to it
+	Damage    error                   // the publication cannot be read; only who publishes depends on it
 }
 
 // Missing are the placements that the volume waits for, while CREATING or DELETING.
@@ -57,7 +58,7 @@ func (e *Entry) Missing() []Placement {
 	return slices.DeleteFunc(slices.Clone(e.Placed), func(p Placement) bool { return slices.Contains(e.Reported, p.Replica) })
 }
 
-// Progress says in words what a volume waits for that is not READY, or of which a replica is being replaced; else "".
+// Progress says in words what a volume waits for that is not READY, or of which a replica is being replaced, or what hinders it; else "".
 func (e *Entry) Progress() string {
 	var nodes []string
 	for _, p := range e.Missing() {
@@ -74,6 +75,8 @@ func (e *Entry) Progress() string {
 		return s
 	case e.Replacing != nil:
 		return e.replaceProgress()
+	case e.Damage != nil:
+		return fmt.Sprintf("can be neither published nor unpublished: %v", e.Damage)
 	default:
 		return ""
 	}
@@ -264,9 +267,6 @@ func (c *Catalogue) Get(ctx context.Context, id replication.VolumeID) (*Entry, e
 	if err != nil && !errors.Is(err, replication.ErrVolumeNotFound) {
 		return nil, err
 	}
-	if e.Group, err = c.groupOf(ctx, id); err != nil {
-		return nil, err
-	}
 	return e, c.beside(ctx, e)
 }
 
@@ -292,22 +292,66 @@ func (c *Catalogue) List(ctx context.Context) ([]*Entry, error) {
 			}
 		}
 	}
-	grouped, _, err := c.store.List(ctx, c.keys.groupedVolumes())
-	if err != nil {
-		return nil, fmt.Errorf("read groups: %w", err)
-	}
-	for _, kv := range grouped {
-		v, err := replication.ParseVolumeID(strings.TrimPrefix(kv.Key, c.keys.groupedVolumes()))
-		if e := es[v]; err == nil && e != nil {
-			e.Group = string(kv.Value)
-		}
-	}
 	if err := c.listBeside(ctx, es); err != nil {
 		return nil, err
 	}
 	return slices.SortedFunc(maps.Values(es), func(a, b *Entry) int {
 		return strings.Compare(a.Name+"\x00"+a.ID.String(), b.Name+"\x00"+b.ID.String())
 	}), nil
+}
+
+// beside reads what is recorded of a volume beside its spec and its configuration.
+func (c *Catalogue) beside(ctx context.Context, e *Entry) error {
+	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
+		{Kind: kvdb.OpGet, Key: c.keys.grouped(e.ID)}, {Kind: kvdb.OpGet, Key: c.keys.published(e.ID)}, {Kind: kvdb.OpGet, Key: c.keys.blank(e.ID)},
+	}})
+	if err != nil {
+		return fmt.Errorf("read volume %s: %w", e.ID, err)
+	}
+	e.setGroup(look.Gets[0])
+	e.setPublished(look.Gets[1])
+	e.setBlank(look.Gets[2])
+	return nil
+}
+
+// listBeside is beside for all.
+func (c *Catalogue) listBeside(ctx context.Context, es map[replication.VolumeID]*Entry) error {
+	for _, of := range []struct {
+		prefix string
+		set    func(*Entry, *kvdb.KV)
+	}{
+		{c.keys.groupedVolumes(), (*Entry).setGroup}, {c.keys.publications(), (*Entry).setPublished}, {c.keys.blanks(), (*Entry).setBlank},
+	} {
+		kvs, _, err := c.store.List(ctx, of.prefix)
+		if err != nil {
+			return fmt.Errorf("read volumes: %w", err)
+		}
+		for _, kv := range kvs {
+			id, err := replication.ParseVolumeID(strings.TrimPrefix(kv.Key, of.prefix))
+			if e := es[id]; err == nil && e != nil {
+				of.set(e, &kv)
+			}
+		}
+	}
+	return nil
+}
+
+func (e *Entry) setGroup(kv *kvdb.KV) {
+	if kv != nil {
+		e.Group = string(kv.Value)
+	}
+}
+
+// setPublished takes a publication that cannot be read for damage: an attach or a failover does not depend on it.
+func (e *Entry) setPublished(kv *kvdb.KV) {
+	e.Published, e.Damage = parsePublication(kv)
+}
+
+// setBlank takes a mark that cannot be read for none: a volume that may hold something is not formatted.
+func (e *Entry) setBlank(kv *kvdb.KV) {
+	if b, err := parseBlank(kv); err == nil {
+		e.Blank = b
+	}
 }
 
 // entries groups the keys under volumes by volume. bad are the volumes of which a record cannot be read, with the error:

@@ -3,9 +3,7 @@ package volume
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/tandem-storage/tandem/audit"
@@ -136,51 +134,6 @@ func (c *Catalogue) publication(ctx context.Context, id replication.VolumeID, ch
 			return err
 		}
 	}
-}
-
-// beside reads what is recorded of a volume beside its spec and its configuration.
-func (c *Catalogue) beside(ctx context.Context, e *Entry) error {
-	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
-		{Kind: kvdb.OpGet, Key: c.keys.published(e.ID)}, {Kind: kvdb.OpGet, Key: c.keys.blank(e.ID)},
-	}})
-	if err != nil {
-		return err
-	}
-	return e.setBeside(look.Gets[0], look.Gets[1])
-}
-
-func (e *Entry) setBeside(published, blank *kvdb.KV) (err error) {
-	var bad error
-	e.Published, err = parsePublication(published)
-	e.Blank, bad = parseBlank(blank)
-	return errors.Join(err, bad)
-}
-
-// listBeside is beside for all.
-func (c *Catalogue) listBeside(ctx context.Context, es map[replication.VolumeID]*Entry) error {
-	found := map[replication.VolumeID]*[2]*kvdb.KV{}
-	for i, prefix := range []string{c.keys.publications(), c.keys.blanks()} {
-		kvs, _, err := c.store.List(ctx, prefix)
-		if err != nil {
-			return fmt.Errorf("read volumes: %w", err)
-		}
-		for _, kv := range kvs {
-			id, err := replication.ParseVolumeID(strings.TrimPrefix(kv.Key, prefix))
-			if err != nil || es[id] == nil {
-				continue
-			}
-			if found[id] == nil {
-				found[id] = new([2]*kvdb.KV)
-			}
-			found[id][i] = &kv
-		}
-	}
-	for id, kvs := range found {
-		if err := es[id].setBeside(kvs[0], kvs[1]); err != nil {
-			delete(es, id)
-		}
-	}
-	return nil
 }
 
 // PublishVolume implements Volumes.

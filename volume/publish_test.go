@@ -1,9 +1,14 @@
 package volume
 
 import (
+	"context"
+	"errors"
+	"strings"
 	"testing"
 
+	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
 // A volume is promised to one node, and the promise can be given up as soon as that node cannot have it attached any more.
@@ -188,5 +193,67 @@ func (c *Catalogue) swapAs(t *testing.T, id replication.VolumeID, d replication.
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A publication or a mark that cannot be read keeps nobody from attaching the volume and hides it nowhere. The mark then counts as none: the volume is not formatted.
+func TestUnreadableBeside(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	e := w.create(Request{Name: "v", Size: gib})
+	c, ctx := w.catalogue(w.store), t.Context()
+	for _, key := range []string{c.keys.published(e.ID), c.keys.blank(e.ID)} {
+		if _, err := kvdb.Put(ctx, w.store, key, []byte("{")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := c.List(ctx)
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%d volumes, %v", len(all), err)
+	}
+	got, err := c.Get(ctx, e.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range []*Entry{got, all[0]} {
+		if e.Blank != nil || !errors.Is(e.Damage, ErrBadRecord) || !strings.Contains(e.Progress(), c.keys.published(e.ID)) {
+			t.Errorf("blank %v, damage %v, progress %q", e.Blank, e.Damage, e.Progress())
+		}
+	}
+	wantErr(t, c.Publish(ctx, e.ID, "n-a", false), ErrBadRecord)
+	_, err = c.BeginFormat(ctx, e.ID, "n-a")
+	wantErr(t, err, ErrBadRecord)
+	c.attachAs(t, e.ID, "a")
+	if kv, err := w.store.Get(ctx, c.keys.blank(e.ID)); !errors.Is(err, kvdb.ErrNotFound) {
+		t.Errorf("the mark after an attachment: %v, %v", kv, err)
+	}
+}
+
+// formatter attaches for mkfs whoever asks, as a node does that is asked for both at once.
+type formatter struct{ runtime }
+
+func (f formatter) Attach(ctx context.Context, v replication.VolumeID, o AttachOptions) (string, error) {
+	defer f.c.Formatting(v)()
+	return f.runtime.Attach(ctx, v, o)
+}
+
+// Nobody but mkfs is given the device of an attachment that was made for mkfs, not even who asked at the same time.
+func TestAttachBesideFormat(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	e := w.create(Request{Name: "v", Size: gib})
+	configs := w.configs(w.store)
+	s := NewServer(w.catalogue(w.store), ServerOptions{
+		Node: "n-a", Runtime: formatter{runtime{configs, new(Verify)}}, Orphans: func() []LocalReplica { return nil },
+	})
+	r := &volumepb.AttachVolumeRequest{Volume: e.ID.String(), ForFormat: true}
+	if got, err := s.AttachVolume(t.Context(), r); err != nil || !got.Fresh {
+		t.Fatalf("for mkfs: %v, %v", got, err)
+	}
+	_, err := s.AttachVolume(t.Context(), &volumepb.AttachVolumeRequest{Volume: e.ID.String()})
+	wantErr(t, err, ErrAttached)
+	if _, err := s.FinishFormat(t.Context(), &volumepb.FinishFormatRequest{Volume: e.ID.String()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.AttachVolume(t.Context(), &volumepb.AttachVolumeRequest{Volume: e.ID.String()}); err != nil {
+		t.Errorf("after mkfs: %v", err)
 	}
 }
