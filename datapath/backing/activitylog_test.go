@@ -14,6 +14,7 @@ import (
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/meta"
+	"github.com/tandem-storage/tandem/internal/testseed"
 )
 
 // logSize is a volume of 4096 regions; thin, so that it takes no space.
@@ -344,8 +345,7 @@ func TestLogErrorFaults(t *testing.T) {
 // TestLogCrash stops at every write of a run of records, with nothing, all and random
 // sectors of the writes in flight on the medium, and opens what is left.
 func TestLogCrash(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testseed.Of(t)
 	const steps = 24
 	for at := range steps {
 		for _, mode := range []string{"none", "all", "random"} {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/internal/testseed"
 )
 
 // The child processes of these tests are this test binary with a role.
@@ -107,8 +108,8 @@ func childWriter(dir string, e Engine) error {
 // and leaves no block half-written.
 func TestKilledWriter(t *testing.T) {
 	for _, e := range []Engine{EngineThreads, EngineURing} {
-		seed := rand.Uint64()
-		t.Logf("%v: seed %d", e, seed)
+		t.Logf("%v", e)
+		seed := testseed.Of(t)
 		rng := rand.New(rand.NewPCG(seed, 0))
 		dir := t.TempDir()
 		p := openTestPool(t, dir, e)
@@ -192,8 +193,7 @@ func childCreator(dir string) error {
 // opened, and one that was reported and not removed is there.
 func TestKilledCreator(t *testing.T) {
 	dir := t.TempDir()
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testseed.Of(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	kept := make(map[[16]byte]bool)
 	for range 4 {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/meta"
+	"github.com/tandem-storage/tandem/internal/testseed"
 )
 
 // crashEngine does one op at a time, when it is told to, and knows what a power cut
@@ -366,11 +367,7 @@ func TestSumsCrash(t *testing.T) {
 	for _, loose := range []bool{false, true} {
 		for _, m := range sumsCrashModes {
 			t.Run(fmt.Sprintf("loose %v, %s", loose, m.name), func(t *testing.T) {
-				seed := rand.Uint64N(1 << 32)
-				if s := os.Getenv("TANDEM_SEED"); s != "" {
-					fmt.Sscan(s, &seed)
-				}
-				t.Logf("replay with TANDEM_SEED=%d", seed)
+				seed := testseed.Of(t)
 				cuts, noticed := 0, 0
 				dir := fastDir(t)
 				for at := 0; ; at++ {

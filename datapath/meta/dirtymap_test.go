@@ -5,22 +5,14 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
-	"strconv"
 	"testing"
+
+	"github.com/tandem-storage/tandem/internal/testseed"
 )
 
 func testRand(t *testing.T) *rand.Rand {
 	t.Helper()
-	seed := rand.Uint64N(1 << 32)
-	if s := os.Getenv("TANDEM_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seed = n
-	}
-	t.Logf("replay with TANDEM_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
+	return rand.New(rand.NewPCG(testseed.Of(t), 0))
 }
 
 // TestDirtyMapModel compares a map with a plain slice of booleans.

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/tandem-storage/tandem/internal/testseed"
 	"github.com/tandem-storage/tandem/replication"
 	pb "github.com/tandem-storage/tandem/replication/replicationpb"
 	"github.com/tandem-storage/tandem/replication/transport"
@@ -23,8 +24,7 @@ import (
 // TestGarbage throws at a listening server what does not belong there. After
 // each, a session that was open all the time still works, and so does a new one.
 func TestGarbage(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testseed.Of(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	random := func(n int) []byte {
 		b := make([]byte, n)

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/internal/testseed"
 	"github.com/tandem-storage/tandem/replication"
 )
 
@@ -123,8 +124,7 @@ func every() []replication.Message {
 
 // TestRoundTrip sends every message in one stream, cut anywhere.
 func TestRoundTrip(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testseed.Of(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	var batch []byte
 	want := every()

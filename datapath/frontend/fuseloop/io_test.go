@@ -17,6 +17,7 @@ import (
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/block/blocktest"
+	"github.com/tandem-storage/tandem/internal/testseed"
 )
 
 func memory(size int64) *blocktest.Mem {
@@ -247,8 +248,7 @@ func TestLargeDiscardAndZeroes(t *testing.T) {
 
 // Memory that is scattered so that the kernel splits requests within blocks.
 func TestScatteredMemory(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testseed.Of(t)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	rec := blocktest.NewRecord(blocktest.NewModel(memory(16 * mib)))
 	f := newFront(t)

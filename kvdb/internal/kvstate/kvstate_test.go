@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tandem-storage/tandem/internal/testseed"
 	"github.com/tandem-storage/tandem/kvdb"
 )
 
@@ -126,8 +127,7 @@ func TestHistoryIsBounded(t *testing.T) {
 
 // A machine restored from a snapshot at any moment goes on as the one it was taken from.
 func TestRestoredMachineGoesOnAlike(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testseed.Of(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	a := New(1000)
 	var step = func(m *Machine, n, k uint64) string {
