@@ -42,7 +42,7 @@ func found(t *testing.T, u *lab.Undo, change func(*lab.Spec)) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec := lab.Spec{Bin: bin, Work: dir, KVDB: "raft", Frontend: "nbd", Nodes: topology}
+	spec := lab.Spec{Bin: bin, Work: dir, KVDB: *kvdbFlag, Frontend: "nbd", Nodes: topology}
 	if change != nil {
 		change(&spec)
 	}

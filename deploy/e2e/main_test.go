@@ -14,6 +14,7 @@ import (
 
 var (
 	seedFlag = flag.Int64("seed", 0, "seed of what is random; 0: another one each time, printed")
+	kvdbFlag = flag.String("kvdb", "raft", "kvdb of the clusters of which the test chooses none: raft or etcd")
 	keepFlag = flag.Bool("keep", false, "leave the directories of the clusters, with all logs, for a look")
 
 	bin  string   // what TestMain built
