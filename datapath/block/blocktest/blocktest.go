@@ -6,18 +6,16 @@
 // are filters: devices over a device that fail, hold, note and check its
 // requests. They stack in any order.
 //
-// Random parts print their seed; TANDEM_SEED=n in the environment replays it.
+// Random parts have the seeds of internal/testseed.
 package blocktest
 
 import (
 	"errors"
-	"math/rand/v2"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/internal/testseed"
 )
 
 // Factory makes a device of zeroes of the size, in bytes, a multiple of 1 MiB.
@@ -41,9 +39,9 @@ func Run(t *testing.T, name string, factory Factory) {
 	t.Run(name, func(t *testing.T) {
 		for _, c := range checks {
 			t.Run(c.name, func(t *testing.T) {
-				seed := newSeed(t)
+				seed := testseed.Of(t)
 				if err := c.on(factory(t, c.size), seed); err != nil {
-					t.Fatalf("%v\nreplay with TANDEM_SEED=%d", err, seed)
+					t.Fatal(err)
 				}
 			})
 		}
@@ -62,16 +60,3 @@ func (c check) on(d block.Device, seed uint64) error {
 	return r.finish()
 }
 
-func newSeed(t *testing.T) uint64 {
-	t.Helper()
-	seed := rand.Uint64N(1 << 32)
-	if s := os.Getenv("TANDEM_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatalf("TANDEM_SEED=%q is not a number: %v", s, err)
-		}
-		seed = n
-	}
-	t.Logf("seed %d", seed)
-	return seed
-}

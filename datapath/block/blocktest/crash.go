@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/tandem-storage/tandem/datapath/block"
+	"github.com/tandem-storage/tandem/internal/testseed"
 )
 
 // CrashFactory makes a device of zeroes and a function that returns what a
@@ -37,10 +38,10 @@ func RunCrash(t *testing.T, name string, factory CrashFactory) {
 	t.Run(name, func(t *testing.T) {
 		for _, c := range crashChecks {
 			t.Run(c.name, func(t *testing.T) {
-				seed := newSeed(t)
+				seed := testseed.Of(t)
 				d, crash := factory(t, crashSize)
 				if err := c.on(d, func() block.Device { return crash(t) }, seed); err != nil {
-					t.Fatalf("%v\nreplay with TANDEM_SEED=%d", err, seed)
+					t.Fatal(err)
 				}
 			})
 		}
