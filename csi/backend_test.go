@@ -113,6 +113,17 @@ func (c *cluster) UpdateVolume(_ context.Context, r *volumepb.UpdateVolumeReques
 	return &volumepb.UpdateVolumeResponse{Volume: proto.CloneOf(v)}, nil
 }
 
+func (c *cluster) LimitVolume(_ context.Context, r *volumepb.LimitVolumeRequest, _ ...grpc.CallOption) (*volumepb.LimitVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	v.Limits = r.Limits
+	return &volumepb.LimitVolumeResponse{Volume: proto.CloneOf(v)}, nil
+}
+
 func (c *cluster) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeRequest, _ ...grpc.CallOption) (*volumepb.DeleteVolumeResponse, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

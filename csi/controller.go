@@ -309,9 +309,14 @@ func (d *Driver) ControllerModifyVolume(ctx context.Context, r *spec.ControllerM
 	if err != nil {
 		return nil, err
 	}
-	want := &volumepb.CreateVolumeRequest{Protection: v.GetProtection(), Needs: proto.CloneOf(v.GetNeeds())}
+	want := &volumepb.CreateVolumeRequest{Protection: v.GetProtection(), Needs: proto.CloneOf(v.GetNeeds()), Limits: proto.CloneOf(v.GetLimits())}
 	if err := apply(want, r.GetMutableParameters(), true); err != nil {
 		return nil, err
+	}
+	if w, l := want.Limits, v.GetLimits(); w.GetIops() != l.GetIops() || w.GetBandwidthBytesPerSecond() != l.GetBandwidthBytesPerSecond() {
+		if _, err := d.o.Backend.LimitVolume(ctx, &volumepb.LimitVolumeRequest{Volume: id.String(), Limits: want.Limits, Actor: actor}); err != nil {
+			return nil, err
+		}
 	}
 	if want.Protection == v.GetProtection() && sameNeeds(want.Needs, v.GetNeeds()) {
 		return &spec.ControllerModifyVolumeResponse{}, nil

@@ -35,6 +35,10 @@ type Parameter struct {
 // Parameters returns all that are known, by name.
 func Parameters() []Parameter {
 	return []Parameter{
+		{"bandwidth", true, "bytes per second with a binary unit, as in `100MiB`; `1MiB` or more, `0`", "`0`: no limit", "What the pod reads and writes in a second at the most.", func(r *volumepb.CreateVolumeRequest, v string) (ok bool) {
+			limits(r).BandwidthBytesPerSecond, ok = bandwidth(v)
+			return ok
+		}},
 		{"domains", false, "names, separated by commas", "all", "Cluster domains that take replicas.", func(r *volumepb.CreateVolumeRequest, v string) (ok bool) {
 			r.Domains, ok = names(v)
 			return ok
@@ -42,6 +46,11 @@ func Parameters() []Parameter {
 		{"failover", false, "`manual`, `automatic`", "`manual`", "Who attaches the volume elsewhere when its domain is lost. `manual` leaves it to Kubernetes, which starts the pod elsewhere; `automatic` lets the arbiters do it, for consumers outside of Kubernetes.", func(r *volumepb.CreateVolumeRequest, v string) bool {
 			r.ManualFailover = v == failoverManual
 			return v == failoverManual || v == failoverAutomatic
+		}},
+		{"iops", true, "10 or more, `0`", "`0`: no limit", "How many requests the pod makes in a second at the most. A flush is none.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			n, err := strconv.ParseUint(v, 10, 31)
+			limits(r).Iops = int64(n)
+			return err == nil && (n == 0 || n >= 10)
 		}},
 		{contextMkfs, false, "arguments, separated by spaces", "none", "Further arguments of mkfs. No paths, no quotes.", func(_ *volumepb.CreateVolumeRequest, v string) bool {
 			_, ok := mkfsOptions(v)
@@ -109,6 +118,29 @@ func needs(r *volumepb.CreateVolumeRequest) *volumepb.Needs {
 		r.Needs = &volumepb.Needs{}
 	}
 	return r.Needs
+}
+
+func limits(r *volumepb.CreateVolumeRequest) *volumepb.Limits {
+	if r.Limits == nil {
+		r.Limits = &volumepb.Limits{}
+	}
+	return r.Limits
+}
+
+var bandwidthSyntax = regexp.MustCompile(`^([0-9]{1,16})([KMGT]i)?B?$`)
+
+// bandwidth reads bytes per second.
+func bandwidth(v string) (int64, bool) {
+	m := bandwidthSyntax.FindStringSubmatch(v)
+	if m == nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(m[1], 10, 64)
+	unit := map[string]int64{"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}[m[2]]
+	if err != nil || n > maxSize/unit {
+		return 0, false
+	}
+	return n * unit, n == 0 || n*unit >= 1<<20
 }
 
 func number(v string, least, most uint32) (uint32, bool) {

@@ -15,6 +15,8 @@ import (
 // Each parameter has values that it takes and values that it does not, and what is unknown is refused with all that are known.
 func TestParameters(t *testing.T) {
 	values := map[string]struct{ good, bad []string }{
+		"bandwidth":   {[]string{"1MiB", "100Mi", "1048576", "0", "1024TiB"}, []string{"", "1023KiB", "1MB", "-1", "1.5GiB", "1025TiB", "9999999999999999TiB", "99999999999999999"}},
+		"iops":        {[]string{"10", "0", "100000"}, []string{"", "9", "-10", "1k", "99999999999"}},
 		"domains":     {[]string{"a", "b,a", "a, b"}, []string{"", "A", "a,,b", "../x"}},
 		"failover":    {[]string{"manual", "automatic"}, []string{"", "never"}},
 		"mkfsOptions": {[]string{"-m reflink=1", "-i size=512 -O ^has_journal", ""}, []string{"/dev/sda", "-f;reboot", "$(x)", "'a b'", "../x", "--help"}},

@@ -39,7 +39,7 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 	}
 	v.Verify, v.Damage = verifyPB(live.Verify), damagePB(&live.Damage)
 	v.Unprotected = live.Unprotected
-	v.Content = blankPB(e.Blank)
+	v.Content, v.Limits = blankPB(e.Blank), limitsPB(e.limits())
 	if p := e.Published; p != nil {
 		v.Publication = &volumepb.Publication{Node: string(p.Node), ReadOnly: p.ReadOnly, SinceUnixMs: p.Since.UnixMilli()}
 	}

@@ -47,6 +47,8 @@ type Replicas interface {
 type ReconcilerOptions struct {
 	Node     replication.NodeID
 	Replicas Replicas
+	// Limits is told the limits in force of all volumes that have any, again with each Reconcile. May be nil.
+	Limits func(map[replication.VolumeID]Limits)
 
 	CreateTimeout time.Duration // after which a volume that is still CREATING is given up; default 2 min
 	OpTimeout     time.Duration // of one Make or Remove; default 1 min
@@ -141,6 +143,7 @@ func (r *Reconciler) Reconcile(ctx context.Context) error {
 	local = slices.DeleteFunc(local, func(l LocalReplica) bool { return bad[l.Volume] != nil }) // claimed, maybe
 	r.noteOrphans(local, es)
 	r.noteSpecs(local, kvs, es)
+	r.tellLimits(es)
 	for id := range r.creating {
 		if e := es[id]; e == nil || e.State != Creating {
 			delete(r.creating, id)
@@ -226,6 +229,19 @@ func (r *Reconciler) noteSpecs(local []LocalReplica, kvs []kvdb.KV, es map[repli
 			delete(r.noted, l)
 		}
 	}
+}
+
+func (r *Reconciler) tellLimits(es map[replication.VolumeID]*Entry) {
+	if r.o.Limits == nil {
+		return
+	}
+	in := map[replication.VolumeID]Limits{}
+	for id, e := range es {
+		if l := e.limits(); l != (Limits{}) {
+			in[id] = l
+		}
+	}
+	r.o.Limits(in)
 }
 
 // claims reports whether l, found on the node, is the volume's to use or to remove.

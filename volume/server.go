@@ -126,7 +126,7 @@ func (s *Server) CreateVolume(ctx context.Context, r *volumepb.CreateVolumeReque
 	}
 	e, err := s.c.Create(ctx, Request{
 		Name: r.Name, Size: r.SizeBytes, Replicas: int(min(r.Replicas, MaxReplicas+1)), Protection: prot, Labels: r.Labels, Domains: r.Domains,
-		Needs: parseNeeds(r.Needs), Failover: failoverOf(r.ManualFailover),
+		Needs: parseNeeds(r.Needs), Failover: failoverOf(r.ManualFailover), Limits: parseLimits(r.Limits),
 	})
 	if err != nil {
 		return nil, err

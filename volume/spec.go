@@ -34,6 +34,8 @@ type Spec struct {
 	Replacing *Replacement `json:"replacing,omitempty"`
 	// Retired are replicas that are no members any more, or never became one, and may still be on disk.
 	Retired []Placement `json:"retired,omitempty"`
+	// Limited are the limits that are in force instead of the Request's, nil if they were never changed.
+	Limited *Limits `json:"limited,omitempty"`
 	// Failure says why it went from CREATING to DELETING by itself.
 	Failure string `json:"failure,omitempty"`
 }
@@ -49,6 +51,7 @@ type Request struct {
 	Domains    []string               `json:"domains,omitempty"` // place replicas in these only; empty: in any
 	// Failover says who attaches it elsewhere when the domain is lost where it is attached; "": FailoverAutomatic.
 	Failover Failover `json:"failover,omitempty"`
+	Limits   Limits   `json:"limits,omitzero"`
 }
 
 // Failover is who moves a volume when the domain is lost where it is attached. A fence stops a domain as a whole: a volume that is
@@ -169,6 +172,9 @@ func (r Request) validate() error {
 	if r.Failover != "" && r.Failover != FailoverManual {
 		bad("failover %q, want %s or %s", r.Failover, FailoverAutomatic, FailoverManual)
 	}
+	if err := r.Limits.validate(); err != nil {
+		errs = append(errs, err)
+	}
 	if len(r.Labels) > MaxLabels {
 		bad("%d labels, at most %d are allowed", len(r.Labels), MaxLabels)
 	}
@@ -183,6 +189,7 @@ func (r Request) validate() error {
 // equal reports whether r asks for the same volume as o. Both are normalised.
 func (r Request) equal(o Request) bool {
 	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) && r.Failover == o.Failover &&
+		r.Limits == o.Limits &&
 		maps.Equal(r.Labels, o.Labels) && slices.Equal(r.Domains, o.Domains)
 }
 

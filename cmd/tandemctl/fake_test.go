@@ -174,6 +174,13 @@ func (f *fakeDaemon) UpdateVolume(_ context.Context, r *volumepb.UpdateVolumeReq
 	return &volumepb.UpdateVolumeResponse{Volume: v}, f.err
 }
 
+func (f *fakeDaemon) LimitVolume(_ context.Context, r *volumepb.LimitVolumeRequest) (*volumepb.LimitVolumeResponse, error) {
+	f.note(r)
+	v := proto.CloneOf(attached())
+	v.Limits = r.Limits
+	return &volumepb.LimitVolumeResponse{Volume: v}, f.err
+}
+
 func (f *fakeDaemon) GetExposure(_ context.Context, r *volumepb.GetExposureRequest) (*volumepb.GetExposureResponse, error) {
 	f.note(r)
 	x := f.exposure

@@ -101,30 +101,39 @@ func policyText(v *pb.Volume) string {
 
 func (a *app) volumeUpdateCommand() *cobra.Command {
 	var p protectionFlags
+	var l limitFlags
 	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "update VOLUME",
-		Short: "Change the protection of a volume",
+		Short: "Change the protection or the limits of a volume",
 		Long: `Change what has to be in sync for a write of the volume to be acknowledged, on the node where it is attached, while it is in use. What is
 not given stays as it is. When the command returns without an error the new protection is in force, and no write is acknowledged against it
 from then on. Asking for less lets writes go on that wait.
 
 The change is made of the configuration that the command has read, or that --expect-epoch names: if that was changed
-meanwhile, nothing is done.`,
+meanwhile, nothing is done.
+
+With --iops and --bandwidth change what consumers get of the volume in a second, on any node; the node where it is attached
+follows within moments.`,
 		Example: `  tandemctl volume update ledger --protection max-protection --stall-for 30s
   tandemctl volume update ledger --protection max-availability --reason "site B is down until Monday"
+  tandemctl volume update batch --iops 500 --bandwidth 50MiB
   tandemctl volume update data --min-in-sync 2 --require-domains dr-site --expect-epoch 17`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f := cmd.Flags()
-			if !p.given(f) {
-				return usageError("nothing to change: give --protection, --min-in-sync, --require-domains or --stall-for")
+			if !p.given(f) && !l.given(f) {
+				return usageError("nothing to change: give --protection, --min-in-sync, --require-domains, --stall-for, --iops or --bandwidth")
 			}
 			now, err := a.inspect(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			v := now.GetVolume()
+			limits := &pb.Limits{Iops: v.GetLimits().GetIops(), BandwidthBytesPerSecond: v.GetLimits().GetBandwidthBytesPerSecond()}
+			if err := l.apply(f, limits); err != nil {
+				return err
+			}
 			req := &pb.UpdateVolumeRequest{Volume: v.GetId(), Protection: v.GetProtection(), ExpectedEpoch: &v.Epoch, Reason: order.reason, Actor: a.actor()}
 			needs := &pb.Needs{InSync: v.GetNeeds().GetInSync(), Domains: slices.Clone(v.GetNeeds().GetDomains()), StallMs: v.GetNeeds().GetStallMs()}
 			if err := p.apply(f, &req.Protection, needs); err != nil {
@@ -140,16 +149,32 @@ meanwhile, nothing is done.`,
 			}
 			ctx, cancel := a.withTimeout(cmd.Context())
 			defer cancel()
-			resp, err := client.UpdateVolume(ctx, req)
-			if err != nil {
-				return err
+			if p.given(f) {
+				resp, err := client.UpdateVolume(ctx, req)
+				if err != nil {
+					return err
+				}
+				v = resp.GetVolume()
 			}
-			return a.print(resp, func(w io.Writer) {
-				fmt.Fprintf(w, "Protection of volume %s in force: %s (epoch %d)\n", resp.GetVolume().GetName(), policyText(resp.GetVolume()), resp.GetVolume().GetEpoch())
+			if l.given(f) {
+				resp, err := client.LimitVolume(ctx, &pb.LimitVolumeRequest{Volume: v.GetId(), Limits: limitsOrNil(limits), Reason: order.reason, Actor: a.actor()})
+				if err != nil {
+					return err
+				}
+				v = resp.GetVolume()
+			}
+			return a.print(&pb.UpdateVolumeResponse{Volume: v}, func(w io.Writer) {
+				if p.given(f) {
+					fmt.Fprintf(w, "Protection of volume %s in force: %s (epoch %d)\n", v.GetName(), policyText(v), v.GetEpoch())
+				}
+				if l.given(f) {
+					fmt.Fprintf(w, "Limits of volume %s: %s\n", v.GetName(), limitsText(v.GetLimits()))
+				}
 			})
 		},
 	}
 	p.register(cmd.Flags())
+	l.register(cmd.Flags())
 	order.add(cmd)
 	order.addEpoch(cmd, "volume", "inspect")
 	return cmd

@@ -36,11 +36,40 @@ func TestVolumeUpdate(t *testing.T) {
 			t.Errorf("%s: asked %v, want %v last", tc.args, f.requests, tc.want)
 		}
 	}
-	for _, args := range []string{"", "--protection none", "--stall-for -1s", "--stall-for 1us"} {
+	for _, args := range []string{"", "--bandwidth x", "--protection none", "--stall-for -1s", "--stall-for 1us"} {
 		f := fixture()
 		h := newHarness(t, f)
 		if code := h.run(t.Context(), strings.Fields("volume update "+was.GetName()+" "+args)); code != rpcstatus.ExitUsage {
 			t.Errorf("%q: exit code %d, want that of a mistake: %s", args, code, h.err.String())
+		}
+	}
+}
+
+// Limits are changed without the protection, and what is not given stays; both at once are two requests.
+func TestVolumeLimits(t *testing.T) {
+	was := attached()
+	for _, tc := range []struct {
+		args, says string
+		want       *volumepb.Limits
+		requests   int
+	}{
+		{"--iops 500", "Limits of volume " + was.GetName() + ": 500 IOPS\n", &volumepb.Limits{Iops: 500}, 2},
+		{"--bandwidth 50MiB --iops 10", "10 IOPS, 50 MiB/s\n", &volumepb.Limits{Iops: 10, BandwidthBytesPerSecond: 50 << 20}, 2},
+		{"--bandwidth 0", ": none\n", nil, 2},
+		{"--iops 20 --protection max-protection", "20 IOPS\n", &volumepb.Limits{Iops: 20}, 3},
+	} {
+		f := fixture()
+		h := newHarness(t, f)
+		if code := h.run(t.Context(), strings.Fields("volume update --endpoint 127.0.0.1:1 "+was.GetName()+" --reason why "+tc.args)); code != rpcstatus.ExitOK {
+			t.Errorf("%s: exit code %d: %s", tc.args, code, h.err.String())
+			continue
+		}
+		want := &volumepb.LimitVolumeRequest{Volume: was.GetId(), Limits: tc.want, Reason: "why"}
+		if n := len(f.requests); n != tc.requests || !proto.Equal(f.requests[n-1], want) {
+			t.Errorf("%s: asked %v, want %v last", tc.args, f.requests, want)
+		}
+		if !strings.HasSuffix(h.out.String(), tc.says) {
+			t.Errorf("%s: says %q, want %q", tc.args, h.out.String(), tc.says)
 		}
 	}
 }

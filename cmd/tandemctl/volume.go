@@ -32,6 +32,7 @@ func oneName(what string) cobra.PositionalArgs {
 func (a *app) volumeCreateCommand() *cobra.Command {
 	var size, failover, domains, groupName string
 	var p protectionFlags
+	var l limitFlags
 	var replicas uint32
 	var labels map[string]string
 	var order orderFlags
@@ -57,6 +58,10 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			if err := p.apply(cmd.Flags(), &mode, &needs); err != nil {
 				return err
 			}
+			var limits pb.Limits
+			if err := l.apply(cmd.Flags(), &limits); err != nil {
+				return err
+			}
 			if failover != "automatic" && failover != "manual" {
 				return usageError("--failover %q: use automatic or manual", failover)
 			}
@@ -75,6 +80,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 				Reason: order.reason, Actor: a.actor(),
 				Needs:          needsOrNil(&needs),
 				ManualFailover: failover == "manual",
+				Limits:         limitsOrNil(&limits),
 			})
 			if err != nil {
 				return err
@@ -94,6 +100,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	f.StringVarP(&size, "size", "s", "", "`size` with a binary unit, as in 512Mi or 2GiB; a multiple of 4Ki")
 	f.Uint32VarP(&replicas, "replicas", "r", 0, "number of replicas, 1 to 3; 0: one in each domain that can take one, at most 3")
 	p.register(f)
+	l.register(f)
 	f.StringVar(&failover, "failover", "automatic", "`who` attaches it elsewhere when the domain is lost where it is attached: automatic, or manual for an operator")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
 	f.StringVar(&groupName, "group", "", "put the volume into this consistency `group`, which exists")
@@ -221,6 +228,7 @@ func inspectTable(w io.Writer, v *pb.Volume, x *pb.Exposure) {
 		"Replicas", fmt.Sprintf("%d, %d in sync", v.GetReplicasWanted(), v.GetInSync()),
 		"Protection", policyText(v),
 		"Failover", failoverText(v),
+		"Limits", limitsText(v.GetLimits()),
 		"Labels", labelsText(v.GetLabels()),
 		"Created", timeText(v.GetCreatedUnixMs()),
 		"Status", volumeStatus(v),

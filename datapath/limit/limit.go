@@ -41,9 +41,13 @@ func New(d block.Device, r Rates) *Device {
 	return l
 }
 
-// SetRates changes the rates for what has not passed yet. It may be called at any time.
+// SetRates changes the rates for what has not passed yet; the same ones again change nothing. It may be called at any time.
 func (l *Device) SetRates(r Rates) {
 	l.mu.Lock()
+	if l.rates == r {
+		l.mu.Unlock()
+		return
+	}
 	l.rates, l.due = r, [2]time.Time{}
 	l.held.Store(true) // what waits goes first
 	batch := l.passLocked()

@@ -28,6 +28,7 @@ const (
 	Volumes_InspectVolume_FullMethodName   = "/tandem.volume.v1.Volumes/InspectVolume"
 	Volumes_UpdateVolume_FullMethodName    = "/tandem.volume.v1.Volumes/UpdateVolume"
 	Volumes_GetExposure_FullMethodName     = "/tandem.volume.v1.Volumes/GetExposure"
+	Volumes_LimitVolume_FullMethodName     = "/tandem.volume.v1.Volumes/LimitVolume"
 	Volumes_DeleteVolume_FullMethodName    = "/tandem.volume.v1.Volumes/DeleteVolume"
 	Volumes_ReplaceReplica_FullMethodName  = "/tandem.volume.v1.Volumes/ReplaceReplica"
 	Volumes_AttachVolume_FullMethodName    = "/tandem.volume.v1.Volumes/AttachVolume"
@@ -64,6 +65,9 @@ type VolumesClient interface {
 	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*UpdateVolumeResponse, error)
 	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
 	GetExposure(ctx context.Context, in *GetExposureRequest, opts ...grpc.CallOption) (*GetExposureResponse, error)
+	// LimitVolume changes the limits of a volume; the node where it is attached follows within moments. May be asked of any node. Errors: NOT_FOUND;
+	// INVALID_ARGUMENT; FAILED_PRECONDITION it is being deleted.
+	LimitVolume(ctx context.Context, in *LimitVolumeRequest, opts ...grpc.CallOption) (*LimitVolumeResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
@@ -169,6 +173,16 @@ func (c *volumesClient) GetExposure(ctx context.Context, in *GetExposureRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetExposureResponse)
 	err := c.cc.Invoke(ctx, Volumes_GetExposure_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) LimitVolume(ctx context.Context, in *LimitVolumeRequest, opts ...grpc.CallOption) (*LimitVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LimitVolumeResponse)
+	err := c.cc.Invoke(ctx, Volumes_LimitVolume_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -344,6 +358,9 @@ type VolumesServer interface {
 	UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error)
 	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
 	GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error)
+	// LimitVolume changes the limits of a volume; the node where it is attached follows within moments. May be asked of any node. Errors: NOT_FOUND;
+	// INVALID_ARGUMENT; FAILED_PRECONDITION it is being deleted.
+	LimitVolume(context.Context, *LimitVolumeRequest) (*LimitVolumeResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
@@ -419,6 +436,9 @@ func (UnimplementedVolumesServer) UpdateVolume(context.Context, *UpdateVolumeReq
 }
 func (UnimplementedVolumesServer) GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetExposure not implemented")
+}
+func (UnimplementedVolumesServer) LimitVolume(context.Context, *LimitVolumeRequest) (*LimitVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LimitVolume not implemented")
 }
 func (UnimplementedVolumesServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
@@ -569,6 +589,24 @@ func _Volumes_GetExposure_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(VolumesServer).GetExposure(ctx, req.(*GetExposureRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_LimitVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LimitVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).LimitVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_LimitVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).LimitVolume(ctx, req.(*LimitVolumeRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -844,6 +882,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetExposure",
 			Handler:    _Volumes_GetExposure_Handler,
+		},
+		{
+			MethodName: "LimitVolume",
+			Handler:    _Volumes_LimitVolume_Handler,
 		},
 		{
 			MethodName: "DeleteVolume",

@@ -14,6 +14,7 @@ import (
 	"github.com/tandem-storage/tandem/datapath/frontend"
 	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
 	"github.com/tandem-storage/tandem/datapath/frontend/nbd"
+	"github.com/tandem-storage/tandem/datapath/limit"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/replication/transport"
 	replvolume "github.com/tandem-storage/tandem/replication/volume"
@@ -44,6 +45,7 @@ type runtime struct {
 	busy     map[replication.VolumeID]chan struct{} // volumes with an attach or detach under way; closed at its end
 	resuming map[attachment]context.CancelFunc      // those that are to go on, and are not decided yet
 	prepared map[replication.VolumeID]*prepared     // to follow other nodes
+	limits   map[replication.VolumeID]volume.Limits // as of the last look at the catalogue
 }
 
 // showing is a volume shown by a front end.
@@ -51,6 +53,7 @@ type showing struct {
 	kind       frontend.Kind
 	attachment frontend.Attachment
 	device     *replvolume.Volume
+	limited    *limit.Device // the same, as consumers get it
 	id         attachment
 	recorded   bool // the next process may go on with it
 	formats    bool // it was attached for mkfs; under the volume's lock
@@ -206,12 +209,14 @@ func (r *runtime) show(ctx context.Context, fe frontend.Frontend, v *replvolume.
 			return nil, err
 		}
 	}
-	a, err := fe.Attach(ctx, s.id.String(), v)
+	s.limited = limit.New(v, limit.Rates{})
+	a, err := fe.Attach(ctx, s.id.String(), s.limited)
 	if err != nil {
 		return nil, err
 	}
 	s.attachment = a
 	r.mu.Lock()
+	s.limited.SetRates(limit.Rates(r.limits[v.ID()]))
 	r.shown[v.ID()] = s
 	r.mu.Unlock()
 	go r.guard(v.ID(), s)
@@ -224,6 +229,7 @@ func (r *runtime) show(ctx context.Context, fe frontend.Frontend, v *replvolume.
 func (r *runtime) guard(id replication.VolumeID, s *showing) {
 	<-s.device.Dead()
 	if err := s.device.Err(); err != nil {
+		s.limited.SetRates(limit.Rates{}) // who waits is told at once
 		s.attachment.Kill()
 	}
 	<-s.attachment.Done()
@@ -231,6 +237,17 @@ func (r *runtime) guard(id replication.VolumeID, s *showing) {
 	defer r.mu.Unlock()
 	if r.shown[id] == s {
 		delete(r.shown, id)
+	}
+}
+
+// limit holds volumes to their limits; those that are not named have none.
+func (r *runtime) limit(in map[replication.VolumeID]volume.Limits) {
+	r.mu.Lock()
+	r.limits = in
+	shown := maps.Clone(r.shown)
+	r.mu.Unlock()
+	for id, s := range shown {
+		s.limited.SetRates(limit.Rates(in[id]))
 	}
 }
 

@@ -59,4 +59,3 @@ func (c check) on(d block.Device, seed uint64) error {
 	}
 	return r.finish()
 }
-

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/tandem-storage/tandem/cmd/internal/config"
+	pb "github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// limitFlags are the flags that bound what consumers get of a volume.
+type limitFlags struct {
+	iops      int64
+	bandwidth string
+}
+
+func (l *limitFlags) register(f *pflag.FlagSet) {
+	f.Int64Var(&l.iops, "iops", 0, "at most so many `requests` in a second, 10 or more; 0: no limit")
+	f.StringVar(&l.bandwidth, "bandwidth", "0", "at most so many `bytes` in a second, read and written, as in 100MiB, 1MiB or more; 0: no limit")
+}
+
+// given reports whether any flag was.
+func (l *limitFlags) given(f *pflag.FlagSet) bool { return f.Changed("iops") || f.Changed("bandwidth") }
+
+// apply changes what the flags that were given say.
+func (l *limitFlags) apply(f *pflag.FlagSet, p *pb.Limits) error {
+	if f.Changed("iops") {
+		p.Iops = l.iops
+	}
+	if f.Changed("bandwidth") {
+		n, err := config.ParseSize(l.bandwidth)
+		if err != nil {
+			return usageError("--bandwidth: %s", strings.TrimPrefix(err.Error(), "config: "))
+		}
+		p.BandwidthBytesPerSecond = int64(n)
+	}
+	return nil
+}
+
+// limitsOrNil leaves out what bounds nothing.
+func limitsOrNil(l *pb.Limits) *pb.Limits {
+	if l.GetIops() == 0 && l.GetBandwidthBytesPerSecond() == 0 {
+		return nil
+	}
+	return l
+}
+
+func limitsText(l *pb.Limits) string {
+	var parts []string
+	if n := l.GetIops(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d IOPS", n))
+	}
+	if n := l.GetBandwidthBytesPerSecond(); n > 0 {
+		parts = append(parts, bytesText(uint64(n))+"/s")
+	}
+	if parts == nil {
+		return "none"
+	}
+	return strings.Join(parts, ", ")
+}
