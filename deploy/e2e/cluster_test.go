@@ -115,6 +115,38 @@ func shared(t *testing.T) *cluster {
 	return c
 }
 
+// third is a node in no site of the data, which only an embedded kvdb has; with etcd it is the one named instead.
+func (c *cluster) third(instead string) string {
+	if *kvdbFlag == "raft" {
+		return "w1"
+	}
+	return instead
+}
+
+// killMembers kills the kvdb's members of these sites. Start brings them back.
+func (c *cluster) killMembers(t *testing.T, sites ...string) {
+	t.Helper()
+	for _, s := range sites {
+		m, err := c.KVDB(s)
+		if err == nil {
+			err = m.Kill()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// startSites starts what does not run in these sites.
+func (c *cluster) startSites(t *testing.T, sites ...string) {
+	t.Helper()
+	for _, s := range sites {
+		if err := c.Start(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // logsOf shows what the daemons said that is out of the ordinary, when the test failed.
 func (c *cluster) logsOf(t *testing.T) {
 	if !t.Failed() {

@@ -85,12 +85,14 @@ func TestKillsAtRandom(t *testing.T) {
 	w := newWriter(t)
 	uri := c.attach(t, v.home, v.name)
 	w.start(t, uri)
-	members := []string{"a3", "b3", "w1"}
+	sites := []string{alpha, beta, gamma}
 	for round := range 10 {
 		w.more(t, 1+w.rng.IntN(400), 20*time.Second)
 		victims := [][]string{{v.home}, {v.away}, {v.home, v.away}, {v.away, v.home}}[w.rng.IntN(4)]
+		member := ""
 		if w.rng.IntN(2) == 0 {
-			victims = append([]string{members[w.rng.IntN(3)]}, victims...)
+			member = sites[w.rng.IntN(3)]
+			c.killMembers(t, member)
 		}
 		for _, n := range victims {
 			if err := c.Node(n).Kill(); err != nil {
@@ -108,13 +110,16 @@ func TestKillsAtRandom(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if member != "" {
+			c.startSites(t, member)
+		}
 		uri = c.attach(t, v.home, v.name)
 		if coordinator {
 			w.check(t, uri)
 			w.start(t, uri)
 		}
 		c.inSync(t, v.home, v.name, time.Minute, v.home, v.away)
-		t.Logf("round %d: %v killed and back", round, victims)
+		t.Logf("round %d: %v and the kvdb's member in %q killed and back", round, victims, member)
 	}
 	w.stop(t)
 	w.check(t, uri)

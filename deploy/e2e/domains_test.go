@@ -92,7 +92,7 @@ func TestZombie(t *testing.T) {
 	v := c.create(t, "zombie", "64Mi")
 	w := newWriter(t)
 	w.start(t, c.attach(t, v.home, v.name))
-	site := []*lab.Node{c.Node("a1"), c.Node("a2"), c.Node("a3")}
+	site := c.Processes(alpha)
 	for _, n := range site {
 		if err := n.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)

@@ -254,19 +254,10 @@ func TestArbiterJudges(t *testing.T) {
 		c.SetLink(beta, alpha, lab.Link{})
 		c.inSync(t, v.home, v.name, time.Minute, v.home, v.away)
 	}}, chapter{"the kvdb is lost, and comes back", func(t *testing.T) {
-		members := []*lab.Node{c.Node("a3"), c.Node("b3"), c.Node("w1")}
-		for _, m := range members {
-			if err := m.Kill(); err != nil {
-				t.Fatal(err)
-			}
-		}
+		c.killMembers(t, alpha, beta, gamma)
 		c.idle(t, v.away, longEnough)
 		w.more(t, 50, 10*time.Second)
-		for _, m := range members {
-			if err := c.StartNode(m); err != nil {
-				t.Fatal(err)
-			}
-		}
+		c.startSites(t, alpha, beta, gamma)
 		c.online(t, v.away)
 		c.idle(t, v.away, longEnough)
 		c.inSync(t, v.home, v.name, time.Minute, v.home, v.away)

@@ -32,16 +32,16 @@ func TestGroupMoves(t *testing.T) {
 
 	chapters(t, chapter{"switchover", func(t *testing.T) {
 		// A volume that cannot move keeps those of its group.
-		out, err := c.Ctl(t.Context(), c.Node("w1"), "cluster", "domains", "switchover", "--to", beta, "--group", "mixed", "--reason", "test")
+		out, err := c.Ctl(t.Context(), c.Node(c.third("b2")), "cluster", "domains", "switchover", "--to", beta, "--group", "mixed", "--reason", "test")
 		if err == nil || !strings.Contains(err.Error()+out, "of its group mixed cannot move") {
 			t.Errorf("a group of which one volume cannot move: %v\n%s", err, out)
 		}
-		if at := c.inspect(t, "w1", torn.name).Volume.Attachment.Node; at != "a1" {
+		if at := c.inspect(t, c.third("b2"), torn.name).Volume.Attachment.Node; at != "a1" {
 			t.Errorf("%s was moved alone, to %s", torn.name, at)
 		}
 		for _, to := range []string{beta, alpha} {
 			at := time.Now()
-			out := c.ctl(t, "w1", "--timeout", "50s", "-o", "json", "cluster", "domains", "switchover", "--to", to, "--group", "db", "--reason", "test")
+			out := c.ctl(t, c.third("b2"), "--timeout", "50s", "-o", "json", "cluster", "domains", "switchover", "--to", to, "--group", "db", "--reason", "test")
 			var m moves
 			if err := json.Unmarshal([]byte(out), &m); err != nil || len(m.Moves) != 2 || !m.Moves[0].Done || !m.Moves[1].Done {
 				t.Fatalf("switchover printed %q: %v", out, err)

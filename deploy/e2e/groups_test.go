@@ -171,10 +171,8 @@ func TestGroup(t *testing.T) {
 			return state == "GROUP_STATE_SPLIT" && s.Consistent && !s.InSync, errors.New(s.Reason)
 		})
 		t.Logf("split %v after the kill, writes paused for %v", time.Since(at), w.pause(t, at))
-		for _, n := range []string{"a1", "a2", "a3"} {
-			if err := c.Node(n).Kill(); err != nil {
-				t.Fatal(err)
-			}
+		if err := c.Kill(alpha); err != nil {
+			t.Fatal(err)
 		}
 		confirmed := len(w.acks(t))
 		has := c.tags(t, vs[1].away, vs[0].name, vs[0].away)

@@ -58,7 +58,6 @@ func TestBadRequests(t *testing.T) {
 		{"detach elsewhere", v.away, precondition, []string{v.name, v.home}, []string{"host", "detach", v.name}},
 		{"another front end", v.home, precondition, []string{"nbd"}, []string{"host", "attach", v.name, "--frontend", "fuseloop"}},
 		{"unknown front end", v.home, usage, []string{"iscsi"}, []string{"host", "attach", v.name, "--frontend", "iscsi"}},
-		{"attach on a witness", "w1", precondition, []string{"witness"}, []string{"host", "attach", v.name, "--frontend", "nbd"}},
 		{"delete while attached", "a1", precondition, []string{v.name, v.home}, []string{"volume", "delete", v.name, "--yes"}},
 		{"delete without a person to ask", "a1", usage, []string{"--yes"}, []string{"volume", "delete", v.name}},
 		{"deactivate an unknown domain", "a1", notFound, []string{"mars"}, []string{"cluster", "domains", "deactivate", "--name", "mars"}},
@@ -70,6 +69,11 @@ func TestBadRequests(t *testing.T) {
 		{"two names", "a1", usage, []string{"more"}, []string{"volume", "inspect", v.name, "more"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) { c.refused(t, tc.node, tc.exit, tc.says, tc.args...) })
+	}
+	if w := c.third(""); w != "" {
+		t.Run("attach on a witness", func(t *testing.T) {
+			c.refused(t, w, precondition, []string{"witness"}, "host", "attach", v.name, "--frontend", "nbd")
+		})
 	}
 	if after := c.ctl(t, "b1", "volume", "list", "-o", "json"); after != before {
 		t.Errorf("refused requests changed something:\nbefore: %s\nafter:  %s", before, after)
@@ -108,15 +112,18 @@ func TestGarbageOnSockets(t *testing.T) {
 		"zeroes":          make([]byte, 70000),
 		"very long lines": bytes.Repeat([]byte("A"), 1<<20),
 	}
-	member := c.Node("a3")
 	home := c.Node(v.home)
-	for _, s := range []struct{ name, network, addr string }{
+	type listener struct{ name, network, addr string }
+	listeners := []listener{
 		{"peer port", "tcp", home.PeerAddr()},
-		{"peer port of a kvdb member", "tcp", member.PeerAddr()},
-		{"raft port", "tcp", member.RaftAddr()},
 		{"operators' socket", "unix", home.Socket},
 		{"nbd socket", "unix", filepath.Join(filepath.Dir(home.Socket), "nbd.sock")},
-	} {
+	}
+	if *kvdbFlag == "raft" {
+		member := c.Node("a3")
+		listeners = append(listeners, listener{"peer port of a witness", "tcp", member.PeerAddr()}, listener{"raft port", "tcp", member.RaftAddr()})
+	}
+	for _, s := range listeners {
 		t.Run(s.name, func(t *testing.T) {
 			var wg sync.WaitGroup
 			for name, p := range payloads {
@@ -142,7 +149,7 @@ func TestGarbageOnSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.ctl(t, v.home, "status")
-	c.ctl(t, "a3", "status")
+	c.ctl(t, c.third(v.away), "status")
 	c.inSync(t, v.home, v.name, 20*time.Second, v.home, v.away)
 	w.stop(t)
 	w.check(t, uri)
@@ -243,7 +250,11 @@ func TestStrangers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, addr := range []string{c.Node("b2").PeerAddr(), c.Node("a3").PeerAddr(), c.Node("a3").RaftAddr()} {
+			addrs := []string{c.Node("b2").PeerAddr()}
+			if *kvdbFlag == "raft" {
+				addrs = append(addrs, c.Node("a3").PeerAddr(), c.Node("a3").RaftAddr())
+			}
+			for _, addr := range addrs {
 				if err := handshake(addr, &pair); err == nil {
 					t.Errorf("%s accepted a certificate of a foreign authority (cluster %s)", addr, cluster)
 				}

@@ -10,12 +10,7 @@ import (
 // TestStartWithoutKVDB starts a daemon while the majority of the kvdb is away: it waits with a named cause and goes on when that is back.
 func TestStartWithoutKVDB(t *testing.T) {
 	c := own(t, nil)
-	members := []*lab.Node{c.Node("b3"), c.Node("w1")}
-	for _, m := range members {
-		if err := m.Kill(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.killMembers(t, beta, gamma)
 	n := c.Node("a2")
 	if err := n.Stop(); err != nil {
 		t.Fatal(err)
@@ -26,11 +21,7 @@ func TestStartWithoutKVDB(t *testing.T) {
 	}
 	m.await(t, "waiting for the kvdb", 20*time.Second)
 	c.refused(t, "a2", 5, []string{n.Socket}, "--timeout", "3s", "status")
-	for _, m := range members {
-		if err := c.StartNode(m); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.startSites(t, beta, gamma)
 	m.await(t, "tandemd ready", 30*time.Second)
 	c.online(t, "a2")
 }
@@ -43,15 +34,7 @@ func TestEtcd(t *testing.T) {
 	uri := c.attach(t, v.home, v.name)
 	w.start(t, uri)
 	chapters(t, chapter{"etcd is killed", func(t *testing.T) {
-		for _, site := range []string{alpha, beta, gamma} {
-			member, err := c.KVDB(site)
-			if err == nil {
-				err = member.Kill()
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		c.killMembers(t, alpha, beta, gamma)
 		at := time.Now()
 		until(t, "12 s of writes", 30*time.Second, func() (bool, error) {
 			acks := w.acks(t)
@@ -60,11 +43,7 @@ func TestEtcd(t *testing.T) {
 		if p := w.pause(t, at); p > 3*time.Second {
 			t.Errorf("writes paused for %v", p)
 		}
-		for _, site := range []string{alpha, beta, gamma} {
-			if err := c.Start(site); err != nil {
-				t.Fatal(err)
-			}
-		}
+		c.startSites(t, alpha, beta, gamma)
 		for _, n := range []string{v.home, v.away} {
 			c.online(t, n)
 		}
@@ -106,11 +85,9 @@ func TestStallEnds(t *testing.T) {
 	w := newWriter(t)
 	uri := c.attach(t, v.home, v.name)
 	w.start(t, uri)
-	lost := []string{"b3", "w1", v.away}
-	for _, n := range lost {
-		if err := c.Node(n).Kill(); err != nil {
-			t.Fatal(err)
-		}
+	c.killMembers(t, beta, gamma)
+	if err := c.Node(v.away).Kill(); err != nil {
+		t.Fatal(err)
 	}
 	at := time.Now()
 	m := c.mark(t, v.home)
@@ -123,11 +100,7 @@ func TestStallEnds(t *testing.T) {
 			t.Errorf("without a kvdb: %s", es[0].raw)
 		}
 	}
-	for _, n := range lost {
-		if err := c.StartNode(c.Node(n)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.startSites(t, beta, gamma)
 	at = time.Now()
 	w.start(t, uri) // the same showing
 	t.Logf("writes go on %v after the kvdb and the replica are back", time.Since(at))

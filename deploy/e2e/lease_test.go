@@ -75,7 +75,7 @@ func zombieReads(t *testing.T, fence string) {
 	t.Cleanup(func() { _ = p.Kill() })
 	until(t, "reads", 10*time.Second, func() (bool, error) { return len(readsOf(t, lines)) > 20, nil })
 
-	site := []*lab.Node{c.Node("a1"), c.Node("a2"), c.Node("a3")}
+	site := c.Processes(alpha)
 	for _, n := range site {
 		if err := n.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)

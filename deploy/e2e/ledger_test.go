@@ -5,8 +5,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
 // TestLedger loses a site and gets it back while a volume is written from the other one: doctor says before what the loss will do and
@@ -24,11 +22,8 @@ func TestLedger(t *testing.T) {
 		t.Errorf("before the loss: %s", out)
 	}
 
-	away := []*lab.Node{c.Node("b1"), c.Node("b2"), c.Node("b3")}
-	for _, n := range away {
-		if err := n.Kill(); err != nil {
-			t.Fatal(err)
-		}
+	if err := c.Kill(beta); err != nil {
+		t.Fatal(err)
 	}
 	c.inSync(t, v.home, v.name, 15*time.Second, v.home)
 	w.more(t, 50, 10*time.Second)
@@ -45,11 +40,7 @@ func TestLedger(t *testing.T) {
 	if err := c.Node(v.home).Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range away {
-		if err := c.StartNode(n); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.startSites(t, beta)
 	if err := c.StartNode(c.Node(v.home)); err != nil {
 		t.Fatal(err)
 	}

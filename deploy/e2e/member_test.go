@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
 // members are the ids of the kvdb's members by node, as a node knows them, and which leads. An error says that the node
@@ -39,7 +41,7 @@ func (c *cluster) members(t *testing.T, ask string) (ids map[string]string, lead
 
 // TestMemberLosesItsDisk replaces a member of the kvdb, each in turn, through tandemctl alone. The founder is among them.
 func TestMemberLosesItsDisk(t *testing.T) {
-	c := own(t, nil)
+	c := own(t, func(s *lab.Spec) { s.KVDB = "raft" })
 	all := []string{"a3", "b3", "w1"}
 	if ids, leader, err := c.members(t, "a1"); len(ids) != 3 || !slices.Contains(all, leader) { // a1 is none itself
 		t.Fatalf("a node that is no member shows %v, leader %q, %v", ids, leader, err)

@@ -170,7 +170,7 @@ func TestSwitchover(t *testing.T) {
 		for i := range 12 {
 			delay := time.Duration(i/6) * 5 * time.Millisecond
 			c.delay(delay)
-			m, err := c.switchover(t, []string{v.home, v.away, "w1"}[i%3], v.name, other[at])
+			m, err := c.switchover(t, []string{v.home, v.away, c.third(v.spare)}[i%3], v.name, other[at])
 			if err != nil || !m.Moves[0].Done {
 				t.Fatalf("%+v, %v", m, err)
 			}
@@ -192,7 +192,7 @@ func TestSwitchover(t *testing.T) {
 			}
 			var moving sync.WaitGroup
 			moving.Go(func() {
-				if _, err := c.switchover(t, "w1", v.name, other[at]); err != nil {
+				if _, err := c.switchover(t, c.third(v.spare), v.name, other[at]); err != nil {
 					t.Logf("not moved: %.300s", err)
 				}
 			})
