@@ -20,8 +20,9 @@ import (
 const (
 	// Driver is the name of the CSI driver.
 	Driver = "csi.tandem.storage"
-	// OptOut is the label of nodes and pods that are left to Kubernetes; its value is OptOutValue.
-	OptOut      = "tandem.storage/node-loss"
+	// OptOut is the label of nodes and pods that are left to Kubernetes, if it has the value OptOutValue.
+	OptOut = "tandem.storage/node-loss"
+	// OptOutValue is the one that OptOut has.
 	OptOutValue = "ignore"
 	// Taint keeps pods off a node that is lost.
 	Taint = "tandem.storage/node-lost"

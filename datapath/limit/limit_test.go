@@ -78,7 +78,7 @@ func TestNothingIsSavedUp(t *testing.T) {
 			if at := run(t, l, block.OpWrite, 101, 4096); at[100].Round(time.Microsecond) != time.Second-burst {
 				t.Errorf("the last after %v", at[100])
 			}
-			time.Sleep(time.Minute)
+			<-time.After(time.Minute)
 		}
 	})
 }
@@ -94,9 +94,9 @@ func TestSetRates(t *testing.T) {
 		if at := run(t, l, block.OpFlush, 1, 0); at[0] != 0 {
 			t.Errorf("a flush took %v", at[0])
 		}
-		time.Sleep(10 * time.Second)
+		<-time.After(10 * time.Second)
 		l.SetRates(Rates{IOPS: 10})
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		l.SetRates(Rates{})
 		at := <-done
 		if at[99] != 11*time.Second || at[9].Round(time.Microsecond) != 9*time.Second-burst {

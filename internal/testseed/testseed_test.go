@@ -15,7 +15,7 @@ func TestChoose(t *testing.T) {
 	if n := choose(t, "42"); n != 42 {
 		t.Errorf("%d for 42", n)
 	}
-	if choose(t, "random") == choose(t, "random") {
+	if a, b := choose(t, "random"), choose(t, "random"); a == b {
 		t.Error("random is the same twice")
 	}
 }
