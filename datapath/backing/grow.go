@@ -71,7 +71,10 @@ func (r *Replica) Grow(size int64) error {
 		err = r.takeSize(size)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("backing: grow %s from %d to %d bytes: %w", r.dir, was, size, noSpace(err)), undo())
+		if r.Err() == nil { // else it did change something
+			err = noSpace(err)
+		}
+		return errors.Join(fmt.Errorf("backing: grow %s from %d to %d bytes: %w", r.dir, was, size, err), undo())
 	}
 	r.pool.mu.Lock()
 	r.pool.mu.provisioned += size - was
