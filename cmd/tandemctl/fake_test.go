@@ -174,6 +174,13 @@ func (f *fakeDaemon) UpdateVolume(_ context.Context, r *volumepb.UpdateVolumeReq
 	return &volumepb.UpdateVolumeResponse{Volume: v}, f.err
 }
 
+func (f *fakeDaemon) ResizeVolume(_ context.Context, r *volumepb.ResizeVolumeRequest) (*volumepb.ResizeVolumeResponse, error) {
+	f.note(r)
+	v := proto.CloneOf(attached())
+	v.SizeBytes = uint64(r.SizeBytes)
+	return &volumepb.ResizeVolumeResponse{Volume: v}, f.err
+}
+
 func (f *fakeDaemon) GetExposure(_ context.Context, r *volumepb.GetExposureRequest) (*volumepb.GetExposureResponse, error) {
 	f.note(r)
 	x := f.exposure

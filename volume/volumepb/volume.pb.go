@@ -1760,6 +1760,206 @@ func (x *UpdateVolumeResponse) GetVolume() *Volume {
 	return nil
 }
 
+type ResizeVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // a multiple of 4096
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                         // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`                           // "" = the caller's certificate name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeVolumeRequest) Reset() {
+	*x = ResizeVolumeRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeVolumeRequest) ProtoMessage() {}
+
+func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ResizeVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ResizeVolumeRequest) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ResizeVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ResizeVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type ResizeVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeVolumeResponse) Reset() {
+	*x = ResizeVolumeResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeVolumeResponse) ProtoMessage() {}
+
+func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ResizeVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type GrowVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"` // its id
+	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowVolumeRequest) Reset() {
+	*x = GrowVolumeRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowVolumeRequest) ProtoMessage() {}
+
+func (x *GrowVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowVolumeRequest.ProtoReflect.Descriptor instead.
+func (*GrowVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GrowVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *GrowVolumeRequest) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+type GrowVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowVolumeResponse) Reset() {
+	*x = GrowVolumeResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowVolumeResponse) ProtoMessage() {}
+
+func (x *GrowVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowVolumeResponse.ProtoReflect.Descriptor instead.
+func (*GrowVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{20}
+}
+
 type DeleteVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1773,7 +1973,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1985,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +1998,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -1845,7 +2045,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +2057,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +2070,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -1896,7 +2096,7 @@ type ReplaceReplicaRequest struct {
 
 func (x *ReplaceReplicaRequest) Reset() {
 	*x = ReplaceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2108,7 @@ func (x *ReplaceReplicaRequest) String() string {
 func (*ReplaceReplicaRequest) ProtoMessage() {}
 
 func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2121,7 @@ func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{19}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReplaceReplicaRequest) GetVolume() string {
@@ -1989,7 +2189,7 @@ type ReplaceReplicaResponse struct {
 
 func (x *ReplaceReplicaResponse) Reset() {
 	*x = ReplaceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2201,7 @@ func (x *ReplaceReplicaResponse) String() string {
 func (*ReplaceReplicaResponse) ProtoMessage() {}
 
 func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2214,7 @@ func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{20}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReplaceReplicaResponse) GetVolume() *Volume {
@@ -2040,7 +2240,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2252,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2265,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -2128,7 +2328,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2340,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2353,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AttachVolumeResponse) GetPath() string {
@@ -2189,7 +2389,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2401,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2414,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DetachVolumeRequest) GetVolume() string {
@@ -2254,7 +2454,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2466,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2479,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DetachVolumeResponse) GetVolume() *Volume {
@@ -2302,7 +2502,7 @@ type PublishVolumeRequest struct {
 
 func (x *PublishVolumeRequest) Reset() {
 	*x = PublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2514,7 @@ func (x *PublishVolumeRequest) String() string {
 func (*PublishVolumeRequest) ProtoMessage() {}
 
 func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2527,7 @@ func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PublishVolumeRequest) GetVolume() string {
@@ -2374,7 +2574,7 @@ type PublishVolumeResponse struct {
 
 func (x *PublishVolumeResponse) Reset() {
 	*x = PublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2586,7 @@ func (x *PublishVolumeResponse) String() string {
 func (*PublishVolumeResponse) ProtoMessage() {}
 
 func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2599,7 @@ func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PublishVolumeResponse) GetVolume() *Volume {
@@ -2421,7 +2621,7 @@ type UnpublishVolumeRequest struct {
 
 func (x *UnpublishVolumeRequest) Reset() {
 	*x = UnpublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2433,7 +2633,7 @@ func (x *UnpublishVolumeRequest) String() string {
 func (*UnpublishVolumeRequest) ProtoMessage() {}
 
 func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2446,7 +2646,7 @@ func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UnpublishVolumeRequest) GetVolume() string {
@@ -2485,7 +2685,7 @@ type UnpublishVolumeResponse struct {
 
 func (x *UnpublishVolumeResponse) Reset() {
 	*x = UnpublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2697,7 @@ func (x *UnpublishVolumeResponse) String() string {
 func (*UnpublishVolumeResponse) ProtoMessage() {}
 
 func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2710,7 @@ func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
 }
 
 type FinishFormatRequest struct {
@@ -2522,7 +2722,7 @@ type FinishFormatRequest struct {
 
 func (x *FinishFormatRequest) Reset() {
 	*x = FinishFormatRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2534,7 +2734,7 @@ func (x *FinishFormatRequest) String() string {
 func (*FinishFormatRequest) ProtoMessage() {}
 
 func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2547,7 +2747,7 @@ func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatRequest.ProtoReflect.Descriptor instead.
 func (*FinishFormatRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FinishFormatRequest) GetVolume() string {
@@ -2566,7 +2766,7 @@ type FinishFormatResponse struct {
 
 func (x *FinishFormatResponse) Reset() {
 	*x = FinishFormatResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +2778,7 @@ func (x *FinishFormatResponse) String() string {
 func (*FinishFormatResponse) ProtoMessage() {}
 
 func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2591,7 +2791,7 @@ func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatResponse.ProtoReflect.Descriptor instead.
 func (*FinishFormatResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FinishFormatResponse) GetVolume() *Volume {
@@ -2613,7 +2813,7 @@ type StartVerifyRequest struct {
 
 func (x *StartVerifyRequest) Reset() {
 	*x = StartVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +2825,7 @@ func (x *StartVerifyRequest) String() string {
 func (*StartVerifyRequest) ProtoMessage() {}
 
 func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +2838,7 @@ func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StartVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StartVerifyRequest) GetVolume() string {
@@ -2678,7 +2878,7 @@ type StartVerifyResponse struct {
 
 func (x *StartVerifyResponse) Reset() {
 	*x = StartVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2690,7 +2890,7 @@ func (x *StartVerifyResponse) String() string {
 func (*StartVerifyResponse) ProtoMessage() {}
 
 func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2703,7 +2903,7 @@ func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StartVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StartVerifyResponse) GetVolume() *Volume {
@@ -2724,7 +2924,7 @@ type StopVerifyRequest struct {
 
 func (x *StopVerifyRequest) Reset() {
 	*x = StopVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +2936,7 @@ func (x *StopVerifyRequest) String() string {
 func (*StopVerifyRequest) ProtoMessage() {}
 
 func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +2949,7 @@ func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StopVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StopVerifyRequest) GetVolume() string {
@@ -2782,7 +2982,7 @@ type StopVerifyResponse struct {
 
 func (x *StopVerifyResponse) Reset() {
 	*x = StopVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2794,7 +2994,7 @@ func (x *StopVerifyResponse) String() string {
 func (*StopVerifyResponse) ProtoMessage() {}
 
 func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2807,7 +3007,7 @@ func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StopVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StopVerifyResponse) GetVolume() *Volume {
@@ -2826,7 +3026,7 @@ type GetVerifyRequest struct {
 
 func (x *GetVerifyRequest) Reset() {
 	*x = GetVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +3038,7 @@ func (x *GetVerifyRequest) String() string {
 func (*GetVerifyRequest) ProtoMessage() {}
 
 func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +3051,7 @@ func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyRequest.ProtoReflect.Descriptor instead.
 func (*GetVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetVerifyRequest) GetVolume() string {
@@ -2870,7 +3070,7 @@ type GetVerifyResponse struct {
 
 func (x *GetVerifyResponse) Reset() {
 	*x = GetVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +3082,7 @@ func (x *GetVerifyResponse) String() string {
 func (*GetVerifyResponse) ProtoMessage() {}
 
 func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +3095,7 @@ func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyResponse.ProtoReflect.Descriptor instead.
 func (*GetVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetVerifyResponse) GetVolume() *Volume {
@@ -2915,7 +3115,7 @@ type WatchVolumeRequest struct {
 
 func (x *WatchVolumeRequest) Reset() {
 	*x = WatchVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2927,7 +3127,7 @@ func (x *WatchVolumeRequest) String() string {
 func (*WatchVolumeRequest) ProtoMessage() {}
 
 func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +3140,7 @@ func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WatchVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WatchVolumeRequest) GetVolume() string {
@@ -2966,7 +3166,7 @@ type WatchVolumeResponse struct {
 
 func (x *WatchVolumeResponse) Reset() {
 	*x = WatchVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2978,7 +3178,7 @@ func (x *WatchVolumeResponse) String() string {
 func (*WatchVolumeResponse) ProtoMessage() {}
 
 func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2991,7 +3191,7 @@ func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WatchVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchVolumeResponse) GetVolume() *Volume {
@@ -3015,7 +3215,7 @@ type ImportKvdbRequest struct {
 
 func (x *ImportKvdbRequest) Reset() {
 	*x = ImportKvdbRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3227,7 @@ func (x *ImportKvdbRequest) String() string {
 func (*ImportKvdbRequest) ProtoMessage() {}
 
 func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3240,7 @@ func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbRequest.ProtoReflect.Descriptor instead.
 func (*ImportKvdbRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ImportKvdbRequest) GetVolumes() []string {
@@ -3096,7 +3296,7 @@ type ImportKvdbResponse struct {
 
 func (x *ImportKvdbResponse) Reset() {
 	*x = ImportKvdbResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3308,7 @@ func (x *ImportKvdbResponse) String() string {
 func (*ImportKvdbResponse) ProtoMessage() {}
 
 func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3321,7 @@ func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbResponse.ProtoReflect.Descriptor instead.
 func (*ImportKvdbResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImportKvdbResponse) GetVolumes() []*ImportedVolume {
@@ -3162,7 +3362,7 @@ type ImportedVolume struct {
 
 func (x *ImportedVolume) Reset() {
 	*x = ImportedVolume{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3174,7 +3374,7 @@ func (x *ImportedVolume) String() string {
 func (*ImportedVolume) ProtoMessage() {}
 
 func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +3387,7 @@ func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedVolume.ProtoReflect.Descriptor instead.
 func (*ImportedVolume) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ImportedVolume) GetId() string {
@@ -3263,7 +3463,7 @@ type SilentNode struct {
 
 func (x *SilentNode) Reset() {
 	*x = SilentNode{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3475,7 @@ func (x *SilentNode) String() string {
 func (*SilentNode) ProtoMessage() {}
 
 func (x *SilentNode) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +3488,7 @@ func (x *SilentNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilentNode.ProtoReflect.Descriptor instead.
 func (*SilentNode) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SilentNode) GetNode() string {
@@ -3313,7 +3513,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3325,7 +3525,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3338,7 +3538,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
 }
 
 type ListReplicasResponse struct {
@@ -3353,7 +3553,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3565,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3578,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListReplicasResponse) GetNode() string {
@@ -3431,7 +3631,7 @@ type FoundReplica struct {
 
 func (x *FoundReplica) Reset() {
 	*x = FoundReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3643,7 @@ func (x *FoundReplica) String() string {
 func (*FoundReplica) ProtoMessage() {}
 
 func (x *FoundReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3656,7 @@ func (x *FoundReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundReplica.ProtoReflect.Descriptor instead.
 func (*FoundReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *FoundReplica) GetVolume() []byte {
@@ -3563,7 +3763,7 @@ type ForceReplicaRequest struct {
 
 func (x *ForceReplicaRequest) Reset() {
 	*x = ForceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3575,7 +3775,7 @@ func (x *ForceReplicaRequest) String() string {
 func (*ForceReplicaRequest) ProtoMessage() {}
 
 func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3588,7 +3788,7 @@ func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ForceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ForceReplicaRequest) GetVolume() string {
@@ -3637,7 +3837,7 @@ type ForceReplicaResponse struct {
 
 func (x *ForceReplicaResponse) Reset() {
 	*x = ForceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +3849,7 @@ func (x *ForceReplicaResponse) String() string {
 func (*ForceReplicaResponse) ProtoMessage() {}
 
 func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +3862,7 @@ func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ForceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ForceReplicaResponse) GetVolume() *Volume {
@@ -3695,7 +3895,7 @@ type GetExposureRequest struct {
 
 func (x *GetExposureRequest) Reset() {
 	*x = GetExposureRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3707,7 +3907,7 @@ func (x *GetExposureRequest) String() string {
 func (*GetExposureRequest) ProtoMessage() {}
 
 func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3720,7 +3920,7 @@ func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureRequest.ProtoReflect.Descriptor instead.
 func (*GetExposureRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetExposureRequest) GetVolume() string {
@@ -3742,7 +3942,7 @@ type GetExposureResponse struct {
 
 func (x *GetExposureResponse) Reset() {
 	*x = GetExposureResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3754,7 +3954,7 @@ func (x *GetExposureResponse) String() string {
 func (*GetExposureResponse) ProtoMessage() {}
 
 func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3767,7 +3967,7 @@ func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureResponse.ProtoReflect.Descriptor instead.
 func (*GetExposureResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetExposureResponse) GetVolumeId() string {
@@ -3815,7 +4015,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3827,7 +4027,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3840,7 +4040,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Exposure) GetOpen() *ExposedInterval {
@@ -3919,7 +4119,7 @@ type ExposedInterval struct {
 
 func (x *ExposedInterval) Reset() {
 	*x = ExposedInterval{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3931,7 +4131,7 @@ func (x *ExposedInterval) String() string {
 func (*ExposedInterval) ProtoMessage() {}
 
 func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3944,7 +4144,7 @@ func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExposedInterval.ProtoReflect.Descriptor instead.
 func (*ExposedInterval) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExposedInterval) GetFromUnixMs() int64 {
@@ -4036,7 +4236,7 @@ type MissingReplica struct {
 
 func (x *MissingReplica) Reset() {
 	*x = MissingReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4048,7 +4248,7 @@ func (x *MissingReplica) String() string {
 func (*MissingReplica) ProtoMessage() {}
 
 func (x *MissingReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4061,7 +4261,7 @@ func (x *MissingReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingReplica.ProtoReflect.Descriptor instead.
 func (*MissingReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *MissingReplica) GetReplicaId() string {
@@ -4106,7 +4306,7 @@ type SwitchOverRequest struct {
 
 func (x *SwitchOverRequest) Reset() {
 	*x = SwitchOverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4118,7 +4318,7 @@ func (x *SwitchOverRequest) String() string {
 func (*SwitchOverRequest) ProtoMessage() {}
 
 func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4131,7 +4331,7 @@ func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverRequest.ProtoReflect.Descriptor instead.
 func (*SwitchOverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SwitchOverRequest) GetVolume() string {
@@ -4185,7 +4385,7 @@ type SwitchOverResponse struct {
 
 func (x *SwitchOverResponse) Reset() {
 	*x = SwitchOverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4197,7 +4397,7 @@ func (x *SwitchOverResponse) String() string {
 func (*SwitchOverResponse) ProtoMessage() {}
 
 func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4210,7 +4410,7 @@ func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverResponse.ProtoReflect.Descriptor instead.
 func (*SwitchOverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SwitchOverResponse) GetMove() *Move {
@@ -4241,7 +4441,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4253,7 +4453,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4266,7 +4466,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Move) GetVolumeId() string {
@@ -4363,7 +4563,7 @@ type SwitchOverList struct {
 
 func (x *SwitchOverList) Reset() {
 	*x = SwitchOverList{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4375,7 +4575,7 @@ func (x *SwitchOverList) String() string {
 func (*SwitchOverList) ProtoMessage() {}
 
 func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4388,7 +4588,7 @@ func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverList.ProtoReflect.Descriptor instead.
 func (*SwitchOverList) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SwitchOverList) GetMoves() []*Move {
@@ -4407,7 +4607,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4419,7 +4619,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4432,7 +4632,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *MoveVolumeRequest) GetRequest() *SwitchOverRequest {
@@ -4451,7 +4651,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4463,7 +4663,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4476,7 +4676,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *MoveVolumeResponse) GetMove() *Move {
@@ -4495,7 +4695,7 @@ type PrepareHandoverRequest struct {
 
 func (x *PrepareHandoverRequest) Reset() {
 	*x = PrepareHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4507,7 +4707,7 @@ func (x *PrepareHandoverRequest) String() string {
 func (*PrepareHandoverRequest) ProtoMessage() {}
 
 func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4520,7 +4720,7 @@ func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PrepareHandoverRequest) GetVolume() string {
@@ -4542,7 +4742,7 @@ type PrepareHandoverResponse struct {
 
 func (x *PrepareHandoverResponse) Reset() {
 	*x = PrepareHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4554,7 +4754,7 @@ func (x *PrepareHandoverResponse) String() string {
 func (*PrepareHandoverResponse) ProtoMessage() {}
 
 func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4567,7 +4767,7 @@ func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *PrepareHandoverResponse) GetAttachId() []byte {
@@ -4611,7 +4811,7 @@ type TakeHandoverRequest struct {
 
 func (x *TakeHandoverRequest) Reset() {
 	*x = TakeHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4623,7 +4823,7 @@ func (x *TakeHandoverRequest) String() string {
 func (*TakeHandoverRequest) ProtoMessage() {}
 
 func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4636,7 +4836,7 @@ func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverRequest.ProtoReflect.Descriptor instead.
 func (*TakeHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TakeHandoverRequest) GetVolume() string {
@@ -4676,7 +4876,7 @@ type TakeHandoverResponse struct {
 
 func (x *TakeHandoverResponse) Reset() {
 	*x = TakeHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4688,7 +4888,7 @@ func (x *TakeHandoverResponse) String() string {
 func (*TakeHandoverResponse) ProtoMessage() {}
 
 func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4701,7 +4901,7 @@ func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverResponse.ProtoReflect.Descriptor instead.
 func (*TakeHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *TakeHandoverResponse) GetPath() string {
@@ -4865,7 +5065,20 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05actor\x18\x06 \x01(\tR\x05actorB\x11\n" +
 	"\x0f_expected_epoch\"H\n" +
 	"\x14UpdateVolumeResponse\x120\n" +
-	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xae\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"z\n" +
+	"\x13ResizeVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\"H\n" +
+	"\x14ResizeVolumeResponse\x120\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"J\n" +
+	"\x11GrowVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\"\x14\n" +
+	"\x12GrowVolumeResponse\"\xae\x01\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04wait\x18\x02 \x01(\bR\x04wait\x12\x16\n" +
@@ -5129,12 +5342,13 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x1eSWITCH_OVER_ACTION_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SWITCH_OVER_ACTION_NONE\x10\x01\x12\x1b\n" +
 	"\x17SWITCH_OVER_ACTION_MOVE\x10\x02\x12\x1e\n" +
-	"\x1aSWITCH_OVER_ACTION_REFUSED\x10\x032\x86\x0e\n" +
+	"\x1aSWITCH_OVER_ACTION_REFUSED\x10\x032\xe5\x0e\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
 	"\rInspectVolume\x12&.tandem.volume.v1.InspectVolumeRequest\x1a'.tandem.volume.v1.InspectVolumeResponse\x12]\n" +
-	"\fUpdateVolume\x12%.tandem.volume.v1.UpdateVolumeRequest\x1a&.tandem.volume.v1.UpdateVolumeResponse\x12Z\n" +
+	"\fUpdateVolume\x12%.tandem.volume.v1.UpdateVolumeRequest\x1a&.tandem.volume.v1.UpdateVolumeResponse\x12]\n" +
+	"\fResizeVolume\x12%.tandem.volume.v1.ResizeVolumeRequest\x1a&.tandem.volume.v1.ResizeVolumeResponse\x12Z\n" +
 	"\vGetExposure\x12$.tandem.volume.v1.GetExposureRequest\x1a%.tandem.volume.v1.GetExposureResponse\x12]\n" +
 	"\fDeleteVolume\x12%.tandem.volume.v1.DeleteVolumeRequest\x1a&.tandem.volume.v1.DeleteVolumeResponse\x12c\n" +
 	"\x0eReplaceReplica\x12'.tandem.volume.v1.ReplaceReplicaRequest\x1a(.tandem.volume.v1.ReplaceReplicaResponse\x12]\n" +
@@ -5152,10 +5366,12 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse\x12]\n" +
 	"\fForceReplica\x12%.tandem.volume.v1.ForceReplicaRequest\x1a&.tandem.volume.v1.ForceReplicaResponse\x12W\n" +
 	"\n" +
-	"SwitchOver\x12#.tandem.volume.v1.SwitchOverRequest\x1a$.tandem.volume.v1.SwitchOverResponse2\xab\x02\n" +
+	"SwitchOver\x12#.tandem.volume.v1.SwitchOverRequest\x1a$.tandem.volume.v1.SwitchOverResponse2\x84\x03\n" +
 	"\tHandovers\x12W\n" +
 	"\n" +
-	"MoveVolume\x12#.tandem.volume.v1.MoveVolumeRequest\x1a$.tandem.volume.v1.MoveVolumeResponse\x12f\n" +
+	"MoveVolume\x12#.tandem.volume.v1.MoveVolumeRequest\x1a$.tandem.volume.v1.MoveVolumeResponse\x12W\n" +
+	"\n" +
+	"GrowVolume\x12#.tandem.volume.v1.GrowVolumeRequest\x1a$.tandem.volume.v1.GrowVolumeResponse\x12f\n" +
 	"\x0fPrepareHandover\x12(.tandem.volume.v1.PrepareHandoverRequest\x1a).tandem.volume.v1.PrepareHandoverResponse\x12]\n" +
 	"\fTakeHandover\x12%.tandem.volume.v1.TakeHandoverRequest\x1a&.tandem.volume.v1.TakeHandoverResponse2i\n" +
 	"\bReplicas\x12]\n" +
@@ -5174,7 +5390,7 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                  // 0: tandem.volume.v1.Protection
 	(Phase)(0),                       // 1: tandem.volume.v1.Phase
@@ -5199,61 +5415,65 @@ var file_volume_volumepb_volume_proto_goTypes = []any{
 	(*InspectVolumeResponse)(nil),    // 20: tandem.volume.v1.InspectVolumeResponse
 	(*UpdateVolumeRequest)(nil),      // 21: tandem.volume.v1.UpdateVolumeRequest
 	(*UpdateVolumeResponse)(nil),     // 22: tandem.volume.v1.UpdateVolumeResponse
-	(*DeleteVolumeRequest)(nil),      // 23: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),     // 24: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),    // 25: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil),   // 26: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),      // 27: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),     // 28: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),      // 29: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),     // 30: tandem.volume.v1.DetachVolumeResponse
-	(*PublishVolumeRequest)(nil),     // 31: tandem.volume.v1.PublishVolumeRequest
-	(*PublishVolumeResponse)(nil),    // 32: tandem.volume.v1.PublishVolumeResponse
-	(*UnpublishVolumeRequest)(nil),   // 33: tandem.volume.v1.UnpublishVolumeRequest
-	(*UnpublishVolumeResponse)(nil),  // 34: tandem.volume.v1.UnpublishVolumeResponse
-	(*FinishFormatRequest)(nil),      // 35: tandem.volume.v1.FinishFormatRequest
-	(*FinishFormatResponse)(nil),     // 36: tandem.volume.v1.FinishFormatResponse
-	(*StartVerifyRequest)(nil),       // 37: tandem.volume.v1.StartVerifyRequest
-	(*StartVerifyResponse)(nil),      // 38: tandem.volume.v1.StartVerifyResponse
-	(*StopVerifyRequest)(nil),        // 39: tandem.volume.v1.StopVerifyRequest
-	(*StopVerifyResponse)(nil),       // 40: tandem.volume.v1.StopVerifyResponse
-	(*GetVerifyRequest)(nil),         // 41: tandem.volume.v1.GetVerifyRequest
-	(*GetVerifyResponse)(nil),        // 42: tandem.volume.v1.GetVerifyResponse
-	(*WatchVolumeRequest)(nil),       // 43: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),      // 44: tandem.volume.v1.WatchVolumeResponse
-	(*ImportKvdbRequest)(nil),        // 45: tandem.volume.v1.ImportKvdbRequest
-	(*ImportKvdbResponse)(nil),       // 46: tandem.volume.v1.ImportKvdbResponse
-	(*ImportedVolume)(nil),           // 47: tandem.volume.v1.ImportedVolume
-	(*SilentNode)(nil),               // 48: tandem.volume.v1.SilentNode
-	(*ListReplicasRequest)(nil),      // 49: tandem.volume.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),     // 50: tandem.volume.v1.ListReplicasResponse
-	(*FoundReplica)(nil),             // 51: tandem.volume.v1.FoundReplica
-	(*ForceReplicaRequest)(nil),      // 52: tandem.volume.v1.ForceReplicaRequest
-	(*ForceReplicaResponse)(nil),     // 53: tandem.volume.v1.ForceReplicaResponse
-	(*GetExposureRequest)(nil),       // 54: tandem.volume.v1.GetExposureRequest
-	(*GetExposureResponse)(nil),      // 55: tandem.volume.v1.GetExposureResponse
-	(*Exposure)(nil),                 // 56: tandem.volume.v1.Exposure
-	(*ExposedInterval)(nil),          // 57: tandem.volume.v1.ExposedInterval
-	(*MissingReplica)(nil),           // 58: tandem.volume.v1.MissingReplica
-	(*SwitchOverRequest)(nil),        // 59: tandem.volume.v1.SwitchOverRequest
-	(*SwitchOverResponse)(nil),       // 60: tandem.volume.v1.SwitchOverResponse
-	(*Move)(nil),                     // 61: tandem.volume.v1.Move
-	(*SwitchOverList)(nil),           // 62: tandem.volume.v1.SwitchOverList
-	(*MoveVolumeRequest)(nil),        // 63: tandem.volume.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),       // 64: tandem.volume.v1.MoveVolumeResponse
-	(*PrepareHandoverRequest)(nil),   // 65: tandem.volume.v1.PrepareHandoverRequest
-	(*PrepareHandoverResponse)(nil),  // 66: tandem.volume.v1.PrepareHandoverResponse
-	(*TakeHandoverRequest)(nil),      // 67: tandem.volume.v1.TakeHandoverRequest
-	(*TakeHandoverResponse)(nil),     // 68: tandem.volume.v1.TakeHandoverResponse
-	nil,                              // 69: tandem.volume.v1.Volume.LabelsEntry
-	nil,                              // 70: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                              // 71: tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	(*clusterdomainpb.Verified)(nil), // 72: tandem.clusterdomain.v1.Verified
-	(*clusterdomainpb.Receipt)(nil),  // 73: tandem.clusterdomain.v1.Receipt
+	(*ResizeVolumeRequest)(nil),      // 23: tandem.volume.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),     // 24: tandem.volume.v1.ResizeVolumeResponse
+	(*GrowVolumeRequest)(nil),        // 25: tandem.volume.v1.GrowVolumeRequest
+	(*GrowVolumeResponse)(nil),       // 26: tandem.volume.v1.GrowVolumeResponse
+	(*DeleteVolumeRequest)(nil),      // 27: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),     // 28: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),    // 29: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil),   // 30: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),      // 31: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),     // 32: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),      // 33: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),     // 34: tandem.volume.v1.DetachVolumeResponse
+	(*PublishVolumeRequest)(nil),     // 35: tandem.volume.v1.PublishVolumeRequest
+	(*PublishVolumeResponse)(nil),    // 36: tandem.volume.v1.PublishVolumeResponse
+	(*UnpublishVolumeRequest)(nil),   // 37: tandem.volume.v1.UnpublishVolumeRequest
+	(*UnpublishVolumeResponse)(nil),  // 38: tandem.volume.v1.UnpublishVolumeResponse
+	(*FinishFormatRequest)(nil),      // 39: tandem.volume.v1.FinishFormatRequest
+	(*FinishFormatResponse)(nil),     // 40: tandem.volume.v1.FinishFormatResponse
+	(*StartVerifyRequest)(nil),       // 41: tandem.volume.v1.StartVerifyRequest
+	(*StartVerifyResponse)(nil),      // 42: tandem.volume.v1.StartVerifyResponse
+	(*StopVerifyRequest)(nil),        // 43: tandem.volume.v1.StopVerifyRequest
+	(*StopVerifyResponse)(nil),       // 44: tandem.volume.v1.StopVerifyResponse
+	(*GetVerifyRequest)(nil),         // 45: tandem.volume.v1.GetVerifyRequest
+	(*GetVerifyResponse)(nil),        // 46: tandem.volume.v1.GetVerifyResponse
+	(*WatchVolumeRequest)(nil),       // 47: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),      // 48: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),        // 49: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),       // 50: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),           // 51: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),               // 52: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),      // 53: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),     // 54: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),             // 55: tandem.volume.v1.FoundReplica
+	(*ForceReplicaRequest)(nil),      // 56: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),     // 57: tandem.volume.v1.ForceReplicaResponse
+	(*GetExposureRequest)(nil),       // 58: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),      // 59: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),                 // 60: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),          // 61: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),           // 62: tandem.volume.v1.MissingReplica
+	(*SwitchOverRequest)(nil),        // 63: tandem.volume.v1.SwitchOverRequest
+	(*SwitchOverResponse)(nil),       // 64: tandem.volume.v1.SwitchOverResponse
+	(*Move)(nil),                     // 65: tandem.volume.v1.Move
+	(*SwitchOverList)(nil),           // 66: tandem.volume.v1.SwitchOverList
+	(*MoveVolumeRequest)(nil),        // 67: tandem.volume.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),       // 68: tandem.volume.v1.MoveVolumeResponse
+	(*PrepareHandoverRequest)(nil),   // 69: tandem.volume.v1.PrepareHandoverRequest
+	(*PrepareHandoverResponse)(nil),  // 70: tandem.volume.v1.PrepareHandoverResponse
+	(*TakeHandoverRequest)(nil),      // 71: tandem.volume.v1.TakeHandoverRequest
+	(*TakeHandoverResponse)(nil),     // 72: tandem.volume.v1.TakeHandoverResponse
+	nil,                              // 73: tandem.volume.v1.Volume.LabelsEntry
+	nil,                              // 74: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                              // 75: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*clusterdomainpb.Verified)(nil), // 76: tandem.clusterdomain.v1.Verified
+	(*clusterdomainpb.Receipt)(nil),  // 77: tandem.clusterdomain.v1.Receipt
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	69, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	73, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
 	11, // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
 	12, // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
@@ -5263,96 +5483,101 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	6,  // 8: tandem.volume.v1.Volume.needs:type_name -> tandem.volume.v1.Needs
 	8,  // 9: tandem.volume.v1.Volume.publication:type_name -> tandem.volume.v1.Publication
 	3,  // 10: tandem.volume.v1.Volume.content:type_name -> tandem.volume.v1.Content
-	72, // 11: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
+	76, // 11: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
 	2,  // 12: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 13: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	70, // 14: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	74, // 14: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
 	6,  // 15: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
 	7,  // 16: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	71, // 17: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	75, // 17: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
 	7,  // 18: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
 	18, // 19: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
 	7,  // 20: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	56, // 21: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	60, // 21: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
 	0,  // 22: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
 	6,  // 23: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
 	7,  // 24: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 25: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 26: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 27: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 28: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 29: tandem.volume.v1.PublishVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 30: tandem.volume.v1.FinishFormatResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 31: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 32: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 33: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 34: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	47, // 35: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	48, // 36: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
-	4,  // 37: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	51, // 38: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	7,  // 39: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	56, // 40: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	73, // 41: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
-	57, // 42: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
-	57, // 43: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
-	58, // 44: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
-	61, // 45: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
-	5,  // 46: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
-	61, // 47: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
-	59, // 48: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
-	61, // 49: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
-	14, // 50: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	16, // 51: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	19, // 52: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	21, // 53: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
-	54, // 54: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
-	23, // 55: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	25, // 56: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	27, // 57: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	29, // 58: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	31, // 59: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
-	33, // 60: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
-	35, // 61: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
-	43, // 62: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	37, // 63: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	39, // 64: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	41, // 65: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	45, // 66: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	52, // 67: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	59, // 68: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
-	63, // 69: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
-	65, // 70: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
-	67, // 71: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
-	49, // 72: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	15, // 73: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	17, // 74: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	20, // 75: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	22, // 76: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
-	55, // 77: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
-	24, // 78: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	26, // 79: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	28, // 80: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	30, // 81: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	32, // 82: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
-	34, // 83: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
-	36, // 84: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
-	44, // 85: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	38, // 86: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	40, // 87: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	42, // 88: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	46, // 89: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	53, // 90: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	60, // 91: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
-	64, // 92: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
-	66, // 93: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
-	68, // 94: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
-	50, // 95: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	73, // [73:96] is the sub-list for method output_type
-	50, // [50:73] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	7,  // 25: tandem.volume.v1.ResizeVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 26: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 27: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 28: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 29: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 30: tandem.volume.v1.PublishVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 31: tandem.volume.v1.FinishFormatResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 32: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 33: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 34: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 35: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	51, // 36: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	52, // 37: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	4,  // 38: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	55, // 39: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	7,  // 40: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	60, // 41: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	77, // 42: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
+	61, // 43: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	61, // 44: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	62, // 45: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	65, // 46: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	5,  // 47: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
+	65, // 48: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	63, // 49: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	65, // 50: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	14, // 51: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	16, // 52: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	19, // 53: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	21, // 54: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
+	23, // 55: tandem.volume.v1.Volumes.ResizeVolume:input_type -> tandem.volume.v1.ResizeVolumeRequest
+	58, // 56: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	27, // 57: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	29, // 58: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	31, // 59: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	33, // 60: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	35, // 61: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
+	37, // 62: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
+	39, // 63: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
+	47, // 64: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	41, // 65: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	43, // 66: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	45, // 67: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	49, // 68: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	56, // 69: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	63, // 70: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	67, // 71: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	25, // 72: tandem.volume.v1.Handovers.GrowVolume:input_type -> tandem.volume.v1.GrowVolumeRequest
+	69, // 73: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	71, // 74: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	53, // 75: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	15, // 76: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	17, // 77: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	20, // 78: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	22, // 79: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	24, // 80: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
+	59, // 81: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	28, // 82: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	30, // 83: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	32, // 84: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	34, // 85: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	36, // 86: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
+	38, // 87: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
+	40, // 88: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
+	48, // 89: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	42, // 90: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	44, // 91: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	46, // 92: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	50, // 93: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	57, // 94: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	64, // 95: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	68, // 96: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	26, // 97: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
+	70, // 98: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	72, // 99: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	54, // 100: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	76, // [76:101] is the sub-list for method output_type
+	51, // [51:76] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -5361,19 +5586,19 @@ func file_volume_volumepb_volume_proto_init() {
 		return
 	}
 	file_volume_volumepb_volume_proto_msgTypes[15].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[17].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[19].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[21].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[23].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[31].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[46].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[25].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[27].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[35].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[50].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   66,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
