@@ -233,7 +233,7 @@ var mutants = []mutant{
 	{"crowded_unprotected", "max_protection: nobody leaves of his own accord", "evict.go", "s <= 0 && wait", "s == 0 && wait"},
 	{"resize_at_once", "0028: every replica has grown before the configuration says so", "resize.go", "case c.round.done():\n\t\t\tc.round = nil", "case true:\n\t\t\tc.round = nil"},
 	{"resize_no_room_ignored", "0028: no room is told", "replicacontrol.go", "case q.Size > r.o.Size: // it could not grow", "case false: // it could not grow"},
-	{"resize_full_faults", "0028: a full pool is not the end of a replica", "replica.go", "(err == nil || errors.Is(err, block.ErrNoSpace))", "err == nil"},
+	{"resize_full_faults", "0028: a full pool is not the end of a replica", "replica.go", "(err == nil || errors.Is(err, block.ErrNoSpace))", "(err == nil || errors.Is(err, nil))"},
 	{"resize_maps", "0028: dirty maps reach as far as the replica", "resize.go", "\t\tm.Grow(blocksOf(size))\n", ""},
 	{"resize_maps_full", "0028: nobody lacks what is new", "resize.go", "\t\tm.Grow(blocksOf(size))\n", "\t\tm.Grow(blocksOf(size))\n\t\tm.SetAll()\n"},
 	{"resize_in_memory", "0028: what a replica answers is durable", "replica.go", "if t.grow = r.growth(t); t.grow != 0 {", "if size := r.growth(t); size != 0 {\n\t\t\tr.grown(size)\n\t\t}\n\t\tif t.grow != 0 {"},
