@@ -334,7 +334,7 @@ func (s *sums) uncovered(regions []uint32) (list []uint32) {
 		return nil
 	}
 	for _, g := range regions {
-		if int64(g) < int64(s.r.shape.Load().regions) {
+		if int64(g) < s.r.shape.Load().regions {
 			if p := s.region(g); p == nil || !p.covered.Load() {
 				list = append(list, g)
 			}
@@ -369,7 +369,7 @@ func (s *sums) retire(regions []uint32) (ops []*op) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, g := range regions {
-		if int64(g) >= int64(s.r.shape.Load().regions) {
+		if int64(g) >= s.r.shape.Load().regions {
 			continue
 		}
 		p := s.region(g)

@@ -238,7 +238,6 @@ var mutants = []mutant{
 	{"resize_maps_full", "0028: nobody lacks what is new", "resize.go", "\t\tm.Grow(blocksOf(size))\n", "\t\tm.Grow(blocksOf(size))\n\t\tm.SetAll()\n"},
 	{"resize_in_memory", "0028: what a replica answers is durable", "replica.go", "if t.grow = r.growth(t); t.grow != 0 {", "if size := r.growth(t); size != 0 {\n\t\t\tr.grown(size)\n\t\t}\n\t\tif t.grow != 0 {"},
 	{"resize_joiner_small", "0028: who comes in sync is as large as the volume", "join.go", "MarkAll: missing, Size: c.cfg.Size,", "MarkAll: missing,"},
-	{"resize_joiner_forgets", "0028: a resync reaches as far as the volume", "resize.go", "\t\tj.todo.Grow(c.blocks)\n\t\tj.todo.SetRange(was, c.blocks) // whatever it had there\n", ""},
 	{"resize_reconcile", "0028: what is compared reaches as far as the volume", "resize.go", "\tc.reconcile.Grow(c.blocks)\n", ""},
 	{"resize_shrinks", "0028: a volume never shrinks", "resize.go", "case size < c.cfg.Size || size%sector != 0:", "case size%sector != 0:"},
 	{"resize_evicted_small", "0028: a commit to who is too small", "replicacontrol.go", "case cfg.Size > r.o.Size && self.State == replication.MemberInSync:", "case false:"},

@@ -40,19 +40,17 @@ func (v *Volume) Grow(ctx context.Context, size int64) error {
 
 // observeResize takes the volume's size, and answers who asked for it.
 func (v *Volume) observeResize(e *core.Event) {
-	switch e.Kind {
-	case core.EventServing:
-		v.size.Store(v.core.Size())
-	case core.EventResized:
-		v.size.Store(v.core.Size())
-		if done := v.resizes.open[e.ID]; done != nil {
-			err := e.Err
-			if e.Replica != (replication.ReplicaID{}) {
-				err = fmt.Errorf("%w (replica %s on node %s)", err, e.Replica, v.core.Config().Members[e.Replica].Node)
-			}
-			done <- err
-			delete(v.resizes.open, e.ID)
+	if e.Kind != core.EventServing && e.Kind != core.EventResized {
+		return
+	}
+	v.size.Store(v.core.Size())
+	if done := v.resizes.open[e.ID]; e.Kind == core.EventResized && done != nil {
+		err := e.Err
+		if e.Replica != (replication.ReplicaID{}) {
+			err = fmt.Errorf("%w (replica %s on node %s)", err, e.Replica, v.core.Config().Members[e.Replica].Node)
 		}
+		done <- err
+		delete(v.resizes.open, e.ID)
 	}
 }
 
