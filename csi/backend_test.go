@@ -24,6 +24,7 @@ type cluster struct {
 	machine  *mounttest.Machine
 	attaches int
 	made     int
+	full     bool          // no volume can grow
 	hold     chan struct{} // CreateVolume waits for it, if not nil
 	entered  chan struct{} // has one when CreateVolume waits
 }
@@ -122,6 +123,20 @@ func (c *cluster) LimitVolume(_ context.Context, r *volumepb.LimitVolumeRequest,
 	}
 	v.Limits = r.Limits
 	return &volumepb.LimitVolumeResponse{Volume: proto.CloneOf(v)}, nil
+}
+
+func (c *cluster) ResizeVolume(_ context.Context, r *volumepb.ResizeVolumeRequest, _ ...grpc.CallOption) (*volumepb.ResizeVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	if c.full {
+		return nil, status.Errorf(codes.ResourceExhausted, "the pool of a replica has no room")
+	}
+	v.SizeBytes = max(v.SizeBytes, uint64(r.SizeBytes))
+	return &volumepb.ResizeVolumeResponse{Volume: proto.CloneOf(v)}, nil
 }
 
 func (c *cluster) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeRequest, _ ...grpc.CallOption) (*volumepb.DeleteVolumeResponse, error) {

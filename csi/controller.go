@@ -36,6 +36,7 @@ func (d *Driver) ControllerGetCapabilities(context.Context, *spec.ControllerGetC
 		spec.ControllerServiceCapability_RPC_LIST_VOLUME_HEALTH,
 		spec.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		spec.ControllerServiceCapability_RPC_MODIFY_VOLUME,
+		spec.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 	} {
 		resp.Capabilities = append(resp.Capabilities, &spec.ControllerServiceCapability{
 			Type: &spec.ControllerServiceCapability_Rpc{Rpc: &spec.ControllerServiceCapability_RPC{Type: t}},

@@ -38,6 +38,7 @@ const actor = "csi"
 type Mounter interface {
 	Format(ctx context.Context, device, fs string, options []string) error
 	CheckZero(device string) error
+	Grow(ctx context.Context, device, target, fs string) error
 	Mount(ctx context.Context, device, target, fs string, options []string) error
 	Bind(source, target string, readOnly bool) error
 	Unmount(target string, lazy bool) error

@@ -26,6 +26,9 @@ func (d *Driver) GetPluginCapabilities(context.Context, *spec.GetPluginCapabilit
 			Type: &spec.PluginCapability_Service_{Service: &spec.PluginCapability_Service{Type: t}},
 		})
 	}
+	resp.Capabilities = append(resp.Capabilities, &spec.PluginCapability{
+		Type: &spec.PluginCapability_VolumeExpansion_{VolumeExpansion: &spec.PluginCapability_VolumeExpansion{Type: spec.PluginCapability_VolumeExpansion_ONLINE}},
+	})
 	return resp, nil
 }
 

@@ -29,6 +29,7 @@ func (d *Driver) NodeGetCapabilities(context.Context, *spec.NodeGetCapabilitiesR
 		spec.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		spec.NodeServiceCapability_RPC_VOLUME_MOUNT_GROUP,
 		spec.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
+		spec.NodeServiceCapability_RPC_EXPAND_VOLUME,
 	} {
 		resp.Capabilities = append(resp.Capabilities, &spec.NodeServiceCapability{
 			Type: &spec.NodeServiceCapability_Rpc{Rpc: &spec.NodeServiceCapability_RPC{Type: t}},

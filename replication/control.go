@@ -66,12 +66,15 @@ type PrepareRequest struct {
 	// MarkAll are members of Missing whose map must be all ones, because nobody
 	// knows what they lack.
 	MarkAll []ReplicaID
+	// Size is how many bytes the replica has to have at least: it grows first, durably. 0: as it is.
+	Size int64
 }
 
-// PrepareResult answers PrepareRequest.
+// PrepareResult answers PrepareRequest. StatusNoSpace: the replica has no room to grow, and nothing was changed.
 type PrepareResult struct {
 	Status Status
 	Term   Term
+	Size   int64 // that the replica has, bytes; 0 from one that does not know how to grow
 }
 
 // CommitRequest tells a replica the configuration in force. Answered when durable.

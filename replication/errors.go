@@ -17,5 +17,6 @@ var (
 	ErrRolledBack      = errors.New("replication: KVDB_ROLLBACK: the kvdb knows less than a replica, it was restored from a backup or replaced")
 	ErrHandedOver      = errors.New("replication: volume was handed over to another node")
 	ErrBusy            = errors.New("replication: volume is attached elsewhere")
+	ErrNoRoom          = errors.New("replication: the pool of a replica has no room for the larger size")
 	ErrClosed          = errors.New("replication: volume is closed")
 )

@@ -22,11 +22,14 @@ func checkChange(prev, next *replication.Config) error {
 		return bad("no new gen")
 	case next.ProposalID.IsZero() || next.ProposalID == prev.ProposalID:
 		return bad("no new proposal id")
-	case next.Volume != prev.Volume || next.Size != prev.Size ||
+	case next.Volume != prev.Volume ||
 		next.ForkGen != prev.ForkGen || next.Forced != prev.Forced:
-		return bad("volume, size or fork differ")
+		return bad("volume or fork differ")
 	}
 	if err := checkPolicy(prev, next); err != nil {
+		return bad("%w", err)
+	}
+	if err := checkSize(prev, next); err != nil {
 		return bad("%w", err)
 	}
 	if err := checkPhase(prev, next); err != nil {
@@ -55,6 +58,19 @@ func checkPolicy(prev, next *replication.Config) error {
 		return fmt.Errorf("the protection changed with something else")
 	}
 	return p.Validate(memberDomains(next))
+}
+
+// checkSize lets a coordinator that serves make the volume larger, and change nothing else with it.
+func checkSize(prev, next *replication.Config) error {
+	switch serves := prev.Phase == replication.PhaseActive && next.Phase == replication.PhaseActive; {
+	case next.Size == prev.Size:
+		return nil
+	case next.Size < prev.Size || next.Size%SizeUnit != 0 || next.Size > MaxSize:
+		return fmt.Errorf("%d bytes became %d", prev.Size, next.Size)
+	case !serves || len(prev.ISR) != len(next.ISR) || !subset(next.ISR, prev.ISR) || !prev.Policy().Equal(next.Policy()):
+		return fmt.Errorf("the size changed with something else")
+	}
+	return nil
 }
 
 // memberDomains are the domains of cfg's members, one entry for each.

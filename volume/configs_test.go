@@ -115,9 +115,15 @@ func TestChangesRefused(t *testing.T) {
 		"same gen":      func(n *replication.Config) *replication.Config { n.Gen = cfg.Gen; return n },
 		"no gen":        func(n *replication.Config) *replication.Config { n.Gen = 0; return n },
 		"same proposal": func(n *replication.Config) *replication.Config { n.ProposalID = cfg.ProposalID; return n },
-		"size":          func(n *replication.Config) *replication.Config { n.Size *= 2; return n },
-		"fork":          func(n *replication.Config) *replication.Config { n.ForkGen++; return n },
-		"schema":        func(n *replication.Config) *replication.Config { n.Version = 2; return n },
+		"size":          func(n *replication.Config) *replication.Config { n.Size -= SizeUnit; return n },
+		"size, uneven":  func(n *replication.Config) *replication.Config { n.Size++; return n },
+		"size and policy": func(n *replication.Config) *replication.Config {
+			n.Size *= 2
+			n.SetPolicy(replication.Policy{Protection: replication.MaxAvailability, Needs: replication.Needs{InSync: 1}})
+			return n
+		},
+		"fork":   func(n *replication.Config) *replication.Config { n.ForkGen++; return n },
+		"schema": func(n *replication.Config) *replication.Config { n.Version = 2; return n },
 		"empty set": func(n *replication.Config) *replication.Config {
 			n = evict(n, "a")
 			n.Epoch--

@@ -72,9 +72,6 @@ func planImport(e *evidence) importPlan {
 	case len(readable) == 0:
 		return refusedImport(known, "no replica of it that can be read answers")
 	}
-	if sizes := sizesOf(readable); len(sizes) > 1 {
-		return refusedImport(known, "its replicas have different sizes: %v bytes", sizes)
-	}
 	p := importPlan{action: importWrite, known: known}
 	if co != nil {
 		p = e.planServing(co, readable)
@@ -113,14 +110,16 @@ func latest(serving []*replication.Config) *replication.Config {
 	return co
 }
 
-func sizesOf(fs []FoundReplica) []int64 {
-	var sizes []int64
+// sizeOf is the volume's size by the replicas that are in sync with top: each of them is at least as large as the volume, and what one
+// has more is zeroes.
+func sizeOf(top *FoundReplica, isr []replication.ReplicaID, fs []FoundReplica) int64 {
+	size := top.Size
 	for _, f := range fs {
-		if !slices.Contains(sizes, f.Size) {
-			sizes = append(sizes, f.Size)
+		if slices.Contains(isr, f.Replica) {
+			size = min(size, f.Size)
 		}
 	}
-	return sizes
+	return size
 }
 
 // planServing writes what the coordinator serves by: nobody else changes it, so it is the latest unless somebody has taken
@@ -287,7 +286,7 @@ func consistent(readable []FoundReplica) *FoundReplica {
 // newConfig is a configuration, detached, that follows everything that was found.
 func (e *evidence) newConfig(top *FoundReplica, isr, members []replication.ReplicaID, readable []FoundReplica) *replication.Config {
 	n := &replication.Config{
-		Volume: e.id, Phase: replication.PhaseDetached, ISR: slices.Clone(isr), Size: top.Size,
+		Volume: e.id, Phase: replication.PhaseDetached, ISR: slices.Clone(isr), Size: sizeOf(top, isr, readable),
 		Members: map[replication.ReplicaID]replication.Member{},
 	}
 	policy := replication.Policy{Protection: replication.MaxAvailability}

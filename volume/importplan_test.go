@@ -141,8 +141,8 @@ func TestPlanImport(t *testing.T) {
 			found: []FoundReplica{foundAs("A", 11, 8, inSync, "AB", ""), gen(foundAs("B", 11, 10, inSync, "AB", ""))}},
 		{name: "both in sync without the other", cfg: configAt(12, 10, "b", "B"), spec: specOf(Ready), accept: true, want: importRefused, words: "DIVERGED",
 			found: []FoundReplica{gen(foundAs("A", 11, 8, inSync, "A", "B")), foundAs("B", 12, 10, inSync, "B", "A")}},
-		{name: "other sizes", cfg: configAt(8, 8, "a", "AB"), spec: specOf(Ready), accept: true, want: importRefused, words: "sizes",
-			found: []FoundReplica{foundAs("A", 11, 8, inSync, "AB", ""), with(foundAs("B", 11, 8, inSync, "AB", ""), func(f *FoundReplica) { f.Size /= 2 })}},
+		{name: "other sizes", cfg: configAt(8, 8, "a", "AB"), spec: specOf(Ready), want: importWrite, epoch: 12, isr: "AB",
+			found: []FoundReplica{with(foundAs("A", 11, 8, inSync, "AB", ""), func(f *FoundReplica) { f.Size *= 2 }), foundAs("B", 11, 8, inSync, "AB", "")}},
 		{name: "another kvdb", cfg: configAt(10, 0, "", "AB"), spec: specOf(Ready), want: importWrite, epoch: 11, isr: "AB",
 			found: []FoundReplica{of(lifeNew, foundAs("A", 10, 8, inSync, "AB", "")), foundAs("B", 10, 8, inSync, "AB", "")}},
 

@@ -83,6 +83,9 @@ type Runtime interface {
 	// SetPolicy changes the protection of a volume that is attached here, in epoch expect, 0 for any, and returns when it is in force.
 	// replication.ErrNotCoordinator: it is not attached here.
 	SetPolicy(ctx context.Context, v replication.VolumeID, p replication.Policy, expect replication.Epoch, reason string) error
+	// Grow gives a volume that is attached here size bytes, and tells its consumer. On nil every in-sync replica has them.
+	// replication.ErrNotCoordinator: it is not attached here.
+	Grow(ctx context.Context, v replication.VolumeID, size int64) error
 	// StartVerify begins a verify of a volume that is attached here, at most rate bytes a second, nil being what is configured;
 	// StopVerify ends it. replication.ErrNotCoordinator: it is not attached here.
 	StartVerify(v replication.VolumeID, rate *int64) error
@@ -266,6 +269,7 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	if err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
 	}
+	s.catchUp(ctx, e)
 	v, err := s.again(ctx, e)
 	if err != nil {
 		return nil, err

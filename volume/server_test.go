@@ -66,6 +66,23 @@ func (r runtime) StartVerify(v replication.VolumeID, rate *int64) error {
 	return nil
 }
 
+// Grow has room for 4 GiB.
+func (r runtime) Grow(ctx context.Context, v replication.VolumeID, size int64) error {
+	cfg, rev, err := r.c.Load(ctx, v)
+	switch {
+	case err != nil || cfg.Coord == nil:
+		return replication.ErrNotCoordinator
+	case size > 4*gib:
+		return replication.ErrNoRoom
+	case size == cfg.Size:
+		return nil
+	}
+	next := nextConfig(cfg, cfg.Phase, "resize")
+	next.Size = size
+	_, err = r.c.CompareAndSwap(ctx, rev, next, "a")
+	return err
+}
+
 func (r runtime) SetPolicy(ctx context.Context, v replication.VolumeID, p replication.Policy, expect replication.Epoch, reason string) error {
 	cfg, rev, err := r.c.Load(ctx, v)
 	if err != nil || cfg.Coord == nil {

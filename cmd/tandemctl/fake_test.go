@@ -181,6 +181,13 @@ func (f *fakeDaemon) LimitVolume(_ context.Context, r *volumepb.LimitVolumeReque
 	return &volumepb.LimitVolumeResponse{Volume: v}, f.err
 }
 
+func (f *fakeDaemon) ResizeVolume(_ context.Context, r *volumepb.ResizeVolumeRequest) (*volumepb.ResizeVolumeResponse, error) {
+	f.note(r)
+	v := proto.CloneOf(attached())
+	v.SizeBytes = uint64(r.SizeBytes)
+	return &volumepb.ResizeVolumeResponse{Volume: v}, f.err
+}
+
 func (f *fakeDaemon) GetExposure(_ context.Context, r *volumepb.GetExposureRequest) (*volumepb.GetExposureResponse, error) {
 	f.note(r)
 	x := f.exposure

@@ -85,6 +85,8 @@ func TestGolden(t *testing.T) {
 		}},
 		{name: "domains-switchover-no-domain", args: "cluster domains switchover"},
 		{name: "volume-create", args: "volume create data --size 2GiB --replicas 2"},
+		{name: "volume-resize", args: "volume resize data --size 4GiB --reason growth"},
+		{name: "volume-resize-size", args: "volume resize data --size 4"},
 		{name: "volume-create-json", args: "volume create data --size 2GiB --protection max-protection --domains primary,dr-site -l app=db -o json"},
 		{name: "volume-create-no-size", args: "volume create data"},
 		{name: "volume-create-no-name", args: "volume create --size 1Gi"},

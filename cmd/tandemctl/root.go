@@ -71,7 +71,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.domainsCommand("domain", shortForDomains),
 		group("failover", "What was moved when a domain was lost", a.failoverListCommand(), a.failoverReportCommand()),
 		group("volume", "Create, look at and delete volumes",
-			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeUpdateCommand(), a.volumeExposureCommand(), a.volumeDeleteCommand(),
+			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeUpdateCommand(), a.volumeResizeCommand(), a.volumeExposureCommand(), a.volumeDeleteCommand(),
 			group("replica", "The replicas of a volume", a.replicaReplaceCommand(), a.replicaForceCommand()),
 			group("verify", "Compare the replicas of a volume while it is in use", a.verifyStartCommand(), a.verifyStatusCommand(), a.verifyStopCommand())),
 		group("group", "Volumes whose writes depend on each other",

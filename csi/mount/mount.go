@@ -65,6 +65,18 @@ func (System) Format(ctx context.Context, device, fs string, options []string) e
 	return run(ctx, "mkfs."+fs, append(append(argv, options...), device)...)
 }
 
+// Grow makes the file system on device, which is mounted for writing at target, as large as the device. One that is that already stays as it is.
+func (System) Grow(ctx context.Context, device, target, fs string) error {
+	switch fs {
+	case XFS:
+		return run(ctx, "xfs_growfs", "-d", target)
+	case Ext4:
+		return run(ctx, "resize2fs", device)
+	default:
+		return fmt.Errorf("%w: no way to grow %q", ErrCommand, fs)
+	}
+}
+
 // zeroSpan is what is read at either end of a device, bytes: superblocks and partition tables are there.
 const zeroSpan = 1 << 20
 

@@ -187,8 +187,8 @@ func (l *ActivityLog) Activate(regions []uint32, done func(error)) {
 	}
 	l.change(done, func() (uint64, error) {
 		for _, g := range regions {
-			if int64(g) >= l.r.regions {
-				return 0, fmt.Errorf("%w: region %d of %d", ErrInvalid, g, l.r.regions)
+			if int64(g) >= l.r.shape.Load().regions {
+				return 0, fmt.Errorf("%w: region %d of %d", ErrInvalid, g, l.r.shape.Load().regions)
 			}
 		}
 		l.table.SetTerm(l.r.term.Load())

@@ -137,7 +137,7 @@ func (r *Replica) openChunks(settled bool) error {
 			continue
 		}
 		n, err := strconv.ParseInt(e.Name(), 10, 64)
-		if err != nil || n < 0 || n >= int64(len(r.chunks)) || e.Name() != chunkName(n) {
+		if err != nil || n < 0 || n >= r.shape.Load().chunks || e.Name() != chunkName(n) {
 			return fmt.Errorf("%w: %s is not a chunk of this replica", ErrMisplaced, path)
 		}
 		f, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT|unix.O_NOFOLLOW, 0)
@@ -149,7 +149,7 @@ func (r *Replica) openChunks(settled bool) error {
 			return err
 		}
 		if !settled {
-			r.chunks[n].Load().written()
+			r.chunk(n).written()
 		}
 	}
 	return nil
@@ -158,7 +158,7 @@ func (r *Replica) openChunks(settled bool) error {
 func (r *Replica) addChunk(n int64, f *os.File) {
 	c := &chunk{r: r, n: n, f: f, fd: int(f.Fd())}
 	c.batch[0] = &c.sync
-	r.chunks[n].Store(c)
+	r.chunks.need(n).Store(c)
 }
 
 func chunkName(n int64) string { return strconv.FormatInt(n, 10) }

@@ -24,7 +24,7 @@ type chunkMap struct {
 }
 
 // createChunkMap makes the chunk map of a new replica, which has the chunks in made. Stable on nil.
-func createChunkMap(dir string, k key, chunks int64, made bitmap) error {
+func createChunkMap(dir string, k key, chunks int64, made *bitmap) error {
 	size := chunkMapSize(chunks)
 	f, err := meta.CreatePages(filepath.Join(dir, chunkMapFile), meta.DirtyPages(size))
 	if err != nil {
@@ -41,7 +41,7 @@ func createChunkMap(dir string, k key, chunks int64, made bitmap) error {
 // file that is not in the map was made just before a crash and has no data yet; a
 // page that is damaged is made anew from the files.
 func (r *Replica) checkChunkMap() error {
-	n := int64(len(r.chunks))
+	n := r.shape.Load().chunks
 	pages, err := meta.OpenPages(filepath.Join(r.dir, chunkMapFile))
 	if err != nil {
 		return fmt.Errorf("%w: chunk map of %s: %w; replace the replica (tandemctl volume replica replace)", ErrIdentityMissing, r.dir, err)
@@ -57,7 +57,7 @@ func (r *Replica) checkChunkMap() error {
 	}
 	for i := range n {
 		at := i * meta.DirtyBlock
-		switch made := r.chunks[i].Load() != nil; {
+		switch made := r.chunk(i) != nil; {
 		case made:
 			m.Set(at, meta.DirtyBlock)
 		case m.Test(at):

@@ -152,7 +152,10 @@ func (p *Pool) buildData(dir string, k key, s ReplicaSpec, epoch uint64, from *s
 		return err
 	}
 	chunks := (s.Size + s.ChunkSize - 1) / s.ChunkSize
-	made := newBitmap(chunks)
+	made := new(bitmap)
+	if from != nil {
+		from.size = s.Size
+	}
 	var sums *meta.Pages
 	if !p.o.NoChecksums {
 		h := &meta.SumHeader{SumOwner: meta.SumOwner{Replica: s.Replica, Generation: newUUID()}, Instance: p.self, Previous: p.self}

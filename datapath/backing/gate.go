@@ -1,7 +1,6 @@
 package backing
 
 import (
-	"math/bits"
 	"sync"
 	"sync/atomic"
 )
@@ -39,23 +38,4 @@ func (g *gate) shut() {
 		g.once.Do(func() { close(g.idle) })
 	}
 	<-g.idle
-}
-
-// bitmap is a set of small numbers that is changed and read concurrently.
-type bitmap []atomic.Uint64
-
-func newBitmap(n int64) bitmap { return make(bitmap, (n+63)/64) }
-
-func (b bitmap) set(n int64)      { b[n/64].Or(1 << (n % 64)) }
-func (b bitmap) has(n int64) bool { return b[n/64].Load()&(1<<(n%64)) != 0 }
-
-func (b bitmap) clear(n int64) { b[n/64].And(^uint64(1 << (n % 64))) }
-
-// each calls f for the members.
-func (b bitmap) each(f func(n int64)) {
-	for i := range b {
-		for w := b[i].Load(); w != 0; w &= w - 1 {
-			f(int64(i)*64 + int64(bits.TrailingZeros64(w)))
-		}
-	}
 }

@@ -23,7 +23,7 @@ func (r *Replica) awaitChunk(n int64, o *op) bool {
 	m := &r.maker
 	m.Lock()
 	defer m.Unlock()
-	if o.chunk = r.chunks[n].Load(); o.chunk != nil {
+	if o.chunk = r.chunk(n); o.chunk != nil {
 		return true
 	}
 	first, queued := m.waiting[n]
@@ -62,7 +62,7 @@ func (r *Replica) makeChunks() {
 			if err != nil {
 				o.owner.opDone(o, err)
 			} else {
-				o.chunk = r.chunks[n].Load()
+				o.chunk = r.chunk(n)
 				o.fd = o.chunk.fd
 				r.pool.engine.submit([]*op{o})
 			}

@@ -244,7 +244,7 @@ func (r *Replica) dirtyLocked(peer meta.UUID) (*dirtyMap, error) {
 		return nil, err
 	}
 	d := &dirtyMap{pages: pages}
-	d.file, d.damaged = meta.LoadDirty(pages, peer, r.info.Size)
+	d.file, d.damaged = meta.LoadDirty(pages, peer, r.Info().Size)
 	r.meta.maps[peer] = d
 	return d, nil
 }
@@ -274,7 +274,7 @@ func (r *Replica) makeDirtyLocked(peer meta.UUID) (*dirtyMap, error) {
 	if err != nil {
 		return nil, r.metaFailed(err)
 	}
-	file, err := meta.CreateDirty(pages, peer, meta.NewDirtyMap(r.info.Size))
+	file, err := meta.CreateDirty(pages, peer, meta.NewDirtyMap(r.Info().Size))
 	if err == nil {
 		err = os.Rename(spare, filepath.Join(r.dir, dirtyName(peer)))
 	}
@@ -302,7 +302,7 @@ func (r *Replica) takeSpareLocked() (string, error) {
 		}
 	}
 	path := filepath.Join(r.dir, spareName(0))
-	f, err := meta.CreatePages(path, meta.DirtyPages(r.info.Size))
+	f, err := meta.CreatePages(path, meta.DirtyPages(r.Info().Size))
 	if err != nil {
 		return "", errors.Join(noSpace(err), os.Remove(path))
 	}

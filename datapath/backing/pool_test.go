@@ -174,8 +174,8 @@ func TestThick(t *testing.T) {
 	}
 	r := openTestReplica(t, p)
 	for range 2 { // allocated from the start, and still after a discard
-		for n := range r.chunks {
-			st, err := r.chunks[n].Load().f.Stat()
+		for n := range r.shape.Load().chunks {
+			st, err := r.chunk(n).f.Stat()
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -27,17 +27,17 @@ type Replica struct {
 	d         *os.File // dir
 	lock      *os.File
 	release   func() // of lock by the engine
-	info      block.Info
+	shape     atomic.Pointer[shape]
 	chunkSize int64
 	thick     bool
-	regions   int64
 	epoch     atomic.Uint64 // of the superblock, for the identity of new chunks
 	term      atomic.Uint64 // of the superblock, for the records of the log
 
-	chunks   []atomic.Pointer[chunk] // nil: never written, reads as zeroes
+	chunks   table[atomic.Pointer[chunk]] // nil: never written, reads as zeroes
 	chunkMap chunkMap
 	unsynced bitmap // chunks that are dirty or being synced
 	maker    maker
+	growing  sync.Mutex // one Grow at a time
 	gate     gate
 	log      *ActivityLog
 	sums     sums
@@ -111,15 +111,10 @@ func (r *Replica) open() (err error) {
 	r.thick = sb.Thick
 	r.epoch.Store(sb.Epoch)
 	r.term.Store(sb.Term)
-	r.regions = (int64(sb.Size) + int64(sb.RegionSize) - 1) / int64(sb.RegionSize)
-	r.info = block.Info{
-		Size:      int64(sb.Size),
-		BlockSize: int(sb.BlockSize),
-		Caps:      block.CapFlush | block.CapFUA | block.CapDiscard | block.CapWriteZeroes,
+	r.shape.Store(shapeOf(sb))
+	if err := r.endGrow(); err != nil {
+		return err
 	}
-	n := (r.info.Size + r.chunkSize - 1) / r.chunkSize
-	r.chunks = make([]atomic.Pointer[chunk], n)
-	r.unsynced = newBitmap(n)
 	if err := r.openChunks(sb.CleanFlush); err != nil {
 		return err
 	}
@@ -142,8 +137,16 @@ func (r *Replica) open() (err error) {
 	return nil
 }
 
-// Info implements block.Device.
-func (r *Replica) Info() block.Info { return r.info }
+// Info implements block.Device. Grow changes it.
+func (r *Replica) Info() block.Info { return r.shape.Load().info }
+
+// chunk is chunk n, nil if it was never written.
+func (r *Replica) chunk(n int64) *chunk {
+	if p := r.chunks.at(n); p != nil {
+		return p.Load()
+	}
+	return nil
+}
 
 // Volume and ID name the replica.
 func (r *Replica) Volume() meta.UUID { return r.k.volume }
@@ -217,7 +220,7 @@ func (r *Replica) settle() error {
 		if err != nil {
 			return
 		}
-		c := r.chunks[n].Load()
+		c := r.chunk(n)
 		if err = unix.Fdatasync(c.fd); err != nil {
 			err = fmt.Errorf("fdatasync of %s: %w", c.f.Name(), err)
 			r.pool.syncFailed(err)
@@ -245,11 +248,11 @@ func (r *Replica) shut() {
 	}
 	r.sums.close()
 	r.snaps.close()
-	for i := range r.chunks {
-		if c := r.chunks[i].Load(); c != nil {
+	r.chunks.each(func(_ int64, p *atomic.Pointer[chunk]) {
+		if c := p.Load(); c != nil {
 			c.f.Close()
 		}
-	}
+	})
 	if r.d != nil {
 		r.d.Close()
 	}

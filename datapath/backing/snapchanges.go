@@ -11,7 +11,8 @@ import (
 
 // ChangedBlocks calls f for the ranges of the volume at or after off in which one snapshot has other content than
 // another one, base, in ascending order, until f returns false. If base is zero it is those in which the snapshot has
-// anything: the rest reads as zeroes. Offsets and lengths are multiples of block.SectorSize. It is never too little; it is too
+// anything: the rest reads as zeroes. A base that was smaller is one of zeroes behind its end, and of one that was larger what is
+// behind the snapshot's does not count. Offsets and lengths are multiples of block.SectorSize. It is never too little; it is too
 // much where a block was written with what it had. f may be called with ranges that touch. Either one may be the older.
 //
 // There is no record of changes: two snapshots have the same content where they have the same block of the disk, because one that is
@@ -35,13 +36,13 @@ func (r *Replica) ChangedBlocks(base, id meta.UUID, off int64, f func(off, lengt
 		}
 		defer s.release(from)
 	}
-	for n := max(off, 0) / r.chunkSize; n < int64(len(r.chunks)); n++ {
+	for n := max(off, 0) / r.chunkSize; n*r.chunkSize < sn.size; n++ {
 		a, b, err := s.extents(from, sn, n)
 		if err != nil {
 			return fmt.Errorf("%w: %w", block.ErrIO, err)
 		}
 		begin := n * r.chunkSize
-		more := differ(a, b, min(r.chunkSize, r.info.Size-begin), func(at, length int64) bool {
+		more := differ(a, b, min(r.chunkSize, sn.size-begin), func(at, length int64) bool {
 			at += begin
 			if cut := off - at; cut > 0 {
 				at, length = at+cut, length-cut
@@ -55,14 +56,14 @@ func (r *Replica) ChangedBlocks(base, id meta.UUID, off int64, f func(off, lengt
 	return nil
 }
 
-// extents are those of chunk n of two snapshots. They are none if both have the same file, or if from, which may be nil, has none.
+// extents are those of chunk n of two snapshots. They are none if both have the same file, and a is if from, which may be nil, has nothing there.
 func (s *snapshots) extents(from, sn *snap, n int64) (a, b []extent, err error) {
 	l := s.lockOf(n)
 	l.RLock()
 	defer l.RUnlock()
 	chain := s.view.Load().chain
 	at := holder(chain, sn, n)
-	if from != nil {
+	if from != nil && n*s.r.chunkSize < from.size {
 		base := holder(chain, from, n)
 		if base == at {
 			return nil, nil, nil
@@ -78,7 +79,7 @@ func (s *snapshots) extents(from, sn *snap, n int64) (a, b []extent, err error) 
 // extentsIn are those of chunk n as at has it, or the head if at is nil. The chunk's lock is held.
 func (s *snapshots) extentsIn(at *snap, n int64) ([]extent, error) {
 	if at == nil {
-		if c := s.r.chunks[n].Load(); c != nil {
+		if c := s.r.chunk(n); c != nil {
 			return extentsOf(c.f, s.r.chunkSize)
 		}
 		return nil, nil
@@ -142,8 +143,11 @@ func (s *snapshots) frees(sn *snap, n int64) (bytes int64, err error) {
 		return 0, err
 	}
 	defer f.Close()
-	_, end := s.r.regionsOfChunk(n)
-	list, err := extentsOf(f, s.r.sumsPlace(n, end))
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	list, err := extentsOf(f, st.Size())
 	for _, e := range list {
 		if !e.shared {
 			bytes += e.length

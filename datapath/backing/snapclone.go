@@ -33,7 +33,7 @@ type heldRequests struct {
 // blocked returns a chunk that has to be cloned before req, which changes data, may be started.
 func (v *snapView) blocked(r *Replica, req *block.Request) (n int64, ok bool) {
 	for n := req.Off / r.chunkSize; n*r.chunkSize < req.Off+req.Len; n++ {
-		if !v.done.has(n) && (r.chunks[n].Load() != nil || r.opKind(req) != opPunch) {
+		if !v.settled(n, r.chunkSize) && (r.chunk(n) != nil || r.opKind(req) != opPunch) {
 			return n, true
 		}
 	}
@@ -93,7 +93,7 @@ func (s *snapshots) preserve(n int64) error {
 	l.Lock()
 	defer l.Unlock()
 	v := s.view.Load()
-	if v == nil || v.done.has(n) {
+	if v == nil || v.settled(n, s.r.chunkSize) {
 		return nil
 	}
 	if err := s.r.Err(); err != nil {
@@ -113,7 +113,7 @@ func (s *snapshots) clone(sn *snap, n int64) error {
 	if err := sn.makeDir(); err != nil {
 		return err
 	}
-	c := s.r.chunks[n].Load()
+	c := s.r.chunk(n)
 	return newFile(sn.dir, chunkName(n), func(f *os.File) error {
 		if c == nil {
 			return f.Truncate(s.r.chunkSize)
@@ -183,7 +183,7 @@ func (sn *snap) makeDir() error {
 
 // regionsOfChunk is the first region of checksums that chunk n has blocks of, and the one after the last.
 func (r *Replica) regionsOfChunk(n int64) (first, end uint32) {
-	from, to := n*r.chunkSize, min((n+1)*r.chunkSize, r.info.Size)
+	from, to := n*r.chunkSize, min((n+1)*r.chunkSize, r.Info().Size)
 	return uint32(from / meta.SumRegion), uint32((to + meta.SumRegion - 1) / meta.SumRegion)
 }
 
@@ -248,8 +248,8 @@ func (s *snapshots) startClonerLocked() {
 // the first write to a chunk seldom finds a clone to wait for. If one fails, the next cut or opening starts again.
 func (s *snapshots) cloneRest() {
 	for v := s.view.Load(); ; {
-		for n := range int64(len(s.r.chunks)) {
-			if s.r.chunks[n].Load() == nil || v.done.has(n) {
+		for n := range s.r.shape.Load().chunks {
+			if s.r.chunk(n) == nil || v.settled(n, s.r.chunkSize) {
 				continue
 			}
 			if !s.r.gate.enter() {

@@ -61,7 +61,7 @@ func (s *snapshots) beginDelete(id meta.UUID) (sn, older *snap, err error) {
 	}
 	older = old.chain[i-1]
 	if sn == old.target {
-		v := &snapView{chain: old.chain, target: older, done: newBitmap(int64(len(s.r.chunks)))}
+		v := &snapView{chain: old.chain, target: older, done: new(bitmap)}
 		older.cloned.each(v.done.set)
 		sn.cloned.each(v.done.set)
 		s.view.Store(v)

@@ -43,7 +43,7 @@ func (r *Replica) OpenSnapshot(id meta.UUID) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Snapshot{r: r, sn: sn, info: block.Info{Size: r.info.Size, BlockSize: r.info.BlockSize}}
+	d := &Snapshot{r: r, sn: sn, info: block.Info{Size: sn.size, BlockSize: r.Info().BlockSize}}
 	d.gate.idle = make(chan struct{})
 	d.mu.files = make(map[int64]*os.File)
 	return d, nil
@@ -178,7 +178,7 @@ func (s *snapshots) content(sn *snap, n int64) (content, error) {
 		return content{f: f, release: func() { f.Close() }}, nil
 	}
 	c := content{head: true, release: l.RUnlock}
-	if at := s.r.chunks[n].Load(); at != nil {
+	if at := s.r.chunk(n); at != nil {
 		c.f = at.f
 	}
 	return c, nil
@@ -192,8 +192,8 @@ func (s *snapshots) openClone(sn *snap, n int64) (*os.File, error) {
 	}
 	size := s.r.chunkSize
 	if st, err := f.Stat(); err == nil && st.Size() > size {
-		_, end := s.r.regionsOfChunk(n)
-		size = s.r.sumsPlace(n, end)
+		// It has pages of checksums for what the volume had of the chunk when it was cloned.
+		size = min(st.Size()/meta.PageSize*meta.PageSize, s.r.sumsPlace(n, uint32(pieces((n+1)*s.r.chunkSize, meta.SumRegion))))
 	}
 	if err := checkChunk(f, s.r.k, n, size); err != nil {
 		f.Close()

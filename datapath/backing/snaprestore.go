@@ -21,22 +21,20 @@ const (
 
 // source is where the data of a replica come from that begins with those of a snapshot.
 type source struct {
-	r  *Replica
-	sn *snap
-	to meta.SumOwner // of the new checksums
+	r    *Replica
+	sn   *snap
+	to   meta.SumOwner // of the new checksums
+	size int64         // of what is made
 }
 
 // CreateFrom makes a replica with the content of a snapshot of from, which is open in this pool and may be in use. Nothing is
-// copied: they share what neither changes. Size and ChunkSize of s are those of from, or zero, and it is not Thick. It is in state EMPTY all the same, and
+// copied: they share what neither changes. Size of s is at least that of the snapshot, and the rest is zeroes; or it is zero for the same. ChunkSize
+// is that of from, or zero, and s is not Thick. It is in state EMPTY all the same, and
 // whether it is what the volume has is for the caller to know. On nil it is stable; after a crash it is whole or absent. Errors: those
 // of Create; ErrNotFound.
 func (p *Pool) CreateFrom(s ReplicaSpec, from *Replica, id meta.UUID) error {
 	if from.pool != p {
 		return fmt.Errorf("%w: a replica of pool %s cannot be cloned in pool %s", ErrInvalid, from.pool.o.Path, p.o.Path)
-	}
-	if s.Size != 0 && s.Size != from.info.Size || s.ChunkSize != 0 && s.ChunkSize != from.chunkSize || s.Thick {
-		return fmt.Errorf("%w: a clone of %d bytes in chunks of %d, thick %v: the replica has %d in %d, and what shares space is not thick", ErrInvalid,
-			s.Size, s.ChunkSize, s.Thick, from.info.Size, from.chunkSize)
 	}
 	if !from.gate.enter() {
 		return fmt.Errorf("%w: replica %x", block.ErrClosed, from.k.replica)
@@ -47,13 +45,23 @@ func (p *Pool) CreateFrom(s ReplicaSpec, from *Replica, id meta.UUID) error {
 		return err
 	}
 	defer from.snaps.release(sn)
-	s.Size, s.ChunkSize = from.info.Size, from.chunkSize
+	if s.Size == 0 {
+		s.Size = sn.size
+	}
+	if s.Size < sn.size || s.ChunkSize != 0 && s.ChunkSize != from.chunkSize || s.Thick {
+		return fmt.Errorf("%w: a clone of %d bytes in chunks of %d, thick %v: the snapshot has %d in %d, and what shares space is not thick", ErrInvalid,
+			s.Size, s.ChunkSize, s.Thick, sn.size, from.chunkSize)
+	}
+	s.ChunkSize = from.chunkSize
 	return p.create(s, &source{r: from, sn: sn})
 }
 
 // chunk makes chunk n of k in head, and its checksums in sums, which may be nil. It reports false if the snapshot has no such chunk.
 // The chunk is stable on nil, and so are the checksums.
 func (o *source) chunk(head string, sums *meta.Pages, k key, n int64, epoch uint64) (bool, error) {
+	if n*o.r.chunkSize >= o.sn.size {
+		return false, nil
+	}
 	c, err := o.r.snaps.content(o.sn, n)
 	if err != nil {
 		return false, err
@@ -78,7 +86,7 @@ func (o *source) chunk(head string, sums *meta.Pages, k key, n int64, epoch uint
 func (o *source) copySums(c content, sums *meta.Pages, n int64) error {
 	var page [meta.PageSize]byte
 	first, end := o.r.regionsOfChunk(n)
-	for g := first; g < end; g++ {
+	for g := first; g < min(end, uint32(pieces(o.size, meta.SumRegion))); g++ {
 		list, known := o.r.contentSums(c, n, g)
 		if !known {
 			return nil
@@ -101,7 +109,8 @@ func (o *source) copySums(c content, sums *meta.Pages, n int64) error {
 	return nil
 }
 
-// Revert makes the data of a replica that is not open those of one of its snapshots. All its snapshots stay. Every dirty map of it
+// Revert makes the data of a replica that is not open those of one of its snapshots. Of a snapshot that is smaller than the replica the rest is
+// zeroes: the replica keeps its size. All its snapshots stay. Every dirty map of it
 // then says that the peer lacks everything. It is all or nothing: on nil the next Open finds the snapshot's data; after
 // a crash or an error it finds the one or the other. It takes a clone of each chunk. Errors: those of Open; ErrNotFound; block.ErrNoSpace.
 func (p *Pool) Revert(volume, replica, id meta.UUID) error {
@@ -121,9 +130,9 @@ func (r *Replica) revert(id meta.UUID) error {
 	}
 	defer r.snaps.release(sn)
 	// What snapshots share with the head they need for themselves.
-	for n := range r.chunks {
-		if r.chunks[n].Load() != nil {
-			if err := r.snaps.preserve(int64(n)); err != nil {
+	for n := range r.shape.Load().chunks {
+		if r.chunk(n) != nil {
+			if err := r.snaps.preserve(n); err != nil {
 				return err
 			}
 		}
@@ -146,7 +155,7 @@ func (r *Replica) buildRevert(dir string, sn *snap) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	s := ReplicaSpec{Replica: r.k.replica, Size: r.info.Size, ChunkSize: r.chunkSize}
+	s := ReplicaSpec{Replica: r.k.replica, Size: r.Info().Size, ChunkSize: r.chunkSize}
 	if err := r.pool.buildData(dir, r.k, s, r.epoch.Load(), &source{r: r, sn: sn}); err != nil {
 		return err
 	}
@@ -155,11 +164,11 @@ func (r *Replica) buildRevert(dir string, sn *snap) error {
 		return err
 	}
 	for _, peer := range peers {
-		f, err := meta.CreatePages(filepath.Join(dir, dirtyName(peer)), meta.DirtyPages(r.info.Size))
+		f, err := meta.CreatePages(filepath.Join(dir, dirtyName(peer)), meta.DirtyPages(r.Info().Size))
 		if err != nil {
 			return err
 		}
-		m := meta.NewDirtyMap(r.info.Size)
+		m := meta.NewDirtyMap(r.Info().Size)
 		m.SetAll()
 		_, err = meta.CreateDirty(f, peer, m)
 		if err = errors.Join(err, f.Close()); err != nil {

@@ -70,7 +70,7 @@ func TestCreateFrom(t *testing.T) {
 		if got := c.Checksums(); got.Off != nil || got.Checked != 4*chunk/block.SectorSize {
 			t.Errorf("checksums of the clone: %+v, of %d blocks", got, 4*chunk/block.SectorSize)
 		}
-		if c.chunks[5].Load() != nil {
+		if c.chunk(5) != nil {
 			t.Error("the clone has a chunk that nobody has made")
 		}
 		must(t, block.WriteZeroes(c, 0, 6*chunk, 0))

@@ -30,7 +30,8 @@ const snapLocks = 64
 type snap struct {
 	id     meta.UUID
 	dir    string
-	cloned bitmap // chunks that have a file in dir; changed under the chunk's lock
+	size   int64   // of the volume at the cut, bytes: what is behind is not the snapshot's
+	cloned *bitmap // chunks that have a file in dir; changed under the chunk's lock
 
 	making sync.Mutex
 	made   bool // dir is there
@@ -43,7 +44,7 @@ type snapView struct {
 	chain  []*snap // in the order of the cuts, with the one that is being deleted
 	target *snap   // the newest one that stays; it gets the clones
 	// done has the chunks that may be changed: the target and what is after it do not need the head for them.
-	done bitmap
+	done *bitmap
 }
 
 // snapshots are those of a replica. Without any, view is nil and that is all a request sees of them.
@@ -71,11 +72,17 @@ type snapshots struct {
 
 func (s *snapshots) lockOf(n int64) *sync.RWMutex { return &s.chunks[n%snapLocks] }
 
-func (s *snapshots) newSnap(id meta.UUID) *snap {
+// settled reports whether chunk n may be changed.
+func (v *snapView) settled(n, chunkSize int64) bool {
+	return v.done.has(n) || n*chunkSize >= v.target.size // so have all that are older
+}
+
+func (s *snapshots) newSnap(id meta.UUID, size int64) *snap {
 	return &snap{
 		id:     id,
+		size:   size,
 		dir:    filepath.Join(s.r.dir, snapDir, hex.EncodeToString(id[:])),
-		cloned: newBitmap(int64(len(s.r.chunks))),
+		cloned: new(bitmap),
 	}
 }
 
@@ -113,11 +120,11 @@ func (r *Replica) Cut(id meta.UUID) error {
 		return fmt.Errorf("%w: replica %x has %d; delete one", ErrTooManySnapshots, r.k.replica, len(set.Records))
 	}
 	set.Last++
-	set.Records = append(set.Records, meta.SnapshotRecord{ID: id, Number: set.Last})
+	set.Records = append(set.Records, meta.SnapshotRecord{ID: id, Number: set.Last, Size: uint64(r.Info().Size)})
 	if err := s.storeLocked(set); err != nil {
 		return err
 	}
-	v := &snapView{target: s.newSnap(id)}
+	v := &snapView{target: s.newSnap(id, r.Info().Size)}
 	if old := s.view.Load(); old != nil {
 		v.chain = slices.Clone(old.chain)
 	}
@@ -189,6 +196,7 @@ func removeIfThere(path string) error {
 type SnapshotInfo struct {
 	ID     meta.UUID
 	Number uint64 // of the cut; rises, and is never used again in this replica
+	Size   int64  // of the volume at the cut, bytes
 	Chunks int64  // chunks that it has files of; the others it shares with what came after it
 }
 
@@ -206,8 +214,9 @@ func (r *Replica) Snapshots() []SnapshotInfo {
 		if m.Deleting {
 			continue
 		}
-		i := SnapshotInfo{ID: m.ID, Number: m.Number}
-		v.find(m.ID).cloned.each(func(int64) { i.Chunks++ })
+		sn := v.find(m.ID)
+		i := SnapshotInfo{ID: m.ID, Number: m.Number, Size: sn.size}
+		sn.cloned.each(func(int64) { i.Chunks++ })
 		list = append(list, i)
 	}
 	return list
@@ -242,8 +251,12 @@ func (r *Replica) openSnaps(sb *meta.Superblock) error {
 	set := s.mu.file.Get()
 	v := &snapView{}
 	for _, m := range set.Records {
-		sn := s.newSnap(m.ID)
-		if err := sn.load(int64(len(r.chunks))); err != nil {
+		size := m.Size
+		if size == 0 {
+			size = sb.Size
+		}
+		sn := s.newSnap(m.ID, int64(size))
+		if err := sn.load(r.shape.Load().chunks); err != nil {
 			return err
 		}
 		v.chain = append(v.chain, sn)

@@ -41,7 +41,7 @@ func (r *Replica) Submit(batch []*block.Request) {
 			req.By.Complete(req, fmt.Errorf("%w: replica %x", block.ErrClosed, r.k.replica))
 			continue
 		}
-		err := req.Check(r.info)
+		err := req.Check(r.Info())
 		if err == nil {
 			err = r.Err()
 		}
@@ -92,7 +92,7 @@ func (r *Replica) start(l *opList, req *block.Request) {
 	switch req.Op {
 	case block.OpFlush:
 		r.unsynced.each(func(n int64) {
-			if c := r.chunks[n].Load(); c.stabilise(t) {
+			if c := r.chunk(n); c.stabilise(t) {
 				l.ops = append(l.ops, c.batch[0])
 			}
 		})
@@ -117,7 +117,7 @@ func (r *Replica) start(l *opList, req *block.Request) {
 			part, data = data[:length], data[length:]
 		}
 		off, left = off+length, left-length
-		c := r.chunks[n].Load()
+		c := r.chunk(n)
 		if c == nil && kind == opRead {
 			clear(part)
 			continue

@@ -41,8 +41,8 @@ type sums struct {
 	off   atomic.Bool
 	pages *meta.Pages // nil if there are none
 
-	regions []atomic.Pointer[sumRegion] // nil: nothing in memory
-	unsaved atomic.Int64                // pages that the next record of the log waits for
+	regions table[atomic.Pointer[sumRegion]] // nil: nothing in memory
+	unsaved atomic.Int64                     // pages that the next record of the log waits for
 
 	checked, damaged atomic.Int64 // blocks read, see Checksums
 
@@ -131,6 +131,14 @@ func (r *Replica) Checksums() Checksums {
 	return Checksums{Off: s.mu.why, Checked: s.checked.Load(), Damaged: s.damaged.Load()}
 }
 
+// region is what is in memory of region g, nil if that is nothing.
+func (s *sums) region(g uint32) *sumRegion {
+	if p := s.regions.at(int64(g)); p != nil {
+		return p.Load()
+	}
+	return nil
+}
+
 // regionsOf is the first and the last region of a request.
 func regionsOf(req *block.Request) (first, last uint32) {
 	return uint32(req.Off / meta.SumRegion), uint32((req.Off + req.Len - 1) / meta.SumRegion)
@@ -156,13 +164,13 @@ func (s *sums) begin(t *task) bool {
 	first, last := regionsOf(t.req)
 	covered := true
 	for g := first; g <= last && covered; g++ {
-		p := s.regions[g].Load()
+		p := s.region(g)
 		covered = p != nil && p.covered.Load()
 	}
 	if covered {
 		t.sums = sumsCovered
 		for g := first; g <= last; g++ {
-			s.regions[g].Load().begin(t.req)
+			s.region(g).begin(t.req)
 		}
 		return true
 	}
@@ -275,7 +283,7 @@ func (p *sumRegion) each(req *block.Request, f func(i int, n int64)) {
 func (s *sums) end(t *task, err error) {
 	first, last := regionsOf(t.req)
 	for g := first; g <= last; g++ {
-		p := s.regions[g].Load()
+		p := s.region(g)
 		if p == nil {
 			continue // its region was retired before it had ended
 		}
@@ -326,8 +334,8 @@ func (s *sums) uncovered(regions []uint32) (list []uint32) {
 		return nil
 	}
 	for _, g := range regions {
-		if int64(g) < int64(len(s.regions)) {
-			if p := s.regions[g].Load(); p == nil || !p.covered.Load() {
+		if int64(g) < s.r.shape.Load().regions {
+			if p := s.region(g); p == nil || !p.covered.Load() {
 				list = append(list, g)
 			}
 		}
@@ -361,10 +369,10 @@ func (s *sums) retire(regions []uint32) (ops []*op) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, g := range regions {
-		if int64(g) >= int64(len(s.regions)) {
+		if int64(g) >= s.r.shape.Load().regions {
 			continue
 		}
-		p := s.regions[g].Load()
+		p := s.region(g)
 		if p == nil || !p.covered.Load() {
 			continue
 		}
@@ -382,7 +390,7 @@ func (s *sums) retire(regions []uint32) (ops []*op) {
 // regionLocked returns the checksums of region g. Perhaps they have to be
 // read: that is added to ops. The caller is counted by the gate.
 func (s *sums) regionLocked(g uint32, ops []*op) (*sumRegion, []*op) {
-	if p := s.regions[g].Load(); p != nil {
+	if p := s.region(g); p != nil {
 		return p, ops
 	}
 	p := s.addLocked(g)
@@ -397,7 +405,7 @@ func (s *sums) regionLocked(g uint32, ops []*op) (*sumRegion, []*op) {
 func (s *sums) addLocked(g uint32) *sumRegion {
 	p := &sumRegion{s: s, no: g}
 	s.mu.resident = append(s.mu.resident, p)
-	s.regions[g].Store(p)
+	s.regions.need(int64(g)).Store(p)
 	s.shrinkLocked()
 	return p
 }
@@ -412,7 +420,7 @@ func (s *sums) shrinkLocked() {
 		case p.used.Swap(false), p.covered.Load(), p.dirty.Load(), p.storing, !p.loaded.Load(), p.writes.Load() > 0, p.loose:
 			s.mu.hand++
 		default:
-			s.regions[p.no].Store(nil)
+			s.regions.need(int64(p.no)).Store(nil)
 			last := len(s.mu.resident) - 1
 			s.mu.resident[s.mu.hand] = s.mu.resident[last]
 			s.mu.resident[last] = nil

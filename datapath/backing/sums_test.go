@@ -21,7 +21,7 @@ const sumsSize = 3 * meta.SumRegion
 
 // damage changes one bit of the volume behind the replica's back.
 func damage(r *Replica, off int64) {
-	c := r.chunks[off/r.chunkSize].Load()
+	c := r.chunk(off / r.chunkSize)
 	b := readRaw(c.fd, off%r.chunkSize&^(block.SectorSize-1))
 	b[off%block.SectorSize] ^= 4
 	writeRaw(c.fd, b, off%r.chunkSize&^(block.SectorSize-1))
@@ -75,13 +75,13 @@ func TestSumsDamage(t *testing.T) {
 		}
 	}
 	// A write that went to the wrong place: its block's own, and that of another one.
-	c := r.chunks[0].Load()
+	c := r.chunk(0)
 	writeRaw(c.fd, data[:4096], 8192)
 	if err := readErr(r, 8192, 4096); !errors.Is(err, block.ErrChecksum) {
 		t.Errorf("a block that was written in another's place: %v", err)
 	}
 	// What was discarded is zeroes.
-	writeRaw(r.chunks[0].Load().fd, data[:4096], 64<<10)
+	writeRaw(r.chunk(0).fd, data[:4096], 64<<10)
 	if err := readErr(r, 64<<10, 4096); err != nil {
 		t.Errorf("a block that was never written has a checksum: %v", err)
 	}
@@ -269,7 +269,7 @@ func openHalf(t *testing.T, p *Pool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.info.Size, r.regions = int64(sb.Size), 3
+	r.shape.Store(shapeOf(sb))
 	if err := r.openLog(sb.Instance); err != nil {
 		t.Fatal(err)
 	}

@@ -344,7 +344,7 @@ func (c *sumsCrash) check(what string) {
 			if !c.known[g] || c.loose {
 				continue
 			}
-			ch := c.r.chunks[off/c.r.chunkSize].Load()
+			ch := c.r.chunk(off / c.r.chunkSize)
 			old := readRaw(ch.fd, off%c.r.chunkSize)
 			bad := bytes.Clone(old)
 			bad[c.rng.IntN(len(bad))] ^= 1 << c.rng.IntN(8)

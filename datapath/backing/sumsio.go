@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -78,7 +77,7 @@ func (s *sums) open(sb *meta.Superblock) error {
 		SumOwner: meta.SumOwner{Replica: r.k.replica, Generation: newUUID()},
 		Instance: r.pool.self, Previous: sb.Instance,
 	}
-	pages, old, err := readSums(r.dir, r.info.Size)
+	pages, old, err := readSums(r.dir, r.Info().Size)
 	if err != nil {
 		return err
 	}
@@ -89,7 +88,7 @@ func (s *sums) open(sb *meta.Superblock) error {
 		h.Generation = old.Generation
 	}
 	if pages == nil {
-		if pages, err = createSums(r.dir, r.info.Size, h); err == nil {
+		if pages, err = createSums(r.dir, r.Info().Size, h); err == nil {
 			err = r.d.Sync()
 		}
 	} else {
@@ -103,7 +102,6 @@ func (s *sums) open(sb *meta.Superblock) error {
 	}
 	s.mu.header = *h
 	s.headerBuf = block.NewBuffer(meta.PageSize)
-	s.regions = make([]atomic.Pointer[sumRegion], r.regions)
 	if !believed || sb.CleanFlush {
 		return nil
 	}
@@ -119,8 +117,8 @@ func (s *sums) open(sb *meta.Superblock) error {
 	return nil
 }
 
-// readSums opens the checksum file in dir. pages is nil if there is none of the right
-// length, old is nil if it does not say whose it is.
+// readSums opens the checksum file in dir. pages is nil if there is none that is long
+// enough, old is nil if it does not say whose it is.
 func readSums(dir string, size int64) (pages *meta.Pages, old *meta.SumHeader, err error) {
 	path := filepath.Join(dir, sumsFile)
 	st, err := os.Lstat(path)
@@ -129,7 +127,7 @@ func readSums(dir string, size int64) (pages *meta.Pages, old *meta.SumHeader, e
 		return nil, nil, nil
 	case err != nil:
 		return nil, nil, err
-	case st.Size() != meta.SumPages(size)*meta.PageSize:
+	case st.Size() < meta.SumPages(size)*meta.PageSize:
 		return nil, nil, os.Remove(path)
 	}
 	if pages, err = meta.OpenPages(path); err != nil {

@@ -13,7 +13,7 @@ func (s *sums) await(t *task) {
 	t.sums = sumsVerify
 	first, last := regionsOf(t.req)
 	for g := first; g <= last; g++ {
-		p := s.regions[g].Load()
+		p := s.region(g)
 		if p == nil || !p.loaded.Load() {
 			t.pending.Add(1)
 			var wait bool
@@ -114,7 +114,7 @@ func (s *sums) recheckBlock(data []byte, n int64) error {
 // load returns the checksums of block n's region, and waits until they are in memory.
 func (s *sums) load(n int64) *sumRegion {
 	g := uint32(n / meta.SumBlocks)
-	if p := s.regions[g].Load(); p != nil && p.loaded.Load() {
+	if p := s.region(g); p != nil && p.loaded.Load() {
 		return p
 	}
 	done := make(chan struct{})
@@ -130,7 +130,7 @@ func (p *sumRegion) entry(n int64) uint64 { return p.entries[n%meta.SumBlocks].L
 // readBlock reads block n of the volume and waits for that.
 func (s *sums) readBlock(p []byte, n int64) error {
 	off := n * meta.SumBlock
-	c := s.r.chunks[off/s.r.chunkSize].Load()
+	c := s.r.chunk(off / s.r.chunkSize)
 	if c == nil {
 		clear(p)
 		return nil

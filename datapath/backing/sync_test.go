@@ -21,7 +21,7 @@ func TestFlushFindsDirtyChunk(t *testing.T) {
 	if err := block.WriteAt(r, randomBytes(1, block.SectorSize), 0, block.FUA); err != nil {
 		t.Fatal(err)
 	}
-	c := r.chunks[0].Load()
+	c := r.chunk(0)
 	// A race, so that a wrong order shows after some thousands of rounds and not in
 	// each: the first write notes the chunk while the second one looks.
 	const rounds = 300_000
@@ -118,7 +118,7 @@ func TestStableIsASync(t *testing.T) {
 			t.Errorf("%d syncs when write %d is stable, want %d", got, n, n+1)
 		}
 	}
-	flags, err := unix.FcntlInt(uintptr(r.chunks[0].Load().fd), unix.F_GETFL, 0)
+	flags, err := unix.FcntlInt(uintptr(r.chunk(0).fd), unix.F_GETFL, 0)
 	if err != nil || flags&unix.O_DSYNC != 0 {
 		t.Errorf("a chunk is written with flags %#x, %v", flags, err)
 	}

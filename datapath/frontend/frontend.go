@@ -48,6 +48,10 @@ type Attachment interface {
 	// coordinator that was deposed. It never blocks on the consumer.
 	Kill()
 
+	// Resize tells the consumer, if that can be, that the device is larger than when it was attached. A consumer over NBD learns of it
+	// when it connects again: the protocol has no message for it. Repeating it is no harm.
+	Resize(ctx context.Context) error
+
 	// Done is closed when the showing is gone, however it went; then Err says why (nil after Detach).
 	Done() <-chan struct{}
 	Err() error

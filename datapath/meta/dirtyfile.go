@@ -84,7 +84,7 @@ func CreateDirty(f PageFile, peer UUID, m *DirtyMap) (*DirtyFile, error) {
 // number is in damaged; the next Save repairs it.
 func LoadDirty(f PageFile, peer UUID, size int64) (d *DirtyFile, damaged []int64) {
 	d = &DirtyFile{f: f, peer: peer, m: NewDirtyMap(size)}
-	m := d.m
+	m := d.m // nobody else has it yet
 	clear(m.changed)
 	known := false
 	for p := range dirtyPages(m.blocks) {
@@ -94,7 +94,7 @@ func LoadDirty(f PageFile, peer UUID, size int64) (d *DirtyFile, damaged []int64
 		}
 		if err != nil || h.Gen != d.gen {
 			damaged = append(damaged, p)
-			m.fill(p*PageBits, (p+1)*PageBits, true)
+			m.fillLocked(p*PageBits, (p+1)*PageBits, true)
 			m.touch(p)
 			continue
 		}
@@ -126,7 +126,7 @@ func (d *DirtyFile) Map() *DirtyMap { return d.m }
 // marked as changed.
 func (d *DirtyFile) Save() error {
 	m := d.m
-	for p := range dirtyPages(m.blocks) {
+	for p := range dirtyPages(m.Blocks()) {
 		bit := uint64(1) << (p % 64)
 		m.mu.Lock()
 		if m.changed[p/64]&bit == 0 {

@@ -16,10 +16,9 @@ const DirtyBlock = 64 << 10
 // DirtyBlock. It also knows which of its pages differ from the stored ones. All
 // methods may be called concurrently.
 type DirtyMap struct {
-	size   int64 // of the volume, bytes
-	blocks int64 // bits in use
-
 	mu      sync.Mutex
+	size    int64    // of the volume, bytes
+	blocks  int64    // bits in use
 	words   []uint64 // a whole number of pages; bits past blocks are zero
 	count   int64    // ones
 	changed []uint64 // one bit a page: differs from what is stored, or may
@@ -43,7 +42,29 @@ func NewDirtyMap(size int64) *DirtyMap {
 }
 
 // Blocks is how many blocks the map has.
-func (m *DirtyMap) Blocks() int64 { return m.blocks }
+func (m *DirtyMap) Blocks() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.blocks
+}
+
+// Grow makes the map one for a volume of size bytes; a smaller size than it has changes nothing. What is new is not
+// dirty: a missing peer lacks none of it before it is written. The page that the volume ended in counts as not stored.
+func (m *DirtyMap) Grow(size int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if size <= m.size {
+		return
+	}
+	was := dirtyPages(m.blocks)
+	m.size, m.blocks = size, (size+DirtyBlock-1)/DirtyBlock
+	pages := dirtyPages(m.blocks)
+	m.words = append(m.words, make([]uint64, (pages-was)*pageWords)...)
+	m.changed = append(m.changed, make([]uint64, (pages+63)/64-int64(len(m.changed)))...)
+	for p := was - 1; p < pages; p++ {
+		m.touch(p)
+	}
+}
 
 // Count is how many blocks are dirty.
 func (m *DirtyMap) Count() int64 {
@@ -54,13 +75,19 @@ func (m *DirtyMap) Count() int64 {
 
 // Set marks every block that [off, off+length) touches. Bytes past the end of the volume are ignored.
 func (m *DirtyMap) Set(off, length int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if end := min(off+length, m.size); off < end {
-		m.fill(off/DirtyBlock, (end+DirtyBlock-1)/DirtyBlock, true)
+		m.fillLocked(off/DirtyBlock, (end+DirtyBlock-1)/DirtyBlock, true)
 	}
 }
 
 // SetAll marks every block.
-func (m *DirtyMap) SetAll() { m.fill(0, m.blocks, true) }
+func (m *DirtyMap) SetAll() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fillLocked(0, m.blocks, true)
+}
 
 // Clear unmarks every block that lies wholly within [off, off+length), a last
 // block that is cut short by the end of the volume included.
@@ -68,15 +95,21 @@ func (m *DirtyMap) Clear(off, length int64) {
 	if length <= 0 {
 		return
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	end := (off + length) / DirtyBlock
 	if off+length >= m.size {
 		end = m.blocks
 	}
-	m.fill((off+DirtyBlock-1)/DirtyBlock, end, false)
+	m.fillLocked((off+DirtyBlock-1)/DirtyBlock, end, false)
 }
 
 // ClearAll unmarks every block.
-func (m *DirtyMap) ClearAll() { m.fill(0, m.blocks, false) }
+func (m *DirtyMap) ClearAll() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fillLocked(0, m.blocks, false)
+}
 
 // Test reports whether the block with the byte at off is dirty.
 func (m *DirtyMap) Test(off int64) bool {
@@ -134,11 +167,11 @@ func (m *DirtyMap) Bytes() []byte {
 
 // OrBytes marks the blocks marked in p, which has the form of Bytes and its length.
 func (m *DirtyMap) OrBytes(p []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if int64(len(p)) != (m.blocks+7)/8 {
 		return fmt.Errorf("%w: dirty map of %d bytes for %d blocks", ErrInvalid, len(p), m.blocks)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	var w [8]byte
 	for i := range (len(p) + 7) / 8 {
 		w = [8]byte{}
@@ -170,14 +203,12 @@ func (m *DirtyMap) usedBits(w int64) uint64 {
 	}
 }
 
-// fill makes the bits of blocks [b, e) one or zero.
-func (m *DirtyMap) fill(b, e int64, one bool) {
+// fillLocked makes the bits of blocks [b, e) one or zero.
+func (m *DirtyMap) fillLocked(b, e int64, one bool) {
 	b, e = max(b, 0), min(e, m.blocks)
 	if b >= e {
 		return
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	for w := b / 64; w <= (e-1)/64; w++ {
 		mask := ^uint64(0)
 		if w == b/64 {

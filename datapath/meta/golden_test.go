@@ -108,7 +108,7 @@ func TestGolden(t *testing.T) {
 	}
 
 	page = golden(t, "snapshot set")
-	set := &SnapshotSet{Last: 9, Records: []SnapshotRecord{{ID: seq(0xa0), Number: 4}, {ID: seq(0xb0), Number: 7, Deleting: true}}}
+	set := &SnapshotSet{Last: 9, Records: []SnapshotRecord{{ID: seq(0xa0), Number: 4}, {ID: seq(0xb0), Number: 7, Deleting: true, Size: 2 << 30}}}
 	if seq5, got, err := decodeSnapshots(page, seq(0x30)); err != nil || seq5 != 5 || !reflect.DeepEqual(got, set) {
 		t.Errorf("the documented snapshot set decodes as %d, %+v (%v)", seq5, got, err)
 	}

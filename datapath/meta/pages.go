@@ -46,7 +46,7 @@ func CreatePages(path string, n int64) (*Pages, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := fillZero(f, n); err != nil {
+	if err := FillZero(f, 0, n*PageSize); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -56,12 +56,13 @@ func CreatePages(path string, n int64) (*Pages, error) {
 	return OpenPages(path)
 }
 
-func fillZero(f *os.File, n int64) error {
+// FillZero writes zeroes to the bytes [off, end) of f, whole pages; f may be open with O_DIRECT. They are stable on nil.
+func FillZero(f *os.File, off, end int64) error {
 	buf := block.NewBuffer(block.MaxIO)
 	defer buf.Release()
 	clear(buf.Bytes())
-	for off := int64(0); off < n*PageSize; {
-		k, err := f.WriteAt(buf.Bytes()[:min(block.MaxIO, n*PageSize-off)], off)
+	for off < end {
+		k, err := f.WriteAt(buf.Bytes()[:min(block.MaxIO, end-off)], off)
 		if err != nil {
 			return err
 		}

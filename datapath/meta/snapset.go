@@ -20,6 +20,8 @@ type SnapshotRecord struct {
 	Number uint64
 	// Deleting: what others need of it is being moved, after that it is gone.
 	Deleting bool
+	// Size is that of the volume at the cut, bytes, a multiple of 512 below 2^57. 0: the replica has not grown since.
+	Size uint64
 }
 
 // SnapshotSet are the snapshots of a replica, in the order of their cuts.
@@ -36,6 +38,7 @@ const (
 	snapRecords   = 64
 	snapRecordLen = 32
 	snapDeleting  = 1 << 0
+	snapUnit      = 512 // of Size
 
 	_ = uint(PageSize - snapRecords - MaxSnapshots*snapRecordLen)
 )
@@ -55,8 +58,9 @@ func encodeSnapshots(page []byte, replica UUID, seq uint64, set *SnapshotSet) {
 		p := page[snapRecords+i*snapRecordLen:]
 		copy(p, r.ID[:])
 		le.PutUint64(p[16:], r.Number)
+		le.PutUint64(p[24:], r.Size/snapUnit<<16)
 		if r.Deleting {
-			le.PutUint32(p[24:], snapDeleting)
+			p[24] |= snapDeleting
 		}
 	}
 	le.PutUint32(page[8:], crc32.Checksum(page[12:], castagnoli))
@@ -82,7 +86,7 @@ func decodeSnapshots(page []byte, replica UUID) (seq uint64, set *SnapshotSet, e
 	for i := range n {
 		p := page[snapRecords+i*snapRecordLen:]
 		r := SnapshotRecord{ID: UUID(p), Number: le.Uint64(p[16:])}
-		flags, before := le.Uint32(p[24:]), uint64(0)
+		flags, before := le.Uint16(p[24:]), uint64(0)
 		if i > 0 {
 			before = set.Records[i-1].Number
 		}
@@ -90,6 +94,7 @@ func decodeSnapshots(page []byte, replica UUID) (seq uint64, set *SnapshotSet, e
 			return 0, nil, fmt.Errorf("%w: snapshot %x is number %d after %d, flags %#x", ErrCorrupt, r.ID, r.Number, before, flags)
 		}
 		r.Deleting = flags&snapDeleting != 0
+		r.Size = le.Uint64(p[24:]) >> 16 * snapUnit
 		set.Records = append(set.Records, r)
 	}
 	return le.Uint64(page[16:]), set, nil

@@ -10,7 +10,7 @@ import (
 func testSet(n int) SnapshotSet {
 	s := SnapshotSet{Last: uint64(n)}
 	for i := range n {
-		s.Records = append(s.Records, SnapshotRecord{ID: seq(byte(i + 1)), Number: uint64(i + 1), Deleting: i%3 == 1})
+		s.Records = append(s.Records, SnapshotRecord{ID: seq(byte(i + 1)), Number: uint64(i + 1), Deleting: i%3 == 1, Size: uint64(i) << 32})
 	}
 	return s
 }

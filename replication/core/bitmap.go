@@ -57,6 +57,12 @@ func (b *Bitmap) SetRange(from, to int) {
 // SetAll adds everything.
 func (b *Bitmap) SetAll() { b.SetRange(0, b.n) }
 
+// Grow makes the domain [0, n); what is new is absent. It never shrinks.
+func (b *Bitmap) Grow(n int) {
+	b.w = append(b.w, make([]uint64, (n+63)/64-len(b.w))...)
+	b.n = n
+}
+
 // Reset removes everything.
 func (b *Bitmap) Reset() {
 	clear(b.w)

@@ -20,6 +20,7 @@ const (
 	changeDetach                          // ACTIVE → DETACHED
 	changePolicy                          // another protection
 	changeHandover                        // ACTIVE → RECOVERING, under another coordinator
+	changeResize                          // a larger size
 )
 
 // changeStep is how far a change has come.
@@ -50,6 +51,8 @@ type change struct {
 
 	unknown bool // next was sent and may be in force, or come into force yet (I10)
 	asking  bool // an attempt of it is on its way
+
+	noRoom, cannot mask // resize: members without room to grow, and with a version that does not know how
 }
 
 // progress carries the state machine as far as it goes without further input.
@@ -145,6 +148,9 @@ func (c *Coordinator) nextChange() bool {
 	if c.groupHoldsAcks() {
 		return false // a resync would wait for what is held
 	}
+	if c.resize != nil && c.wished() == 0 {
+		return c.beginResize()
+	}
 	if c.detachReq && !c.writesStalled() {
 		return c.beginDetach()
 	}
@@ -183,6 +189,8 @@ func (c *Coordinator) advanceChange() bool {
 		return c.advancePolicy(ch)
 	case changeHandover:
 		return c.advanceHandover(ch)
+	case changeResize:
+		return c.advanceResize(ch)
 	case changeElect, changeActivate:
 	}
 	return false
@@ -327,6 +335,8 @@ func (c *Coordinator) changed(ch *change) {
 		c.policyChanged(ch)
 	case changeHandover:
 		c.handedOver()
+	case changeResize:
+		c.resized(ch)
 	case changeRestore:
 	}
 }
@@ -395,6 +405,11 @@ func (c *Coordinator) notSent(ch *change, out Outcome) {
 		c.endPolicy(fmt.Errorf("%w: %s", ErrNotChanged, out))
 	case changeHandover:
 		c.keep(fmt.Errorf("%w: %s", errNotHandedOver, out))
+	case changeResize:
+		if ch.step = stepPropose; out != ChangeConflict {
+			c.endChange()
+			c.endResize(fmt.Errorf("%w: %s", ErrNotChanged, out))
+		}
 	case changeRestore:
 	}
 }

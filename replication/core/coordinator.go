@@ -135,12 +135,13 @@ type Coordinator struct {
 	reqs      map[replication.Seq]copyRequest
 	cursor    int // of the reconcile sweep
 	join      *join
-	joinAt    int64  // earliest time of the next join attempt
-	mayJoin   mask   // whose resync may begin
-	bucket    bucket // of resync
-	pace      pace   // of copies beside the consumer
-	policy    policy // protection
-	copyAt    int64  // earliest time of the next copy, after one that failed
+	joinAt    int64   // earliest time of the next join attempt
+	mayJoin   mask    // whose resync may begin
+	bucket    bucket  // of resync
+	pace      pace    // of copies beside the consumer
+	policy    policy  // protection
+	resize    *resize // nil if no other size was asked for
+	copyAt    int64   // earliest time of the next copy, after one that failed
 
 	suspicions []suspicion // oldest first
 	healing    *copyJob    // nil if none is being looked into
@@ -166,9 +167,9 @@ func New(o Options, cfg *replication.Config, rev uint64) *Coordinator {
 		o: o, cfg: cfg.Clone(), rev: rev,
 		ctl:    make(map[uint64]*control),
 		flight: newFlightTable(),
-		blocks: int((cfg.Size + replication.ResyncBlock - 1) / replication.ResyncBlock),
+		blocks: blocksOf(cfg.Size),
 
-		flushes: 1, touchedAt: make([]uint32, (cfg.Size+replication.RegionSize-1)/replication.RegionSize),
+		flushes: 1, touchedAt: make([]uint32, regionsIn(cfg.Size)),
 		reqs: make(map[replication.Seq]copyRequest), harms: make(map[int64]harm),
 
 		mayJoin: ^mask(0),

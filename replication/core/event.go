@@ -30,6 +30,7 @@ const (
 	EventHandedOver                          // the configuration names another coordinator, which is to take over
 	EventKept                                // a handover came to nothing for Err: it is served here as before
 	EventGroupLate                           // the other volumes of the group were waited for too long
+	EventResized                             // the end of the SetSize of ID: the size is in force, or, with Err, it is not and will not be, because of Replica if that is told
 	EventHeld                                // a cut holds the volume, and nothing is in flight
 )
 

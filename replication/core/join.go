@@ -165,7 +165,7 @@ func (c *Coordinator) advanceStartSync(ch *change) bool {
 			if c.change != ch {
 				return
 			}
-			if r.Failed || r.Dirty == nil || r.Dirty.Status != replication.StatusOK || len(r.Dirty.Bits) != (c.blocks+7)/8 {
+			if r.Failed || r.Dirty == nil || r.Dirty.Status != replication.StatusOK || len(r.Dirty.Bits) < (c.blocks+7)/8 { // more: it has grown, and the volume has not
 				j.fail("dirty map could not be read")
 				return
 			}
@@ -259,12 +259,16 @@ func (c *Coordinator) tellJoiner(ch *change) {
 			return
 		}
 		c.ask(j.q, Control{Prepare: &replication.PrepareRequest{
-			Volume: c.o.Volume, Replica: c.m[j.q].id, Term: c.term, Missing: missing, MarkAll: missing,
+			Volume: c.o.Volume, Replica: c.m[j.q].id, Term: c.term, Missing: missing, MarkAll: missing, Size: c.cfg.Size,
 		}}, &control{to: j.q, reply: func(r ControlResult) {
 			if c.change != ch {
 				return
 			}
-			if r.Failed || r.Prepare == nil || r.Prepare.Status != replication.StatusOK {
+			switch {
+			case !r.Failed && r.Prepare != nil && r.Prepare.Status == replication.StatusNoSpace:
+				j.fail(noRoomToGrow)
+				return
+			case r.Failed || r.Prepare == nil || r.Prepare.Status != replication.StatusOK:
 				fail()
 				return
 			}

@@ -301,7 +301,7 @@ func runOverlap(seed uint64) (failed string) {
 	w.buggify()
 	w.setClocks()
 	w.opts.StallTimeout, w.cfg.Protection = 0, replication.MaxAvailability
-	w.history.unsure = [simBlocks]bool{true, true, true, true, true, true} // it follows other consumers
+	w.history.unsure = [simBlocks]bool{true, true, true, true, true, true, true, true} // it follows other consumers
 	c := &crowd{w: w}
 	for i := range c.blocks {
 		c.blocks[i] = newRegister(0)

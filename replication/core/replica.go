@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"math"
 	"slices"
 
@@ -104,6 +105,8 @@ type replicaTask struct {
 	reply   ControlResult
 
 	parts   []MapPart       // that wait for the persist
+	grow    int64           // the persist is that the replica gets this size
+	grew    bool            // it has been, or cannot be
 	settled bool            // commit: everything is settled
 	used    replication.Seq // up to here
 }
@@ -121,9 +124,11 @@ type ReplicaReady struct {
 	Wake    int64          // when SetClock is due even if nothing happens, 0 never
 }
 
-// Persist is what a replica makes durable: the parts of dirty maps before Meta. There
+// Persist is what a replica makes durable: its size first, the parts of dirty maps before Meta. If there is no room to grow, PersistDone tells
+// block.ErrNoSpace, and nothing was changed. There
 // are maps for the members in Meta.Missing, and for no others afterwards.
 type Persist struct {
+	Size int64        // bytes, larger than it is; 0: as it is
 	Meta *ReplicaMeta // nil: as it is
 	Maps []MapPart
 }
@@ -160,7 +165,7 @@ type LocalIO struct {
 func NewReplica(o ReplicaOptions) *Replica {
 	r := &Replica{
 		o: o, meta: o.Meta, logLost: o.LogLost, lostStored: o.LogLost, olds: true,
-		regions: make([]region, (o.Size+replication.RegionSize-1)/replication.RegionSize),
+		regions: make([]region, regionsIn(o.Size)),
 		dirty:   make(map[replication.ReplicaID]*dirtyMap), lostTo: math.MaxUint64, now: o.Now,
 	}
 	r.quarantine()
@@ -203,7 +208,7 @@ func (r *Replica) Lacks() map[replication.ReplicaID]int64 {
 }
 
 func (r *Replica) newMap() *dirtyMap {
-	return &dirtyMap{NewBitmap(int((r.o.Size + replication.ResyncBlock - 1) / replication.ResyncBlock)), make([]uint64, len(r.regions))}
+	return &dirtyMap{NewBitmap(blocksOf(r.o.Size)), make([]uint64, len(r.regions))}
 }
 
 func (r *Replica) listMaps() {
@@ -336,6 +341,11 @@ func (r *Replica) run() {
 				return
 			}
 		}
+		if t.grow = r.growth(t); t.grow != 0 {
+			r.busy = true
+			r.ready.Persist = &Persist{Size: t.grow}
+			return
+		}
 		meta := r.perform(t)
 		if meta || t.save {
 			t.parts = r.unsavedParts(meta || r.logLost)
@@ -376,6 +386,14 @@ func (r *Replica) PersistDone(err error) {
 	}
 	r.busy = false
 	t := r.queue[0]
+	if t.grow != 0 && (err == nil || errors.Is(err, block.ErrNoSpace)) {
+		if err == nil {
+			r.grown(t.grow)
+		}
+		t.grow, t.grew = 0, true
+		r.run()
+		return
+	}
 	if err == nil {
 		r.partsSaved(t.parts)
 	} else {

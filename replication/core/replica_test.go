@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 
@@ -29,10 +30,10 @@ func (r *Replica) testStep(m replication.Message) {
 	r.Step(1, &m)
 }
 
-// A configuration of another size is not of this replica, which must not say that it follows it.
+// A replica that is smaller than a configuration says must not say that it is in sync by it.
 func TestReplicaRefusesOtherSize(t *testing.T) {
 	r := openReplica(t, false)
-	for _, size := range []int64{0, simSize - replication.ResyncBlock, 2 * simSize} {
+	for _, size := range []int64{0, -1, simSize + sector, 2 * simSize} {
 		cfg := &replication.Config{Epoch: 6, Size: size, ISR: []replication.ReplicaID{{1}}, Members: map[replication.ReplicaID]replication.Member{
 			{1}: {State: replication.MemberInSync},
 		}}
@@ -41,6 +42,55 @@ func TestReplicaRefusesOtherSize(t *testing.T) {
 			t.Errorf("size %d: %+v", size, d.Replies)
 		}
 		r.Advance()
+	}
+}
+
+// A replica grows before it answers, and only if it has to. Without room it says so, and nothing has changed; another error is its end.
+func TestReplicaGrows(t *testing.T) {
+	r := openReplica(t, false)
+	other := replication.ReplicaID{9}
+	prepare := func(size int64, errs ...error) *replication.PrepareResult {
+		t.Helper()
+		r.Prepare(1, replication.PrepareRequest{Term: 5, Size: size, Missing: []replication.ReplicaID{other}})
+		for _, err := range errs {
+			if p := r.Ready().Persist; p == nil || p.Size != size || p.Meta != nil || len(r.Ready().Replies) > 0 {
+				t.Fatalf("size %d: %+v", size, p)
+			}
+			r.Advance()
+			r.PersistDone(err)
+		}
+		for r.Ready().Persist != nil {
+			if r.Ready().Persist.Size != 0 {
+				t.Fatalf("size %d: it grows again", size)
+			}
+			r.Advance()
+			r.PersistDone(nil)
+		}
+		defer r.Advance()
+		return r.Ready().Replies[0].Result.Prepare
+	}
+	if p := prepare(simSize); p.Status != replication.StatusOK || p.Size != simSize {
+		t.Errorf("the size that it has: %+v", p)
+	}
+	if p := prepare(2*simSize, fmt.Errorf("%w: full", block.ErrNoSpace)); p.Status != replication.StatusNoSpace || p.Size != simSize {
+		t.Errorf("no room: %+v", p)
+	}
+	r.testStep(replication.Message{Type: replication.MsgZero, Seq: 2, Offset: simSize, Length: sector})
+	if len(r.Ready().IO) > 0 {
+		t.Error("a write behind the end was started")
+	}
+	r.Advance()
+	if p := prepare(2*simSize, nil); p.Status != replication.StatusOK || p.Size != 2*simSize {
+		t.Errorf("room: %+v", p)
+	}
+	if m := r.dirty[other]; m.Len() != blocksOf(2*simSize) || m.Test(m.Len()-1) {
+		t.Errorf("a dirty map of %d blocks", m.Len())
+	}
+	if p := prepare(simSize); p.Status != replication.StatusOK || p.Size != 2*simSize {
+		t.Errorf("less than it has: %+v", p)
+	}
+	if p := prepare(3*simSize, errors.New("rotten")); p.Status != replication.StatusIO || !r.faulted {
+		t.Errorf("an error of the disk: %+v, faulted %v", p, r.faulted)
 	}
 }
 

@@ -84,13 +84,16 @@ func (r *Replica) performSeal(t *replicaTask) bool {
 
 func (r *Replica) performPrepare(t *replicaTask) bool {
 	q := t.prepare
-	t.reply.Prepare = &replication.PrepareResult{Term: r.meta.Term}
+	t.reply.Prepare = &replication.PrepareResult{Term: r.meta.Term, Size: r.o.Size}
 	switch {
 	case r.faulted:
 		t.reply.Prepare.Status = replication.StatusIO
 		return false
 	case q.Term != r.meta.Term:
 		t.reply.Prepare.Status = replication.StatusFenced
+		return false
+	case q.Size > r.o.Size: // it could not grow
+		t.reply.Prepare.Status = replication.StatusNoSpace
 		return false
 	}
 	// Requests may be overtaken, also by the COMMIT of what they prepared: none ends a
@@ -161,19 +164,20 @@ func (r *Replica) performCommit(t *replicaTask) bool {
 	case q.Term != r.meta.Term:
 		t.reply.Commit.Status = replication.StatusFenced
 		return false
-	case cfg == nil || cfg.Epoch == math.MaxUint64:
+	case cfg == nil || cfg.Epoch == math.MaxUint64 || cfg.Size <= 0:
 		t.reply.Commit.Status = replication.StatusInvalid
 		return false
 	case cfg.Epoch < r.meta.Epoch || q.Incarnation != r.meta.Incarnation:
 		t.reply.Commit.Status = replication.StatusEpoch
 		return false
-	case cfg.Size != r.o.Size:
-		t.reply.Commit.Status = replication.StatusInvalid // of another volume, or a resize, which there is not
-		return false
 	}
 	self, ok := cfg.Members[r.o.Replica]
-	if !ok {
+	switch {
+	case !ok:
 		t.reply.Commit.Status = replication.StatusNotFound
+		return false
+	case cfg.Size > r.o.Size && self.State == replication.MemberInSync:
+		t.reply.Commit.Status = replication.StatusInvalid // it was not made as large before
 		return false
 	}
 	r.meta.Epoch, r.meta.Gen, r.meta.ISR = cfg.Epoch, cfg.Gen, slices.Clone(cfg.ISR)

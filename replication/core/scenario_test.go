@@ -36,6 +36,7 @@ import (
 //	slow n0 30 (its disk takes so many milliseconds for each request; 0: as fast as others)
 //	load 700    writes for so many milliseconds, one at a time or so; what is said of writes and flushes is not printed
 //	silent n0 | heard n0 (its beats are not heard, its connections stay)
+//	grow 4608   asks for so many sectors
 //	crowded n0 | roomy n0 (the pool) | full n0 | empty n0 | fail n0 | unreadable n0 | readable n0
 //	pause n0 | resume n0 (its process; time goes on)
 //	close n0 | open n0 (its storage, under a living process) | hang n0 | unhang n0
@@ -124,6 +125,8 @@ func (w *simWorld) command(t *testing.T, d *datadriven.TestData, f []string) {
 		return n
 	}
 	switch f[0] {
+	case "grow":
+		w.grow(w.client.at, int64(num())*sector)
 	case "attach":
 		w.client.lost()
 		w.client.at = node(1)
@@ -268,7 +271,7 @@ func (w *simWorld) load(d int64) {
 		}
 	}
 	for end := w.now + d; w.now < end; {
-		w.client.write(int(w.now/1e6)%simBlocks, 0)
+		w.client.write(int(w.now/1e6)%w.client.at.sectors(), 0)
 		w.step()
 	}
 	w.trace = trace

@@ -100,7 +100,7 @@ func (c *Coordinator) watchSlow() {
 	for _, r := range c.reqs {
 		late |= c.lateOf(bit(r.to), r.sent)
 	}
-	if r := c.round; r != nil && c.now-r.began >= c.o.OpTimeout {
+	if r := c.round; r != nil && !r.patient && c.now-r.began >= c.o.OpTimeout {
 		late |= r.want &^ r.got & open
 	}
 	for i := range c.m {

@@ -278,6 +278,8 @@ func (w *simWorld) manage() {
 	case w.rng.IntN(300) == 0 && c.at.coord != nil && !c.at.paused: // others resync too
 		c.at.coord.SetResync(c.at.clock(), []int64{0, 4 << 20}[w.rng.IntN(2)], membersOf(mask(w.rng.IntN(8)))...)
 		c.at.drainCoord()
+	case w.rng.IntN(800) == 0:
+		w.growSome()
 	case w.rng.IntN(600) == 0:
 		c.quiet = true
 	case w.rng.IntN(2000) == 0:

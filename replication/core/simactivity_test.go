@@ -120,17 +120,21 @@ func (n *simNode) sweep() {
 
 func newSimDisk(m ReplicaMeta) simDisk {
 	return simDisk{
+		size: simSize,
 		data: map[int64]uint64{}, stable: map[int64]uint64{}, sums: map[int64]bool{}, bad: map[int64]uint64{}, clean: true, meta: m,
 		dirty: map[replication.ReplicaID]*Bitmap{}, log: newSimActivity(false),
 	}
 }
 
 // store makes a persist durable, as far as the superblock or not.
-func (d *simDisk) store(w *simWorld, n *simNode, p *Persist, meta bool) {
-	d.keep(p.Maps)
+func (d *simDisk) store(w *simWorld, n *simNode, p *Persist, meta bool) error {
 	d.persist = nil
+	if p.Size != 0 {
+		return d.grow(w, n, p.Size)
+	}
+	d.keep(p.Maps)
 	if p.Meta == nil || !meta {
-		return
+		return nil
 	}
 	w.checkPersist(n, p.Meta)
 	d.meta = *p.Meta
@@ -142,11 +146,12 @@ func (d *simDisk) store(w *simWorld, n *simNode, p *Persist, meta bool) {
 	for _, q := range d.meta.Missing {
 		d.mapOf(q)
 	}
+	return nil
 }
 
 func (d *simDisk) mapOf(q replication.ReplicaID) *Bitmap {
 	if d.dirty[q] == nil {
-		d.dirty[q] = NewBitmap(simSize / replication.ResyncBlock)
+		d.dirty[q] = NewBitmap(blocksOf(d.size))
 	}
 	return d.dirty[q]
 }
@@ -168,7 +173,7 @@ func (d *simDisk) cutShort(w *simWorld, n *simNode) {
 	if p := d.persist; p != nil && !w.fifo {
 		switch w.rng.IntN(3) {
 		case 0:
-			d.store(w, n, p, true)
+			_ = d.store(w, n, p, true)
 		case 1:
 			d.keep(p.Maps[:w.rng.IntN(len(p.Maps)+1)])
 		}

@@ -100,7 +100,7 @@ func (c *simClient) act() {
 		c.flush()
 		return
 	}
-	k, n := w.rng.IntN(simBlocks), 1
+	k, n := w.rng.IntN(c.at.sectors()), 1
 	if k == 0 {
 		n += w.rng.IntN(simLongest)
 	}
@@ -418,6 +418,7 @@ func (w *simWorld) checkSubmit(n *simNode, io *LocalIO) {
 	if modifies(io.Kind) {
 		w.checkLogged(n, io)
 	}
+	w.checkBounds(n, io)
 	for _, o := range n.flight {
 		if modifies(io.Kind) && modifies(o.Kind) && io.Off < o.Off+o.Len && o.Off < io.Off+io.Len {
 			w.fail("I15: %v and %v overlap on %s", o.Kind, io.Kind, n.id)
@@ -510,6 +511,7 @@ func (w *simWorld) checkRetire(n *simNode, g uint32) {
 // invariants asserts after each step what must always hold.
 func (w *simWorld) invariants() {
 	w.checkSolid(false)
+	w.checkSizes()
 	serving := 0
 	for _, n := range w.nodes {
 		if n.up && n.coord != nil && n.coord.stage == stageServing && n.coord.cfg.Epoch == w.truth.Epoch {

@@ -241,8 +241,7 @@ func (n *simNode) drainRep() {
 		n.disk.persist = p
 		w.once(n, func() {
 			if alive() {
-				n.disk.store(w, n, p, true)
-				rep.PersistDone(nil)
+				rep.PersistDone(n.disk.store(w, n, p, true))
 				n.drainRep()
 			}
 		})

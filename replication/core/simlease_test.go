@@ -137,7 +137,7 @@ func (w *simWorld) stray() {
 	if len(w.strays) >= 4 {
 		return
 	}
-	k, h := w.rng.IntN(simBlocks), &w.history
+	k, h := w.rng.IntN(n.sectors()), &w.history
 	s := &simStray{coord: n.coord, sector: k}
 	if !h.unsure[k] && !w.owed {
 		s.may = map[uint64]bool{h.known[k]: true}

@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"math"
 	"slices"
 
 	"github.com/tandem-storage/tandem/replication"
@@ -237,6 +238,12 @@ func (w *simWorld) importDetached() *replication.Config {
 	n := w.cfg.Clone()
 	n.Epoch, n.Gen, n.Phase, n.Coord, n.ISR = highest+1, w.rng.Uint64(), replication.PhaseDetached, nil, isr
 	n.ProposalID = w.uuid()
+	n.Size = math.MaxInt64 // all in-sync replicas are as large as the volume, or larger
+	for _, m := range w.nodes {
+		if n.InISR(m.rid) {
+			n.Size = min(n.Size, m.disk.size)
+		}
+	}
 	for r, v := range n.Members {
 		v.State, v.Reason, v.LeftEpoch, v.LeftGen = replication.MemberInSync, "", 0, 0
 		if !n.InISR(r) {

@@ -20,12 +20,12 @@ import (
 
 const (
 	simSize    = 7 * replication.RegionSize / 2
-	simBlocks  = 6            // sectors that are written
+	simBlocks  = 8            // sectors that are written, the last ones when the volume has grown
 	simControl = int64(500e6) // a control request without answer fails after so long
 )
 
 // simSectors are the sectors in use: neighbours, same ResyncBlock, other regions.
-var simSectors = [simBlocks]int64{0, 1, 16, 1024, 2500, 3500}
+var simSectors = [simBlocks]int64{0, 1, 16, 1024, 2500, 3500, 3590, 4500}
 
 type simWorld struct {
 	fail  func(f string, a ...any) // does not return
@@ -70,7 +70,8 @@ type simWorld struct {
 	moves       simMoves
 	gray        simGray
 	moved       []replication.AttachID // attachments that others have followed
-	solid       bool                   // an in-sync replica has everything that was acknowledged
+	resizes     simResizes
+	solid       bool // an in-sync replica has everything that was acknowledged
 	promised    simPromise
 	owed        bool  // what a power cut took may be forgiven at the next attachment
 	forgiven    int64 // when that was last done
@@ -163,6 +164,7 @@ type simConn struct {
 
 // simDisk is what survives a process: sectors, superblock, dirty maps, activity log.
 type simDisk struct {
+	size         int64            // of the replica, bytes
 	data, stable map[int64]uint64 // sector -> tag; absent is zero
 	sums         map[int64]bool   // sectors whose checksum is known
 	bad          map[int64]uint64 // damaged sectors: what is there instead of data
@@ -308,7 +310,7 @@ func (n *simNode) start() {
 	}
 	d.boot, d.clean = n.boot, false
 	n.rep = NewReplica(ReplicaOptions{
-		Volume: w.vol, Replica: n.rid, Size: simSize, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta,
+		Volume: w.vol, Replica: n.rid, Size: d.size, Boot: n.boot, Instance: w.uuid(), Credit: 1 << 30, Meta: d.meta,
 		Now: n.clock(), LeaseGrant: w.grant,
 		Slots: d.log.slots, Active: d.log.stored.active(), LogLost: d.log.stored.lost, Dirty: d.dirty,
 	})
@@ -602,6 +604,8 @@ func (n *simNode) observe(e *Event) {
 		w.trace("%s verifies no more", n.id)
 	case EventPolicy:
 		w.policyTold(n, e)
+	case EventResized:
+		w.resizeTold(n, e)
 	case EventUnprotected:
 		w.unprotected(n)
 	case EventProtected:

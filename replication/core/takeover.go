@@ -21,6 +21,7 @@ type round struct {
 	request         func(i int) Control
 	reply           func(i int, r ControlResult) bool // whether that was the answer wanted
 	began           int64
+	patient         bool // what is asked for may take long
 }
 
 func (c *Coordinator) startRound(want mask, request func(i int) Control, reply func(i int, r ControlResult) bool) {
@@ -245,9 +246,14 @@ func (c *Coordinator) prepare(s mask) {
 }
 
 func (c *Coordinator) prepareRound(s, missing mask, markAll ...replication.ReplicaID) {
+	c.prepareRoundOf(c.cfg.Size, s, missing, markAll...)
+}
+
+// prepareRoundOf is prepareRound for members that are to have size bytes at least.
+func (c *Coordinator) prepareRoundOf(size int64, s, missing mask, markAll ...replication.ReplicaID) {
 	c.startRound(s, func(i int) Control {
 		return Control{Prepare: &replication.PrepareRequest{
-			Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Missing: c.ids(missing &^ bit(i)), MarkAll: markAll,
+			Volume: c.o.Volume, Replica: c.m[i].id, Term: c.term, Missing: c.ids(missing &^ bit(i)), MarkAll: markAll, Size: size,
 		}}
 	}, func(_ int, r ControlResult) bool {
 		return r.Prepare != nil && r.Prepare.Status == replication.StatusOK

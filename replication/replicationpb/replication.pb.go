@@ -343,12 +343,14 @@ func (x *SealResponse) GetAppliedSeq() uint64 {
 }
 
 type PrepareRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Replica       []byte                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
-	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
-	Missing       [][]byte               `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`
-	MarkAll       [][]byte               `protobuf:"bytes,5,rep,name=mark_all,json=markAll,proto3" json:"mark_all,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Volume  []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Replica []byte                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Term    uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	Missing [][]byte               `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`
+	MarkAll [][]byte               `protobuf:"bytes,5,rep,name=mark_all,json=markAll,proto3" json:"mark_all,omitempty"`
+	// Bytes that the replica has to have at least; it grows first. 0: as it is.
+	Size          int64 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -418,10 +420,19 @@ func (x *PrepareRequest) GetMarkAll() [][]byte {
 	return nil
 }
 
+func (x *PrepareRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 type PrepareResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
-	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	Term   uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	// Bytes that the replica has; 0 from one that does not know how to grow.
+	Size          int64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -466,6 +477,13 @@ func (x *PrepareResponse) GetStatus() uint32 {
 func (x *PrepareResponse) GetTerm() uint64 {
 	if x != nil {
 		return x.Term
+	}
+	return 0
+}
+
+func (x *PrepareResponse) GetSize() int64 {
+	if x != nil {
+		return x.Size
 	}
 	return 0
 }
@@ -1050,16 +1068,18 @@ const file_replication_replicationpb_replication_proto_rawDesc = "" +
 	"\acrowded\x18\v \x01(\bR\acrowded\x12!\n" +
 	"\fapplied_term\x18\f \x01(\x04R\vappliedTerm\x12\x1f\n" +
 	"\vapplied_seq\x18\r \x01(\x04R\n" +
-	"appliedSeq\"\x8b\x01\n" +
+	"appliedSeq\"\x9f\x01\n" +
 	"\x0ePrepareRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x18\n" +
 	"\amissing\x18\x04 \x03(\fR\amissing\x12\x19\n" +
-	"\bmark_all\x18\x05 \x03(\fR\amarkAll\"=\n" +
+	"\bmark_all\x18\x05 \x03(\fR\amarkAll\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\x03R\x04size\"Q\n" +
 	"\x0fPrepareResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
-	"\x04term\x18\x02 \x01(\x04R\x04term\"\xbd\x01\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\"\xbd\x01\n" +
 	"\rCommitRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +

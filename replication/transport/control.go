@@ -122,7 +122,7 @@ func sealResultFromPB(r *pb.SealResponse) (replication.SealResult, error) {
 func prepareToPB(r replication.PrepareRequest) *pb.PrepareRequest {
 	return &pb.PrepareRequest{
 		Volume: r.Volume[:], Replica: r.Replica[:], Term: uint64(r.Term),
-		Missing: replicasToPB(r.Missing), MarkAll: replicasToPB(r.MarkAll),
+		Missing: replicasToPB(r.Missing), MarkAll: replicasToPB(r.MarkAll), Size: r.Size,
 	}
 }
 
@@ -134,6 +134,7 @@ func prepareFromPB(r *pb.PrepareRequest) (replication.PrepareRequest, error) {
 		Term:    replication.Term(r.GetTerm()),
 		Missing: c.replicas("missing", r.GetMissing()),
 		MarkAll: c.replicas("mark_all", r.GetMarkAll()),
+		Size:    r.GetSize(),
 	}, c.err
 }
 

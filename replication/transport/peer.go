@@ -28,7 +28,7 @@ func (n *node) Prepare(ctx context.Context, r replication.PrepareRequest) (repli
 		return replication.PrepareResult{}, err
 	}
 	var c ids
-	return replication.PrepareResult{Status: c.status(a.GetStatus()), Term: replication.Term(a.GetTerm())}, c.err
+	return replication.PrepareResult{Status: c.status(a.GetStatus()), Term: replication.Term(a.GetTerm()), Size: a.GetSize()}, c.err
 }
 
 // Commit implements Peer.

@@ -106,7 +106,7 @@ func (s *Server) Prepare(ctx context.Context, r *pb.PrepareRequest) (*pb.Prepare
 	if err != nil {
 		return nil, err
 	}
-	return &pb.PrepareResponse{Status: uint32(a.Status), Term: uint64(a.Term)}, nil
+	return &pb.PrepareResponse{Status: uint32(a.Status), Term: uint64(a.Term), Size: a.Size}, nil
 }
 
 // Commit implements pb.ReplicationServer.

@@ -81,6 +81,9 @@ func (b backed) Stored() (Stored, error) {
 
 // Persist implements Storage.
 func (b backed) Persist(p core.Persist) error {
+	if p.Size != 0 {
+		return b.Grow(p.Size)
+	}
 	if p.Meta != nil {
 		for _, id := range p.Meta.Missing {
 			if _, err := b.CreateDirtyMap(meta.UUID(id)); err != nil {

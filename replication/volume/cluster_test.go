@@ -104,18 +104,35 @@ type testStorage struct {
 	mu     sync.Mutex
 	stored Stored
 	fail   error // of Persist
+	size   int64 // of the replica, bytes
 	noSums error
 
 	crowded atomic.Bool
 	looks   atomic.Int64 // calls of Crowded
 }
 
+// roomToGrow is how much larger a replica in memory can become, bytes.
+const roomToGrow = 16 << 20
+
 func newTestStorage(size int64) *testStorage {
-	mem := blocktest.NewMem(blocktest.MemOptions{Size: size, Async: true})
-	return &testStorage{Device: mem, mem: mem, stored: Stored{
+	mem := blocktest.NewMem(blocktest.MemOptions{Size: size + roomToGrow, Async: true})
+	return &testStorage{Device: mem, mem: mem, size: size, stored: Stored{
 		Meta:  core.ReplicaMeta{Epoch: 1, Gen: 1, State: replication.MemberInSync, Clean: true},
 		Dirty: make(map[replication.ReplicaID]*core.Bitmap),
 	}}
+}
+
+// Info implements block.Device.
+func (s *testStorage) Info() block.Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.infoLocked()
+}
+
+func (s *testStorage) infoLocked() block.Info {
+	info := s.mem.Info()
+	info.Size = s.size
+	return info
 }
 
 func (s *testStorage) Stored() (Stored, error) {
@@ -135,6 +152,12 @@ func (s *testStorage) Persist(p core.Persist) error {
 	if s.fail != nil {
 		return s.fail
 	}
+	if p.Size > s.mem.Info().Size {
+		return fmt.Errorf("%w: %d bytes", block.ErrNoSpace, p.Size)
+	}
+	if p.Size != 0 {
+		s.size = p.Size
+	}
 	s.keepLocked(p.Maps)
 	if p.Meta != nil {
 		s.stored.Meta = *p.Meta
@@ -147,9 +170,9 @@ func (s *testStorage) Persist(p core.Persist) error {
 func (s *testStorage) keepLocked(parts []core.MapPart) {
 	dirty := maps.Clone(s.stored.Dirty)
 	for _, p := range parts {
-		m := core.NewBitmap(int(s.Info().Size / replication.ResyncBlock))
+		m := core.NewBitmap(int((s.infoLocked().Size + replication.ResyncBlock - 1) / replication.ResyncBlock))
 		if dirty[p.Peer] != nil {
-			m.Or(dirty[p.Peer])
+			m.OrBytes(dirty[p.Peer].Bytes())
 		}
 		for b := p.Bits; b != 0; b &= b - 1 {
 			m.Set(int(p.Region)*replication.RegionSize/replication.ResyncBlock + bits.TrailingZeros64(b))

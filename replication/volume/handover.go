@@ -210,6 +210,7 @@ func (v *Volume) takeBack(t int64) {
 	v.core = core.New(o, v.core.Config(), v.core.Revision())
 	v.turn.told = false
 	v.dropPolicies()
+	v.dropResizes()
 	for _, io := range mv.held {
 		v.core.Propose(t, &io.io)
 	}

@@ -287,7 +287,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 		incarnation, former = m.o.Incarnation()
 	}
 	v := &Volume{
-		m: m, id: id, size: cfg.Size, attach: attach, lg: m.lg.With(zap.Stringer("volume-id", id)),
+		m: m, id: id, attach: attach, lg: m.lg.With(zap.Stringer("volume-id", id)),
 		serving: make(chan struct{}), dead: make(chan struct{}), idle: make(chan struct{}),
 		opts: core.Options{
 			Volume: id, Node: m.o.Node, Domain: m.o.Domain, Boot: m.o.Boot, Attach: attach, Resume: attach == how.Resume,
@@ -300,6 +300,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 		},
 	}
 	v.core = core.New(v.opts, cfg, rev)
+	v.size.Store(v.core.Size())
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	for _, r := range v.core.Members() {
 		l := &link{id: r, node: cfg.Members[r].Node}

@@ -59,6 +59,7 @@ func (v *Volume) observe(events []core.Event) {
 		v.log(&events[i])
 		v.observeVerify(&events[i])
 		v.observePolicy(&events[i])
+		v.observeResize(&events[i])
 	}
 	v.observeGroup(events)
 	stall := v.core.Stall()
@@ -190,6 +191,12 @@ func (v *Volume) log(e *core.Event) {
 	case core.EventPolicy:
 		p := v.core.Config().Policy()
 		v.lg.Info("change of the protection ended", epoch, zap.String("protection", string(p.Protection)), zap.Int("in-sync-needed", p.InSync), zap.Error(e.Err))
+	case core.EventResized:
+		if e.Err != nil {
+			v.lg.Error("volume does not grow", epoch, zap.Stringer("replica-id", e.Replica), zap.Error(e.Err))
+		} else {
+			v.lg.Info("volume has its new size", epoch, zap.Int64("bytes", v.core.Size()))
+		}
 	case core.EventResyncProgress, core.EventHeld:
 	}
 }

@@ -16,7 +16,8 @@ type Storage interface {
 	// Stored tells what was found when the replica was opened.
 	Stored() (Stored, error)
 
-	// Persist makes p durable before it returns. One call at a time.
+	// Persist makes p durable before it returns. One call at a time. block.ErrNoSpace of a larger size means that nothing was changed;
+	// any other error is the replica's end.
 	Persist(p core.Persist) error
 
 	// ChangeLog changes the activity log and calls done when that is durable; if nobody waits (done is nil) it is

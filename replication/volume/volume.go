@@ -20,7 +20,7 @@ import (
 type Volume struct {
 	m    *Manager
 	id   replication.VolumeID
-	size int64
+	size atomic.Int64 // bytes
 
 	attach replication.AttachID
 	lg     *zap.Logger
@@ -46,6 +46,7 @@ type Volume struct {
 	wasDead  bool
 	ticked   bool // the status is to be published anew
 	policies policies
+	resizes  resizes
 	meter    speed // of the resync under way
 	turn     resyncTurn
 	verifier verifier
@@ -151,7 +152,7 @@ func now() int64 {
 // Info implements block.Device.
 func (v *Volume) Info() block.Info {
 	return block.Info{
-		Size: v.size, BlockSize: block.SectorSize,
+		Size: v.size.Load(), BlockSize: block.SectorSize,
 		Caps: block.CapFlush | block.CapFUA | block.CapDiscard | block.CapWriteZeroes,
 	}
 }

@@ -27,6 +27,7 @@ const (
 	Volumes_ListVolumes_FullMethodName     = "/tandem.volume.v1.Volumes/ListVolumes"
 	Volumes_InspectVolume_FullMethodName   = "/tandem.volume.v1.Volumes/InspectVolume"
 	Volumes_UpdateVolume_FullMethodName    = "/tandem.volume.v1.Volumes/UpdateVolume"
+	Volumes_ResizeVolume_FullMethodName    = "/tandem.volume.v1.Volumes/ResizeVolume"
 	Volumes_GetExposure_FullMethodName     = "/tandem.volume.v1.Volumes/GetExposure"
 	Volumes_LimitVolume_FullMethodName     = "/tandem.volume.v1.Volumes/LimitVolume"
 	Volumes_DeleteVolume_FullMethodName    = "/tandem.volume.v1.Volumes/DeleteVolume"
@@ -63,6 +64,11 @@ type VolumesClient interface {
 	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
 	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
 	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*UpdateVolumeResponse, error)
+	// ResizeVolume makes the volume larger; it never shrinks. Of one that is attached it returns when every replica in sync and the device have the new size,
+	// with its consumer going on meanwhile; asked of any node. One that is detached grows when it is attached next. Idempotent.
+	// Errors: NOT_FOUND; INVALID_ARGUMENT smaller than it is, or no multiple of 4096; RESOURCE_EXHAUSTED the pool of a replica has no room (the message
+	// names it): nothing was changed; UNAVAILABLE the kvdb did not take it; ABORTED another size was asked for. After DEADLINE_EXCEEDED it may grow later.
+	ResizeVolume(ctx context.Context, in *ResizeVolumeRequest, opts ...grpc.CallOption) (*ResizeVolumeResponse, error)
 	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
 	GetExposure(ctx context.Context, in *GetExposureRequest, opts ...grpc.CallOption) (*GetExposureResponse, error)
 	// LimitVolume changes the limits of a volume; the node where it is attached follows within moments. May be asked of any node. Errors: NOT_FOUND;
@@ -163,6 +169,16 @@ func (c *volumesClient) UpdateVolume(ctx context.Context, in *UpdateVolumeReques
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UpdateVolumeResponse)
 	err := c.cc.Invoke(ctx, Volumes_UpdateVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) ResizeVolume(ctx context.Context, in *ResizeVolumeRequest, opts ...grpc.CallOption) (*ResizeVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResizeVolumeResponse)
+	err := c.cc.Invoke(ctx, Volumes_ResizeVolume_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -356,6 +372,11 @@ type VolumesServer interface {
 	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
 	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
 	UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error)
+	// ResizeVolume makes the volume larger; it never shrinks. Of one that is attached it returns when every replica in sync and the device have the new size,
+	// with its consumer going on meanwhile; asked of any node. One that is detached grows when it is attached next. Idempotent.
+	// Errors: NOT_FOUND; INVALID_ARGUMENT smaller than it is, or no multiple of 4096; RESOURCE_EXHAUSTED the pool of a replica has no room (the message
+	// names it): nothing was changed; UNAVAILABLE the kvdb did not take it; ABORTED another size was asked for. After DEADLINE_EXCEEDED it may grow later.
+	ResizeVolume(context.Context, *ResizeVolumeRequest) (*ResizeVolumeResponse, error)
 	// GetExposure tells when the volume was not in sync everywhere. Errors: NOT_FOUND; DATA_LOSS the record cannot be read.
 	GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error)
 	// LimitVolume changes the limits of a volume; the node where it is attached follows within moments. May be asked of any node. Errors: NOT_FOUND;
@@ -433,6 +454,9 @@ func (UnimplementedVolumesServer) InspectVolume(context.Context, *InspectVolumeR
 }
 func (UnimplementedVolumesServer) UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateVolume not implemented")
+}
+func (UnimplementedVolumesServer) ResizeVolume(context.Context, *ResizeVolumeRequest) (*ResizeVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResizeVolume not implemented")
 }
 func (UnimplementedVolumesServer) GetExposure(context.Context, *GetExposureRequest) (*GetExposureResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetExposure not implemented")
@@ -571,6 +595,24 @@ func _Volumes_UpdateVolume_Handler(srv interface{}, ctx context.Context, dec fun
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(VolumesServer).UpdateVolume(ctx, req.(*UpdateVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_ResizeVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResizeVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).ResizeVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_ResizeVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).ResizeVolume(ctx, req.(*ResizeVolumeRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -880,6 +922,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Volumes_UpdateVolume_Handler,
 		},
 		{
+			MethodName: "ResizeVolume",
+			Handler:    _Volumes_ResizeVolume_Handler,
+		},
+		{
 			MethodName: "GetExposure",
 			Handler:    _Volumes_GetExposure_Handler,
 		},
@@ -952,6 +998,7 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Handovers_MoveVolume_FullMethodName      = "/tandem.volume.v1.Handovers/MoveVolume"
+	Handovers_GrowVolume_FullMethodName      = "/tandem.volume.v1.Handovers/GrowVolume"
 	Handovers_PrepareHandover_FullMethodName = "/tandem.volume.v1.Handovers/PrepareHandover"
 	Handovers_TakeHandover_FullMethodName    = "/tandem.volume.v1.Handovers/TakeHandover"
 )
@@ -964,6 +1011,8 @@ const (
 type HandoversClient interface {
 	// MoveVolume is SwitchOver, asked of the node where the volume is attached.
 	MoveVolume(ctx context.Context, in *MoveVolumeRequest, opts ...grpc.CallOption) (*MoveVolumeResponse, error)
+	// GrowVolume is ResizeVolume, asked of the node where the volume is attached.
+	GrowVolume(ctx context.Context, in *GrowVolumeRequest, opts ...grpc.CallOption) (*GrowVolumeResponse, error)
 	// PrepareHandover names the attachment under which the node would follow another one's. FAILED_PRECONDITION: it cannot.
 	PrepareHandover(ctx context.Context, in *PrepareHandoverRequest, opts ...grpc.CallOption) (*PrepareHandoverResponse, error)
 	// TakeHandover attaches what was handed over to an attachment that was prepared, once. It returns when that serves.
@@ -982,6 +1031,16 @@ func (c *handoversClient) MoveVolume(ctx context.Context, in *MoveVolumeRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(MoveVolumeResponse)
 	err := c.cc.Invoke(ctx, Handovers_MoveVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *handoversClient) GrowVolume(ctx context.Context, in *GrowVolumeRequest, opts ...grpc.CallOption) (*GrowVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GrowVolumeResponse)
+	err := c.cc.Invoke(ctx, Handovers_GrowVolume_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1016,6 +1075,8 @@ func (c *handoversClient) TakeHandover(ctx context.Context, in *TakeHandoverRequ
 type HandoversServer interface {
 	// MoveVolume is SwitchOver, asked of the node where the volume is attached.
 	MoveVolume(context.Context, *MoveVolumeRequest) (*MoveVolumeResponse, error)
+	// GrowVolume is ResizeVolume, asked of the node where the volume is attached.
+	GrowVolume(context.Context, *GrowVolumeRequest) (*GrowVolumeResponse, error)
 	// PrepareHandover names the attachment under which the node would follow another one's. FAILED_PRECONDITION: it cannot.
 	PrepareHandover(context.Context, *PrepareHandoverRequest) (*PrepareHandoverResponse, error)
 	// TakeHandover attaches what was handed over to an attachment that was prepared, once. It returns when that serves.
@@ -1032,6 +1093,9 @@ type UnimplementedHandoversServer struct{}
 
 func (UnimplementedHandoversServer) MoveVolume(context.Context, *MoveVolumeRequest) (*MoveVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MoveVolume not implemented")
+}
+func (UnimplementedHandoversServer) GrowVolume(context.Context, *GrowVolumeRequest) (*GrowVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GrowVolume not implemented")
 }
 func (UnimplementedHandoversServer) PrepareHandover(context.Context, *PrepareHandoverRequest) (*PrepareHandoverResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PrepareHandover not implemented")
@@ -1074,6 +1138,24 @@ func _Handovers_MoveVolume_Handler(srv interface{}, ctx context.Context, dec fun
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(HandoversServer).MoveVolume(ctx, req.(*MoveVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Handovers_GrowVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GrowVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HandoversServer).GrowVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Handovers_GrowVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HandoversServer).GrowVolume(ctx, req.(*GrowVolumeRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1124,6 +1206,10 @@ var Handovers_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MoveVolume",
 			Handler:    _Handovers_MoveVolume_Handler,
+		},
+		{
+			MethodName: "GrowVolume",
+			Handler:    _Handovers_GrowVolume_Handler,
 		},
 		{
 			MethodName: "PrepareHandover",

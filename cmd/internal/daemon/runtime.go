@@ -338,6 +338,21 @@ func (r *runtime) SetPolicy(ctx context.Context, id replication.VolumeID, p repl
 	return v.SetPolicy(ctx, p, expect, reason)
 }
 
+// Grow implements volume.Runtime.
+func (r *runtime) Grow(ctx context.Context, id replication.VolumeID, size int64) error {
+	v := r.volumes.Volume(id)
+	if v == nil {
+		return replication.ErrNotCoordinator
+	}
+	if err := v.Grow(ctx, size); err != nil {
+		return err
+	}
+	if s := r.showing(id); s != nil {
+		return s.attachment.Resize(ctx)
+	}
+	return nil
+}
+
 // StartVerify implements volume.Runtime.
 func (r *runtime) StartVerify(id replication.VolumeID, rate *int64) error {
 	v := r.volumes.Volume(id)

@@ -116,6 +116,7 @@ var table = []row{
 	{"replication/core.ErrEpoch", core.ErrEpoch, codes.Aborted, hintRetry},
 	{"replication/core.ErrNotChanged", core.ErrNotChanged, codes.Unavailable, hintKVDB},
 	{"replication.ErrBadUUID", replication.ErrBadUUID, codes.InvalidArgument, ""},
+	{"replication.ErrNoRoom", replication.ErrNoRoom, codes.ResourceExhausted, "make room in that pool, or replace the replica by one in a larger pool (\"tandemctl volume replica replace\")"},
 	{"replication.ErrBusy", replication.ErrBusy, codes.FailedPrecondition, "detach it there first; if that node is lost, deactivate its domain with --peer-lost"},
 	{"replication.ErrNotCoordinator", replication.ErrNotCoordinator, codes.FailedPrecondition, "attach it first, or ask the node where it is attached"},
 	{"replication.ErrNoInSyncReplica", replication.ErrNoInSyncReplica, codes.FailedPrecondition, "bring a node with an in-sync replica back, see \"tandemctl volume inspect\""},

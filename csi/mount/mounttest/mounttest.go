@@ -25,6 +25,7 @@ type Device struct {
 	Backing string // as in mount.Point
 	Holds   string // what it holds: a file system, "" for zeros, anything else for other data
 	Formats int    // how often it was formatted
+	Grown   int    // how often its file system was
 }
 
 // Plug makes a device, or returns the one that is there, under another backing file.
@@ -52,6 +53,18 @@ func (m *Machine) Format(_ context.Context, device, fs string, _ []string) error
 		return err
 	}
 	d.Holds = fs
+	return nil
+}
+
+// Grow implements mount.System's.
+func (m *Machine) Grow(_ context.Context, device, target, fs string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d, at := m.devices[device], m.at(target)
+	if at == nil || at.Device != device || at.ReadOnly || d.Holds != fs {
+		return fmt.Errorf("%w: grow %s on %s at %s", mount.ErrCommand, fs, device, target)
+	}
+	d.Grown++
 	return nil
 }
 

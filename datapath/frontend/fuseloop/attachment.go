@@ -34,6 +34,7 @@ type Attachment struct {
 	lg    *zap.Logger
 	gate  *gate
 	loop  loopDevice // set when ready is closed without error
+	fuse  *fuse.Server
 
 	ready  chan struct{} // closed when setUp is over
 	busy   chan struct{} // holds a token while a Detach is at work
@@ -102,6 +103,7 @@ func (a *Attachment) setUp(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("fuseloop: mount %s: %w", a.mount, err)
 	}
+	a.fuse = server
 	go func() {
 		server.Serve()
 		a.end(ErrLost)
@@ -135,6 +137,41 @@ func (a *Attachment) setUp(ctx context.Context) (err error) {
 
 // Path implements frontend.Attachment.
 func (a *Attachment) Path() string { return a.loop.path }
+
+// Resize implements frontend.Attachment. A file system that is mounted on the device can be grown then.
+func (a *Attachment) Resize(ctx context.Context) error {
+	select {
+	case <-a.done:
+		return fmt.Errorf("resize %s: %w", a.id, ErrClosed)
+	case <-a.ready:
+	case <-ctx.Done():
+		return fmt.Errorf("resize %s: %w", a.id, ctx.Err())
+	}
+	result := make(chan error, 1)
+	go func() { result <- a.resize() }() // it can hang as long as the device does
+	select {
+	case err := <-result:
+		if err != nil {
+			return fmt.Errorf("resize %s: %w", a.id, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("resize %s: %w", a.id, ctx.Err())
+	}
+}
+
+// resize has the kernel ask for the size of the file anew, and then the loop driver.
+func (a *Attachment) resize() error {
+	if s := a.fuse.InodeNotify(fileNode, -1, 0); !s.Ok() && s != fuse.ENOENT {
+		return fmt.Errorf("fuseloop: tell the kernel of the new size: %v", s)
+	}
+	file := filepath.Join(a.mount, fileName)
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return fmt.Errorf("fuseloop: look at %s: %w", file, err)
+	}
+	return a.loop.resize(a.gate.Info().Size)
+}
 
 // Done implements frontend.Attachment.
 func (a *Attachment) Done() <-chan struct{} { return a.done }

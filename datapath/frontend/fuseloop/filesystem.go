@@ -23,7 +23,7 @@ const (
 	maxWrite = block.MaxIO
 	// loopDepth is how many requests a loop device sends at a time.
 	loopDepth = 128
-	// forever is how long the kernel may keep what it knows about the file: nothing of it ever changes.
+	// forever is how long the kernel may keep what it knows about the file: of a new size it is told.
 	forever = 1000 * time.Hour
 )
 
@@ -31,7 +31,6 @@ const (
 type fileSystem struct {
 	fuse.RawFileSystem
 	dev      block.Device
-	size     int64 // bytes
 	released func()
 
 	edges sync.Mutex // held over the read and the write of a block that is written in part
@@ -41,10 +40,12 @@ func newFileSystem(a *Attachment) *fileSystem {
 	return &fileSystem{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		dev:           a.gate,
-		size:          a.gate.Info().Size,
 		released:      a.released,
 	}
 }
+
+// size is that of the device now, bytes.
+func (s *fileSystem) size() int64 { return s.dev.Info().Size }
 
 // String implements fuse.RawFileSystem.
 func (s *fileSystem) String() string { return fsType }
@@ -56,7 +57,7 @@ func (s *fileSystem) attr(node uint64, out *fuse.Attr) fuse.Status {
 	case fileNode:
 		*out = fuse.Attr{
 			Ino: fileNode, Mode: unix.S_IFREG | 0o600, Nlink: 1,
-			Size: uint64(s.size), Blocks: uint64(s.size / 512), Blksize: loopBlock,
+			Size: uint64(s.size()), Blocks: uint64(s.size() / 512), Blksize: loopBlock,
 		}
 	default:
 		return fuse.ENOENT
@@ -97,14 +98,14 @@ func (s *fileSystem) Release(<-chan struct{}, *fuse.ReleaseIn) { go s.released()
 // the granularity of discards.
 func (s *fileSystem) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	out.Bsize, out.Frsize, out.NameLen = loopBlock, loopBlock, 255
-	out.Blocks = uint64(s.size / loopBlock)
+	out.Blocks = uint64(s.size() / loopBlock)
 	return fuse.OK
 }
 
 // Read implements fuse.RawFileSystem.
 func (s *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, p []byte) (fuse.ReadResult, fuse.Status) {
 	off := int64(in.Offset)
-	n := min(int64(len(p)), s.size-off)
+	n := min(int64(len(p)), s.size()-off)
 	if n <= 0 {
 		return fuse.ReadResultData(nil), fuse.OK
 	}

@@ -188,6 +188,25 @@ func (l loopDevice) abandon() error {
 	return nil
 }
 
+// resize makes the device as large as its file, which has size bytes at least.
+func (l loopDevice) resize(size int64) error {
+	fd, err := openRetry(l.path, unix.O_RDONLY)
+	if err != nil {
+		return fmt.Errorf("fuseloop: open %s: %w", l.path, err)
+	}
+	err = unix.IoctlSetInt(fd, unix.LOOP_SET_CAPACITY, 0)
+	if err == nil {
+		var now int64
+		if now, err = unix.Seek(fd, 0, unix.SEEK_END); err == nil && now < size {
+			err = fmt.Errorf("it has %d bytes, not %d", now, size)
+		}
+	}
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return fmt.Errorf("fuseloop: %s does not take the new size, detach the volume and attach it again: %w", l.path, err)
+	}
+	return nil
+}
+
 // holders names the devices that are built on this one, for the message.
 func (l loopDevice) holders() string {
 	entries, err := os.ReadDir("/sys/block/" + strings.TrimPrefix(l.path, "/dev/") + "/holders")

@@ -126,6 +126,9 @@ func (e *export) Detach(ctx context.Context) error {
 	}
 }
 
+// Resize implements frontend.Attachment. A client learns the size when it connects: requests of one that is connected go up to the old end.
+func (e *export) Resize(context.Context) error { return nil }
+
 // Kill implements frontend.Attachment.
 func (e *export) Kill() {
 	e.end(ErrKilled)

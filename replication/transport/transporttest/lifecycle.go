@@ -266,8 +266,8 @@ func testControl(t *testing.T, open Open) {
 		Boot: replication.BootID(id()), Instance: id(), Lossy: true, LogLost: true, Crowded: true, Active: []uint32{0, 7, 1<<32 - 1},
 		Applied: replication.Position{Term: 1<<64 - 2, Seq: 1<<63 + 1},
 	}
-	prepare := replication.PrepareRequest{Volume: volume, Replica: replica, Term: 8, Missing: []replication.ReplicaID{other, replica}, MarkAll: []replication.ReplicaID{other}}
-	prepared := replication.PrepareResult{Status: replication.StatusState, Term: 9}
+	prepare := replication.PrepareRequest{Volume: volume, Replica: replica, Term: 8, Missing: []replication.ReplicaID{other, replica}, MarkAll: []replication.ReplicaID{other}, Size: 1 << 50}
+	prepared := replication.PrepareResult{Status: replication.StatusState, Term: 9, Size: 1 << 49}
 	commit := replication.CommitRequest{Volume: volume, Replica: replica, Term: 10, Incarnation: id(), Settled: true, Config: &replication.Config{
 		Version: 1, Volume: volume, Epoch: 11, Gen: 1<<64 - 1, Phase: replication.PhaseActive,
 		Coord: &replication.Coord{Node: "n", Domain: "d", AttachID: replication.AttachID(id()), Term: 10},
