@@ -20,6 +20,7 @@ const (
 	changeDetach                          // ACTIVE → DETACHED
 	changePolicy                          // another protection
 	changeHandover                        // ACTIVE → RECOVERING, under another coordinator
+	changeSnapshot                        // none: replicas take a snapshot
 )
 
 // changeStep is how far a change has come.
@@ -36,6 +37,7 @@ const (
 	stepConnect                   // open its session
 	stepFlush                     // detach, handover: everything stable
 	stepSettle                    // handover: everybody knows it
+	stepCut                       // snapshot: the replicas take it
 )
 
 // change is the one configuration change under way.
@@ -151,6 +153,9 @@ func (c *Coordinator) nextChange() bool {
 	if c.handTo != nil {
 		return c.beginHandover()
 	}
+	if c.snap != nil && c.beginSnapshot() {
+		return true
+	}
 	return c.advanceJoin()
 }
 
@@ -183,6 +188,8 @@ func (c *Coordinator) advanceChange() bool {
 		return c.advancePolicy(ch)
 	case changeHandover:
 		return c.advanceHandover(ch)
+	case changeSnapshot:
+		return c.advanceSnapshot(ch)
 	case changeElect, changeActivate:
 	}
 	return false
@@ -327,7 +334,7 @@ func (c *Coordinator) changed(ch *change) {
 		c.policyChanged(ch)
 	case changeHandover:
 		c.handedOver()
-	case changeRestore:
+	case changeRestore, changeSnapshot:
 	}
 }
 
@@ -395,7 +402,7 @@ func (c *Coordinator) notSent(ch *change, out Outcome) {
 		c.endPolicy(fmt.Errorf("%w: %s", ErrNotChanged, out))
 	case changeHandover:
 		c.keep(fmt.Errorf("%w: %s", errNotHandedOver, out))
-	case changeRestore:
+	case changeRestore, changeSnapshot:
 	}
 }
 

@@ -31,6 +31,7 @@ const (
 	EventKept                                // a handover came to nothing for Err: it is served here as before
 	EventGroupLate                           // the other volumes of the group were waited for too long
 	EventHeld                                // a cut holds the volume, and nothing is in flight
+	EventSnapshot                            // the end of the taking of Snapshot: Holders have it, or, with Err, it does not count
 )
 
 // Event is a state transition, for logs and metrics; never needed for correctness.
@@ -44,6 +45,9 @@ type Event struct {
 	Reason  string
 	ID      uint64
 	Err     error
+
+	Snapshot replication.SnapshotID
+	Holders  []replication.ReplicaID
 }
 
 // Stall is why a volume does not proceed, for machines (G7).
@@ -60,6 +64,7 @@ const (
 	StallProtection   Stall = "PROTECTION"         // what the volume's protection asks for is not in sync
 	StallResyncStart  Stall = "RESYNC_START"       // a short pause at the start of a resync
 	StallDetaching    Stall = "DETACHING"
+	StallSnapshot     Stall = "SNAPSHOT" // a short pause while the replicas take a snapshot
 	StallHandover     Stall = "HANDOVER" // a short pause while another node takes over by plan
 	StallNotAttached  Stall = "NOT_ATTACHED"
 	StallConfigChange Stall = "CONFIG_CHANGE" // a change of the in-sync set is on its way

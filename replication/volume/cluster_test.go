@@ -105,6 +105,8 @@ type testStorage struct {
 	stored Stored
 	fail   error // of Persist
 	noSums error
+	noCut  error // answer to every snapshot, if not nil
+	snaps  map[replication.SnapshotID][]byte
 
 	crowded atomic.Bool
 	looks   atomic.Int64 // calls of Crowded
@@ -175,6 +177,24 @@ func (s *testStorage) CloseClean(rest core.Rest) error {
 	defer s.mu.Unlock()
 	s.keepLocked(rest.Maps)
 	s.stored.Active = slices.DeleteFunc(slices.Clone(s.stored.Active), func(g uint32) bool { return slices.Contains(rest.Retire, g) })
+	return nil
+}
+
+// CutSnapshot implements Storage. Nothing may be in flight: the memory is as it was before when it has been read.
+func (s *testStorage) CutSnapshot(id replication.SnapshotID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.noCut != nil {
+		return s.noCut
+	}
+	p := make([]byte, s.Info().Size)
+	if err := block.ReadAt(s, p, 0); err != nil {
+		return err
+	}
+	if s.snaps == nil {
+		s.snaps = map[replication.SnapshotID][]byte{}
+	}
+	s.snaps[id] = p
 	return nil
 }
 

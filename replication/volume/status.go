@@ -59,6 +59,7 @@ func (v *Volume) observe(events []core.Event) {
 		v.log(&events[i])
 		v.observeVerify(&events[i])
 		v.observePolicy(&events[i])
+		v.observeSnapshot(&events[i])
 	}
 	v.observeGroup(events)
 	stall := v.core.Stall()
@@ -190,6 +191,12 @@ func (v *Volume) log(e *core.Event) {
 	case core.EventPolicy:
 		p := v.core.Config().Policy()
 		v.lg.Info("change of the protection ended", epoch, zap.String("protection", string(p.Protection)), zap.Int("in-sync-needed", p.InSync), zap.Error(e.Err))
+	case core.EventSnapshot:
+		if e.Err != nil {
+			v.lg.Warn("no snapshot taken", epoch, zap.Stringer("snapshot-id", e.Snapshot), zap.Error(e.Err))
+			return
+		}
+		v.lg.Info("snapshot taken", epoch, zap.Stringer("snapshot-id", e.Snapshot), zap.Int("replicas", len(e.Holders)))
 	case core.EventResyncProgress, core.EventHeld:
 	}
 }

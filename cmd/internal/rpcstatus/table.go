@@ -110,6 +110,10 @@ var table = []row{
 
 	// replication
 	{"replication.ErrVolumeNotFound", replication.ErrVolumeNotFound, codes.NotFound, hintSeeVolume},
+	{"replication.ErrSnapshotUnsupported", replication.ErrSnapshotUnsupported, codes.FailedPrecondition, "snapshots need every in-sync replica in a pool on XFS with reflink (mkfs.xfs -m reflink=1)"},
+	{"replication.ErrTooManySnapshots", replication.ErrTooManySnapshots, codes.ResourceExhausted, "delete snapshots of the volume"},
+	{"replication.ErrSnapshotExists", replication.ErrSnapshotExists, codes.Internal, hintBug},
+	{"replication.ErrNotCut", replication.ErrNotCut, codes.Aborted, "nothing was taken and writes go on: try again when \"tandemctl volume inspect\" shows no stall"},
 	{"replication.ErrGroupMixed", replication.ErrGroupMixed, codes.FailedPrecondition, "wait until all volumes of the group are in sync, see \"tandemctl group inspect\""},
 	{"replication.ErrGroupManual", replication.ErrGroupManual, codes.FailedPrecondition, ""},
 	{"replication.ErrBadPolicy", replication.ErrBadPolicy, codes.InvalidArgument, ""},
