@@ -437,6 +437,8 @@ type Volume struct {
 	ManualFailover    bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"`          // it is attached elsewhere by people only, not by an automatic failover
 	Publication       *Publication           `protobuf:"bytes,40,opt,name=publication,proto3" json:"publication,omitempty"`                                       // unset if there is none
 	Content           Content                `protobuf:"varint,41,opt,name=content,proto3,enum=tandem.volume.v1.Content" json:"content,omitempty"`
+	FromSnapshot      string                 `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"` // id of the snapshot that it began with, which may be gone; "" = none, or it is a clone
+	FromVolume        string                 `protobuf:"bytes,51,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"`       // id of the volume that it is a clone of, which may be gone; "" = none
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -637,6 +639,20 @@ func (x *Volume) GetContent() Content {
 		return x.Content
 	}
 	return Content_CONTENT_UNSPECIFIED
+}
+
+func (x *Volume) GetFromSnapshot() string {
+	if x != nil {
+		return x.FromSnapshot
+	}
+	return ""
+}
+
+func (x *Volume) GetFromVolume() string {
+	if x != nil {
+		return x.FromVolume
+	}
+	return ""
 }
 
 // Publication is the promise of the volume to one node, for an orchestrator's consumers.
@@ -1207,8 +1223,12 @@ type CreateVolumeRequest struct {
 	Actor          string                 `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`     // "" = the caller's certificate name
 	Needs          *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`
 	ManualFailover bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"` // it is attached elsewhere by people only, not by an automatic failover
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Begin with what a snapshot has, by its id or name. The replicas are made where it is held, without copying: size_bytes is its size or 0, replicas at most as many
+	// as hold it, 0 = all. Such a volume is never BLANK. FAILED_PRECONDITION: too few hold it in the domains that were asked for.
+	FromSnapshot  string `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
+	FromVolume    string `protobuf:"bytes,51,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"` // clone: of a volume as it is now, by a snapshot that is deleted again; not with from_snapshot
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -1309,6 +1329,20 @@ func (x *CreateVolumeRequest) GetManualFailover() bool {
 		return x.ManualFailover
 	}
 	return false
+}
+
+func (x *CreateVolumeRequest) GetFromSnapshot() string {
+	if x != nil {
+		return x.FromSnapshot
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetFromVolume() string {
+	if x != nil {
+		return x.FromVolume
+	}
+	return ""
 }
 
 type CreateVolumeResponse struct {
@@ -4719,7 +4753,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05Needs\x12\x17\n" +
 	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
-	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\x9e\b\n" +
+	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\xe4\b\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -4750,7 +4784,10 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\vunprotected\x18\x19 \x01(\bR\vunprotected\x12'\n" +
 	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x12?\n" +
 	"\vpublication\x18( \x01(\v2\x1d.tandem.volume.v1.PublicationR\vpublication\x123\n" +
-	"\acontent\x18) \x01(\x0e2\x19.tandem.volume.v1.ContentR\acontent\x1a9\n" +
+	"\acontent\x18) \x01(\x0e2\x19.tandem.volume.v1.ContentR\acontent\x12#\n" +
+	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
+	"\vfrom_volume\x183 \x01(\tR\n" +
+	"fromVolume\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +
@@ -4813,7 +4850,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
 	"\asuspect\x18\x0f \x01(\bR\asuspect\x12!\n" +
 	"\fresync_waits\x18\x10 \x01(\bR\vresyncWaits\x120\n" +
-	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\xc8\x03\n" +
+	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\x8e\x04\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -4827,7 +4864,10 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
 	"\x05actor\x18\b \x01(\tR\x05actor\x12-\n" +
 	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12'\n" +
-	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x1a9\n" +
+	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x12#\n" +
+	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
+	"\vfrom_volume\x183 \x01(\tR\n" +
+	"fromVolume\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +

@@ -106,6 +106,11 @@ var table = []row{
 	{"volume.ErrPublishedOtherwise", volume.ErrPublishedOtherwise, codes.AlreadyExists, "unpublish it first"},
 	{"volume.ErrPublished", volume.ErrPublished, codes.FailedPrecondition, "it is unpublished there first, by whoever published it"},
 	{"volume.ErrNotBlank", volume.ErrNotBlank, codes.FailedPrecondition, "make the file system by hand if nothing on it is wanted"},
+	{"volume.ErrSnapshotNotFound", volume.ErrSnapshotNotFound, codes.NotFound, "see \"tandemctl volume snapshot list\""},
+	{"volume.ErrSnapshotExists", volume.ErrSnapshotExists, codes.AlreadyExists, "choose another name"},
+	{"volume.ErrSnapshotSize", volume.ErrSnapshotSize, codes.OutOfRange, ""},
+	{"volume.ErrTooManySnapshots", volume.ErrTooManySnapshots, codes.ResourceExhausted, ""},
+	{"volume.ErrHasSnapshots", volume.ErrHasSnapshots, codes.FailedPrecondition, ""},
 	{"volume.ErrNotCut", volume.ErrNotCut, codes.Aborted, "nothing was cut and writes go on: try again, or allow a longer --hold"},
 
 	// replication
