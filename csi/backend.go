@@ -9,7 +9,7 @@ import (
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
-// Backend is what the driver needs of the daemon: parts of its services Volumes and Cluster, whose status codes it passes on.
+// Backend is what the driver needs of the daemon: parts of its services Volumes, Snapshots and Cluster, whose status codes it passes on.
 type Backend interface {
 	CreateVolume(context.Context, *volumepb.CreateVolumeRequest, ...grpc.CallOption) (*volumepb.CreateVolumeResponse, error)
 	InspectVolume(context.Context, *volumepb.InspectVolumeRequest, ...grpc.CallOption) (*volumepb.InspectVolumeResponse, error)
@@ -23,12 +23,17 @@ type Backend interface {
 	AttachVolume(context.Context, *volumepb.AttachVolumeRequest, ...grpc.CallOption) (*volumepb.AttachVolumeResponse, error)
 	FinishFormat(context.Context, *volumepb.FinishFormatRequest, ...grpc.CallOption) (*volumepb.FinishFormatResponse, error)
 	DetachVolume(context.Context, *volumepb.DetachVolumeRequest, ...grpc.CallOption) (*volumepb.DetachVolumeResponse, error)
+	CreateSnapshot(context.Context, *volumepb.CreateSnapshotRequest, ...grpc.CallOption) (*volumepb.CreateSnapshotResponse, error)
+	ListSnapshots(context.Context, *volumepb.ListSnapshotsRequest, ...grpc.CallOption) (*volumepb.ListSnapshotsResponse, error)
+	GetSnapshot(context.Context, *volumepb.GetSnapshotRequest, ...grpc.CallOption) (*volumepb.GetSnapshotResponse, error)
+	DeleteSnapshot(context.Context, *volumepb.DeleteSnapshotRequest, ...grpc.CallOption) (*volumepb.DeleteSnapshotResponse, error)
 	GetStatus(context.Context, *clusterdomainpb.GetStatusRequest, ...grpc.CallOption) (*clusterdomainpb.GetStatusResponse, error)
 }
 
 // Client is a Backend over a connection to a daemon.
 type Client struct {
 	volumepb.VolumesClient
+	volumepb.SnapshotsClient
 	clusterdomainpb.ClusterClient
 }
 
@@ -36,5 +41,5 @@ var _ Backend = Client{}
 
 // NewClient returns the Backend behind cc.
 func NewClient(cc grpc.ClientConnInterface) Client {
-	return Client{volumepb.NewVolumesClient(cc), clusterdomainpb.NewClusterClient(cc)}
+	return Client{volumepb.NewVolumesClient(cc), volumepb.NewSnapshotsClient(cc), clusterdomainpb.NewClusterClient(cc)}
 }

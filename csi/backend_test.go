@@ -21,6 +21,7 @@ import (
 type cluster struct {
 	mu       sync.Mutex
 	volumes  map[string]*volumepb.Volume // by id
+	snaps    map[string]*volumepb.Snapshot
 	machine  *mounttest.Machine
 	attaches int
 	made     int
@@ -32,7 +33,7 @@ type cluster struct {
 var _ Backend = (*cluster)(nil)
 
 func newCluster() *cluster {
-	return &cluster{volumes: map[string]*volumepb.Volume{}, machine: &mounttest.Machine{}}
+	return &cluster{volumes: map[string]*volumepb.Volume{}, snaps: map[string]*volumepb.Snapshot{}, machine: &mounttest.Machine{}}
 }
 
 func (c *cluster) find(ref string) (*volumepb.Volume, error) {
@@ -77,6 +78,9 @@ func (c *cluster) CreateVolume(_ context.Context, r *volumepb.CreateVolumeReques
 	}
 	for _, d := range domains {
 		v.Replicas = append(v.Replicas, &volumepb.Replica{Node: "node-" + d, Domain: d, InSync: true})
+	}
+	if v.FromSnapshot, v.FromVolume = r.FromSnapshot, r.FromVolume; r.FromSnapshot != "" || r.FromVolume != "" {
+		v.Content = volumepb.Content_CONTENT_WRITTEN
 	}
 	c.volumes[v.Id] = v
 	return &volumepb.CreateVolumeResponse{Volume: proto.CloneOf(v)}, nil
@@ -142,8 +146,67 @@ func (c *cluster) ResizeVolume(_ context.Context, r *volumepb.ResizeVolumeReques
 func (c *cluster) DeleteVolume(_ context.Context, r *volumepb.DeleteVolumeRequest, _ ...grpc.CallOption) (*volumepb.DeleteVolumeResponse, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, s := range c.snaps {
+		if s.VolumeId == r.Volume {
+			return nil, status.Error(codes.FailedPrecondition, "it has snapshots")
+		}
+	}
 	delete(c.volumes, r.Volume)
 	return &volumepb.DeleteVolumeResponse{}, nil
+}
+
+func (c *cluster) CreateSnapshot(_ context.Context, r *volumepb.CreateSnapshotRequest, _ ...grpc.CallOption) (*volumepb.CreateSnapshotResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range c.snaps {
+		switch {
+		case s.Name != r.Name:
+		case s.VolumeId != v.Id:
+			return nil, status.Error(codes.AlreadyExists, "of another volume")
+		default:
+			return &volumepb.CreateSnapshotResponse{Snapshot: proto.CloneOf(s)}, nil
+		}
+	}
+	c.made++
+	s := &volumepb.Snapshot{
+		Id: fmt.Sprintf("%08x-0000-4000-8000-%012x", c.made, 8), Name: r.Name, VolumeId: v.Id, VolumeName: v.Name, SizeBytes: v.SizeBytes,
+		CreatedUnixMs: 1_760_000_000_001, State: volumepb.SnapshotState_SNAPSHOT_STATE_READY,
+	}
+	for _, m := range v.Replicas {
+		s.Holders = append(s.Holders, &volumepb.SnapshotHolder{Node: m.Node, Domain: m.Domain})
+	}
+	c.snaps[s.Id] = s
+	return &volumepb.CreateSnapshotResponse{Snapshot: proto.CloneOf(s)}, nil
+}
+
+func (c *cluster) ListSnapshots(context.Context, *volumepb.ListSnapshotsRequest, ...grpc.CallOption) (*volumepb.ListSnapshotsResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	resp := &volumepb.ListSnapshotsResponse{}
+	for _, s := range c.snaps {
+		resp.Snapshots = append(resp.Snapshots, proto.CloneOf(s))
+	}
+	return resp, nil
+}
+
+func (c *cluster) GetSnapshot(_ context.Context, r *volumepb.GetSnapshotRequest, _ ...grpc.CallOption) (*volumepb.GetSnapshotResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.snaps[r.Snapshot]; s != nil {
+		return &volumepb.GetSnapshotResponse{Snapshot: proto.CloneOf(s)}, nil
+	}
+	return nil, status.Error(codes.NotFound, "no such snapshot")
+}
+
+func (c *cluster) DeleteSnapshot(_ context.Context, r *volumepb.DeleteSnapshotRequest, _ ...grpc.CallOption) (*volumepb.DeleteSnapshotResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.snaps, r.Snapshot)
+	return &volumepb.DeleteSnapshotResponse{}, nil
 }
 
 func (c *cluster) PublishVolume(_ context.Context, r *volumepb.PublishVolumeRequest, _ ...grpc.CallOption) (*volumepb.PublishVolumeResponse, error) {

@@ -37,6 +37,10 @@ func (d *Driver) ControllerGetCapabilities(context.Context, *spec.ControllerGetC
 		spec.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		spec.ControllerServiceCapability_RPC_MODIFY_VOLUME,
 		spec.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		spec.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		spec.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
+		spec.ControllerServiceCapability_RPC_GET_SNAPSHOT,
+		spec.ControllerServiceCapability_RPC_CLONE_VOLUME,
 	} {
 		resp.Capabilities = append(resp.Capabilities, &spec.ControllerServiceCapability{
 			Type: &spec.ControllerServiceCapability_Rpc{Rpc: &spec.ControllerServiceCapability_RPC{Type: t}},
@@ -81,9 +85,6 @@ func (d *Driver) CreateVolume(ctx context.Context, r *spec.CreateVolumeRequest) 
 	if err != nil {
 		return nil, err
 	}
-	if r.GetVolumeContentSource() != nil {
-		return nil, invalid("volume_content_source: volumes are made empty")
-	}
 	want := &volumepb.CreateVolumeRequest{Name: volumeName(r.GetName()), ManualFailover: true, Actor: actor}
 	if err := apply(want, r.GetParameters(), false); err != nil {
 		return nil, err
@@ -99,6 +100,11 @@ func (d *Driver) CreateVolume(ctx context.Context, r *spec.CreateVolumeRequest) 
 		return nil, err
 	}
 	defer leave()
+	if r.GetVolumeContentSource() != nil {
+		if err := d.fill(ctx, want, r); err != nil {
+			return nil, err
+		}
+	}
 	v, err := d.existing(ctx, want, r)
 	if err != nil {
 		return nil, err
@@ -108,7 +114,9 @@ func (d *Driver) CreateVolume(ctx context.Context, r *spec.CreateVolumeRequest) 
 			return nil, err
 		}
 	}
-	return &spec.CreateVolumeResponse{Volume: volumeOf(v, volumeContext(r.GetParameters()))}, nil
+	sv := volumeOf(v, volumeContext(r.GetParameters()))
+	sv.ContentSource = r.GetVolumeContentSource()
+	return &spec.CreateVolumeResponse{Volume: sv}, nil
 }
 
 // existing returns the volume of that name, nil if there is none. ALREADY_EXISTS: it is not what is asked for.
@@ -134,6 +142,8 @@ func (d *Driver) existing(ctx context.Context, want *volumepb.CreateVolumeReques
 		return nil, nil // it is waited for
 	case n < cr.GetRequiredBytes() || cr.GetLimitBytes() > 0 && n > cr.GetLimitBytes():
 		return nil, other("size")
+	case v.GetFromSnapshot() != want.FromSnapshot || v.GetFromVolume() != want.FromVolume:
+		return nil, other("source")
 	case want.Replicas > 0 && v.GetReplicasWanted() != want.Replicas:
 		return nil, other("number of replicas")
 	case v.GetProtection() != protection:
@@ -166,8 +176,10 @@ func (d *Driver) create(ctx context.Context, want *volumepb.CreateVolumeRequest,
 	if err != nil {
 		return nil, err
 	}
-	if err := place(want, s, top); err != nil {
-		return nil, err
+	if want.FromSnapshot == "" && want.FromVolume == "" { // its place is that of the source, see fill
+		if err := place(want, s, top); err != nil {
+			return nil, err
+		}
 	}
 	resp, err := d.o.Backend.CreateVolume(ctx, want)
 	if err != nil {

@@ -189,6 +189,9 @@ func (d *Driver) stage(ctx context.Context, v *volumepb.Volume, path string, u u
 	if u.readOnly {
 		options = append(options, "ro")
 	}
+	if copied := v.GetFromSnapshot() != "" || v.GetFromVolume() != ""; copied && u.fs == "xfs" {
+		options = append(options, "nouuid") // the one that it was made from has the same, and may be mounted on this node
+	}
 	if err := d.o.Mounter.Mount(ctx, device, path, u.fs, options); err != nil {
 		return err
 	}

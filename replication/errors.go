@@ -19,4 +19,10 @@ var (
 	ErrBusy            = errors.New("replication: volume is attached elsewhere")
 	ErrNoRoom          = errors.New("replication: the pool of a replica has no room for the larger size")
 	ErrClosed          = errors.New("replication: volume is closed")
+
+	ErrNotCut = errors.New("replication: no snapshot was taken")
+	// ErrSnapshotUnsupported: a replica lies on a file system that cannot share blocks between files, or is served by a version that knows no snapshots.
+	ErrSnapshotUnsupported = errors.New("replication: a replica cannot take snapshots")
+	ErrTooManySnapshots    = errors.New("replication: a replica has as many snapshots as it can have; delete one")
+	ErrSnapshotExists      = errors.New("replication: the replica has a snapshot of that number")
 )

@@ -31,6 +31,7 @@ const (
 	MsgGrant       MessageType = 24 // R→C grants it; Offset as in the request, Length is for how many milliseconds
 	MsgExamine     MessageType = 25 // C→R asks what is stored, sector by sector
 	MsgFindings    MessageType = 26 // R→C body: FindingLen bytes for each sector
+	MsgSnapCut     MessageType = 27 // C→R takes a snapshot; offset: the volume's size; body: its SnapshotID
 )
 
 func (t MessageType) String() string {
@@ -73,6 +74,8 @@ func (t MessageType) String() string {
 		return "examine"
 	case MsgFindings:
 		return "findings"
+	case MsgSnapCut:
+		return "snap-cut"
 	default:
 		return fmt.Sprintf("type(%d)", uint8(t))
 	}
@@ -110,10 +113,12 @@ const (
 	StatusState        Status = 9 // the replica is in a state that cannot serve this
 	StatusInvalid      Status = 10
 	StatusDomain       Status = 11 // the sender's cluster domain is fenced
+	StatusUnsupported  Status = 12 // of a snapshot: the replica's pool cannot
+	StatusLimit        Status = 13 // of a snapshot: the replica has as many as it can have
 )
 
 func (s Status) String() string {
-	names := [...]string{"ok", "fenced", "epoch", "crc", "io", "no-space", "shutting-down", "version", "not-found", "state", "invalid", "domain"}
+	names := [...]string{"ok", "fenced", "epoch", "crc", "io", "no-space", "shutting-down", "version", "not-found", "state", "invalid", "domain", "unsupported", "limit"}
 	if int(s) < len(names) {
 		return names[s]
 	}
@@ -176,4 +181,6 @@ type HelloAck struct {
 	Boot     BootID // of the replica's node
 	Instance UUID   // of the replica's process: a change means that its memory is lost
 	Credit   uint32 // payload bytes that may be on the way to the replica, in all
+
+	Snapshots bool // MsgSnapCut may be sent: both ends know it. Not in the body, but agreed on
 }

@@ -16,6 +16,8 @@ type (
 	ReplicaID UUID // one copy of a volume on one pool; a replica made anew has a new id
 	AttachID  UUID // one showing of a volume to one consumer; it never comes back once it ended
 	BootID    UUID // one boot of a node's kernel: unsynced data do not survive its change
+
+	SnapshotID UUID // one attempt to take a snapshot of one volume; an attempt that failed leaves it used
 )
 
 // NodeID is the name of a node, unique in the cluster.
@@ -93,6 +95,8 @@ func (r ReplicaID) String() string { return UUID(r).String() }
 func (a AttachID) String() string  { return UUID(a).String() }
 func (b BootID) String() string    { return UUID(b).String() }
 
+func (s SnapshotID) String() string { return UUID(s).String() }
+
 // MarshalText and UnmarshalText make the identifiers readable in JSON and usable as map keys there.
 func (v VolumeID) MarshalText() ([]byte, error)   { return UUID(v).MarshalText() }
 func (v *VolumeID) UnmarshalText(b []byte) error  { return (*UUID)(v).UnmarshalText(b) }
@@ -103,8 +107,17 @@ func (a *AttachID) UnmarshalText(b []byte) error  { return (*UUID)(a).UnmarshalT
 func (b BootID) MarshalText() ([]byte, error)     { return UUID(b).MarshalText() }
 func (b *BootID) UnmarshalText(t []byte) error    { return (*UUID)(b).UnmarshalText(t) }
 
+func (s SnapshotID) MarshalText() ([]byte, error)  { return UUID(s).MarshalText() }
+func (s *SnapshotID) UnmarshalText(b []byte) error { return (*UUID)(s).UnmarshalText(b) }
+
 // ParseVolumeID is the inverse of VolumeID.String.
 func ParseVolumeID(s string) (VolumeID, error) {
 	u, err := ParseUUID(s)
 	return VolumeID(u), err
+}
+
+// ParseSnapshotID is the inverse of SnapshotID.String.
+func ParseSnapshotID(s string) (SnapshotID, error) {
+	u, err := ParseUUID(s)
+	return SnapshotID(u), err
 }

@@ -131,7 +131,13 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	case !errors.Is(err, replication.ErrVolumeNotFound):
 		return nil, err
 	}
-	placed, err := place(c.cluster.View(), r)
+	var placed []Placement
+	var source *kvdb.KV
+	if r.From == nil {
+		placed, err = place(c.cluster.View(), r)
+	} else {
+		placed, source, err = c.placeFrom(ctx, r)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +160,11 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	if err != nil {
 		return nil, err
 	}
+	begin := []kvdb.Op{blank}
+	guards := []kvdb.Cmp{{Key: c.keys.name(r.Name), Target: kvdb.CmpAbsent}, {Key: c.keys.spec(id), Target: kvdb.CmpAbsent}}
+	if source != nil { // it is what somebody has written, whatever that is: never to be formatted
+		begin, guards = nil, append(guards, unchanged(source.Key, source))
+	}
 	entry, err := c.trail.Stage(ctx, audit.Record{
 		Verb: "volume create", Object: object(id), Outcome: fmt.Sprintf("%s, %d bytes, %d replicas", r.Name, r.Size, len(placed)),
 	})
@@ -161,14 +172,11 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 		return nil, err
 	}
 	t := kvdb.Txn{
-		If: []kvdb.Cmp{
-			{Key: c.keys.name(r.Name), Target: kvdb.CmpAbsent},
-			{Key: c.keys.spec(id), Target: kvdb.CmpAbsent},
-		},
-		Then: []kvdb.Op{
+		If: guards,
+		Then: append([]kvdb.Op{
 			{Kind: kvdb.OpPut, Key: c.keys.name(r.Name), Value: []byte(id.String())},
-			record, blank,
-		},
+			record,
+		}, begin...),
 	}
 	entry.AddTo(&t)
 	res, err := c.store.Txn(ctx, t)
@@ -444,6 +452,7 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: c.keys.spec(id)}, {Kind: kvdb.OpGet, Key: c.keys.config(id)}, {Kind: kvdb.OpGet, Key: inc},
 		{Kind: kvdb.OpGet, Key: c.keys.rollback(id)}, {Kind: kvdb.OpGet, Key: c.keys.grouped(id)},
+		{Kind: kvdb.OpGet, Key: c.keys.snapshotsOf(id)},
 	}})
 	if err != nil {
 		return false, err
@@ -468,6 +477,12 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 	if s.State == Deleting || failure != "" && s.State != Creating {
 		return true, nil
 	}
+	switch ids, err := parseSnapshotsOf(look.Gets[5]); {
+	case err != nil:
+		return false, err
+	case len(ids) > 0:
+		return false, fmt.Errorf("%w: it has %d, see \"tandemctl volume snapshot list\"", ErrHasSnapshots, len(ids))
+	}
 	s.State, s.Failure = Deleting, failure
 	if p := s.Replacing; p != nil {
 		s.Placed, s.Replacing = append(s.Placed, p.New), nil // it may be made by now
@@ -480,7 +495,7 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 		If: []kvdb.Cmp{
 			{Key: c.keys.spec(id), Target: kvdb.CmpMod, Revision: kv.Mod},
 			c.configs.guard(), c.configs.unmarked(id),
-			{Key: c.keys.grouped(id), Target: kvdb.CmpAbsent},
+			{Key: c.keys.grouped(id), Target: kvdb.CmpAbsent}, unchanged(c.keys.snapshotsOf(id), look.Gets[5]),
 		},
 		Then: []kvdb.Op{
 			record,

@@ -40,6 +40,13 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 	v.Verify, v.Damage = verifyPB(live.Verify), damagePB(&live.Damage)
 	v.Unprotected = live.Unprotected
 	v.Content, v.Limits = blankPB(e.Blank), limitsPB(e.limits())
+	switch s := e.From; {
+	case s == nil:
+	case s.Clone:
+		v.FromVolume = s.Volume.String()
+	default:
+		v.FromSnapshot = s.Snapshot.String()
+	}
 	if p := e.Published; p != nil {
 		v.Publication = &volumepb.Publication{Node: string(p.Node), ReadOnly: p.ReadOnly, SinceUnixMs: p.Since.UnixMilli()}
 	}

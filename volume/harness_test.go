@@ -89,15 +89,26 @@ type disks struct {
 	m       map[LocalReplica]int64
 	notes   map[LocalReplica][]byte
 	makeErr error
+	snaps   map[heldSnapshot]bool
+	from    map[LocalReplica]*Source
 	hold    chan struct{} // Make waits for it, if not nil
 }
 
-func newDisks() *disks { return &disks{m: map[LocalReplica]int64{}, notes: map[LocalReplica][]byte{}} }
+func newDisks() *disks {
+	return &disks{m: map[LocalReplica]int64{}, notes: map[LocalReplica][]byte{}, snaps: map[heldSnapshot]bool{}, from: map[LocalReplica]*Source{}}
+}
+
+// heldSnapshot is a snapshot of a replica.
+type heldSnapshot struct {
+	LocalReplica
+	id replication.SnapshotID
+}
 
 func (d *disks) Make(ctx context.Context, s ReplicaSpec) error {
 	d.mu.Lock()
 	hold, err := d.hold, d.makeErr
 	d.m[LocalReplica{s.Volume, s.Replica, s.Pool}] = s.Size // begun, whatever comes
+	d.from[LocalReplica{s.Volume, s.Replica, s.Pool}] = s.From
 	d.mu.Unlock()
 	if hold != nil {
 		select {
@@ -107,6 +118,13 @@ func (d *disks) Make(ctx context.Context, s ReplicaSpec) error {
 		}
 	}
 	return err
+}
+
+func (d *disks) DeleteSnapshot(_ context.Context, r LocalReplica, id replication.SnapshotID) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.snaps, heldSnapshot{r, id})
+	return nil
 }
 
 func (d *disks) Note(l LocalReplica, spec []byte) error {

@@ -31,6 +31,12 @@ func (k keys) blanks() string                          { return k.root + "blank/
 func (k keys) blank(v replication.VolumeID) string     { return k.blanks() + v.String() }
 func (k keys) verified(v replication.VolumeID) string  { return k.root + "verified/" + v.String() }
 
+// Records of snapshots: each with what its replicas have reported below it, the id by name, and the ids of a volume's.
+func (k keys) snapshots() string                         { return k.root + "snapshot/" }
+func (k keys) snapshot(s replication.SnapshotID) string  { return k.snapshots() + s.String() }
+func (k keys) snapshotName(name string) string           { return k.root + "snapname/" + name }
+func (k keys) snapshotsOf(v replication.VolumeID) string { return k.root + "snapof/" + v.String() }
+
 // splitVolume takes a key under volumes apart: the volume's id, and what follows it.
 func (k keys) splitVolume(key string) (replication.VolumeID, string, bool) {
 	id, rest, ok := strings.Cut(strings.TrimPrefix(key, k.volumes()), "/")

@@ -19,8 +19,9 @@ import (
 type ReplicaSpec struct {
 	Volume  replication.VolumeID
 	Replica replication.ReplicaID
-	Pool    string // UUID
-	Size    int64  // bytes
+	Pool    string  // UUID
+	Size    int64   // bytes
+	From    *Source // the snapshot that it begins with, held in the same pool; nil: none
 }
 
 // LocalReplica is a replica found on this node's disks.
@@ -32,11 +33,13 @@ type LocalReplica struct {
 
 // Replicas makes and removes replicas on this node. It is called by one goroutine.
 type Replicas interface {
-	// Make makes an empty replica. When it returns nil the replica is durable, and will be found by List after a
+	// Make makes a replica, empty or with what a snapshot has. When it returns nil the replica is durable, and will be found by List after a
 	// power loss. A replica that exists already, or was begun, is completed.
 	Make(ctx context.Context, s ReplicaSpec) error
 	// Remove ends what uses the replica and removes it for good. One that does not exist, or was removed in part, is no error.
 	Remove(ctx context.Context, v replication.VolumeID, r replication.ReplicaID) error
+	// DeleteSnapshot deletes a snapshot of a replica. One that is not there, nor the replica, is no error.
+	DeleteSnapshot(ctx context.Context, r LocalReplica, id replication.SnapshotID) error
 	// List returns every replica on the node's pools, in part made ones too.
 	List(ctx context.Context) ([]LocalReplica, error)
 	// Note keeps the volume's record beside the replica, durably, for an import (FoundReplica.Spec).
@@ -50,10 +53,11 @@ type ReconcilerOptions struct {
 	// Limits is told the limits in force of all volumes that have any, again with each Reconcile. May be nil.
 	Limits func(map[replication.VolumeID]Limits)
 
-	CreateTimeout time.Duration // after which a volume that is still CREATING is given up; default 2 min
-	OpTimeout     time.Duration // of one Make or Remove; default 1 min
-	Poll          time.Duration // how often the records are read in any case; default 10 s
-	Logger        *zap.Logger
+	CreateTimeout  time.Duration // after which a volume that is still CREATING is given up; default 2 min
+	OpTimeout      time.Duration // of one Make or Remove; default 1 min
+	SnapshotLinger time.Duration // how long a replica may be at a snapshot that was given up; default 1 min
+	Poll           time.Duration // how often the records are read in any case; default 10 s
+	Logger         *zap.Logger
 }
 
 func (o *ReconcilerOptions) ensureDefaults() {
@@ -62,6 +66,9 @@ func (o *ReconcilerOptions) ensureDefaults() {
 	}
 	if o.OpTimeout == 0 {
 		o.OpTimeout = time.Minute
+	}
+	if o.SnapshotLinger == 0 {
+		o.SnapshotLinger = snapshotLinger
 	}
 	if o.Poll == 0 {
 		o.Poll = 10 * time.Second
@@ -79,6 +86,7 @@ type Reconciler struct {
 
 	creating map[replication.VolumeID]time.Time // since when it is seen CREATING
 	bad      map[replication.VolumeID]error     // what could not be read the last time
+	seen     map[seenSnapshot]time.Time         // since when
 	noted    map[LocalReplica]kvdb.Revision     // the record that was noted last beside a replica
 
 	mu struct {
@@ -90,13 +98,14 @@ type Reconciler struct {
 // NewReconciler returns the Reconciler of a node.
 func NewReconciler(c *Catalogue, o ReconcilerOptions) *Reconciler {
 	o.ensureDefaults()
-	return &Reconciler{c: c, o: o, lg: o.Logger, creating: map[replication.VolumeID]time.Time{}, noted: map[LocalReplica]kvdb.Revision{}}
+	return &Reconciler{c: c, o: o, lg: o.Logger, creating: map[replication.VolumeID]time.Time{}, noted: map[LocalReplica]kvdb.Revision{}, seen: map[seenSnapshot]time.Time{}}
 }
 
 // Run reconciles after every change of a volume's records, and every Poll, until ctx ends.
 func (r *Reconciler) Run(ctx context.Context) {
 	changes := clusterdomain.Signal(ctx, r.c.store, r.c.keys.volumes())
 	configs := clusterdomain.Signal(ctx, r.c.store, r.c.keys.configs())
+	snapshots := clusterdomain.Signal(ctx, r.c.store, r.c.keys.snapshots())
 	tick := time.NewTicker(r.o.Poll)
 	defer tick.Stop()
 	for failing := false; ; {
@@ -106,6 +115,10 @@ func (r *Reconciler) Run(ctx context.Context) {
 				return
 			}
 		case _, ok := <-configs:
+			if !ok {
+				return
+			}
+		case _, ok := <-snapshots:
 			if !ok {
 				return
 			}
@@ -167,6 +180,9 @@ func (r *Reconciler) Reconcile(ctx context.Context) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("volume %s (%s): %w", e.Name, id, err))
 		}
+	}
+	if err := r.snapshots(ctx); err != nil {
+		errs = append(errs, err)
 	}
 	for _, kv := range kvs { // last: disks that have failed may take their time
 		if e := es[r.c.keys.specOf(kv.Key)]; e != nil {
@@ -289,7 +305,7 @@ func (r *Reconciler) create(ctx context.Context, e *Entry, mod kvdb.Revision) er
 func (r *Reconciler) make(ctx context.Context, e *Entry, p Placement) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.OpTimeout)
 	defer cancel()
-	return r.o.Replicas.Make(ctx, ReplicaSpec{Volume: e.ID, Replica: p.Replica, Pool: p.Pool, Size: e.Size})
+	return r.o.Replicas.Make(ctx, ReplicaSpec{Volume: e.ID, Replica: p.Replica, Pool: p.Pool, Size: e.Size, From: e.From})
 }
 
 // report says that this node's part for p is done, if the spec is still that of mod.

@@ -94,12 +94,13 @@ type Runtime interface {
 
 // ServerOptions of a Server. All but Logger are required.
 type ServerOptions struct {
-	Node     replication.NodeID
-	Runtime  Runtime
-	Orphans  func() []LocalReplica // on this node
-	Import   *Importer
-	Switcher *Switcher
-	Logger   *zap.Logger
+	Node      replication.NodeID
+	Runtime   Runtime
+	Orphans   func() []LocalReplica // on this node
+	Import    *Importer
+	Switcher  *Switcher
+	Snapshots SnapshotTaker
+	Logger    *zap.Logger
 }
 
 // Server implements the gRPC service Volumes. It returns domain errors; an
@@ -127,7 +128,7 @@ func (s *Server) CreateVolume(ctx context.Context, r *volumepb.CreateVolumeReque
 	if err != nil {
 		return nil, err
 	}
-	e, err := s.c.Create(ctx, Request{
+	e, err := s.create(ctx, r, Request{
 		Name: r.Name, Size: r.SizeBytes, Replicas: int(min(r.Replicas, MaxReplicas+1)), Protection: prot, Labels: r.Labels, Domains: r.Domains,
 		Needs: parseNeeds(r.Needs), Failover: failoverOf(r.ManualFailover), Limits: parseLimits(r.Limits),
 	})
@@ -135,6 +136,24 @@ func (s *Server) CreateVolume(ctx context.Context, r *volumepb.CreateVolumeReque
 		return nil, err
 	}
 	return &volumepb.CreateVolumeResponse{Volume: s.show(ctx, e)}, nil
+}
+
+// create makes the volume, of a snapshot or another volume if r says so.
+func (s *Server) create(ctx context.Context, r *volumepb.CreateVolumeRequest, q Request) (*Entry, error) {
+	switch {
+	case r.FromSnapshot != "" && r.FromVolume != "":
+		return nil, fmt.Errorf("%w: volume %s is to begin with a snapshot and with another volume: give one of them", ErrInvalid, r.Name)
+	case r.FromSnapshot != "":
+		return s.c.Restore(ctx, q, r.FromSnapshot)
+	case r.FromVolume != "":
+		v, err := s.c.Resolve(ctx, r.FromVolume)
+		if err != nil {
+			return nil, fmt.Errorf("clone volume %s: %w", r.FromVolume, err)
+		}
+		return s.c.Clone(ctx, s.o.Snapshots, q, v)
+	default:
+		return s.c.Create(ctx, q)
+	}
 }
 
 // ListVolumes implements Volumes.

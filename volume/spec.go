@@ -52,6 +52,8 @@ type Request struct {
 	// Failover says who attaches it elsewhere when the domain is lost where it is attached; "": FailoverAutomatic.
 	Failover Failover `json:"failover,omitempty"`
 	Limits   Limits   `json:"limits,omitzero"`
+	// From is the snapshot that it begins with, nil: none, and it is blank.
+	From *Source `json:"from,omitempty"`
 }
 
 // Failover is who moves a volume when the domain is lost where it is attached. A fence stops a domain as a whole: a volume that is
@@ -114,6 +116,11 @@ var (
 	// ErrPublishedOtherwise: to the same node, with another promise.
 	ErrPublishedOtherwise = errors.New("volume: published in another way")
 	ErrNotBlank           = errors.New("volume: it may hold data")
+	ErrSnapshotNotFound   = errors.New("volume: no such snapshot")
+	ErrSnapshotExists     = errors.New("volume: a snapshot of this name exists already, and is of another volume")
+	ErrSnapshotSize       = errors.New("volume: a volume has the size of the snapshot that it is made from")
+	ErrTooManySnapshots   = errors.New("volume: as many snapshots as a volume can have; delete one")
+	ErrHasSnapshots       = errors.New("volume: it has snapshots; delete them first")
 )
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
@@ -188,7 +195,7 @@ func (r Request) validate() error {
 
 // equal reports whether r asks for the same volume as o. Both are normalised.
 func (r Request) equal(o Request) bool {
-	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) && r.Failover == o.Failover &&
+	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) && r.Failover == o.Failover && r.From.equal(o.From) &&
 		r.Limits == o.Limits &&
 		maps.Equal(r.Labels, o.Labels) && slices.Equal(r.Domains, o.Domains)
 }

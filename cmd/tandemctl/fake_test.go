@@ -30,6 +30,7 @@ type fakeDaemon struct {
 	domainpb.UnimplementedClusterServer
 	volumepb.UnimplementedVolumesServer
 	volumepb.UnimplementedGroupsServer
+	volumepb.UnimplementedSnapshotsServer
 	auditpb.UnimplementedAuditServer
 	doctorpb.UnimplementedDoctorServer
 
@@ -292,6 +293,7 @@ func newHarness(t *testing.T, f *fakeDaemon) *harness {
 		domainpb.RegisterClusterServer(srv, f)
 		volumepb.RegisterVolumesServer(srv, f)
 		volumepb.RegisterGroupsServer(srv, f)
+		volumepb.RegisterSnapshotsServer(srv, f)
 		auditpb.RegisterAuditServer(srv, f)
 		doctorpb.RegisterDoctorServer(srv, f)
 		done := make(chan error, 1)

@@ -128,6 +128,18 @@ func TestGolden(t *testing.T) {
 			f.err = fmt.Errorf("%w: group db: node a1: volume data was not held to the end", volume.ErrNotCut)
 		}},
 		{name: "group-cut-hold", args: "group cut db --hold 0"},
+		{name: "snapshot-create", args: "volume snapshot create data before-upgrade"},
+		{name: "snapshot-create-no-name", args: "volume snapshot create data"},
+		{name: "snapshot-create-no-reflink", args: "volume snapshot create data s", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: node b1: %w", replication.ErrNotCut, replication.ErrSnapshotUnsupported)
+		}},
+		{name: "snapshot-list", args: "volume snapshot list"},
+		{name: "snapshot-inspect", args: "volume snapshot inspect before-upgrade"},
+		{name: "snapshot-inspect-json", args: "volume snapshot inspect before-upgrade -o json"},
+		{name: "snapshot-inspect-none", args: "volume snapshot inspect s", fake: func(f *fakeDaemon) { f.err = fmt.Errorf("%w: s", volume.ErrSnapshotNotFound) }},
+		{name: "snapshot-delete", args: "volume snapshot delete before-upgrade -y"},
+		{name: "snapshot-restore", args: "volume snapshot restore before-upgrade old"},
+		{name: "volume-clone", args: "volume clone data copy"},
 		{name: "volume-list", args: "volume list"},
 		{name: "volume-list-json", args: "volume list --node a1 -l app=db -o json"},
 		{name: "volume-list-empty", args: "volume list", fake: func(f *fakeDaemon) { f.volumes = nil }},

@@ -330,7 +330,7 @@ func BenchmarkSnapshot(b *testing.B) {
 			}
 			do()
 			for n := range cuts {
-				must(b, r.Cut(snapID(n)))
+				must(b, r.cut(snapID(n)))
 			}
 			do()
 			engine := p.engine

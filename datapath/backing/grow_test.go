@@ -418,7 +418,7 @@ func TestSnapshotsOfOtherSizes(t *testing.T) {
 			}
 		case k < 8:
 			id++
-			must(t, r.Cut(snapID(id)))
+			must(t, r.cut(snapID(id)))
 			cuts = append(cuts, cut{snapID(id), bytes.Clone(head)})
 		case k < 9 && len(cuts) > 0:
 			i := rng.IntN(len(cuts))
@@ -471,7 +471,7 @@ func TestSnapshotFromBeforeSizes(t *testing.T) {
 	r := openTestReplica(t, p)
 	data := randomBytes(1, testChunk)
 	must(t, block.WriteAt(r, data, 0, 0))
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	set := r.snaps.mu.file.Get()
 	set.Records[0].Size = 0
 	must(t, r.snaps.mu.file.Write(set))

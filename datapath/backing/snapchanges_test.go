@@ -34,12 +34,12 @@ func TestChangedBlocks(t *testing.T) {
 	}
 	write(64*k, 128*k)
 	write(testChunk, testChunk)
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	write(68*k, 8*k)
 	write(2*testChunk-4*k, 8*k) // the last block of a chunk, and the first of one that was not there
-	must(t, r.Cut(snapID(2)))
+	must(t, r.cut(snapID(2)))
 	must(t, block.Discard(r, testChunk, 16*k))
-	must(t, r.Cut(snapID(3)))
+	must(t, r.cut(snapID(3)))
 	write(0, 4*k)
 	for round := range 3 {
 		switch round {
@@ -89,7 +89,7 @@ func TestSnapshotFrees(t *testing.T) {
 		return b
 	}
 	must(t, block.WriteAt(r, randomBytes(1, 2*testChunk), 0, 0))
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	if b := frees(1); b != 0 {
 		t.Errorf("a new snapshot frees %d bytes", b)
 	}
@@ -97,7 +97,7 @@ func TestSnapshotFrees(t *testing.T) {
 	if b := frees(1); b != 64<<10+meta.PageSize {
 		t.Errorf("the snapshot frees %d bytes, not what was overwritten and a page of checksums", b)
 	}
-	must(t, r.Cut(snapID(2)))
+	must(t, r.cut(snapID(2)))
 	must(t, block.WriteAt(r, randomBytes(3, 128<<10), 64<<10, 0))
 	if a, b := frees(1), frees(2); a != 64<<10+meta.PageSize || b != meta.PageSize {
 		t.Errorf("the snapshots free %d and %d bytes", a, b) // what was overwritten since is in both

@@ -35,11 +35,11 @@ func newSnapHistory(t testing.TB, p *Pool, chunk int64) (r *Replica, first, seco
 	for n := range int64(4) {
 		write(uint64(n), n, int(chunk))
 	}
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	first = bytes.Clone(head)
 	write(10, 0, 4096)
 	write(11, 1, 8192)
-	must(t, r.Cut(snapID(2)))
+	must(t, r.cut(snapID(2)))
 	second = bytes.Clone(head)
 	write(12, 1, 4096)
 	write(13, 2, 4096)

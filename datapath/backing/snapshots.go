@@ -86,12 +86,13 @@ func (s *snapshots) newSnap(id meta.UUID, size int64) *snap {
 	}
 }
 
-// Cut takes a snapshot: what every write completed before has left. No write, zeroing, discard or flush
+// Cut takes a snapshot of the first size bytes, a multiple of block.SectorSize: what every write completed before has left. A replica may be larger than its
+// volume is yet, and what is behind that has never been written. No write, zeroing, discard or flush
 // may be in flight, and none may be submitted before Cut returns. It flushes, and on nil the snapshot is
 // stable; after a crash during Cut it is there, or not. It costs two writes of a page and copies nothing: from
 // then on a chunk is cloned before its first change. Errors: ErrNoReflink; ErrExists (the snapshot is there,
 // and stays as it is); ErrTooManySnapshots; ErrInvalid; block.ErrNoSpace, with the first snapshot only.
-func (r *Replica) Cut(id meta.UUID) error {
+func (r *Replica) Cut(id meta.UUID, size int64) error {
 	if !r.gate.enter() {
 		return fmt.Errorf("%w: replica %x", block.ErrClosed, r.k.replica)
 	}
@@ -102,6 +103,9 @@ func (r *Replica) Cut(id meta.UUID) error {
 	}
 	if id == (meta.UUID{}) {
 		return fmt.Errorf("%w: snapshot without id", ErrInvalid)
+	}
+	if has := r.Info().Size; size <= 0 || size > has || size%block.SectorSize != 0 {
+		return fmt.Errorf("%w: a snapshot of %d bytes of replica %x, which has %d", ErrInvalid, size, r.k.replica, has)
 	}
 	if err := block.Flush(r); err != nil {
 		return err
@@ -120,11 +124,11 @@ func (r *Replica) Cut(id meta.UUID) error {
 		return fmt.Errorf("%w: replica %x has %d; delete one", ErrTooManySnapshots, r.k.replica, len(set.Records))
 	}
 	set.Last++
-	set.Records = append(set.Records, meta.SnapshotRecord{ID: id, Number: set.Last, Size: uint64(r.Info().Size)})
+	set.Records = append(set.Records, meta.SnapshotRecord{ID: id, Number: set.Last, Size: uint64(size)})
 	if err := s.storeLocked(set); err != nil {
 		return err
 	}
-	v := &snapView{target: s.newSnap(id, r.Info().Size)}
+	v := &snapView{target: s.newSnap(id, size)}
 	if old := s.view.Load(); old != nil {
 		v.chain = slices.Clone(old.chain)
 	}

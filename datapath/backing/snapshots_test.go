@@ -19,6 +19,9 @@ import (
 )
 
 // newSnapPool makes a pool on an XFS of its own that clones only when a write needs it.
+// cut is Cut of all of r.
+func (r *Replica) cut(id meta.UUID) error { return r.Cut(id, r.Info().Size) }
+
 func newSnapPool(t testing.TB) *Pool {
 	t.Helper()
 	return openSnapPool(t, mountImage(t, "xfs", 512<<20))
@@ -90,8 +93,8 @@ func TestSnapshot(t *testing.T) {
 	first := make([]byte, 5*testChunk)
 	copy(first, randomBytes(1, 3*testChunk))
 	must(t, block.WriteAt(r, first[:3*testChunk], 0, 0))
-	must(t, r.Cut(snapID(1)))
-	if err := r.Cut(snapID(1)); !errors.Is(err, ErrExists) {
+	must(t, r.cut(snapID(1)))
+	if err := r.cut(snapID(1)); !errors.Is(err, ErrExists) {
 		t.Errorf("the same cut again: %v", err)
 	}
 	checkSnapshot(t, r, snapID(1), first)
@@ -105,7 +108,7 @@ func TestSnapshot(t *testing.T) {
 	must(t, block.WriteAt(r, second[4*testChunk:4*testChunk+4096], 4*testChunk, 0))
 	must(t, block.Discard(r, 3*testChunk, testChunk)) // nor this one, and it is not now
 	checkSnapshot(t, r, snapID(1), first)
-	must(t, r.Cut(snapID(2)))
+	must(t, r.cut(snapID(2)))
 	must(t, block.WriteZeroes(r, 0, 5*testChunk, block.NoHole))
 	for range 2 {
 		checkSnapshot(t, r, snapID(1), first)
@@ -148,7 +151,7 @@ func TestSnapshotNeedsReflink(t *testing.T) {
 	p := openSnapPool(t, mountImage(t, "ext4", 64<<20))
 	createTestReplica(t, p, testChunk)
 	r := openTestReplica(t, p)
-	if err := r.Cut(snapID(1)); !errors.Is(err, ErrNoReflink) {
+	if err := r.cut(snapID(1)); !errors.Is(err, ErrNoReflink) {
 		t.Errorf("cut on ext4: %v", err)
 	}
 	if r.Superblock().Incompat != 0 || r.Snapshots() != nil {
@@ -164,7 +167,7 @@ func TestSnapshotRot(t *testing.T) {
 	must(t, activate(r.Log(), 0, 1))
 	data := randomBytes(1, 2*testChunk)
 	must(t, block.WriteAt(r, data, 0, 0))
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	must(t, block.WriteAt(r, randomBytes(2, 8192), 0, 0))
 	sn := r.snaps.view.Load().find(snapID(1))
 	for n, path := range []string{filepath.Join(sn.dir, "0"), filepath.Join(r.dir, headDir, "1")} {
@@ -198,11 +201,11 @@ func TestCutIsStable(t *testing.T) {
 		must(t, block.WriteAt(r, data[at:at+8192], int64(at), 0))
 	}
 	write(0)
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	write(1 << 20)
 	must(t, block.Flush(r))
 	write(2 << 20) // to a chunk that was cloned before: nothing makes it stable but the cut
-	must(t, r.Cut(snapID(2)))
+	must(t, r.cut(snapID(2)))
 	run(t, "cp", "--reflink=always", img, img+"-cut")
 	r = openTestReplica(t, openSnapPool(t, mountFile(t, img+"-cut", "xfs")))
 	checkSnapshot(t, r, snapID(2), data)
@@ -296,7 +299,7 @@ func (g *snapRig) step() {
 	case k < 13:
 		g.count++
 		id := snapID(g.count)
-		must(t, r.Cut(id))
+		must(t, r.cut(id))
 		g.snaps[id] = bytes.Clone(g.head)
 		g.order = append(g.order, id)
 	case k < 15:
@@ -428,12 +431,12 @@ func TestDeleteCutShort(t *testing.T) {
 			}
 		}
 		must(t, block.WriteAt(r, head, 0, 0))
-		must(t, r.Cut(snapID(1)))
+		must(t, r.cut(snapID(1)))
 		first := bytes.Clone(head)
 		write(0)
-		must(t, r.Cut(snapID(2)))
+		must(t, r.cut(snapID(2)))
 		write(0, 1, 2) // the first one needs the clones of 1 and 2, which the second has
-		must(t, r.Cut(snapID(3)))
+		must(t, r.cut(snapID(3)))
 		third := bytes.Clone(head)
 		write(0, 1, 2, 3)
 
@@ -474,16 +477,16 @@ func TestWritesBesideDelete(t *testing.T) {
 			must(t, block.WriteAt(r, randomBytes(uint64(2+c), 8192), c*testChunk, 0))
 		}
 	}
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	write(0)
-	must(t, r.Cut(snapID(2)))
+	must(t, r.cut(snapID(2)))
 	write(1)
 	sn, older, err := r.snaps.beginDelete(snapID(2))
 	must(t, err)
 	write(0, 1, 2) // as the one before has it, as the one that is being deleted has it, as nobody has it
 	must(t, r.snaps.hand(sn, older))
 	write(0, 1, 2)
-	must(t, r.Cut(snapID(3)))
+	must(t, r.cut(snapID(3)))
 	third := readAll(t, r)
 	must(t, r.snaps.endDelete(sn))
 	must(t, block.WriteZeroes(r, 0, 3*testChunk, 0))
@@ -497,7 +500,7 @@ func TestReadKeepsChunk(t *testing.T) {
 	createTestReplica(t, p, testChunk)
 	r := openTestReplica(t, p)
 	must(t, block.WriteAt(r, randomBytes(1, 4096), 0, 0))
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	c, err := r.snaps.content(r.snaps.view.Load().target, 0)
 	must(t, err)
 	l := r.snaps.lockOf(0)
@@ -520,7 +523,7 @@ func TestCloner(t *testing.T) {
 	r := openTestReplica(t, p)
 	data := randomBytes(1, 4*testChunk)
 	must(t, block.WriteAt(r, data, 0, 0))
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	d, err := r.OpenSnapshot(snapID(1))
 	must(t, err)
 	if err := r.DeleteSnapshot(snapID(1)); !errors.Is(err, ErrInUse) {
@@ -535,7 +538,7 @@ func TestCloner(t *testing.T) {
 		if list := r.Snapshots(); list[i].Chunks != 4 {
 			t.Errorf("after the cloner: %+v", list)
 		}
-		must(t, r.Cut(snapID(2+i)))
+		must(t, r.cut(snapID(2+i)))
 	}
 	checkSnapshot(t, r, snapID(2), append(data, make([]byte, 2*testChunk)...))
 	if err := r.DeleteSnapshot(snapID(9)); !errors.Is(err, ErrNotFound) {

@@ -205,6 +205,9 @@ func (r *Replica) mark(io *LocalIO) {
 // start hands an operation to the kernel.
 func (r *Replica) start(io *LocalIO) {
 	r.inUse++
+	if alters(io.Kind) {
+		r.altering++
+	}
 	r.ready.IO = append(r.ready.IO, io)
 }
 

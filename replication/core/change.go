@@ -21,6 +21,7 @@ const (
 	changePolicy                          // another protection
 	changeHandover                        // ACTIVE → RECOVERING, under another coordinator
 	changeResize                          // a larger size
+	changeSnapshot                        // none: replicas take a snapshot
 )
 
 // changeStep is how far a change has come.
@@ -37,6 +38,7 @@ const (
 	stepConnect                   // open its session
 	stepFlush                     // detach, handover: everything stable
 	stepSettle                    // handover: everybody knows it
+	stepCut                       // snapshot: the replicas take it
 )
 
 // change is the one configuration change under way.
@@ -157,6 +159,9 @@ func (c *Coordinator) nextChange() bool {
 	if c.handTo != nil {
 		return c.beginHandover()
 	}
+	if c.snap != nil && c.beginSnapshot() {
+		return true
+	}
 	return c.advanceJoin()
 }
 
@@ -191,6 +196,8 @@ func (c *Coordinator) advanceChange() bool {
 		return c.advanceHandover(ch)
 	case changeResize:
 		return c.advanceResize(ch)
+	case changeSnapshot:
+		return c.advanceSnapshot(ch)
 	case changeElect, changeActivate:
 	}
 	return false
@@ -337,7 +344,7 @@ func (c *Coordinator) changed(ch *change) {
 		c.handedOver()
 	case changeResize:
 		c.resized(ch)
-	case changeRestore:
+	case changeRestore, changeSnapshot:
 	}
 }
 
@@ -410,7 +417,7 @@ func (c *Coordinator) notSent(ch *change, out Outcome) {
 			c.endChange()
 			c.endResize(fmt.Errorf("%w: %s", ErrNotChanged, out))
 		}
-	case changeRestore:
+	case changeRestore, changeSnapshot:
 	}
 }
 

@@ -108,8 +108,9 @@ type Coordinator struct {
 	ctl       map[uint64]*control
 
 	group  groupState
-	cut    *cutHold // nil: no cut is being made
-	writes uint64   // requests that modify, dispatched in this term
+	cut    *cutHold     // nil: no cut is being made
+	snap   *snapshotCut // nil: no snapshot is being taken
+	writes uint64       // requests that modify, dispatched in this term
 
 	flight    flightTable
 	waiting   []*IO
@@ -386,6 +387,10 @@ func (c *Coordinator) die(err error) {
 func (c *Coordinator) abortAll(err error) {
 	c.jobs, c.answered = nil, nil
 	c.suspicions, c.healing, c.verify = nil, nil, nil
+	if s := c.snap; s != nil {
+		c.snap = nil
+		c.tellSnapshot(s, err)
+	}
 	clear(c.reqs)
 	for len(c.flight.ios) > 0 {
 		io := c.flight.ios[0]

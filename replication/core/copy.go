@@ -69,6 +69,7 @@ const (
 	askWrite     // a piece to a destination
 	askFlush     // the joiner's flush before it joins
 	askExam      // what is stored, sector by sector
+	askCut       // a snapshot
 )
 
 // answer is the type of the message that answers k.
@@ -269,6 +270,10 @@ func (c *Coordinator) askHashes(j *copyJob) {
 // copyAnswer takes the answer of a copy's request.
 func (c *Coordinator) copyAnswer(r copyRequest, msg *replication.Message) {
 	delete(c.reqs, msg.Seq)
+	if r.kind == askCut {
+		c.cutAnswer(r.to, msg)
+		return
+	}
 	bad := msg.Type != r.kind.answer() || msg.Status != replication.StatusOK
 	if r.kind == askFlush {
 		if j := c.join; j != nil && j.q == r.to {
@@ -443,6 +448,9 @@ func (c *Coordinator) failRequests(i int) {
 	for _, s := range seqs {
 		r := c.reqs[s]
 		delete(c.reqs, s)
+		if r.kind == askCut {
+			c.cutAnswer(i, nil)
+		}
 		if r.job != nil {
 			r.job.open--
 			r.job.failed = true

@@ -32,6 +32,7 @@ const (
 	EventGroupLate                           // the other volumes of the group were waited for too long
 	EventResized                             // the end of the SetSize of ID: the size is in force, or, with Err, it is not and will not be, because of Replica if that is told
 	EventHeld                                // a cut holds the volume, and nothing is in flight
+	EventSnapshot                            // the end of the taking of Snapshot: Holders have it, or, with Err, it does not count
 )
 
 // Event is a state transition, for logs and metrics; never needed for correctness.
@@ -45,6 +46,9 @@ type Event struct {
 	Reason  string
 	ID      uint64
 	Err     error
+
+	Snapshot replication.SnapshotID
+	Holders  []replication.ReplicaID
 }
 
 // Stall is why a volume does not proceed, for machines (G7).
@@ -61,6 +65,7 @@ const (
 	StallProtection   Stall = "PROTECTION"         // what the volume's protection asks for is not in sync
 	StallResyncStart  Stall = "RESYNC_START"       // a short pause at the start of a resync
 	StallDetaching    Stall = "DETACHING"
+	StallSnapshot     Stall = "SNAPSHOT" // a short pause while the replicas take a snapshot
 	StallHandover     Stall = "HANDOVER" // a short pause while another node takes over by plan
 	StallNotAttached  Stall = "NOT_ATTACHED"
 	StallConfigChange Stall = "CONFIG_CHANGE" // a change of the in-sync set is on its way

@@ -27,6 +27,8 @@ type member struct {
 	lease   lease
 	gray    grayness
 
+	snapshots bool // its session can carry a snapshot
+
 	failedJoins int // one after the other, up to maxFailedJoins
 }
 

@@ -51,12 +51,14 @@ type Replica struct {
 	o    ReplicaOptions
 	meta ReplicaMeta
 
-	conn    ConnID // of the session served, 0 none
-	session replication.SessionID
-	used    replication.Seq // highest number that the session has used
-	inUse   int             // I/O in the kernel
-	applied replication.Position
-	began   replication.Term // promised last by this process: all writes of it have come here
+	conn     ConnID // of the session served, 0 none
+	session  replication.SessionID
+	used     replication.Seq // highest number that the session has used
+	inUse    int             // I/O in the kernel
+	altering int             // of it, what alters
+	cutting  bool            // a snapshot is in the kernel
+	applied  replication.Position
+	began    replication.Term // promised last by this process: all writes of it have come here
 
 	now    int64 // as SetClock told it
 	leased int64 // the coordinator of the term promised may complete reads before
@@ -147,11 +149,11 @@ type ReplicaReply struct {
 
 // LocalIO is one operation on the replica's data.
 type LocalIO struct {
-	Kind  replication.MessageType // MsgWrite, MsgZero, MsgTrim, MsgFlush, MsgRead, MsgHashReq, MsgExamine, MsgResyncWrite
+	Kind  replication.MessageType // MsgWrite, MsgZero, MsgTrim, MsgFlush, MsgRead, MsgHashReq, MsgExamine, MsgResyncWrite, MsgSnapCut
 	Flags replication.MessageFlags
-	Off   int64
+	Off   int64 // of a snapshot the volume's size
 	Len   int64
-	Data  []byte // of a write
+	Data  []byte // of a write; of a snapshot its SnapshotID
 	Buf   *block.Buffer
 	Sums  []uint32
 

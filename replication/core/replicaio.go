@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"errors"
 	"math"
 
@@ -41,6 +42,11 @@ func (r *Replica) Step(conn ConnID, msg *replication.Message) (refers bool) {
 	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq, replication.MsgExamine:
 		r.start(r.newIO(conn, msg))
 		return true
+	case replication.MsgSnapCut:
+		io := r.newIO(conn, msg)
+		io.Data, io.Buf, io.Sums = bytes.Clone(msg.Data), nil, nil
+		r.cutting = true
+		r.start(io)
 	case replication.MsgClose:
 		r.CloseSessions()
 	default: // MsgStable and what a later version may add
@@ -72,7 +78,7 @@ func (r *Replica) plausible(msg *replication.Message) bool {
 	switch msg.Type {
 	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite:
 		return msg.Seq > max(r.stable, msg.StableSeq)
-	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq, replication.MsgExamine:
+	case replication.MsgFlush, replication.MsgRead, replication.MsgHashReq, replication.MsgExamine, replication.MsgSnapCut:
 		return msg.Seq != 0
 	default:
 		return true
@@ -95,7 +101,17 @@ func (r *Replica) check(msg *replication.Message) replication.Status {
 		}
 	default:
 	}
+	if r.cutting && alters(msg.Type) {
+		return replication.StatusInvalid // what it has would be in the snapshot of one replica and not of another
+	}
 	switch msg.Type {
+	case replication.MsgSnapCut:
+		if r.meta.State != replication.MemberInSync {
+			return replication.StatusState
+		}
+		if len(msg.Data) != len(replication.SnapshotID{}) || msg.Offset <= 0 || msg.Offset > r.o.Size || r.cutting || r.altering > 0 || len(r.held)+len(r.parked) > 0 {
+			return replication.StatusInvalid
+		}
 	case replication.MsgWrite:
 		if int64(len(msg.Data)) != msg.Length {
 			return replication.StatusInvalid
@@ -150,6 +166,12 @@ func (r *Replica) wish() replication.MessageFlags {
 // a read or of a hash; they go out with the answer.
 func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error) {
 	r.inUse--
+	if alters(io.Kind) {
+		r.altering--
+	}
+	if io.Kind == replication.MsgSnapCut {
+		r.cutting = false
+	}
 	alive := io.conn == r.conn && io.session == r.session
 	msg := replication.Message{Flags: r.wish(), Session: io.session, Term: r.meta.Term, Seq: io.seq, Offset: io.Off, Length: io.Len}
 	modifies := io.Kind != replication.MsgRead && io.Kind != replication.MsgHashReq && io.Kind != replication.MsgExamine
@@ -176,12 +198,14 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 		default:
 		}
 		msg.Data, msg.Buf = data, buf
-		if io.Flags&replication.FlagFUA != 0 || io.Kind == replication.MsgFlush {
+		if io.Flags&replication.FlagFUA != 0 || io.Kind == replication.MsgFlush || io.Kind == replication.MsgSnapCut {
 			msg.Flags |= replication.FlagStable
 		}
 		msg.Credit = uint32(len(io.Data))
 	case errors.Is(err, block.ErrNoSpace) && io.Kind != replication.MsgFlush:
 		msg.Type, msg.Status, msg.Credit = replication.MsgNack, replication.StatusNoSpace, uint32(len(io.Data))
+	case io.Kind == replication.MsgSnapCut && snapshotStatus(err) != replication.StatusOK:
+		msg.Type, msg.Status, msg.Credit = replication.MsgNack, snapshotStatus(err), uint32(len(io.Data))
 	case errors.Is(err, block.ErrClosed):
 		msg.Type, msg.Status, msg.Credit = replication.MsgNack, replication.StatusShuttingDown, uint32(len(io.Data))
 	default:
@@ -199,6 +223,30 @@ func (r *Replica) IODone(io *LocalIO, data []byte, buf *block.Buffer, err error)
 	r.recycle(io)
 	if len(r.queue) > 0 {
 		r.run()
+	}
+}
+
+// snapshotStatus is the answer to a snapshot that was not taken for err, which is no error of the disk; StatusOK: it is one.
+func snapshotStatus(err error) replication.Status {
+	switch {
+	case errors.Is(err, replication.ErrSnapshotUnsupported):
+		return replication.StatusUnsupported
+	case errors.Is(err, replication.ErrTooManySnapshots):
+		return replication.StatusLimit
+	case errors.Is(err, replication.ErrSnapshotExists):
+		return replication.StatusState
+	default:
+		return replication.StatusOK
+	}
+}
+
+// alters reports whether an operation of that kind changes what the disk has, or makes it stable: none may be under way beside a snapshot.
+func alters(k replication.MessageType) bool {
+	switch k {
+	case replication.MsgWrite, replication.MsgZero, replication.MsgTrim, replication.MsgResyncWrite, replication.MsgFlush:
+		return true
+	default:
+		return false
 	}
 }
 

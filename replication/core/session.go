@@ -11,6 +11,7 @@ import (
 func (c *Coordinator) Tick(now int64) {
 	c.now = now
 	c.proposeAgain()
+	c.watchSnapshot()
 	if c.stage == stageServing {
 		c.watchMembers()
 		c.watchRequests()
@@ -173,6 +174,7 @@ func (c *Coordinator) SessionUp(now int64, i int, id replication.SessionID, ack 
 func (c *Coordinator) opened(i int, ack replication.HelloAck) {
 	m := c.m[i]
 	m.boot, m.open, m.lag, m.upAt = ack.Boot, true, 0, c.now
+	m.snapshots = ack.Snapshots
 	// A replica whose process lost its activity log learns here which numbers may
 	// have been lost with it.
 	c.send(i, replication.Message{Type: replication.MsgStable, Seq: c.lastSeq})

@@ -220,6 +220,7 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 	}()
 	w.buggify()
 	w.drawGray(rand.New(rand.NewPCG(seed, 20)))
+	w.drawSnapshots(rand.New(rand.NewPCG(seed, 21)))
 	w.setClocks()
 	if w.rng.IntN(3) == 0 {
 		w.unknown = 20
@@ -235,6 +236,7 @@ func runPlan(seed uint64, steps int, plan []planEvent) (w *simWorld, failed stri
 		w.manage()
 		w.move()
 		w.slowDown()
+		w.takeSnapshot()
 		w.lookForRollback()
 		if w.hopeless() {
 			w.seen["hopeless"]++
@@ -331,8 +333,9 @@ func (w *simWorld) settle() {
 		if c == nil {
 			continue // it is being handed over
 		}
-		if w.atRest(c) && w.verified(c) {
+		if w.atRest(c) && w.verified(c) && w.snapshotAtRest(c) {
 			w.compare()
+			w.checkSnapshots()
 			w.checkHealed()
 			w.checkRest(c)
 			return
@@ -358,7 +361,7 @@ func (w *simWorld) atRest(c *Coordinator) bool {
 
 // checkRest asserts that nothing is left over when a volume is at rest.
 func (w *simWorld) checkRest(c *Coordinator) {
-	if len(c.waiting) > 0 || len(c.reqs) > 0 || len(c.jobs) > 0 || c.holdAcks || c.holding() || c.join != nil {
+	if len(c.waiting) > 0 || len(c.reqs) > 0 || len(c.jobs) > 0 || c.holdAcks || c.holding() || c.join != nil || c.snap != nil {
 		w.fail("left over: waiting %d reqs %d jobs %d hold %q/%v join %+v", len(c.waiting), len(c.reqs), len(c.jobs), c.hold.why, c.holdAcks, c.join)
 	}
 	if len(c.freeIOs) > 3 {

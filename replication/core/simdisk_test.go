@@ -31,7 +31,7 @@ func eachSector(io *LocalIO, f func(s, off int64)) {
 
 // modifies reports whether an operation of that kind changes data.
 func modifies(k replication.MessageType) bool {
-	return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgExamine && k != replication.MsgFlush
+	return k != replication.MsgRead && k != replication.MsgHashReq && k != replication.MsgExamine && k != replication.MsgFlush && k != replication.MsgSnapCut
 }
 
 // do carries an operation of n's replica out and returns what it read.
@@ -48,6 +48,8 @@ func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
 		}
 		maps.Copy(d.stable, d.data)
 		return nil, nil
+	case replication.MsgSnapCut:
+		return nil, d.cut(n, io)
 	case replication.MsgRead:
 		if d.failRead || d.failNext {
 			d.failNext = false
@@ -124,6 +126,9 @@ func (d *simDisk) tear(n *simNode, power bool) {
 		return
 	}
 	for _, io := range n.flight {
+		if io.Kind == replication.MsgSnapCut && !d.failFlush && !d.dropNext && d.snapshot(io) == nil && w.rng.IntN(2) == 0 {
+			_ = d.cut(n, io) // nobody hears of it
+		}
 		if !modifies(io.Kind) {
 			continue
 		}

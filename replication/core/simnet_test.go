@@ -76,7 +76,7 @@ func (conn *simConn) arrive(msg *replication.Message) {
 		conn.breakOff()
 		return
 	case msg.Type == replication.MsgHelloAck:
-		c.SessionUp(n.clock(), conn.member, conn.sess, replication.HelloAck{Boot: conn.rep.boot, Credit: msg.Credit})
+		c.SessionUp(n.clock(), conn.member, conn.sess, replication.HelloAck{Boot: conn.rep.boot, Credit: msg.Credit, Snapshots: true})
 	case msg.Type == replication.MsgNack && msg.Seq == 0:
 		c.SessionRefused(n.clock(), conn.member, conn.sess, msg.Status, msg.Term)
 	default:

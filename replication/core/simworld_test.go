@@ -69,6 +69,7 @@ type simWorld struct {
 	positions   map[replication.ReplicaID]replication.Position // up to here what was confirmed with a replica in sync
 	moves       simMoves
 	gray        simGray
+	snaps       simSnapshots
 	moved       []replication.AttachID // attachments that others have followed
 	resizes     simResizes
 	solid       bool // an in-sync replica has everything that was acknowledged
@@ -175,6 +176,8 @@ type simDisk struct {
 	dirty        map[replication.ReplicaID]*Bitmap
 	persist      *Persist // on its way
 	log          simActivity
+	snaps        *simSnaps
+	noCut        error // answer to every snapshot, if not nil
 
 	slow int64 // ns that each request takes longer
 
@@ -491,7 +494,6 @@ func (n *simNode) drainCoord() {
 		if conn := n.sess[s.To]; conn != nil && conn.sess == s.ID {
 			w.trace("%s closes its session with %s", n.id, conn.rep.id)
 			conn.closeThere()
-			n.sess[s.To] = nil
 		}
 	}
 	for _, s := range r.Connect {
@@ -508,6 +510,11 @@ func (n *simNode) drainCoord() {
 	}
 	for _, d := range r.Completions {
 		w.client.done(n, d)
+	}
+	for _, s := range r.Disconnect { // now: what is completed was decided before
+		if conn := n.sess[s.To]; conn != nil && conn.sess == s.ID {
+			n.sess[s.To] = nil
+		}
 	}
 	for _, io := range r.Released {
 		w.client.released(io)
@@ -613,6 +620,8 @@ func (n *simNode) observe(e *Event) {
 	case EventKept:
 		w.seen["handover: kept"]++
 		w.trace("%s keeps the volume: %v", n.id, e.Err)
+	case EventSnapshot:
+		w.snapshotTold(n, e)
 	case EventElected, EventResyncProgress, EventDetached, EventDied, EventHandedOver, EventGroupLate, EventHeld:
 	}
 }

@@ -33,11 +33,13 @@ func (n nullStorage) Submit(batch []*block.Request) {
 func (n nullStorage) Info() block.Info {
 	return block.Info{Size: n.size, BlockSize: block.SectorSize, Caps: block.CapFlush | block.CapFUA | block.CapDiscard | block.CapWriteZeroes}
 }
-func (nullStorage) Close() error               { return nil }
-func (nullStorage) ChecksumsOff() error        { return nil }
-func (nullStorage) Pool() string               { return "nowhere" }
-func (nullStorage) Persist(core.Persist) error { return nil }
-func (nullStorage) Crowded() (bool, error)     { return false, nil }
+func (nullStorage) Close() error        { return nil }
+func (nullStorage) ChecksumsOff() error { return nil }
+
+func (nullStorage) CutSnapshot(replication.SnapshotID, int64) error { return nil }
+func (nullStorage) Pool() string                             { return "nowhere" }
+func (nullStorage) Persist(core.Persist) error               { return nil }
+func (nullStorage) Crowded() (bool, error)                   { return false, nil }
 
 func (nullStorage) CloseClean(core.Rest) error { return nil }
 

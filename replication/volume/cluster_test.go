@@ -106,6 +106,8 @@ type testStorage struct {
 	fail   error // of Persist
 	size   int64 // of the replica, bytes
 	noSums error
+	noCut  error // answer to every snapshot, if not nil
+	snaps  map[replication.SnapshotID][]byte
 
 	crowded atomic.Bool
 	looks   atomic.Int64 // calls of Crowded
@@ -198,6 +200,24 @@ func (s *testStorage) CloseClean(rest core.Rest) error {
 	defer s.mu.Unlock()
 	s.keepLocked(rest.Maps)
 	s.stored.Active = slices.DeleteFunc(slices.Clone(s.stored.Active), func(g uint32) bool { return slices.Contains(rest.Retire, g) })
+	return nil
+}
+
+// CutSnapshot implements Storage. Nothing may be in flight: the memory is as it was before when it has been read.
+func (s *testStorage) CutSnapshot(id replication.SnapshotID, size int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.noCut != nil {
+		return s.noCut
+	}
+	p := make([]byte, size)
+	if err := block.ReadAt(s, p, 0); err != nil {
+		return err
+	}
+	if s.snaps == nil {
+		s.snaps = map[replication.SnapshotID][]byte{}
+	}
+	s.snaps[id] = p
 	return nil
 }
 

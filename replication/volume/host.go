@@ -282,6 +282,10 @@ func (h *host) carryOut() {
 	if len(r.IO) > 0 {
 		h.reqs = h.reqs[:0]
 		for _, io := range r.IO {
+			if io.Kind == replication.MsgSnapCut {
+				h.cut(io)
+				continue
+			}
 			h.reqs = append(h.reqs, h.request(io))
 		}
 		h.st.Submit(h.reqs)

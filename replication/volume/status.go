@@ -60,6 +60,7 @@ func (v *Volume) observe(events []core.Event) {
 		v.observeVerify(&events[i])
 		v.observePolicy(&events[i])
 		v.observeResize(&events[i])
+		v.observeSnapshot(&events[i])
 	}
 	v.observeGroup(events)
 	stall := v.core.Stall()
@@ -197,6 +198,12 @@ func (v *Volume) log(e *core.Event) {
 		} else {
 			v.lg.Info("volume has its new size", epoch, zap.Int64("bytes", v.core.Size()))
 		}
+	case core.EventSnapshot:
+		if e.Err != nil {
+			v.lg.Warn("no snapshot taken", epoch, zap.Stringer("snapshot-id", e.Snapshot), zap.Error(e.Err))
+			return
+		}
+		v.lg.Info("snapshot taken", epoch, zap.Stringer("snapshot-id", e.Snapshot), zap.Int("replicas", len(e.Holders)))
 	case core.EventResyncProgress, core.EventHeld:
 	}
 }

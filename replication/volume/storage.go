@@ -31,6 +31,11 @@ type Storage interface {
 	// ChecksumsOff says why blocks have no checksums; nil if they have. It does not wait for I/O.
 	ChecksumsOff() error
 
+	// CutSnapshot takes a snapshot of the first size bytes, the volume's: of what every write completed before has left; on nil it is stable. Nothing that changes data or flushes
+	// is in flight, nor is anything submitted before it returns. Errors: replication.ErrSnapshotUnsupported, replication.ErrTooManySnapshots,
+	// replication.ErrSnapshotExists, block.ErrNoSpace, none of which harms the replica; others do.
+	CutSnapshot(id replication.SnapshotID, size int64) error
+
 	// CloseClean stores what is left, makes everything durable and closes: the
 	// next open counts as after a clean stop. No I/O is in flight.
 	CloseClean(rest core.Rest) error

@@ -50,8 +50,9 @@ type Volume struct {
 	meter    speed // of the resync under way
 	turn     resyncTurn
 	verifier verifier
-	held     chan struct{} // closed when a cut holds the volume; nil if nobody waits for that
-	noChange string        // why the last attempt of a change had no effect, for the log
+	held     chan struct{}                                  // closed when a cut holds the volume; nil if nobody waits for that
+	cuts     map[replication.SnapshotID]chan snapshotResult // by the worker
+	noChange string                                         // why the last attempt of a change had no effect, for the log
 
 	// With the lock of the Manager:
 	waiters int         // calls of Attach that wait until it is served

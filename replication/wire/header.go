@@ -138,7 +138,7 @@ func opens(t replication.MessageType) bool {
 
 func isKnown(t replication.MessageType) bool {
 	return t >= replication.MsgHello && t <= replication.MsgResyncWrite ||
-		t == replication.MsgClose || t >= replication.MsgLease && t <= replication.MsgFindings
+		t == replication.MsgClose || t >= replication.MsgLease && t <= replication.MsgSnapCut
 }
 
 // checkShape says whether the lengths of m fit its type: one rule for both ends,
@@ -161,6 +161,8 @@ func checkShape(m *replication.Message, payload int, kind error) error {
 		fits = payload > 0 && int64(payload) == (m.Length+replication.ResyncBlock-1)/replication.ResyncBlock*replication.HashLen
 	case replication.MsgFindings:
 		fits = payload > 0 && m.Length%block.SectorSize == 0 && int64(payload) == m.Length/block.SectorSize*replication.FindingLen
+	case replication.MsgSnapCut:
+		fits = payload == len(replication.SnapshotID{}) && int64(payload) == m.Length
 	case replication.MsgExamine: // of what is answered in one message
 	default:
 		span = MaxSpan

@@ -34,8 +34,11 @@ const FeatureLeases Features = 1 << 0
 // FeatureExamine is what heals (MsgExamine, MsgFindings, FlagAsIs). A replica that does not know it would end the session.
 const FeatureExamine Features = 1 << 1
 
+// FeatureSnapshots is MsgSnapCut. Without it everything else goes on, and no snapshot is taken.
+const FeatureSnapshots Features = 1 << 2
+
 // Local is the Proposal of this build.
-var Local = Proposal{Min: MinVersion, Max: MaxVersion, Able: FeatureLeases | FeatureExamine, Needed: FeatureLeases | FeatureExamine}
+var Local = Proposal{Min: MinVersion, Max: MaxVersion, Able: FeatureLeases | FeatureExamine | FeatureSnapshots, Needed: FeatureLeases | FeatureExamine}
 
 // Agreed is what both ends of a session may use.
 type Agreed struct {
@@ -124,5 +127,6 @@ func ParseHelloAck(b []byte, p Proposal) (a replication.HelloAck, g Agreed, err 
 	copy(a.Boot[:], b[16:])
 	copy(a.Instance[:], b[32:])
 	a.Credit = le.Uint32(b[48:])
+	a.Snapshots = g.Features&FeatureSnapshots != 0
 	return a, g, nil
 }

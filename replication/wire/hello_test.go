@@ -15,7 +15,8 @@ func TestAgree(t *testing.T) {
 		want Agreed
 		err  error
 	}{
-		{"same", Local, Local, Agreed{Version: MaxVersion, Features: FeatureLeases | FeatureExamine}, nil},
+		{"same", Local, Local, Agreed{Version: MaxVersion, Features: FeatureLeases | FeatureExamine | FeatureSnapshots}, nil},
+		{"older, without snapshots", Local, Proposal{Min: 1, Max: 1, Able: FeatureLeases | FeatureExamine}, Agreed{Version: 1, Features: FeatureLeases | FeatureExamine}, nil},
 		{"older, does not examine", Local, Proposal{Min: 1, Max: 1, Able: FeatureLeases}, Agreed{}, ErrVersion},
 		{"older, without leases", Local, Proposal{Min: 1, Max: 1}, Agreed{}, ErrVersion},
 		{"N and N-1", Proposal{Min: 4, Max: 5}, Proposal{Min: 3, Max: 4}, Agreed{Version: 4}, nil},

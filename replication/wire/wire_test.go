@@ -114,6 +114,7 @@ func every() []replication.Message {
 		{Type: replication.MsgGrant, Offset: 1<<62 + 1, Length: 3000},
 		{Type: replication.MsgRead, Flags: replication.FlagAsIs, Seq: 7, Length: 4096},
 		{Type: replication.MsgExamine, Seq: 8, Offset: 4096, Length: MaxPayload},
+		{Type: replication.MsgSnapCut, Seq: 9, Offset: 1 << 30, Length: 16, Data: pattern(16)},
 		{Type: replication.MsgFindings, Seq: 8, Offset: 4096, Length: 12288, Data: pattern(3 * replication.FindingLen)},
 	}
 	for i := range ms {

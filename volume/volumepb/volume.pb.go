@@ -437,7 +437,9 @@ type Volume struct {
 	ManualFailover    bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"`          // it is attached elsewhere by people only, not by an automatic failover
 	Publication       *Publication           `protobuf:"bytes,40,opt,name=publication,proto3" json:"publication,omitempty"`                                       // unset if there is none
 	Content           Content                `protobuf:"varint,41,opt,name=content,proto3,enum=tandem.volume.v1.Content" json:"content,omitempty"`
-	Limits            *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"` // unset if there are none
+	Limits            *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"`                                 // unset if there are none
+	FromSnapshot      string                 `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"` // id of the snapshot that it began with, which may be gone; "" = none, or it is a clone
+	FromVolume        string                 `protobuf:"bytes,51,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"`       // id of the volume that it is a clone of, which may be gone; "" = none
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -645,6 +647,20 @@ func (x *Volume) GetLimits() *Limits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *Volume) GetFromSnapshot() string {
+	if x != nil {
+		return x.FromSnapshot
+	}
+	return ""
+}
+
+func (x *Volume) GetFromVolume() string {
+	if x != nil {
+		return x.FromVolume
+	}
+	return ""
 }
 
 // Limits bound what consumers get of a volume in a second. 0 = no bound.
@@ -1269,8 +1285,12 @@ type CreateVolumeRequest struct {
 	Needs          *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`
 	ManualFailover bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"` // it is attached elsewhere by people only, not by an automatic failover
 	Limits         *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"`                                        // unset: none
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Begin with what a snapshot has, by its id or name. The replicas are made where it is held, without copying: size_bytes is its size or 0, replicas at most as many
+	// as hold it, 0 = all. Such a volume is never BLANK. FAILED_PRECONDITION: too few hold it in the domains that were asked for.
+	FromSnapshot  string `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
+	FromVolume    string `protobuf:"bytes,51,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"` // clone: of a volume as it is now, by a snapshot that is deleted again; not with from_snapshot
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -1378,6 +1398,20 @@ func (x *CreateVolumeRequest) GetLimits() *Limits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *CreateVolumeRequest) GetFromSnapshot() string {
+	if x != nil {
+		return x.FromSnapshot
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetFromVolume() string {
+	if x != nil {
+		return x.FromVolume
+	}
+	return ""
 }
 
 type CreateVolumeResponse struct {
@@ -5100,7 +5134,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05Needs\x12\x17\n" +
 	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
-	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\xd0\b\n" +
+	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\x96\t\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -5132,7 +5166,10 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x12?\n" +
 	"\vpublication\x18( \x01(\v2\x1d.tandem.volume.v1.PublicationR\vpublication\x123\n" +
 	"\acontent\x18) \x01(\x0e2\x19.tandem.volume.v1.ContentR\acontent\x120\n" +
-	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x1a9\n" +
+	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x12#\n" +
+	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
+	"\vfrom_volume\x183 \x01(\tR\n" +
+	"fromVolume\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Y\n" +
@@ -5198,7 +5235,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
 	"\asuspect\x18\x0f \x01(\bR\asuspect\x12!\n" +
 	"\fresync_waits\x18\x10 \x01(\bR\vresyncWaits\x120\n" +
-	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\xfa\x03\n" +
+	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\xc0\x04\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -5213,7 +5250,10 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05actor\x18\b \x01(\tR\x05actor\x12-\n" +
 	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12'\n" +
 	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x120\n" +
-	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x1a9\n" +
+	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x12#\n" +
+	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
+	"\vfrom_volume\x183 \x01(\tR\n" +
+	"fromVolume\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +

@@ -191,6 +191,7 @@ func (d *daemon) startTransport(stops *stopper) error {
 	srv.Register(d.peerSrv)
 	volumepb.RegisterReplicasServer(d.peerSrv, volume.NewReplicasServer(d.report))
 	volumepb.RegisterGroupCoordinatorsServer(d.peerSrv, volume.NewGroupCoordinatorsServer(d.cutTarget))
+	volumepb.RegisterSnapshotCoordinatorsServer(d.peerSrv, volume.NewSnapshotCoordinatorsServer(d.localTaker))
 	volumepb.RegisterHandoversServer(d.peerSrv, &d.lateSwitch)
 	doctorpb.RegisterMeasurerServer(d.peerSrv, doctor.NewMeasurer(d.measured))
 	d.peers, err = transport.NewPeers(transport.PeersConfig{

@@ -100,11 +100,12 @@ func (d *daemon) rtts() []clusterdomain.RTT {
 // startAPI serves operators.
 func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	cs := clusterdomain.NewServer(d.domains, clusterdomain.ServerOptions{Version: d.version, RTTs: d.rtts, Kvdb: d.kvdbInfo, RemoveKvdbMember: d.kvdbRemove})
-	d.service = volume.NewServer(d.catalogue, volume.ServerOptions{
-		Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher(), Logger: d.lg,
-	})
 	coords := &cutCoordinators{d: d}
 	stops.push(coords.close)
+	d.service = volume.NewServer(d.catalogue, volume.ServerOptions{
+		Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher(), Snapshots: coords, Logger: d.lg,
+	})
+	ss := volume.NewSnapshotServer(d.catalogue, coords)
 	gs := volume.NewGroupServer(d.catalogue, coords, d.lg)
 	as := audit.NewServer(audit.New(d.store, d.c.ClusterName, d.c.NodeID))
 	ds := d.doctor()
@@ -115,6 +116,7 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 		clusterdomainpb.RegisterClusterServer(s, cs)
 		volumepb.RegisterVolumesServer(s, d.service)
 		volumepb.RegisterGroupsServer(s, gs)
+		volumepb.RegisterSnapshotsServer(s, ss)
 		auditpb.RegisterAuditServer(s, as)
 		doctorpb.RegisterDoctorServer(s, ds)
 		serveOn(g, s, l)

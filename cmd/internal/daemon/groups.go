@@ -45,11 +45,20 @@ type cutCoordinators struct {
 
 var _ volume.CutCoordinators = (*cutCoordinators)(nil)
 
-// client returns what speaks with another node; the connection stays.
+// client returns what speaks with another node about groups.
 func (c *cutCoordinators) client(n replication.NodeID) (volume.GroupClient, error) {
+	cc, err := c.conn(n)
+	if err != nil {
+		return volume.GroupClient{}, err
+	}
+	return volume.GroupClient{GroupCoordinatorsClient: volumepb.NewGroupCoordinatorsClient(cc)}, nil
+}
+
+// conn returns the connection with another node, which stays.
+func (c *cutCoordinators) conn(n replication.NodeID) (*grpc.ClientConn, error) {
 	info, ok := c.d.domains.View().Node(string(n))
 	if !ok {
-		return volume.GroupClient{}, fmt.Errorf("%w: there is no node %s", replication.ErrNotCoordinator, n)
+		return nil, fmt.Errorf("%w: there is no node %s", replication.ErrNotCoordinator, n)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -58,14 +67,14 @@ func (c *cutCoordinators) client(n replication.NodeID) (volume.GroupClient, erro
 	if cc == nil {
 		var err error
 		if cc, err = grpc.NewClient("passthrough:///"+info.Address, c.d.security.DialOptions(n)...); err != nil {
-			return volume.GroupClient{}, fmt.Errorf("node %s: address %q: %w", n, info.Address, err)
+			return nil, fmt.Errorf("node %s: address %q: %w", n, info.Address, err)
 		}
 		if c.conns == nil {
 			c.conns = make(map[string]*grpc.ClientConn)
 		}
 		c.conns[key] = cc
 	}
-	return volume.GroupClient{GroupCoordinatorsClient: volumepb.NewGroupCoordinatorsClient(cc)}, nil
+	return cc, nil
 }
 
 func (c *cutCoordinators) close() error {

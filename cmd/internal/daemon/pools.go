@@ -151,9 +151,16 @@ func (l *localReplicas) Make(_ context.Context, s volume.ReplicaSpec) error {
 	if pool == nil {
 		return fmt.Errorf("%w: pool %s is not on this node", backing.ErrNotFound, s.Pool)
 	}
-	err := pool.Create(backing.ReplicaSpec{
-		Cluster: l.pools.cluster, Volume: meta.UUID(s.Volume), Replica: meta.UUID(s.Replica), Size: s.Size,
-	})
+	spec := backing.ReplicaSpec{Cluster: l.pools.cluster, Volume: meta.UUID(s.Volume), Replica: meta.UUID(s.Replica), Size: s.Size}
+	var err error
+	if s.From == nil {
+		err = pool.Create(spec)
+	} else {
+		var source *backing.Replica
+		if source, err = l.pools.source(pool, s.From); err == nil {
+			err = pool.CreateFrom(spec, source, meta.UUID(s.From.Snapshot))
+		}
+	}
 	if err != nil && !errors.Is(err, backing.ErrExists) {
 		return err
 	}

@@ -33,6 +33,7 @@ var stallText = map[core.Stall]string{
 	core.StallProtection:   "the protection of the volume asks for a replica in sync that is not: writes wait until it is back, for as long as \"tandemctl volume inspect\" says; \"tandemctl volume update --protection max-availability\" lets them go on without it",
 	core.StallGroup:        "a replica has left, and the other volumes of the group have to leave its cluster domain too before writes go on: at most 5 seconds",
 	core.StallResyncStart:  "a resync is starting; a pause of milliseconds",
+	core.StallSnapshot:     "a snapshot is being taken; a pause of milliseconds",
 	core.StallDetaching:    "the volume is being detached: its last requests and a flush have to end on every in-sync replica",
 	core.StallHandover:     "the volume is being moved to another node by plan; a pause of milliseconds, and it stays here if that node does not take over in time",
 	core.StallDomain:       "the in-sync set has to be changed, and this node's cluster domain may not do that: activate it",

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/tandem-storage/tandem/csi/mount"
@@ -18,6 +19,8 @@ type Machine struct {
 
 	// FormatErr is what the next Format fails with, after it has written.
 	FormatErr error
+	// Options are those of the last Mount.
+	Options []string
 }
 
 // Device is a block device.
@@ -87,6 +90,7 @@ func (m *Machine) Mount(_ context.Context, device, target, fs string, options []
 		return fmt.Errorf("%w: mount: wrong fs type, bad superblock on %s", mount.ErrCommand, device)
 	}
 	p := mount.Point{Target: resolved(target), FS: fs, Device: device}
+	m.Options = slices.Clone(options)
 	for _, o := range options {
 		p.ReadOnly = p.ReadOnly || o == "ro"
 	}

@@ -1,0 +1,128 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tandem-storage/tandem/datapath/backing"
+	"github.com/tandem-storage/tandem/datapath/meta"
+	"github.com/tandem-storage/tandem/replication"
+	replvolume "github.com/tandem-storage/tandem/replication/volume"
+	"github.com/tandem-storage/tandem/volume"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// Bounds of a snapshot: how long a volume may take to come to it, and how long its writes wait then.
+const (
+	snapshotWait = 10 * time.Second
+	snapshotHold = 5 * time.Second
+)
+
+// TakeSnapshot implements volume.LocalTaker. A volume that is detached is attached for as long, without a device; nobody can write to it, so that
+// the mark of a blank volume stays.
+func (r *runtime) TakeSnapshot(ctx context.Context, id replication.VolumeID, snap replication.SnapshotID, attach bool) ([]replication.ReplicaID, error) {
+	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
+	defer cancel()
+	if v := r.volumes.Volume(id); v != nil {
+		return v.Snapshot(ctx, snap, snapshotWait, snapshotHold)
+	}
+	if !attach {
+		return nil, replication.ErrNotCoordinator
+	}
+	unlock, err := r.lock(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, err)
+	}
+	defer unlock()
+	if r.showing(id) == nil {
+		defer r.formatting(id)()
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
+			defer cancel()
+			if err := r.volumes.Detach(ctx, id); err != nil {
+				r.lg.Error("volume stays attached after a snapshot", zap.Stringer("volume-id", id), zap.Error(err))
+			}
+		}()
+	}
+	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, err)
+	}
+	return v.Snapshot(ctx, snap, snapshotWait, snapshotHold)
+}
+
+// localTaker finds who takes snapshots here.
+func (d *daemon) localTaker() (volume.LocalTaker, error) {
+	if _, err := d.late.get(); err != nil {
+		return nil, err
+	}
+	return d.runtime, nil
+}
+
+// Take implements volume.SnapshotTaker.
+func (c *cutCoordinators) Take(ctx context.Context, n replication.NodeID, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error) {
+	if n == c.d.node {
+		return c.d.runtime.TakeSnapshot(ctx, v, id, attach)
+	}
+	cc, err := c.conn(n)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, err)
+	}
+	holders, err := volume.TakeSnapshotOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v, id, attach)
+	switch status.Code(err) {
+	case codes.Aborted, codes.FailedPrecondition, codes.ResourceExhausted, codes.NotFound, codes.Unimplemented, codes.DataLoss:
+		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, err) // it has answered
+	default:
+		return holders, err
+	}
+}
+
+// source finds the replica in the pool that a new one with the content of a snapshot is made from.
+func (p *pools) source(pool *backing.Pool, from *volume.Source) (*backing.Replica, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l, r := range p.open {
+		if l.Volume != from.Volume || l.Pool != replication.UUID(pool.ID()).String() {
+			continue
+		}
+		for _, s := range r.Snapshots() {
+			if replication.SnapshotID(s.ID) == from.Snapshot {
+				return r, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("%w: no replica of volume %s that is served from pool %s holds snapshot %s", backing.ErrNotFound, from.Volume, pool.Path(), from.Snapshot)
+}
+
+// DeleteSnapshot implements volume.Replicas.
+func (l *localReplicas) DeleteSnapshot(_ context.Context, r volume.LocalReplica, id replication.SnapshotID) error {
+	l.pools.mu.Lock()
+	open := l.pools.open[r]
+	l.pools.mu.Unlock()
+	if open != nil {
+		if err := open.DeleteSnapshot(meta.UUID(id)); err != nil && !errors.Is(err, backing.ErrNotFound) {
+			return err
+		}
+		return nil
+	}
+	pool := l.pools.find(r.Pool)
+	if pool == nil {
+		return fmt.Errorf("%w: pool %s is not on this node", backing.ErrNotFound, r.Pool)
+	}
+	entries, err := pool.List()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if replication.VolumeID(e.Volume) == r.Volume && replication.ReplicaID(e.Replica) == r.Replica {
+			return fmt.Errorf("%w: replica %s in pool %s is not served, and may hold the snapshot; see the log of when the daemon was started", backing.ErrInUse, r.Replica, pool.Path())
+		}
+	}
+	return nil
+}

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"context"
+
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+func heldSnapshot() *volumepb.Snapshot {
+	return &volumepb.Snapshot{
+		Id: "5a000000-0000-4000-8000-000000000001", Name: "before-upgrade", VolumeId: "11111111-1111-4111-8111-111111111111", VolumeName: "data",
+		SizeBytes: 2 << 30, CreatedUnixMs: 1_760_000_000_000, State: volumepb.SnapshotState_SNAPSHOT_STATE_READY,
+		Holders: []*volumepb.SnapshotHolder{
+			{Replica: "r-a", Node: "a1", Domain: "primary", Pool: "pool-a"}, {Replica: "r-b", Node: "b1", Domain: "dr-site", Pool: "pool-b"},
+		},
+	}
+}
+
+func (f *fakeDaemon) CreateSnapshot(_ context.Context, r *volumepb.CreateSnapshotRequest) (*volumepb.CreateSnapshotResponse, error) {
+	f.note(r)
+	return &volumepb.CreateSnapshotResponse{Snapshot: heldSnapshot()}, f.err
+}
+
+func (f *fakeDaemon) ListSnapshots(_ context.Context, r *volumepb.ListSnapshotsRequest) (*volumepb.ListSnapshotsResponse, error) {
+	f.note(r)
+	return &volumepb.ListSnapshotsResponse{Snapshots: []*volumepb.Snapshot{heldSnapshot()}}, f.err
+}
+
+func (f *fakeDaemon) GetSnapshot(_ context.Context, r *volumepb.GetSnapshotRequest) (*volumepb.GetSnapshotResponse, error) {
+	f.note(r)
+	return &volumepb.GetSnapshotResponse{Snapshot: heldSnapshot()}, f.err
+}
+
+func (f *fakeDaemon) DeleteSnapshot(_ context.Context, r *volumepb.DeleteSnapshotRequest) (*volumepb.DeleteSnapshotResponse, error) {
+	f.note(r)
+	return &volumepb.DeleteSnapshotResponse{}, f.err
+}

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	pb "github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+func (a *app) snapshots() (pb.SnapshotsClient, error) {
+	c, err := a.connect()
+	return pb.NewSnapshotsClient(c), err
+}
+
+// askSnapshot makes one request of the service for snapshots.
+func askSnapshot[Q, R any](ctx context.Context, a *app, call func(pb.SnapshotsClient, context.Context, Q) (R, error), q Q) (r R, err error) {
+	client, err := a.snapshots()
+	if err != nil {
+		return r, err
+	}
+	ctx, cancel := a.withTimeout(ctx)
+	defer cancel()
+	return call(client, ctx, q)
+}
+
+// twoNames wants exactly two arguments.
+func twoNames(first, second string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != 2 || args[0] == "" || args[1] == "" {
+			return usageError("want %s and %s", first, second)
+		}
+		return nil
+	}
+}
+
+func (a *app) snapshotCreateCommand() *cobra.Command {
+	var order orderFlags
+	cmd := &cobra.Command{
+		Use:   "create VOLUME SNAPSHOT",
+		Short: "Take a snapshot of a volume",
+		Long: `Take a snapshot of a volume, and return when every replica that is in sync holds it. What was written before and acknowledged is in it; a file system on it is found as after
+a power cut, unless it was frozen or unmounted. Writes wait for some milliseconds. It takes no space before the volume is written to.
+
+Every replica in sync has to lie in a pool on XFS with reflink. A snapshot that exists with that name and is of the same volume is not taken again.`,
+		Example: `  tandemctl volume snapshot create data before-upgrade`,
+		Args:    twoNames("VOLUME", "the name of the SNAPSHOT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			call := func(c pb.SnapshotsClient, ctx context.Context, q *pb.CreateSnapshotRequest) (*pb.CreateSnapshotResponse, error) {
+				return c.CreateSnapshot(ctx, q)
+			}
+			resp, err := askSnapshot(cmd.Context(), a, call, &pb.CreateSnapshotRequest{Volume: args[0], Name: args[1], Reason: order.reason, Actor: a.actor()})
+			if err != nil {
+				return err
+			}
+			return a.print(resp, func(w io.Writer) {
+				s := resp.GetSnapshot()
+				fmt.Fprintf(w, "Snapshot %s of volume %s is held by %d replicas (id %s)\n", s.GetName(), s.GetVolumeName(), len(s.GetHolders()), s.GetId())
+			})
+		},
+	}
+	order.add(cmd)
+	return cmd
+}
+
+func (a *app) snapshotListCommand() *cobra.Command {
+	var req pb.ListSnapshotsRequest
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the snapshots",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			call := func(c pb.SnapshotsClient, ctx context.Context, q *pb.ListSnapshotsRequest) (*pb.ListSnapshotsResponse, error) {
+				return c.ListSnapshots(ctx, q)
+			}
+			l, err := askSnapshot(cmd.Context(), a, call, &req)
+			if err != nil {
+				return err
+			}
+			return a.print(l, func(w io.Writer) {
+				rows := [][]string{{"VOLUME", "SNAPSHOT", "ID", "SIZE", "CREATED", "STATE", "HELD BY"}}
+				for _, s := range l.GetSnapshots() {
+					rows = append(rows, []string{s.GetVolumeName(), s.GetName(), s.GetId(), bytesText(s.GetSizeBytes()), timeText(s.GetCreatedUnixMs()),
+						enumText(s.GetState(), "SNAPSHOT_STATE_"), fmt.Sprint(len(s.GetHolders()))})
+				}
+				table(w, rows...)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&req.Volume, "volume", "", "only those of this `volume`")
+	return cmd
+}
+
+func (a *app) snapshotInspectCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect SNAPSHOT",
+		Short: "Show one snapshot, and which replicas hold it",
+		Args:  oneName("SNAPSHOT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			call := func(c pb.SnapshotsClient, ctx context.Context, q *pb.GetSnapshotRequest) (*pb.GetSnapshotResponse, error) {
+				return c.GetSnapshot(ctx, q)
+			}
+			resp, err := askSnapshot(cmd.Context(), a, call, &pb.GetSnapshotRequest{Snapshot: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.print(resp, func(w io.Writer) {
+				s := resp.GetSnapshot()
+				table(w, []string{"Name", s.GetName()}, []string{"Id", s.GetId()}, []string{"Volume", s.GetVolumeName() + " (" + s.GetVolumeId() + ")"},
+					[]string{"Size", bytesText(s.GetSizeBytes())}, []string{"Created", timeText(s.GetCreatedUnixMs())},
+					[]string{"State", enumText(s.GetState(), "SNAPSHOT_STATE_")})
+				fmt.Fprintln(w)
+				rows := [][]string{{"DOMAIN", "NODE", "POOL", "REPLICA"}}
+				for _, h := range s.GetHolders() {
+					rows = append(rows, []string{h.GetDomain(), h.GetNode(), h.GetPool(), h.GetReplica()})
+				}
+				table(w, rows...)
+			})
+		},
+	}
+}
+
+func (a *app) snapshotDeleteCommand() *cobra.Command {
+	var yes bool
+	var order orderFlags
+	cmd := &cobra.Command{
+		Use:   "delete SNAPSHOT",
+		Short: "Delete a snapshot",
+		Long: `Delete a snapshot, after asking. Snapshots of a volume are deleted in any order, and volumes that were made from one stay. One that does not exist counts as deleted. Its holders
+give the space back soon, those on nodes that are away when these return.`,
+		Args: oneName("SNAPSHOT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				if err := a.confirm(fmt.Sprintf("Snapshot %s will be lost for good. Delete it?", args[0])); err != nil {
+					return err
+				}
+			}
+			call := func(c pb.SnapshotsClient, ctx context.Context, q *pb.DeleteSnapshotRequest) (*pb.DeleteSnapshotResponse, error) {
+				return c.DeleteSnapshot(ctx, q)
+			}
+			resp, err := askSnapshot(cmd.Context(), a, call, &pb.DeleteSnapshotRequest{Snapshot: args[0], Reason: order.reason, Actor: a.actor()})
+			if err != nil {
+				return err
+			}
+			return a.print(resp, func(w io.Writer) { fmt.Fprintf(w, "Snapshot %s is deleted\n", args[0]) })
+		},
+	}
+	order.add(cmd)
+	addYes(cmd, &yes)
+	return cmd
+}
+
+func (a *app) snapshotRestoreCommand() *cobra.Command {
+	return a.copyCommand("restore SNAPSHOT VOLUME", "SNAPSHOT", "Make a new volume that begins with what a snapshot has",
+		`Make a new volume that begins with what a snapshot has, and return when all its replicas are made. Its replicas lie where the snapshot is held, in the same pools, and share with it
+what neither changes: nothing is copied. The volume of the snapshot is not touched.`,
+		`  tandemctl volume snapshot restore before-upgrade data-as-it-was`,
+		func(r *pb.CreateVolumeRequest, from string) { r.FromSnapshot = from })
+}
+
+func (a *app) volumeCloneCommand() *cobra.Command {
+	return a.copyCommand("clone VOLUME NEW", "VOLUME", "Make a new volume that begins with what another one has now",
+		`Make a new volume that begins with what another one has now, which may be attached and written to, and return when all its replicas are made. They lie where the other one's are, in the same
+pools, and share with them what neither changes: nothing is copied.`,
+		`  tandemctl volume clone data data-for-tests`,
+		func(r *pb.CreateVolumeRequest, from string) { r.FromVolume = from })
+}
+
+// copyCommand makes a volume from what from names, the first argument.
+func (a *app) copyCommand(use, first, short, long, example string, from func(*pb.CreateVolumeRequest, string)) *cobra.Command {
+	var p protectionFlags
+	var replicas uint32
+	var domains string
+	var labels map[string]string
+	var order orderFlags
+	cmd := &cobra.Command{
+		Use: use, Short: short, Long: long, Example: example, Args: twoNames(first, "the name of the new VOLUME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var mode pb.Protection
+			var needs pb.Needs
+			if err := p.apply(cmd.Flags(), &mode, &needs); err != nil {
+				return err
+			}
+			in := splitList(domains)
+			if cmd.Flags().Changed("domains") && len(in) == 0 {
+				return usageError("--domains names no domain")
+			}
+			client, err := a.volumes()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := a.withTimeout(cmd.Context())
+			defer cancel()
+			r := &pb.CreateVolumeRequest{
+				Name: args[1], Replicas: replicas, Protection: mode, Needs: needsOrNil(&needs), Domains: in, Labels: labels, Reason: order.reason, Actor: a.actor(),
+			}
+			from(r, args[0])
+			resp, err := client.CreateVolume(ctx, r)
+			if err != nil {
+				return err
+			}
+			return a.print(resp, func(w io.Writer) {
+				fmt.Fprintf(w, "Volume successfully created: %s (id %s)\n", resp.GetVolume().GetName(), resp.GetVolume().GetId())
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.Uint32VarP(&replicas, "replicas", "r", 0, "number of replicas, at most as many as hold the snapshot; 0: all of these")
+	p.register(f)
+	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
+	f.StringToStringVarP(&labels, "label", "l", nil, "labels, as in `app=db,tier=1`")
+	order.add(cmd)
+	return cmd
+}

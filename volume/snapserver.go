@@ -1,0 +1,161 @@
+package volume
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/volume/volumepb"
+)
+
+// SnapshotServer implements the gRPC service Snapshots.
+type SnapshotServer struct {
+	volumepb.UnimplementedSnapshotsServer
+	c     *Catalogue
+	taker SnapshotTaker
+}
+
+var _ volumepb.SnapshotsServer = (*SnapshotServer)(nil)
+
+// NewSnapshotServer returns the service over c.
+func NewSnapshotServer(c *Catalogue, taker SnapshotTaker) *SnapshotServer {
+	return &SnapshotServer{c: c, taker: taker}
+}
+
+// CreateSnapshot implements Snapshots.
+func (s *SnapshotServer) CreateSnapshot(ctx context.Context, r *volumepb.CreateSnapshotRequest) (*volumepb.CreateSnapshotResponse, error) {
+	v, err := s.c.Resolve(ctx, r.Volume)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot of volume %s: %w", r.Volume, err)
+	}
+	rec, err := s.c.CreateSnapshot(by(ctx, r), s.taker, r.Name, v)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %s of volume %s: %w", r.Name, r.Volume, err)
+	}
+	return &volumepb.CreateSnapshotResponse{Snapshot: snapshotPB(rec)}, nil
+}
+
+// ListSnapshots implements Snapshots.
+func (s *SnapshotServer) ListSnapshots(ctx context.Context, r *volumepb.ListSnapshotsRequest) (*volumepb.ListSnapshotsResponse, error) {
+	var of replication.VolumeID
+	if r.Volume != "" {
+		var err error
+		if of, err = s.c.Resolve(ctx, r.Volume); err != nil {
+			return nil, err
+		}
+	}
+	all, err := s.c.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &volumepb.ListSnapshotsResponse{}
+	for _, rec := range all {
+		if r.Volume == "" || rec.Volume == of {
+			resp.Snapshots = append(resp.Snapshots, snapshotPB(rec))
+		}
+	}
+	return resp, nil
+}
+
+// GetSnapshot implements Snapshots.
+func (s *SnapshotServer) GetSnapshot(ctx context.Context, r *volumepb.GetSnapshotRequest) (*volumepb.GetSnapshotResponse, error) {
+	rec, err := s.c.Snapshot(ctx, r.Snapshot)
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.GetSnapshotResponse{Snapshot: snapshotPB(rec)}, nil
+}
+
+// DeleteSnapshot implements Snapshots.
+func (s *SnapshotServer) DeleteSnapshot(ctx context.Context, r *volumepb.DeleteSnapshotRequest) (*volumepb.DeleteSnapshotResponse, error) {
+	rec, err := s.c.Snapshot(ctx, r.Snapshot)
+	switch {
+	case isSnapshotNotFound(err):
+		return &volumepb.DeleteSnapshotResponse{}, nil
+	case err == nil:
+		err = s.c.DeleteSnapshot(by(ctx, r), rec.ID)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("delete snapshot %s: %w", r.Snapshot, err)
+	}
+	return &volumepb.DeleteSnapshotResponse{}, nil
+}
+
+var snapshotStates = map[State]volumepb.SnapshotState{
+	Creating: volumepb.SnapshotState_SNAPSHOT_STATE_CREATING,
+	Ready:    volumepb.SnapshotState_SNAPSHOT_STATE_READY,
+	Deleting: volumepb.SnapshotState_SNAPSHOT_STATE_DELETING,
+}
+
+func snapshotPB(s *SnapshotRecord) *volumepb.Snapshot {
+	m := &volumepb.Snapshot{
+		Id: s.ID.String(), Name: s.Name, VolumeId: s.Volume.String(), VolumeName: s.VolumeName, SizeBytes: uint64(s.Size),
+		CreatedUnixMs: s.Created.UnixMilli(), State: snapshotStates[s.State],
+	}
+	for _, p := range s.Holders {
+		m.Holders = append(m.Holders, &volumepb.SnapshotHolder{Replica: p.Replica.String(), Node: string(p.Node), Domain: string(p.Domain), Pool: p.Pool})
+	}
+	slices.SortFunc(m.Holders, func(a, b *volumepb.SnapshotHolder) int {
+		return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Node, b.Node))
+	})
+	return m
+}
+
+// LocalTaker has snapshots taken of volumes that are attached on this node, or attaches them for that.
+type LocalTaker interface {
+	TakeSnapshot(ctx context.Context, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error)
+}
+
+// SnapshotCoordinatorsServer implements the gRPC service SnapshotCoordinators, for the other nodes.
+type SnapshotCoordinatorsServer struct {
+	volumepb.UnimplementedSnapshotCoordinatorsServer
+	find func() (LocalTaker, error)
+}
+
+var _ volumepb.SnapshotCoordinatorsServer = (*SnapshotCoordinatorsServer)(nil)
+
+// NewSnapshotCoordinatorsServer returns the service of what find returns.
+func NewSnapshotCoordinatorsServer(find func() (LocalTaker, error)) *SnapshotCoordinatorsServer {
+	return &SnapshotCoordinatorsServer{find: find}
+}
+
+// TakeSnapshot implements SnapshotCoordinators.
+func (s *SnapshotCoordinatorsServer) TakeSnapshot(ctx context.Context, r *volumepb.TakeSnapshotRequest) (*volumepb.TakeSnapshotResponse, error) {
+	v, err := parseIdentifier(r.VolumeId)
+	if err != nil {
+		return nil, err
+	}
+	id, err := parseIdentifier(r.SnapshotId)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.find()
+	if err != nil {
+		return nil, err
+	}
+	holders, err := t.TakeSnapshot(ctx, replication.VolumeID(v), replication.SnapshotID(id), r.Attach)
+	resp := &volumepb.TakeSnapshotResponse{}
+	for _, h := range holders {
+		resp.Holders = append(resp.Holders, h[:])
+	}
+	return resp, err
+}
+
+// TakeSnapshotOn asks another node for TakeSnapshot.
+func TakeSnapshotOn(ctx context.Context, c volumepb.SnapshotCoordinatorsClient, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error) {
+	r, err := c.TakeSnapshot(ctx, &volumepb.TakeSnapshotRequest{VolumeId: v[:], SnapshotId: id[:], Attach: attach})
+	if err != nil {
+		return nil, err
+	}
+	var holders []replication.ReplicaID
+	for _, b := range r.Holders {
+		h, err := parseIdentifier(b)
+		if err != nil {
+			return nil, err
+		}
+		holders = append(holders, replication.ReplicaID(h))
+	}
+	return holders, nil
+}
