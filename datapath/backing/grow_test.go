@@ -390,7 +390,7 @@ func TestSnapshotsOfOtherSizes(t *testing.T) {
 				t.Fatalf("snapshot %d is %+v, want %x of %d bytes", i, list[i], c.id, len(c.data))
 			}
 			checkSnapshot(t, r, c.id, c.data)
-			for _, base := range append([]cut{{}}, cuts...) {
+			for _, base := range []cut{{}, cuts[rng.IntN(len(cuts))]} {
 				now := padded(base.data, len(c.data))
 				must(t, r.ChangedBlocks(base.id, c.id, 0, func(off, length int64) bool {
 					copy(now[off:off+length], c.data[off:])
@@ -404,7 +404,7 @@ func TestSnapshotsOfOtherSizes(t *testing.T) {
 		must(t, sameData(readAll(t, r), head))
 	}
 	id := 0
-	for step := range 120 {
+	for step := range 60 {
 		switch k := rng.IntN(12); {
 		case k < 6:
 			off := rng.Int64N(int64(len(head)/block.SectorSize)) * block.SectorSize
@@ -424,7 +424,7 @@ func TestSnapshotsOfOtherSizes(t *testing.T) {
 			i := rng.IntN(len(cuts))
 			must(t, r.DeleteSnapshot(cuts[i].id))
 			cuts = slices.Delete(cuts, i, i+1)
-		case k < 10 && len(head) < 8*testChunk:
+		case k < 10 && len(head) < 4*testChunk:
 			head = append(head, make([]byte, (1+rng.IntN(200))*block.SectorSize)...)
 			must(t, r.Grow(int64(len(head))))
 		case k < 11:
@@ -433,7 +433,7 @@ func TestSnapshotsOfOtherSizes(t *testing.T) {
 		default:
 			verify()
 		}
-		if step == 60 && len(cuts) > 0 {
+		if step == 30 && len(cuts) > 0 {
 			c := cuts[0]
 			must(t, r.CloseClean())
 			must(t, p.Revert(testVolume, testReplica, c.id))
@@ -461,6 +461,45 @@ func TestSnapshotsOfOtherSizes(t *testing.T) {
 		if err := p.CreateFrom(small, r, c.id); !errors.Is(err, ErrInvalid) {
 			t.Errorf("a clone smaller than the snapshot: %v", err)
 		}
+	}
+}
+
+// TestChangesBehindTheEnd: what a snapshot has behind the end of a smaller one has changed, also where both would find the same file.
+func TestChangesBehindTheEnd(t *testing.T) {
+	p := newSnapPool(t)
+	createTestReplica(t, p, testChunk)
+	r := openTestReplica(t, p)
+	must(t, r.Cut(snapID(1)))
+	must(t, r.Grow(3*testChunk))
+	must(t, block.WriteAt(r, sweepFirst, 2*testChunk, 0)) // in a chunk that the first one does not have, so nothing is cloned
+	must(t, r.Cut(snapID(2)))
+	must(t, block.WriteAt(r, sweepSecond, 2*testChunk, 0)) // and now it is, for the second one
+	if list := r.Snapshots(); list[0].Chunks != 0 || list[1].Chunks != 1 {
+		t.Errorf("clones: %+v", list)
+	}
+	want := [][2]int64{{2 * testChunk, block.SectorSize}}
+	if got := changes(t, r, snapID(1), snapID(2), 0); !slices.Equal(got, want) {
+		t.Errorf("changed are %v, want %v", got, want)
+	}
+	if got := changes(t, r, snapID(2), snapID(1), 0); len(got) > 0 {
+		t.Errorf("of the smaller one %v", got)
+	}
+}
+
+// TestGrownMapsAreStable: the new pages of a dirty map say that nothing is dirty, also if nothing is written before the process ends.
+func TestGrownMapsAreStable(t *testing.T) {
+	p, r := newTestReplica(t, testChunk, EngineAuto)
+	m, err := r.CreateDirtyMap(sweepPeer)
+	must(t, err)
+	m.Set(0, 1)
+	must(t, r.SaveDirtyMap(sweepPeer))
+	must(t, r.Grow(5<<30)) // three pages
+	must(t, r.Close())
+	r = openTestReplica(t, p)
+	m, damaged, err := r.DirtyMap(sweepPeer)
+	must(t, err)
+	if len(damaged) > 0 || m.Count() != 1 || !m.Test(0) {
+		t.Errorf("%d blocks are dirty, pages %v damaged", m.Count(), damaged)
 	}
 }
 
