@@ -469,10 +469,10 @@ func TestChangesBehindTheEnd(t *testing.T) {
 	p := newSnapPool(t)
 	createTestReplica(t, p, testChunk)
 	r := openTestReplica(t, p)
-	must(t, r.Cut(snapID(1)))
+	must(t, r.cut(snapID(1)))
 	must(t, r.Grow(3*testChunk))
 	must(t, block.WriteAt(r, sweepFirst, 2*testChunk, 0)) // in a chunk that the first one does not have, so nothing is cloned
-	must(t, r.Cut(snapID(2)))
+	must(t, r.cut(snapID(2)))
 	must(t, block.WriteAt(r, sweepSecond, 2*testChunk, 0)) // and now it is, for the second one
 	if list := r.Snapshots(); list[0].Chunks != 0 || list[1].Chunks != 1 {
 		t.Errorf("clones: %+v", list)
