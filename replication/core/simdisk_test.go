@@ -64,6 +64,9 @@ func (d *simDisk) do(n *simNode, io *LocalIO) ([]byte, error) {
 	case replication.MsgExamine:
 		return d.examine(io), nil
 	case replication.MsgHashReq:
+		if d.failNext && !d.failRead {
+			w.failedOnce[io.Off]++
+		}
 		if d.failRead || d.failNext {
 			d.failNext = false
 			return nil, block.ErrIO

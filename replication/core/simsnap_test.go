@@ -63,6 +63,9 @@ func (n *simNode) snapshot(wait, hold int64, rest bool) {
 // simSnaps are the snapshots of a disk, by the sectors as they were at the cut.
 type simSnaps map[replication.SnapshotID]map[int64]uint64
 
+// simSnapSize is where a snapshot has its size, which is no sector.
+const simSnapSize = -1
+
 // snapshot is the one that io takes, nil if it is not there.
 func (d *simDisk) snapshot(io *LocalIO) map[int64]uint64 {
 	if d.snaps == nil {
@@ -94,7 +97,9 @@ func (d *simDisk) cut(n *simNode, io *LocalIO) error {
 	case d.snapshot(io) != nil:
 		w.fail("15.1: %s is asked twice for a snapshot", n.id)
 	}
-	(*d.snaps)[id] = maps.Clone(d.data)
+	has := maps.Clone(d.data)
+	has[simSnapSize] = uint64(io.Off)
+	(*d.snaps)[id] = has
 	return nil
 }
 
@@ -167,6 +172,9 @@ func (w *simWorld) checkSnapshot(x *simSnapshot) {
 			w.fail("15.1: %s holds no snapshot, and is said to", m.id)
 		}
 		has := (*snaps)[x.id]
+		if first != nil && first[simSnapSize] != has[simSnapSize] {
+			w.fail("15.1: a snapshot has %d bytes on one replica and %d on %s", first[simSnapSize], has[simSnapSize], m.id)
+		}
 		for k, s := range simSectors {
 			if first != nil && first[s] != has[s] {
 				w.fail("15.1: a snapshot has %d in sector %d on one replica and %d on %s", first[s], k, has[s], m.id)

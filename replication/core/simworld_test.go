@@ -39,6 +39,8 @@ type simWorld struct {
 	grant int64          // of read leases
 	seen  map[string]int // what happened, by name
 
+	failedOnce map[int64]int // hashes of a range that failed and would not have failed again, by offset
+
 	metro   *simMetro // the cluster that the volume is in, nil if the world is its own
 	vol     replication.VolumeID
 	cfg     *replication.Config // what the kvdb has
@@ -193,7 +195,7 @@ type simDisk struct {
 
 func newSimWorld(n int, rng *rand.Rand) *simWorld {
 	w := &simWorld{
-		rng: rng, seen: map[string]int{}, positions: map[replication.ReplicaID]replication.Position{}, solid: true, slots: 4, grant: 250e6, trace: func(string, ...any) {},
+		rng: rng, seen: map[string]int{}, failedOnce: map[int64]int{}, positions: map[replication.ReplicaID]replication.Position{}, solid: true, slots: 4, grant: 250e6, trace: func(string, ...any) {},
 		vol: replication.VolumeID{1}, rev: 1,
 		opts: Options{
 			SuspectTimeout: 300e6, OpTimeout: 1e9, SealTimeout: 500e6, LossyTimeout: 3e9, LeaseTime: 200e6, RetryInterval: 50e6,
