@@ -50,7 +50,7 @@ func (c *Cluster) newNode(ctx context.Context, name string) (*Node, error) {
 	n := &Node{Name: name, cluster: c, number: w.nodes, dir: filepath.Join(w.dir, name)}
 	n.Address = fmt.Sprintf(strings.TrimSuffix(nodeAddress, "/24"), firstNode+n.number)
 	w.nodes++
-	for _, d := range []string{"log", "containerd", "kubelet", "cni", "pods"} {
+	for _, d := range []string{"log", "containerd", "kubelet", "cni", "pods", "tandem"} {
 		if err := os.MkdirAll(filepath.Join(n.dir, d), 0o755); err != nil {
 			return nil, err
 		}
@@ -148,6 +148,7 @@ func (n *Node) Start(ctx context.Context) error {
 		{From: filepath.Join(n.dir, "containerd"), At: "/var/lib/containerd"},
 		{From: filepath.Join(n.dir, "pods"), At: "/var/log/pods"},
 		{From: filepath.Join(n.dir, "cni"), At: "/etc/cni/net.d"},
+		{From: filepath.Join(n.dir, "tandem"), At: "/var/lib/tandem"},
 	}}
 	if n == c.nodes[0] {
 		plan.Programs = c.controlPlane(n)
