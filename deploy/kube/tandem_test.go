@@ -4,7 +4,6 @@ package kube
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,82 +14,17 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-var update = flag.Bool("update", false, "write deploy/manifests/tandem.yaml anew")
-
-// rendered is the chart with values, as manifests.
-func rendered(t *testing.T, bin, top string) string {
-	t.Helper()
-	out, err := lab.Run(t.Context(), "env", "HOME="+t.TempDir(), filepath.Join(bin, "helm"), "template", "tandem", filepath.Join(top, "deploy", "helm", "tandem"),
-		"--namespace", namespace, "--values", filepath.Join(top, "deploy", "manifests", "values.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return "# Rendered from deploy/helm/tandem with deploy/manifests/values.yaml: make manifests. Do not edit.\n" + out
-}
-
-// TestManifests: the plain manifests are the chart's, and kustomize takes them.
-func TestManifests(t *testing.T) {
-	top, bin := programs(t)
-	file := filepath.Join(top, "deploy", "manifests", "tandem.yaml")
-	want := rendered(t, bin, top)
-	if *update {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != want {
-		t.Error("deploy/manifests/tandem.yaml is not what the chart renders: make manifests")
-	}
-	out, err := lab.Run(t.Context(), filepath.Join(bin, "kubectl"), "kustomize", filepath.Dir(file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if objects, want := strings.Count("\n"+out, "\nkind: "), strings.Count(string(got), "\nkind: "); objects != want || want < 10 {
-		t.Errorf("kustomize knows %d objects, the manifests have %d", objects, want)
-	}
-}
-
-// TestChartRefuses: values that would make something else than what was meant are refused in words.
-func TestChartRefuses(t *testing.T) {
-	top, bin := programs(t)
-	const good = `
-image: {repository: r/t}
-domains: [{name: a, nodeSelector: {zone: a}}]
-kvdb: {raft: {members: [{node: a1, address: 10.0.0.1}]}}
-`
-	for name, tc := range map[string]struct{ values, says string }{
-		"nothing":      {"", "domains: name at least one"},
-		"no image":     {strings.Replace(good, "r/t", `""`, 1), "image.repository: name the image"},
-		"everywhere":   {strings.Replace(good, "{zone: a}", "{}", 1), `"a" has no nodeSelector`},
-		"domain twice": {strings.Replace(good, "}]\nkvdb", "}, {name: a, nodeSelector: {zone: b}}]\nkvdb", 1), `"a" is there twice`},
-		"no kvdb":      {strings.Replace(good, "{node: a1, address: 10.0.0.1}", "", 1), "set raft.members, or etcd.endpoints"},
-		"two kvdbs":    {strings.Replace(good, "kvdb: {", `kvdb: {etcd: {endpoints: ["https://e:1"]}, `, 1), "both set"},
-		"good":         {good, ""},
-	} {
-		t.Run(name, func(t *testing.T) {
-			values := filepath.Join(t.TempDir(), "values.yaml")
-			if err := os.WriteFile(values, []byte(tc.values), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			_, err := lab.Run(t.Context(), "env", "HOME="+t.TempDir(), filepath.Join(bin, "helm"), "template", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "--values", values)
-			if (err == nil) != (tc.says == "") || err != nil && !strings.Contains(err.Error(), tc.says) {
-				t.Errorf("got %v, want %q", err, tc.says)
-			}
-		})
-	}
-}
-
 const namespace = "tandem-system"
 
-// stand is a Kubernetes of two sites and a third place, with Tandem installed from the chart.
+// third is the domain of the witness.
+const third = "third"
+
+// stand is a Kubernetes with Tandem installed from the chart.
 type stand struct {
 	t       *testing.T
 	c       *Cluster
-	a, b, w *Node
+	domains map[*Node]string
+	a, b    *Node // two nodes that store
 }
 
 // must runs kubectl and wants it to succeed.
@@ -117,15 +51,31 @@ func (s *stand) until(want string, args ...string) {
 	}
 }
 
-// install makes the secret of the authority and installs the chart as an administrator does.
-func (s *stand) install(top, bin, dir string) {
-	t := s.t
+// makeAuthority makes the authority of cluster metro and returns its directory.
+func makeAuthority(t *testing.T, bin, dir string) string {
+	t.Helper()
 	ca := filepath.Join(dir, "ca")
 	if _, err := lab.Run(t.Context(), filepath.Join(bin, "tandemctl"), "pki", "create-ca", "--cluster", "metro", "--dir", ca); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []*Node{s.a, s.b, s.w} {
-		s.must("", "label", "node", n.Name, "topology.kubernetes.io/zone="+strings.TrimPrefix(n.Name, "site-"))
+	return ca
+}
+
+// install makes the secret of the authority and installs the chart as an administrator does, with the kvdb on these members. Nothing is waited for.
+func (s *stand) install(top, ca string, members ...*Node) {
+	t := s.t
+	t.Helper()
+	var nodes, domains []string
+	for n, d := range s.domains {
+		s.must("", "label", "node", n.Name, "topology.kubernetes.io/zone="+d)
+		role := "node"
+		if d == third {
+			role = "witness"
+		}
+		domains = append(domains, fmt.Sprintf(`{name: %[1]s, role: %[2]s, nodeSelector: {topology.kubernetes.io/zone: %[1]s}}`, d, role))
+	}
+	for _, n := range members {
+		nodes = append(nodes, fmt.Sprintf("{node: %s, address: %s}", n.Name, n.Address))
 	}
 	s.must("", "create", "namespace", namespace)
 	s.must("", "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=privileged")
@@ -136,38 +86,44 @@ image: {repository: registry.local/tandem, tag: "1", pullPolicy: Never}
 controller:
   provisioner: {image: {repository: registry.local/csi-provisioner, tag: "1"}}
   attacher: {image: {repository: registry.local/csi-attacher, tag: "1"}}
-domains:
-  - {name: north, nodeSelector: {topology.kubernetes.io/zone: a}}
-  - {name: south, nodeSelector: {topology.kubernetes.io/zone: b}}
-  - {name: third, role: witness, nodeSelector: {topology.kubernetes.io/zone: w}}
-kvdb:
-  raft:
-    bootstrap: true
-    members: [{node: %s, address: %s}, {node: %s, address: %s}, {node: %s, address: %s}]
-`, s.a.Name, s.a.Address, s.b.Name, s.b.Address, s.w.Name, s.w.Address)
-	file := filepath.Join(dir, "values.yaml")
-	if err := os.WriteFile(file, []byte(values), 0o644); err != nil {
+domains: [%s]
+kvdb: {raft: {bootstrap: true, members: [%s]}}
+`, strings.Join(domains, ", "), strings.Join(nodes, ", "))
+	if _, err := s.c.Helm(t.Context(), values, "install", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "-n", namespace, "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.c.Helm(t.Context(), "", "install", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "-n", namespace, "-f", file); err != nil {
-		t.Fatal(err)
-	}
+}
+
+// founded waits until the store is founded, and has it never be founded again.
+func (s *stand) founded(top string) {
+	s.t.Helper()
 	s.ready()
-	if _, err := s.c.Helm(t.Context(), "", "upgrade", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "-n", namespace, "--reuse-values", "--set", "kvdb.raft.bootstrap=false"); err != nil {
-		t.Fatal(err)
+	if _, err := s.c.Helm(s.t.Context(), "", "upgrade", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "-n", namespace, "--reuse-values", "--set", "kvdb.raft.bootstrap=false"); err != nil {
+		s.t.Fatal(err)
 	}
 	s.ready()
 }
 
 // ready waits until all pods are, and the kubelets know the driver with its topology.
 func (s *stand) ready() {
-	for component, n := range map[string]string{"node": "True True True", "controller": "True True"} {
-		s.until(n, "-n", namespace, "get", "pods", "-l", "app.kubernetes.io/component="+component, "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+	s.t.Helper()
+	for component, n := range map[string]int{"node": len(s.domains), "controller": 2} {
+		s.until(strings.TrimSpace(strings.Repeat("True ", n)), "-n", namespace, "get", "pods", "-l", "app.kubernetes.io/component="+component,
+			"-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
 	}
-	for n, domain := range map[string]string{s.a.Name: "north", s.b.Name: "south"} {
-		s.until("csi.tandem.storage "+n, "get", "csinode", n, "-o", "jsonpath={.spec.drivers[*].name} {.spec.drivers[*].nodeID}")
-		s.until(domain, "get", "node", n, "-o", `jsonpath={.metadata.labels.topology\.tandem\.storage/domain}`)
+	for n, domain := range s.domains {
+		if domain == third {
+			continue
+		}
+		s.until("csi.tandem.storage "+n.Name, "get", "csinode", n.Name, "-o", "jsonpath={.spec.drivers[*].name} {.spec.drivers[*].nodeID}")
+		s.until(domain, "get", "node", n.Name, "-o", `jsonpath={.metadata.labels.topology\.tandem\.storage/domain}`)
 	}
+}
+
+// accepted wants the API server to take these manifests, strictly, without having them.
+func (s *stand) accepted(manifests string) {
+	s.t.Helper()
+	s.must(manifests, "apply", "--dry-run=server", "--validate=strict", "-f", "-")
 }
 
 // ctl runs tandemctl in the pod of a domain.
@@ -183,8 +139,15 @@ func (s *stand) claim(name, mode string) {
 		"accessModes":["ReadWriteOnce"],"resources":{"requests":{"storage":"400Mi"}}}}`, name, mode), "apply", "-f", "-")
 }
 
-// pod starts a pod on a node that uses the claim of its name as /data, a directory or a device, and waits until it is Ready.
+// pod starts a pod, see start, and waits until it is Ready.
 func (s *stand) pod(claim string, on *Node, block bool) {
+	s.t.Helper()
+	s.start(claim, on, block)
+	s.must("", "wait", "--for=condition=Ready", "pod", claim, "--timeout=120s")
+}
+
+// start starts a pod on a node that uses the claim of its name as /data, a directory or a device.
+func (s *stand) start(claim string, on *Node, block bool) {
 	s.t.Helper()
 	use := `"volumeMounts":[{"name":"v","mountPath":"/data"}]`
 	if block {
@@ -193,7 +156,6 @@ func (s *stand) pod(claim string, on *Node, block bool) {
 	s.must(fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":%[1]q},"spec":{"terminationGracePeriodSeconds":0,"nodeSelector":{"kubernetes.io/hostname":%[2]q},
 		"tolerations":[{"operator":"Exists"}],"volumes":[{"name":"v","persistentVolumeClaim":{"claimName":%[1]q}}],
 		"containers":[{"name":"c","image":%[3]q,"imagePullPolicy":"Never","command":["sleep","100000"],%[4]s}]}}`, claim, on.Name, ShellImage, use), "apply", "-f", "-")
-	s.must("", "wait", "--for=condition=Ready", "pod", claim, "--timeout=120s")
 }
 
 func (s *stand) sh(pod, script string) string {
@@ -265,15 +227,29 @@ func TestTandem(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := cluster(t, w, "metro", "site-w", "site-a", "site-b")
-	s := &stand{t: t, c: c, a: c.Node("site-a"), b: c.Node("site-b"), w: c.Node("site-w")}
+	witness := c.Node("site-w")
+	s := &stand{t: t, c: c, a: c.Node("site-a"), b: c.Node("site-b")}
+	s.domains = map[*Node]string{s.a: "north", s.b: "south", witness: third}
 	t.Cleanup(s.tell)
 	lap("three nodes Ready")
-	s.install(top, bin, dir)
+	s.install(top, makeAuthority(t, bin, dir), s.a, s.b, witness)
+	s.founded(top)
 	lap("installed")
 
 	if out := s.must("", "-n", namespace, "get", "csistoragecapacities", "-o", "name"); out == "" {
 		t.Error("the scheduler is told of no capacity")
 	}
+
+	s.accepted(rendered(t, bin, top))
+	all := filepath.Join(dir, "everything.yaml")
+	if err := os.WriteFile(all, []byte(everything("/srv")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.Helm(t.Context(), "", "template", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "-n", namespace, "-f", all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.accepted(out)
 
 	// A file system, in both sites.
 	s.claim("files", "Filesystem")
@@ -338,6 +314,87 @@ func TestTandem(t *testing.T) {
 	lap("uninstalled")
 }
 
+// TestTwoKubernetes has two Kubernetes with one Tandem. What a pod of the first one has written a pod of the second one reads, when the volume is handed over
+// with a PersistentVolume, and back; until then it is refused. Then the first site is lost with a pod on it, an operator takes the promise to its node back, and
+// the second Kubernetes goes on.
+func TestTwoKubernetes(t *testing.T) {
+	top, bin := programs(t)
+	dir, undo := workDir(t)
+	tandem, err := TandemImage(t.Context(), top, bin, filepath.Join(dir, "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lap := laps(t)
+	w, err := NewWorld(t.Context(), bin, dir, undo, tandem, SidecarImage(bin, "csi-provisioner"), SidecarImage(bin, "csi-attacher"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := cluster(t, w, "one", "one-w", "one-a"), cluster(t, w, "two", "two-b")
+	lap("two clusters Ready")
+	north := &stand{t: t, c: one, a: one.Node("one-a"), b: one.Node("one-a"), domains: map[*Node]string{one.Node("one-w"): third, one.Node("one-a"): "north"}}
+	south := &stand{t: t, c: two, a: two.Node("two-b"), b: two.Node("two-b"), domains: map[*Node]string{two.Node("two-b"): "south"}}
+	t.Cleanup(north.tell)
+	t.Cleanup(south.tell)
+	ca := makeAuthority(t, bin, dir)
+	members := []*Node{one.Node("one-a"), two.Node("two-b"), one.Node("one-w")}
+	north.install(top, ca, members...)
+	south.install(top, ca, members...)
+	north.founded(top)
+	south.founded(top)
+	lap("installed in both")
+
+	north.claim("files", "Filesystem")
+	north.pod("files", north.a, false)
+	sum := north.sh("files", "dd if=/dev/urandom of=/data/f bs=1048576 count=10 2>/dev/null && sync && sha256sum /data/f")
+	volume := north.must("", "get", "pvc", "files", "-o", "jsonpath={.spec.volumeName}")
+	handle := north.must("", "get", "pv", volume, "-o", "jsonpath={.spec.csi.volumeHandle}")
+	if out := south.ctl("south", "volume", "list"); !strings.Contains(out, volume) {
+		t.Errorf("the other Kubernetes' Tandem does not know %s: %s", volume, out)
+	}
+	south.must(fmt.Sprintf(`{"apiVersion":"v1","kind":"List","items":[
+		{"apiVersion":"v1","kind":"PersistentVolume","metadata":{"name":"files"},"spec":{"capacity":{"storage":"400Mi"},"accessModes":["ReadWriteOnce"],
+			"persistentVolumeReclaimPolicy":"Retain","storageClassName":"","csi":{"driver":"csi.tandem.storage","volumeHandle":%q,"fsType":"xfs"},
+			"claimRef":{"namespace":"default","name":"files"}}},
+		{"apiVersion":"v1","kind":"PersistentVolumeClaim","metadata":{"name":"files"},"spec":{"storageClassName":"","volumeName":"files",
+			"accessModes":["ReadWriteOnce"],"resources":{"requests":{"storage":"400Mi"}}}}]}`, handle), "apply", "-f", "-")
+	south.start("files", south.a, false)
+	err = lab.Until(t.Context(), "the attachment is refused", time.Minute, 200*time.Millisecond, func() (bool, error) {
+		out, err := south.c.Kubectl(t.Context(), "", "get", "volumeattachments", "-o", "jsonpath={.items[*].status.attachError.message}")
+		return strings.Contains(out, north.a.Name), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lap("used in one, refused in the other")
+	north.must("", "delete", "pod", "files")
+	south.must("", "wait", "--for=condition=Ready", "pod", "files", "--timeout=120s")
+	if got := south.sh("files", "sha256sum /data/f"); got != sum {
+		t.Errorf("in the other Kubernetes the file is %s, written was %s", got, sum)
+	}
+	lap("handed over")
+	south.must("", "delete", "pod", "files")
+	north.pod("files", north.a, false)
+	sum = north.sh("files", "dd if=/dev/urandom of=/data/f bs=1048576 count=10 2>/dev/null && sync && sha256sum /data/f")
+	lap("back, and written")
+	south.start("files", south.a, false)
+	if err := north.a.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Until(t.Context(), "the promise is taken back", time.Minute, time.Second, func() (bool, error) {
+		_, err := south.c.Kubectl(t.Context(), "", "-n", namespace, "exec", "ds/tandem-south", "-c", "tandemd", "--", "tandemctl", "host", "unpublish", volume, "--node", north.a.Name)
+		return err == nil, err // refused as long as the node is not known to be gone
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lap("first site lost, and that noticed")
+	south.must("", "wait", "--for=condition=Ready", "pod", "files", "--timeout=150s")
+	if got := south.sh("files", "sha256sum /data/f"); got != sum {
+		t.Errorf("after the loss of the first site the file is %s, written was %s", got, sum)
+	}
+	lap("pod Ready in the second Kubernetes")
+}
+
 // database runs PostgreSQL in a StatefulSet, by a user and a group of its own, has it go to the other site with what was committed, and leaves it there. It
 // returns what s.rows says of the table from then on.
 func (s *stand) database() string {
@@ -354,7 +411,6 @@ func (s *stand) database() string {
 				"readinessProbe":{"exec":{"command":["psql","-h","/tmp","-c","select 1","postgres"]},"periodSeconds":1}}],
 			"volumes":[{"name":"tmp","emptyDir":{}}]}}}}`, postgresImage, postgresUser)
 	s.must("", "cordon", s.b.Name)
-	s.must("", "cordon", s.w.Name)
 	s.must(set, "apply", "-f", "-")
 	s.until("True", "get", "pod", "db-0", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 	s.must("", "exec", "db-0", "--", "psql", "-h", "/tmp", "-qc", "create table t as select g, md5(g::text) as h from generate_series(1, 20000) g", "postgres")
