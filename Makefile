@@ -93,6 +93,11 @@ test-kube: ## real Kubernetes clusters on this machine (root; ten minutes more t
 	@deploy/hack/deps.sh kube
 	$(GO) test -count=1 -tags kube -vet=off -v -timeout 2h ./deploy/kube $(KUBEFLAGS)
 
+# helm is built from its Go module, with the programs of test-kube.
+.PHONY: manifests
+manifests: ## deploy/manifests/tandem.yaml, rendered from the chart (deploy/helm/tandem) with deploy/manifests/values.yaml
+	$(GO) test -count=1 -tags kube -vet=off -timeout 1h -run TestManifests ./deploy/kube -update
+
 .PHONY: test-nemesis
 test-nemesis: KVDB = etcd
 test-nemesis: deps ## break a living cluster again and again and check all answers (CYCLES=200 SEED=another each time KVDB=etcd|raft FAILOVER=50 per cent by arbiters; a quarter of an hour)

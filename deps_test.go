@@ -59,6 +59,7 @@ var arrows = []struct {
 	{from: "", to: "github.com/hanwen/go-fuse/v2", except: []string{"datapath/frontend/fuseloop"}, why: "FUSE has one door: datapath/frontend/fuseloop"},
 	{from: "", to: "github.com/container-storage-interface/spec", except: []string{"csi", "deploy/e2e"}, why: "the CSI specification has one door: csi"},
 	{from: "", to: "k8s.io/client-go", except: []string{"nodeloss", "cmd/tandem-controller"}, why: "Kubernetes has one door: nodeloss"},
+	{from: "", to: "k8s.io/kubelet", except: []string{"cmd/internal/kubelet"}, why: "the kubelet's registration has one door: cmd/internal/kubelet"},
 	{from: "", to: "github.com/spf13/cobra", except: []string{"cmd/tandemctl", "cmd/tandemd"}, why: "the command line stays in the programs"},
 
 	// Leaf packages do not log: they return errors and events.

@@ -271,6 +271,11 @@ func (f *fakeDaemon) DetachVolume(ctx context.Context, r *volumepb.DetachVolumeR
 	return &volumepb.DetachVolumeResponse{Volume: detached()}, f.err
 }
 
+func (f *fakeDaemon) UnpublishVolume(_ context.Context, r *volumepb.UnpublishVolumeRequest) (*volumepb.UnpublishVolumeResponse, error) {
+	f.note(r)
+	return &volumepb.UnpublishVolumeResponse{}, f.err
+}
+
 // harness is an app whose outside world is in memory.
 type harness struct {
 	*app

@@ -241,6 +241,11 @@ func TestGolden(t *testing.T) {
 		{name: "host-attach-frontend", args: "host attach data --frontend iscsi"},
 		{name: "host-detach", args: "host detach data"},
 		{name: "host-detach-in-use", args: "host detach data", fake: func(f *fakeDaemon) { f.err = fmt.Errorf("volume data: %w", frontend.ErrBusy) }},
+		{name: "host-unpublish", args: "host unpublish data --node a1"},
+		{name: "host-unpublish-no-node", args: "host unpublish data"},
+		{name: "host-unpublish-attached", args: "host unpublish data --node a1", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("unpublish volume data: %w on node a1, which answers: unmount and detach it there first", volume.ErrAttached)
+		}},
 		{name: "host-mount", args: "host mount data --path /mnt/data --fs xfs --options noatime"},
 		{name: "host-mount-json", args: "host mount data --path /mnt/data/ -o json"},
 		{name: "host-mount-again", args: "host mount data --path /mnt/data", set: loop0At("/mnt/data")},

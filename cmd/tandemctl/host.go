@@ -256,3 +256,37 @@ func cleanDir(path string) (string, error) {
 func oneLine(out string) string {
 	return strings.Join(strings.Fields(out), " ")
 }
+
+func (a *app) hostUnpublishCommand() *cobra.Command {
+	var node string
+	var order orderFlags
+	cmd := &cobra.Command{
+		Use:   "unpublish VOLUME --node NODE",
+		Short: "Take back the promise of a volume to a node, made through CSI",
+		Long: `Take back the promise of a volume to a node, made through CSI for an orchestrator's consumer: another node may be promised the
+volume then. An orchestrator does that by itself when it has ended the consumer. This is for the case that it cannot, because it was
+lost with the node, and another one is to go on with the volume.
+
+It is refused while the node answers and has the volume attached. If the node runs on without being heard, nothing is lost: who attaches next
+takes over, and the node can write no more. A volume that is not promised to the node is left as it is.`,
+		Example: `  tandemctl host unpublish pvc-1 --node n1 --reason "site north burnt down"`,
+		Args:    oneName("VOLUME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.volumes()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := a.withTimeout(cmd.Context())
+			defer cancel()
+			resp, err := client.UnpublishVolume(ctx, &pb.UnpublishVolumeRequest{Volume: args[0], Node: node, Reason: order.reason, Actor: a.actor()})
+			if err != nil {
+				return err
+			}
+			return a.print(resp, func(w io.Writer) { fmt.Fprintf(w, "Volume %s is not promised to node %s\n", args[0], node) })
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "`name` of the node that the volume is promised to")
+	_ = cmd.MarkFlagRequired("node") // the flag is there: see above
+	order.add(cmd)
+	return cmd
+}

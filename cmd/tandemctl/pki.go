@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,11 +68,12 @@ func (a *app) pkiIssueCommand() *cobra.Command {
 	var caDir, node, domain, out string
 	var hosts []string
 	var days uint
+	var replace bool
 	cmd := &cobra.Command{
 		Use:   "issue --node NODE --domain DOMAIN --ca-dir DIR --out DIR",
 		Short: "Issue a node's certificate",
 		Long: `Issue a node's certificate, signed by the authority in --ca-dir: ca.crt, node.crt and node.key in --out. Copy these three to the
-node and name them in the tls block of its configuration. Files that exist are not overwritten. No daemon is asked.
+node and name them in the tls block of its configuration. Files that exist are not overwritten, unless by --replace. No daemon is asked.
 
 An operator who uses tandemctl over TCP needs a certificate as well, issued to a node name that no node has.`,
 		Example: `  tandemctl pki issue --ca-dir ./ca --node a1 --domain primary --out ./a1`,
@@ -93,7 +95,7 @@ An operator who uses tandemctl over TCP needs a certificate as well, issued to a
 			if err := os.MkdirAll(out, 0o700); err != nil {
 				return pkiError(err)
 			}
-			f, err := ca.SaveNode(out, cert)
+			f, err := saveNode(ca, out, cert, replace)
 			if err != nil {
 				return pkiError(err)
 			}
@@ -108,10 +110,33 @@ An operator who uses tandemctl over TCP needs a certificate as well, issued to a
 	cmd.Flags().StringVar(&out, "out", "", "`directory` for the node's files, made if it does not exist")
 	cmd.Flags().StringSliceVar(&hosts, "host", nil, "host `names` or addresses for clients that check these, such as NBD over TLS")
 	cmd.Flags().UintVar(&days, "days", 365, "validity in days")
+	cmd.Flags().BoolVar(&replace, "replace", false, "replace files of this name in --out, each at once; a daemon reads them when it starts")
 	for _, f := range []string{"ca-dir", "node", "domain", "out"} {
 		_ = cmd.MarkFlagRequired(f) // the flags are there: see above
 	}
 	return cmd
+}
+
+// saveNode writes a node's files into dir. Those that are replaced are each the old one or the new one at any time; after an error key and
+// certificate may be of two pairs, which repeating it mends.
+func saveNode(ca *pki.CA, dir string, cert tls.Certificate, replace bool) (f transport.TLSFiles, err error) {
+	if !replace {
+		return ca.SaveNode(dir, cert)
+	}
+	beside, err := os.MkdirTemp(dir, ".new-")
+	if err != nil {
+		return f, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(beside)) }()
+	f, err = ca.SaveNode(beside, cert)
+	for _, file := range []*string{&f.CA, &f.Key, &f.Cert} {
+		if err != nil {
+			return f, err
+		}
+		to := filepath.Join(dir, filepath.Base(*file))
+		err, *file = os.Rename(*file, to), to
+	}
+	return f, err
 }
 
 // pkiFiles is the JSON answer of the pki commands.

@@ -62,6 +62,26 @@ func TestPKI(t *testing.T) {
 		t.Errorf("the key of the authority changed, %v", err)
 	}
 
+	// Unless it is asked for, and then nothing else is left there.
+	old, err := os.ReadFile(a1 + "/node.key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := ctl(t, 0, "pki", "issue", "--ca-dir", ca, "--node", "a1", "--domain", "secondary", "--out", a1, "--replace")
+	if !strings.Contains(h.out.String(), "key: "+a1+"/node.key\n") {
+		t.Errorf("got %s", h.out.String())
+	}
+	sec, err = transport.LoadTLS(transport.TLSFiles{CA: a1 + "/ca.crt", Cert: a1 + "/node.crt", Key: a1 + "/node.key"}, "metro")
+	if err != nil || sec.Self().String() != "tandem://metro/secondary/a1" {
+		t.Errorf("replaced: %v, %v", sec, err)
+	}
+	if key, err := os.ReadFile(a1 + "/node.key"); err != nil || string(key) == string(old) {
+		t.Errorf("the key is the same, %v", err)
+	}
+	if names, err := os.ReadDir(a1); err != nil || len(names) != 3 {
+		t.Errorf("the directory has %v, %v", names, err)
+	}
+
 	// Bad input.
 	other := filepath.Join(dir, "other")
 	ctl(t, rpcstatus.ExitUsage, "pki", "create-ca", "--cluster", "Not A Name", "--dir", other)
@@ -74,7 +94,7 @@ func TestPKI(t *testing.T) {
 		t.Errorf("a refused command left %s: %v", other, err)
 	}
 
-	h := ctl(t, 0, "pki", "issue", "--ca-dir", ca, "--node", "a2", "--domain", "primary", "--out", other, "-o", "json", "--host", "a2.example,10.0.0.2")
+	h = ctl(t, 0, "pki", "issue", "--ca-dir", ca, "--node", "a2", "--domain", "primary", "--out", other, "-o", "json", "--host", "a2.example,10.0.0.2")
 	if !strings.Contains(h.out.String(), `"node": "a2"`) || !strings.Contains(h.out.String(), `"key": "`+other+`/node.key"`) {
 		t.Errorf("got %s", h.out.String())
 	}

@@ -60,6 +60,7 @@ func TestRequests(t *testing.T) {
 		{"kvdb remove w1 --force", &domainpb.RemoveKvdbMemberRequest{Member: "w1"}},
 		{"host attach v --frontend nbd --node n", &volumepb.AttachVolumeRequest{Volume: "v", Frontend: "nbd", Node: "n"}},
 		{"host detach v", &volumepb.DetachVolumeRequest{Volume: "v"}},
+		{"host unpublish v --node n --reason why", &volumepb.UnpublishVolumeRequest{Volume: "v", Node: "n", Reason: "why"}},
 		{"cluster domains activate -n d --reason why", &domainpb.ActivateDomainRequest{Domain: "d", Reason: "why"}},
 		{"cluster domains activate -n d --expect-epoch 0", &domainpb.ActivateDomainRequest{Domain: "d", ExpectedEpoch: &epoch}},
 		{"cluster domains deactivate -n d --peer-lost --accept-data-loss v1,v2 -y",
@@ -81,7 +82,7 @@ func TestRequests(t *testing.T) {
 func TestActorOverTheSocket(t *testing.T) {
 	for _, args := range []string{
 		"cluster domains activate -n d", "cluster domains deactivate -n d", "volume create v -s 4Ki", "volume delete v -y", "volume replica replace v b1 -y",
-		"volume verify start v", "volume verify stop v", "host attach v", "host detach v", "kvdb remove w1 -y", "kvdb import --all -y",
+		"volume verify start v", "volume verify stop v", "host attach v", "host detach v", "host unpublish v --node n", "kvdb remove w1 -y", "kvdb import --all -y",
 	} {
 		f := fixture()
 		h := newHarness(t, f)

@@ -80,7 +80,7 @@ func (a *app) rootCommand() *cobra.Command {
 			a.groupCreateCommand(), a.groupListCommand(), a.groupInspectCommand(), a.groupAddCommand(), a.groupRemoveCommand(),
 			a.groupDeleteCommand(), a.groupCutCommand()),
 		group("host", "Attach volumes to a node and mount them",
-			a.hostAttachCommand(), a.hostDetachCommand(), a.hostMountCommand(), a.hostUnmountCommand()),
+			a.hostAttachCommand(), a.hostDetachCommand(), a.hostUnpublishCommand(), a.hostMountCommand(), a.hostUnmountCommand()),
 		group("kvdb", "The key-value store: its members, and what to do when it was lost", a.kvdbMembersCommand(), a.kvdbRemoveCommand(), a.kvdbImportCommand()),
 		group("audit", "What operators and arbiters did", a.auditListCommand(), a.auditVerifyCommand()),
 		group("pki", "Make certificates for those who have no authority", a.pkiCreateCACommand(), a.pkiIssueCommand()),

@@ -28,6 +28,8 @@ func run() int {
 	file := flag.String("config", "", "configuration file (YAML); without one a single node on loopback starts")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.StringVar(&f.NodeID, "node-id", "", "name of this node, over nodeID of the file")
+	flag.StringVar(&f.AdvertiseHost, "advertise-host", "", "host name or address that other nodes dial, with the port of peer.listen, over peer.advertise of the file")
+	flag.BoolVar(&f.MemberIfListed, "member-if-listed", false, "be a member of the embedded kvdb only if kvdb.raft.members lists this node: for a file that many nodes share")
 	flag.StringVar(&f.LogLevel, "log-level", "", "debug, info, warn or error, over log.level of the file")
 	flag.Parse()
 	if *showVersion {

@@ -48,6 +48,7 @@ kube=(
 	/usr/sbin/ip                             iproute2
 	/usr/sbin/mkfs.xfs                       xfsprogs
 	/usr/sbin/mkfs.ext4                      e2fsprogs
+	'/usr/lib/postgresql/*/bin/postgres'     postgresql
 )
 case $for_what in
 kube)  want=("${kube[@]}") ;;

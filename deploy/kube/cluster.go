@@ -164,13 +164,23 @@ func (c *Cluster) Ready(ctx context.Context, nodes ...string) error {
 
 // Kubectl runs kubectl as an administrator, with its standard input, and returns its output. The error has what it wrote to standard error.
 func (c *Cluster) Kubectl(ctx context.Context, input string, args ...string) (string, error) {
-	argv := c.world.space.Inside(append([]string{c.bin("kubectl"), "--kubeconfig", c.conf("admin")}, args...)...)
+	return c.administer(ctx, "kubectl", input, args...)
+}
+
+// Helm is Kubectl for helm, whose own files are below the directory of the world.
+func (c *Cluster) Helm(ctx context.Context, input string, args ...string) (string, error) {
+	return c.administer(ctx, "helm", input, args...)
+}
+
+func (c *Cluster) administer(ctx context.Context, program, input string, args ...string) (string, error) {
+	argv := c.world.space.Inside(append([]string{c.bin(program), "--kubeconfig", c.conf("admin")}, args...)...)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	var out, errOut bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Dir = strings.NewReader(input), &out, &errOut, "/"
+	cmd.Env = append(os.Environ(), "HOME="+filepath.Join(c.world.dir, "home"))
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
+		return out.String(), fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
 	}
 	return out.String(), nil
 }

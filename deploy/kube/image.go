@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -48,6 +49,39 @@ func (m *Image) AddPrograms(ctx context.Context, names ...string) error {
 		for _, f := range append(libraries, program) {
 			m.Files[f] = f
 		}
+	}
+	return nil
+}
+
+// AddTree adds what is below dir on this machine at path at in the image: files, links as they are, and directories.
+func (m *Image) AddTree(dir, at string) error {
+	if m.Files == nil {
+		m.Files = map[string]string{}
+	}
+	if m.Links == nil {
+		m.Links = map[string]string{}
+	}
+	err := filepath.WalkDir(dir, func(file string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := path.Join(at, strings.TrimPrefix(file, dir))
+		switch {
+		case e.IsDir():
+			m.Dirs = append(m.Dirs, name)
+		case e.Type() == fs.ModeSymlink:
+			to, err := os.Readlink(file)
+			if err != nil {
+				return err
+			}
+			m.Links[name] = to
+		case e.Type().IsRegular():
+			m.Files[name] = file
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("kube: image %s: %w", m.Name, err)
 	}
 	return nil
 }

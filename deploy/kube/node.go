@@ -50,7 +50,7 @@ func (c *Cluster) newNode(ctx context.Context, name string) (*Node, error) {
 	n := &Node{Name: name, cluster: c, number: w.nodes, dir: filepath.Join(w.dir, name)}
 	n.Address = fmt.Sprintf(strings.TrimSuffix(nodeAddress, "/24"), firstNode+n.number)
 	w.nodes++
-	for _, d := range []string{"log", "containerd", "kubelet", "cni", "pods"} {
+	for _, d := range []string{"log", "containerd", "kubelet", "cni", "pods", "tandem"} {
 		if err := os.MkdirAll(filepath.Join(n.dir, d), 0o755); err != nil {
 			return nil, err
 		}
@@ -63,9 +63,6 @@ func (c *Cluster) newNode(ctx context.Context, name string) (*Node, error) {
 		if err := errors.Join(n.ip(ctx, "route add "+o.podRange()+" via "+o.Address), o.ip(ctx, "route add "+n.podRange()+" via "+n.Address)); err != nil {
 			return nil, err
 		}
-	}
-	if err := makeGroups(n.groups()); err != nil {
-		return nil, err
 	}
 	w.undo.Add("control groups of "+name, func() error { return removeGroups(n.groups()) })
 	w.undo.Add("node "+name, n.Kill)
@@ -143,11 +140,15 @@ func (n *Node) program(name string, argv ...string) nodeplan.Program {
 // Start starts the node, or starts it again after Kill, with its disks as they were. It is Ready when the cluster says so: see Cluster.Ready.
 func (n *Node) Start(ctx context.Context) error {
 	c := n.cluster
+	if err := makeGroups(n.groups()); err != nil {
+		return err
+	}
 	plan := nodeplan.Plan{Name: n.Name, Binds: []nodeplan.Bind{
 		{From: n.kubeletDir(), At: "/var/lib/kubelet"},
 		{From: filepath.Join(n.dir, "containerd"), At: "/var/lib/containerd"},
 		{From: filepath.Join(n.dir, "pods"), At: "/var/log/pods"},
 		{From: filepath.Join(n.dir, "cni"), At: "/etc/cni/net.d"},
+		{From: filepath.Join(n.dir, "tandem"), At: "/var/lib/tandem"},
 	}}
 	if n == c.nodes[0] {
 		plan.Programs = c.controlPlane(n)
@@ -241,8 +242,13 @@ func (n *Node) Kill() error {
 	if first == "" || err != nil {
 		return err
 	}
-	return lab.Until(context.Background(), "end of node "+n.Name, 30*time.Second, 20*time.Millisecond, func() (bool, error) {
+	err = lab.Until(context.Background(), "end of node "+n.Name, 30*time.Second, 20*time.Millisecond, func() (bool, error) {
 		_, err := os.Stat("/proc/" + first)
 		return errors.Is(err, os.ErrNotExist), err
 	})
+	if err != nil {
+		return err
+	}
+	// A machine that was without power has none, and a kubelet that finds some of containers that are gone takes three seconds for each.
+	return removeGroups(n.groups())
 }

@@ -39,6 +39,7 @@ func Build(ctx context.Context, top, dir string) error {
 	}
 	err := errors.Join(
 		build("deploy/kube/tools", append([]string{"./kubernetes", "./pause", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"}, sidecars...)...),
+		build("deploy/kube/tools/helm", "helm.sh/helm/v4/cmd/helm"),
 		build("deploy/etcd", "."),
 		build(".", "./deploy/kube/nodeinit", "./cmd/tandemd", "./cmd/tandemctl"),
 	)
@@ -57,12 +58,32 @@ func Build(ctx context.Context, top, dir string) error {
 	return nil
 }
 
-// Images that every node has: the sandbox of pods, a shell, and the sidecars.
+// Images that every node has: the sandbox of pods, and a shell.
 const (
-	PauseImage    = "registry.local/pause:1"
-	ShellImage    = "registry.local/shell:1"
-	SidecarsImage = "registry.local/sidecars:1"
+	PauseImage = "registry.local/pause:1"
+	ShellImage = "registry.local/shell:1"
 )
+
+// SidecarImage is the image of one of the programs that stand beside a CSI driver, as csi-attacher, registry.local/csi-attacher:1. Like the ones that its
+// project publishes it needs arguments only.
+func SidecarImage(bin, program string) Image {
+	return Image{
+		Name: "registry.local/" + program + ":1", Files: map[string]string{"/" + program: filepath.Join(bin, program)}, Entrypoint: []string{"/" + program},
+	}
+}
+
+// TandemImage is registry.local/tandem:1, with what the Dockerfile of the tree at top puts into it; root is made for its files.
+func TandemImage(ctx context.Context, top, bin, root string) (Image, error) {
+	m := Image{Name: "registry.local/tandem:1", Entrypoint: []string{"/usr/bin/tandemd"}}
+	if _, err := lab.Run(ctx, filepath.Join(top, "deploy", "images", "root.sh"), root); err != nil {
+		return m, err
+	}
+	err := m.AddTree(root, "/")
+	for _, program := range []string{"tandemd", "tandemctl"} {
+		m.Files["/usr/bin/"+program] = filepath.Join(bin, program)
+	}
+	return m, err
+}
 
 // baseImages are of programs that Build made in bin, and busybox.
 func baseImages(ctx context.Context, bin string) ([]Image, error) {
@@ -74,9 +95,5 @@ func baseImages(ctx context.Context, bin string) ([]Image, error) {
 	for _, applet := range []string{"sh", "cat", "cp", "dd", "df", "echo", "ls", "mkdir", "mount", "od", "rm", "sha256sum", "sleep", "stat", "sync", "test", "touch", "wc"} {
 		shell.Links["/bin/"+applet] = "busybox"
 	}
-	beside := Image{Name: SidecarsImage, Files: map[string]string{}}
-	for _, s := range sidecars {
-		beside.Files["/bin/"+filepath.Base(s)] = at(filepath.Base(s))
-	}
-	return []Image{{Name: PauseImage, Files: map[string]string{"/pause": at("pause")}, Entrypoint: []string{"/pause"}}, shell, beside}, nil
+	return []Image{{Name: PauseImage, Files: map[string]string{"/pause": at("pause")}, Entrypoint: []string{"/pause"}}, shell}, nil
 }

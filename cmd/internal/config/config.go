@@ -206,6 +206,10 @@ type CSI struct {
 	// Unix socket on which csi.tandem.storage is served, as in /var/lib/kubelet/plugins/csi.tandem.storage/csi.sock; who may open it may do everything
 	// with volumes. Empty: none is served.
 	Socket string `yaml:"socket"`
+	// Unix socket on which the kubelet is told of csi.socket, in the directory where it looks for plugins, as in
+	// /var/lib/kubelet/plugins_registry/csi.tandem.storage-reg.sock. Kubelet and tandemd have to see csi.socket under the same path. Empty: it is told by
+	// another program, or there is none.
+	RegistrationSocket string `yaml:"registrationSocket"`
 }
 
 // Replication has the timers and bounds of protocol.md 19. Ranges, defaults and

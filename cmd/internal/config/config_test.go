@@ -201,6 +201,9 @@ func TestErrors(t *testing.T) {
 		{"members' same address", "kvdb: {raft: {members: [{id: n1, raftAddr: \"b:1\", peerAddr: \"b:1\"}]}}\n", `kvdb.raft.members[0].peerAddr: "b:1" is used by kvdb.raft.members[0] already`},
 		{"relative CSI socket", "csi: {socket: a.sock}\n", `csi.socket: "a.sock" is not an absolute path`},
 		{"same CSI socket", "api: {socket: /a}\ncsi: {socket: /a}\n", "csi.socket: is the same as another socket"},
+		{"relative registration", "csi: {socket: /a, registrationSocket: b}\n", `csi.registrationSocket: "b" is not an absolute path`},
+		{"registration of nothing", "csi: {registrationSocket: /b}\n", "csi.registrationSocket: is set, and csi.socket is not"},
+		{"registration on the CSI socket", "csi: {socket: /a, registrationSocket: /a}\n", "csi.registrationSocket: is the same as another socket"},
 		{"CSI at a witness", "role: witness\ncsi: {socket: /a}\n", "csi.socket: a witness attaches nothing"},
 		{"same sockets", "api: {socket: /a}\nfrontends: {nbd: {socket: /a}}\n", "frontends.nbd.socket: is the same as api.socket"},
 		{"no port", "peer: {listen: 127.0.0.1}\n", `peer.listen: "127.0.0.1" is not an address`},
@@ -455,4 +458,44 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestFlagsOfManyNodes: one file is good for members of the kvdb and for the others.
+func TestFlagsOfManyNodes(t *testing.T) {
+	const body = head + `
+peer: {listen: ":9701"}
+tls: {ca: /ca, cert: /c, key: /k}
+kvdb:
+  raft:
+    listen: ":9702"
+    bootstrap: true
+    members: [{id: n1, raftAddr: "10.0.0.1:9702", peerAddr: "10.0.0.1:9701"}]
+`
+	for _, tc := range []struct {
+		flags     Flags
+		member    bool
+		advertise string
+	}{
+		{Flags{NodeID: "n1", AdvertiseHost: "10.0.0.1", MemberIfListed: true}, true, "10.0.0.1:9701"},
+		{Flags{NodeID: "n2", AdvertiseHost: "fd00::2", MemberIfListed: true}, false, "[fd00::2]:9701"},
+	} {
+		c, err := Parse("t.yaml", []byte(body), tc.flags)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := c.KVDB.Raft; r.Member != tc.member || r.Bootstrap != tc.member || len(r.Members) != 1 || c.Peer.Advertise != tc.advertise {
+			t.Errorf("%s: %+v, advertises %s", c.NodeID, r, c.Peer.Advertise)
+		}
+	}
+	// Without the flag a node that is not listed is a mistake, and so is an address without a port.
+	if _, err := Parse("t.yaml", []byte(body), Flags{NodeID: "n2", AdvertiseHost: "10.0.0.2"}); err == nil || !strings.Contains(err.Error(), `does not list this node ("n2")`) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := Parse("t.yaml", []byte(head+"peer: {listen: somewhere}\n"), Flags{NodeID: "n1", AdvertiseHost: "10.0.0.1"}); err == nil || !strings.Contains(err.Error(), "--advertise-host") {
+		t.Errorf("got %v", err)
+	}
+	// A node that is told nothing of others is a member of its own store.
+	if c, err := Parse("t.yaml", []byte(head), Flags{NodeID: "n1", MemberIfListed: true}); err != nil || !c.KVDB.Raft.Member || !c.KVDB.Raft.Bootstrap {
+		t.Errorf("%+v, %v", c, err)
+	}
 }

@@ -11,10 +11,38 @@ import (
 	"time"
 )
 
-// Flags are the few settings that the command line may override. Empty: as in the file.
+// Flags are the few settings that the command line may override, so that one file is good for many nodes. Empty: as in the file.
 type Flags struct {
 	NodeID   string
 	LogLevel string
+	// AdvertiseHost is what other nodes dial, with the port of peer.listen: peer.advertise.
+	AdvertiseHost string
+	// MemberIfListed makes a node that kvdb.raft.members does not list one that only asks them, whatever kvdb.raft.member and
+	// kvdb.raft.bootstrap say.
+	MemberIfListed bool
+}
+
+// apply sets in c what the flags say.
+func (f *Flags) apply(c *Config) error {
+	if f.NodeID != "" {
+		c.NodeID = f.NodeID
+	}
+	if f.LogLevel != "" {
+		c.Log.Level = f.LogLevel
+	}
+	if f.AdvertiseHost != "" {
+		_, port, err := net.SplitHostPort(c.Peer.Listen)
+		if err != nil {
+			return fmt.Errorf("config: --advertise-host needs the port of peer.listen, which is %q: write host:port there", c.Peer.Listen)
+		}
+		c.Peer.Advertise = net.JoinHostPort(f.AdvertiseHost, port)
+	}
+	return nil
+}
+
+// listed reports whether members has this node.
+func (c *Config) listed() bool {
+	return slices.ContainsFunc(c.KVDB.Raft.Members, func(m RaftMember) bool { return m.ID == c.NodeID })
 }
 
 // Default returns the configuration that stands when nothing is written. What is
@@ -75,14 +103,14 @@ func parse(name string, data []byte, f Flags) (*Config, error) {
 		}
 		c.adjustDefaults(d.lines)
 	}
-	if f.NodeID != "" {
-		c.NodeID = f.NodeID
-	}
-	if f.LogLevel != "" {
-		c.Log.Level = f.LogLevel
+	if err := f.apply(c); err != nil {
+		return nil, err
 	}
 	if err := c.complete(); err != nil {
 		return nil, err
+	}
+	if f.MemberIfListed && !c.listed() {
+		c.KVDB.Raft.Member, c.KVDB.Raft.Bootstrap = false, false
 	}
 	if err := c.Validate(); err != nil {
 		var errs Errors

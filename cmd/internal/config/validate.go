@@ -72,6 +72,16 @@ func (k *checker) paths(c *Config) {
 			k.fail("csi.socket", "a witness attaches nothing: remove it, or set role: node")
 		}
 	}
+	if s := c.CSI.RegistrationSocket; s != "" {
+		sockets = append(sockets, keyed{"csi.registrationSocket", s})
+		switch s {
+		case c.API.Socket, c.Frontends.NBD.Socket, c.CSI.Socket:
+			k.fail("csi.registrationSocket", "is the same as another socket: each needs its own")
+		}
+		if c.CSI.Socket == "" {
+			k.fail("csi.registrationSocket", "is set, and csi.socket is not: there is no driver to register")
+		}
+	}
 	for _, s := range sockets {
 		k.absolute(s.key, s.value)
 		if len(s.value) > maxSocketPath {

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/tandem-storage/tandem/cmd/internal/kubelet"
 	"github.com/tandem-storage/tandem/csi"
 	"github.com/tandem-storage/tandem/csi/mount"
 )
@@ -28,6 +29,25 @@ func (d *daemon) startCSI(g *errgroup.Group, stops *stopper) error {
 	s := csi.New(csi.Options{
 		Node: d.c.NodeID, Domain: d.c.Domain, Version: d.version, Backend: csi.NewClient(cc), Mounter: mount.System{}, Logger: d.lg,
 	}).Server()
+	serveOn(g, s, l)
+	stops.push(func() error {
+		s.Stop()
+		return nil
+	})
+	return d.register(g, stops)
+}
+
+// register tells the kubelet of the driver, which is served already. It ends before the driver does, with its socket: the kubelet asks
+// nothing of a driver that is not registered.
+func (d *daemon) register(g *errgroup.Group, stops *stopper) error {
+	if d.c.CSI.RegistrationSocket == "" {
+		return nil
+	}
+	l, err := listenUnix(d.c.CSI.RegistrationSocket)
+	if err != nil {
+		return fmt.Errorf("listen for the kubelet (csi.registrationSocket): %w", err)
+	}
+	s := kubelet.NewServer(kubelet.Options{Driver: csi.Name, Socket: d.c.CSI.Socket, Logger: d.lg})
 	serveOn(g, s, l)
 	stops.push(func() error {
 		s.Stop()

@@ -1,0 +1,67 @@
+{{- define "tandem.labels" -}}
+app.kubernetes.io/name: tandem
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end }}
+
+{{- define "tandem.image" -}}
+{{ required "image.repository: name the image that deploy/images/Dockerfile was built into" .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- /* Where the driver listens, and where the kubelet looks for those who do. */ -}}
+{{- define "tandem.pluginDir" -}}
+{{ .Values.kubeletDir }}/plugins/csi.tandem.storage
+{{- end }}
+
+{{- /* What values.yaml asks for in words. */ -}}
+{{- define "tandem.check" -}}
+{{- if not .Values.domains }}{{ fail "domains: name at least one, with the nodeSelector of its nodes" }}{{ end }}
+{{- $seen := dict }}
+{{- range .Values.domains }}
+{{- if not .nodeSelector }}{{ fail (printf "domains: %q has no nodeSelector: all nodes would be in it, also those of other domains" .name) }}{{ end }}
+{{- if hasKey $seen .name }}{{ fail (printf "domains: %q is there twice" .name) }}{{ end }}
+{{- $_ := set $seen .name true }}
+{{- end }}
+{{- $raft := len .Values.kvdb.raft.members }}
+{{- if and $raft .Values.kvdb.etcd.endpoints }}{{ fail "kvdb: raft.members and etcd.endpoints are both set: choose one" }}{{ end }}
+{{- if not (or $raft .Values.kvdb.etcd.endpoints) }}{{ fail "kvdb: set raft.members, or etcd.endpoints" }}{{ end }}
+{{- end }}
+
+{{- /* The configuration of the nodes of a domain. Call it with a dict of root and domain. */ -}}
+{{- define "tandem.config" -}}
+{{- $v := .root.Values }}
+{{- $pki := "/pki" }}
+{{- $kvdb := dict }}
+{{- if $v.kvdb.etcd.endpoints }}
+{{- $etcd := dict "endpoints" $v.kvdb.etcd.endpoints }}
+{{- if $v.kvdb.etcd.tlsSecret }}
+{{- $tls := dict "ca" "/etcd-tls/ca.crt" }}
+{{- if $v.kvdb.etcd.clientCertificate }}{{ $tls = merge $tls (dict "cert" "/etcd-tls/tls.crt" "key" "/etcd-tls/tls.key") }}{{ end }}
+{{- $_ := set $etcd "tls" $tls }}
+{{- end }}
+{{- if $v.kvdb.etcd.username }}
+{{- $_ := set $etcd "username" $v.kvdb.etcd.username }}
+{{- $_ := set $etcd "passwordFile" "/etcd-password/password" }}
+{{- end }}
+{{- $kvdb = dict "kind" "etcd" "etcd" $etcd }}
+{{- else }}
+{{- $members := list }}
+{{- range $v.kvdb.raft.members }}
+{{- $host := ternary (printf "[%s]" .address) .address (contains ":" .address) }}
+{{- $members = append $members (dict "id" .node "raftAddr" (printf "%s:%v" $host $v.ports.raft) "peerAddr" (printf "%s:%v" $host $v.ports.peer)) }}
+{{- end }}
+{{- $kvdb = dict "kind" "raft" "raft" (dict "listen" (printf ":%v" $v.ports.raft) "members" $members "bootstrap" $v.kvdb.raft.bootstrap) }}
+{{- end }}
+{{- $c := dict "apiVersion" "tandem-storage.github.io/v1" "kind" "Config" "clusterName" $v.clusterName "domain" .domain.name
+      "role" (.domain.role | default "node") "dataDir" $v.dataDir "runDir" $v.runDir
+      "peer" (dict "listen" (printf ":%v" $v.ports.peer))
+      "tls" (dict "ca" (printf "%s/ca.crt" $pki) "cert" (printf "%s/node.crt" $pki) "key" (printf "%s/node.key" $pki))
+      "kvdb" $kvdb }}
+{{- if ne (.domain.role | default "node") "witness" }}
+{{- $_ := set $c "csi" (dict "socket" (printf "%s/csi.sock" (include "tandem.pluginDir" .root)) "registrationSocket" (printf "%s/plugins_registry/csi.tandem.storage-reg.sock" $v.kubeletDir)) }}
+{{- $pools := list }}
+{{- range .domain.pools }}{{ $pools = append $pools (dict "path" .) }}{{ end }}
+{{- if $pools }}{{ $_ := set $c "pools" $pools }}{{ end }}
+{{- end }}
+{{- toYaml (mergeOverwrite $c (deepCopy $v.config)) }}
+{{- end }}
