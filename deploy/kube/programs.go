@@ -41,7 +41,7 @@ func Build(ctx context.Context, top, dir string) error {
 		build("deploy/kube/tools", append([]string{"./kubernetes", "./pause", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"}, sidecars...)...),
 		build("deploy/kube/tools/helm", "helm.sh/helm/v4/cmd/helm"),
 		build("deploy/etcd", "."),
-		build(".", "./deploy/kube/nodeinit", "./cmd/tandemd", "./cmd/tandemctl"),
+		build(".", "./deploy/kube/nodeinit", "./cmd/tandemd", "./cmd/tandemctl", "./cmd/tandem-controller"),
 	)
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func TandemImage(ctx context.Context, top, bin, root string) (Image, error) {
 		return m, err
 	}
 	err := m.AddTree(root, "/")
-	for _, program := range []string{"tandemd", "tandemctl"} {
+	for _, program := range []string{"tandemd", "tandemctl", "tandem-controller"} {
 		m.Files["/usr/bin/"+program] = filepath.Join(bin, program)
 	}
 	return m, err
