@@ -65,7 +65,7 @@ func TestNodeLoss(t *testing.T) {
 		if err := c.Ready(t.Context(), at.Name); err != nil {
 			t.Fatal(err)
 		}
-		s.until("", "get", "node", at.Name, "-o", `jsonpath={.spec.taints[?(@.key=="tandem.storage/node-lost")].key}`)
+		s.unmarked(at)
 		s.ready()
 		at, other = other, at
 	}
@@ -90,6 +90,12 @@ func (s *stand) fill(round int) int {
 		s.t.Fatalf("%d rows after %d rounds of %d, %v", n, round+1, rows, err)
 	}
 	return n
+}
+
+// unmarked waits until a node that was lost is taken for one that is back.
+func (s *stand) unmarked(n *Node) {
+	s.t.Helper()
+	s.until("", "get", "node", n.Name, "-o", `jsonpath={.spec.taints[?(@.key=="tandem.storage/node-lost")].key}`)
 }
 
 // insync waits until every volume has all its replicas in sync.

@@ -435,16 +435,14 @@ func (s *stand) rows() string {
 	return s.must("", "exec", "db-0", "--", "psql", "-h", "/tmp", "-Atc", "select count(*), md5(string_agg(h, '' order by g)) from t", "postgres")
 }
 
-// siteLost ends the node at the second site, with a database and two more pods on it, at one instant. An operator says so to Kubernetes, and the database goes on at
+// siteLost ends the node at the second site, with a database and two more pods on it, at one instant. Nobody says so to anybody, and the database goes on at
 // the first site with all that was committed. When the node is back, the database returns to it.
 func (s *stand) siteLost(rows string, lap func(string)) {
 	t := s.t
 	t.Helper()
-	const taint = "node.kubernetes.io/out-of-service"
 	if err := s.b.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	s.must("", "taint", "node", s.b.Name, taint+"=nodeshutdown:NoExecute")
 	s.until(s.a.Name+" True", "get", "pod", "db-0", "-o", `jsonpath={.spec.nodeName} {.status.conditions[?(@.type=="Ready")].status}`)
 	if got := s.rows(); got != rows {
 		t.Errorf("after the loss of the site the table is %s, written was %s", got, rows)
@@ -456,7 +454,7 @@ func (s *stand) siteLost(rows string, lap func(string)) {
 	if err := s.c.Ready(t.Context(), s.b.Name); err != nil {
 		t.Fatal(err)
 	}
-	s.must("", "taint", "node", s.b.Name, taint+"-")
+	s.unmarked(s.b)
 	s.ready()
 	lap("site back")
 	s.must("", "cordon", s.a.Name)
