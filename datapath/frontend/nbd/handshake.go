@@ -288,18 +288,21 @@ func (h *handshake) contexts(opt uint32, data []byte) error {
 	return nil
 }
 
+// abilities are those of devices, as transmission flags.
+var abilities = [...]struct {
+	caps block.Caps
+	flag uint16
+}{
+	{block.CapFlush, flagSendFlush},
+	{block.CapFUA, flagSendFUA},
+	{block.CapDiscard, flagSendTrim},
+	{block.CapWriteZeroes, flagSendWriteZeroes},
+}
+
 // transmissionFlags says what clients may ask of a device of i.
 func (h *handshake) transmissionFlags(i block.Info) uint16 {
 	f := uint16(flagHasFlags | flagCanMultiConn)
-	for _, x := range [...]struct {
-		caps block.Caps
-		flag uint16
-	}{
-		{block.CapFlush, flagSendFlush},
-		{block.CapFUA, flagSendFUA},
-		{block.CapDiscard, flagSendTrim},
-		{block.CapWriteZeroes, flagSendWriteZeroes},
-	} {
+	for _, x := range abilities {
 		if i.Caps&x.caps != 0 {
 			f |= x.flag
 		}
