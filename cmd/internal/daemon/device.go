@@ -46,7 +46,7 @@ func RunDevices(ctx context.Context, c *config.Config, version string, lg *zap.L
 		lg.Error("devices were taken away from their consumers, who get errors", zap.Error(kerr))
 	}
 	s.Stop()
-	return errors.Join(err, inTime(stopLimit, fuse.Close))
+	return errors.Join(err, inTime(stopTimeout, fuse.Close))
 }
 
 func serveDevices(s *grpc.Server, l net.Listener) error {

@@ -51,8 +51,8 @@ func (m *machine) Attach(_ context.Context, id string, d block.Device) (frontend
 	return s, nil
 }
 
-// get returns what is shown under id, or nil.
-func (m *machine) get(id string) *showing {
+// get returns what is shown as id, or nil.
+func (m *machine) get() *showing {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.devices[id]
@@ -143,7 +143,7 @@ func (d *daemon) end(t *testing.T) {
 // short is a directory whose name is short enough for sockets.
 func short(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "device")
+	dir, err := os.MkdirTemp(os.TempDir(), "device")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,11 +151,14 @@ func short(t *testing.T) string {
 	return dir
 }
 
-const size = 1 << 20
+const (
+	size = 1 << 20
+	id   = "vol.1"
+)
 
 func newMem() *blocktest.Mem { return blocktest.NewMem(blocktest.MemOptions{Size: size, Seed: 1}) }
 
-func attach(t *testing.T, f frontend.Frontend, id string, d block.Device) frontend.Attachment {
+func attach(t *testing.T, f frontend.Frontend, d block.Device) frontend.Attachment {
 	t.Helper()
 	a, err := f.Attach(t.Context(), id, d)
 	if err != nil {
@@ -188,11 +191,11 @@ func TestOutlivesTheDaemon(t *testing.T) {
 	dir, mem := short(t), newMem()
 	k := startKeeper(t, dir)
 	d := startDaemon(t, dir)
-	a := attach(t, d, "vol.1", mem)
-	if again := attach(t, d, "vol.1", mem); again != a || a.Path() != "/dev/test-vol.1" {
+	a := attach(t, d, mem)
+	if again := attach(t, d, mem); again != a || a.Path() != "/dev/test-vol.1" {
 		t.Errorf("again it is %v, %s", again, again.Path())
 	}
-	shown := k.m.get("vol.1")
+	shown := k.m.get()
 	write(t, shown.dev, 1, 1)
 	for round := range byte(5) {
 		d.end(t)
@@ -201,12 +204,12 @@ func TestOutlivesTheDaemon(t *testing.T) {
 			defer close(done)
 			write(t, shown.dev, 2, round)
 		}()
-		d = startDaemon(t, dir, "vol.1")
-		next := attach(t, d, "vol.1", mem)
+		d = startDaemon(t, dir, id)
+		next := attach(t, d, mem)
 		<-done
 		read(t, shown.dev, 1, 1)
 		read(t, shown.dev, 2, round)
-		if next.Path() != a.Path() || k.m.get("vol.1") != shown {
+		if next.Path() != a.Path() || k.m.get() != shown {
 			t.Fatalf("it is another device, %s", next.Path())
 		}
 		a = next
@@ -236,8 +239,8 @@ func TestNobodyGoesOn(t *testing.T) {
 	dir := short(t)
 	k := startKeeper(t, dir)
 	d := startDaemon(t, dir)
-	attach(t, d, "vol.1", newMem())
-	shown := k.m.get("vol.1")
+	attach(t, d, newMem())
+	shown := k.m.get()
 	d.end(t)
 	startDaemon(t, dir)
 	<-shown.done
@@ -251,8 +254,8 @@ func TestKill(t *testing.T) {
 	k := startKeeper(t, dir)
 	d := startDaemon(t, dir)
 	held := blocktest.NewDelay(newMem())
-	a := attach(t, d, "vol.1", held)
-	shown := k.m.get("vol.1")
+	a := attach(t, d, held)
+	shown := k.m.get()
 	held.Pause(blocktest.BeforeStart, nil)
 	defer held.Resume()
 	failed := make(chan error, 1)
@@ -277,14 +280,14 @@ func TestDeviceTakenAway(t *testing.T) {
 	dir, mem := short(t), newMem()
 	k := startKeeper(t, dir)
 	d := startDaemon(t, dir)
-	a := attach(t, d, "vol.1", mem)
-	k.m.get("vol.1").finish(errors.New("losetup -d"))
+	a := attach(t, d, mem)
+	k.m.get().finish(errors.New("losetup -d"))
 	<-a.Done()
 	if err := a.Err(); !errors.Is(err, ErrLost) {
 		t.Errorf("Err is %v", err)
 	}
-	b := attach(t, d, "vol.1", mem) // another one of the same attachment: nothing was lost but the device
-	write(t, k.m.get("vol.1").dev, 1, 1)
+	b := attach(t, d, mem) // another one of the same attachment: nothing was lost but the device
+	write(t, k.m.get().dev, 1, 1)
 	if err := b.Detach(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -293,24 +296,24 @@ func TestDeviceTakenAway(t *testing.T) {
 func TestWithoutAKeeper(t *testing.T) {
 	dir, mem := short(t), newMem()
 	d := startDaemon(t, dir)
-	if _, err := d.Attach(t.Context(), "vol.1", mem); !errors.Is(err, frontend.ErrUnavailable) || !strings.Contains(err.Error(), "tandemd device") {
+	if _, err := d.Attach(t.Context(), id, mem); !errors.Is(err, frontend.ErrUnavailable) || !strings.Contains(err.Error(), "tandemd device") {
 		t.Errorf("attach: %v", err)
 	}
-	if _, err := nbd.Dial(t.Context(), nbd.DialOptions{Socket: filepath.Join(dir, "nbd"), Export: "vol.1"}); !errors.Is(err, nbd.ErrNoExport) {
+	if _, err := nbd.Dial(t.Context(), nbd.DialOptions{Socket: filepath.Join(dir, "nbd"), Export: id}); !errors.Is(err, nbd.ErrNoExport) {
 		t.Errorf("the export of an attach that failed: %v", err)
 	}
 	k := startKeeper(t, dir)
 	k.m.refuse = errors.New("no loop devices")
 	// The connection may still rest after its first attempt.
-	_, err := d.Attach(t.Context(), "vol.1", mem)
+	_, err := d.Attach(t.Context(), id, mem)
 	for err != nil && !strings.Contains(err.Error(), "no loop devices") && strings.Contains(err.Error(), "does not answer") && t.Context().Err() == nil {
-		_, err = d.Attach(t.Context(), "vol.1", mem)
+		_, err = d.Attach(t.Context(), id, mem)
 	}
 	if !errors.Is(err, frontend.ErrUnavailable) || !strings.Contains(err.Error(), "no loop devices") {
 		t.Errorf("refused: %v", err)
 	}
 	k.m.refuse = nil
-	a := attach(t, d, "vol.1", mem)
+	a := attach(t, d, mem)
 	k.srv.Stop() // the process has died
 	<-a.Done()
 	if err := a.Err(); !errors.Is(err, ErrLost) {
@@ -323,8 +326,8 @@ func TestOtherServer(t *testing.T) {
 	dir := short(t)
 	k := startKeeper(t, dir)
 	d := startDaemon(t, dir)
-	attach(t, d, "vol.1", newMem())
-	_, err := k.AttachDevice(t.Context(), &devicepb.AttachDeviceRequest{Id: "vol.1", Socket: filepath.Join(dir, "other")})
+	attach(t, d, newMem())
+	_, err := k.AttachDevice(t.Context(), &devicepb.AttachDeviceRequest{Id: id, Socket: filepath.Join(dir, "other")})
 	if err == nil || !strings.Contains(err.Error(), "/dev/test-vol.1") {
 		t.Errorf("%v", err)
 	}
@@ -333,7 +336,7 @@ func TestOtherServer(t *testing.T) {
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := k.WatchDevice(gone, &devicepb.WatchDeviceRequest{Id: "vol.1"}); err == nil {
+	if _, err := k.WatchDevice(gone, &devicepb.WatchDeviceRequest{Id: id}); err == nil {
 		t.Error("a watch that was given up ended well")
 	}
 	if resp, err := k.WatchDevice(t.Context(), &devicepb.WatchDeviceRequest{Id: "vol.2"}); err != nil || resp.GetReason() == "" {

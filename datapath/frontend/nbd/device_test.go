@@ -23,10 +23,10 @@ import (
 	"github.com/tandem-storage/tandem/datapath/block/blocktest"
 )
 
-// open dials an export.
-func open(t testing.TB, socket, export string) *Device {
+// open dials the export "vol".
+func open(t testing.TB, socket string) *Device {
 	t.Helper()
-	d, err := Dial(t.Context(), DialOptions{Socket: socket, Export: export, Logger: zaptest.NewLogger(t)})
+	d, err := Dial(t.Context(), DialOptions{Socket: socket, Export: "vol", Logger: zaptest.NewLogger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func TestDeviceConforms(t *testing.T) {
 			blocktest.Run(t, fmt.Sprintf("%d async=%v", blockSize, async), func(t *testing.T, size int64) block.Device {
 				s := startServer(t)
 				attach(t, s, "vol", blocktest.NewMem(blocktest.MemOptions{Size: size, BlockSize: blockSize, Async: async, Seed: 1}))
-				return open(t, s.Addr(0).String(), "vol")
+				return open(t, s.Addr(0).String())
 			})
 		}
 	}
@@ -73,7 +73,7 @@ func TestDeviceOfStrangers(t *testing.T) {
 		blocktest.Run(t, name, func(t *testing.T, size int64) block.Device {
 			socket := socketPath(t)
 			spawn(t, nil, argv(socket, size)...)
-			return open(t, socket, "vol")
+			return open(t, socket)
 		})
 	}
 }
@@ -295,16 +295,14 @@ func (c *fakeConn) show() {
 }
 
 // request reads one, with its payload.
-func (c *fakeConn) request() (h header, ok bool) {
-	b := c.get(requestHead)
-	if b == nil {
-		return header{}, false
+func (c *fakeConn) request() (h header) {
+	if b := c.get(requestHead); b != nil {
+		h, _ = parseHeader(b)
 	}
-	h, ok = parseHeader(b)
-	if ok && h.cmd == cmdWrite {
-		ok = c.get(int(h.n)) != nil
+	if h.cmd == cmdWrite {
+		c.get(int(h.n))
 	}
-	return h, ok
+	return h
 }
 
 func (c *fakeConn) answer(e errno, cookie uint64, data []byte) {
@@ -329,7 +327,7 @@ func TestDeviceSendsAgain(t *testing.T) {
 		c.show()
 		var got []header
 		for range n {
-			h, _ := c.request()
+			h := c.request()
 			got = append(got, h)
 			first = append(first, h.off)
 		}
@@ -340,7 +338,7 @@ func TestDeviceSendsAgain(t *testing.T) {
 	}, func(c *fakeConn) {
 		c.show()
 		for range n - 1 {
-			h, _ := c.request()
+			h := c.request()
 			second = append(second, h.off)
 			var data []byte
 			if h.cmd == cmdRead {
@@ -348,12 +346,12 @@ func TestDeviceSendsAgain(t *testing.T) {
 			}
 			c.answer(0, h.cookie, data)
 		}
-		h, _ := c.request()
+		h := c.request()
 		third = append(third, h.off)
 		c.answer(errnoNoSpace, h.cookie, nil)
 		c.request() // until the device is closed
 	})
-	d := open(t, s.socket, "vol")
+	d := open(t, s.socket)
 	var done []<-chan error
 	var read []byte
 	for i := range int64(n) {
@@ -427,7 +425,7 @@ func TestDeviceEnds(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if tc.want == ErrNotBack {
+			if errors.Is(tc.want, ErrNotBack) {
 				_ = s.l.Close()
 			}
 			w := submit(d, block.Request{Op: block.OpWrite, Off: 0, Len: 4096, Data: make([]byte, 4096)})
@@ -499,7 +497,7 @@ func TestDeviceKilled(t *testing.T) {
 	s := startServer(t)
 	held := blocktest.NewDelay(newMem(false))
 	a := attach(t, s, "vol", held)
-	d := open(t, s.Addr(0).String(), "vol")
+	d := open(t, s.Addr(0).String())
 	held.Pause(blocktest.BeforeStart, nil)
 	w := submit(d, block.Request{Op: block.OpWrite, Len: 4096, Data: make([]byte, 4096)})
 	held.WaitHeld(1)
@@ -518,7 +516,7 @@ func TestDeviceKilled(t *testing.T) {
 func TestDeviceClosedUnderAHangingServer(t *testing.T) {
 	hang := make(chan struct{})
 	s := startFake(t, func(c *fakeConn) { c.show(); <-hang })
-	d := open(t, s.socket, "vol")
+	d := open(t, s.socket)
 	var done []<-chan error
 	for range 64 { // more than the socket takes
 		done = append(done, submit(d, block.Request{Op: block.OpWrite, Len: 1 << 20, Data: make([]byte, 1<<20)}))

@@ -203,6 +203,7 @@ func (e errno) of(p *piece) error {
 		why = block.ErrNotSupported
 	case errnoShutdown:
 		why = block.ErrClosed
+	default: // EIO and whatever else
 	}
 	r := p.job.req
 	return &block.RequestError{Op: r.Op, Off: int64(p.head.off), Len: int64(p.head.n), Err: fmt.Errorf("%w (the NBD server's error %d)", why, e)}

@@ -31,7 +31,7 @@ func TestDeviceSurvivesItsServer(t *testing.T) {
 				t.Fatal(err)
 			}
 			kill := start(t, socket, image)
-			d := open(t, socket, "vol")
+			d := open(t, socket)
 			m := blocktest.NewModel(d)
 			rng := rand.New(rand.NewPCG(testseed.Of(t), 0))
 			var stop atomic.Bool
