@@ -74,6 +74,9 @@ func New(o Options) (*Frontend, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
+	if err := frontend.IOFlusher(); err != nil {
+		o.Logger.Debug("memory reclaim may wait for the devices of this process", zap.Error(err))
+	}
 	b := backoff.DefaultConfig
 	b.BaseDelay, b.MaxDelay = 50*time.Millisecond, time.Second
 	cc, err := grpc.NewClient("unix://"+o.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
