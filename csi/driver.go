@@ -54,6 +54,7 @@ type Options struct {
 	Version      string
 	Backend      Backend
 	Mounter      Mounter
+	Frontend     string // by which volumes are attached: one that shows them to this machine's kernel; "" = fuseloop
 	Logger       *zap.Logger
 }
 
@@ -70,6 +71,9 @@ type Driver struct {
 func New(o Options) *Driver {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
+	}
+	if o.Frontend == "" {
+		o.Frontend = "fuseloop"
 	}
 	return &Driver{o: o}
 }

@@ -17,9 +17,6 @@ import (
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
-// frontend shows the device to this machine's kernel.
-const frontend = "fuseloop"
-
 // NodeGetCapabilities implements Node.
 func (d *Driver) NodeGetCapabilities(context.Context, *spec.NodeGetCapabilitiesRequest) (*spec.NodeGetCapabilitiesResponse, error) {
 	resp := &spec.NodeGetCapabilitiesResponse{}
@@ -152,7 +149,7 @@ func (d *Driver) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReq
 
 // attach attaches a volume here and returns its device.
 func (d *Driver) attach(ctx context.Context, v *volumepb.Volume, format bool) (*volumepb.AttachVolumeResponse, error) {
-	return d.o.Backend.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: v.GetId(), Frontend: frontend, Node: d.o.Node, ForFormat: format, Actor: actor})
+	return d.o.Backend.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: v.GetId(), Frontend: d.o.Frontend, Node: d.o.Node, ForFormat: format, Actor: actor})
 }
 
 // stage mounts a volume at path, if it is not.

@@ -23,7 +23,7 @@ func (a *app) hostAttachCommand() *cobra.Command {
 		Use:   "attach VOLUME",
 		Short: "Show a volume as a block device on a node",
 		Long: `Show a volume as a block device on the node whose tandemd is asked, and print what to open: a device like /dev/loop0
-(front end fuseloop) or an NBD URI (front end nbd). Attaching again where it is attached prints the same. An NBD URI is of
+(front ends fuseloop and device) or an NBD URI (front end nbd). Attaching again where it is attached prints the same. An NBD URI is of
 one attachment: after it has ended, a client that connects again is refused, and the next attach prints another.
 
 A volume is attached on one node at a time. When that node is lost, attach elsewhere as soon as it is shown OFFLINE, after
@@ -31,8 +31,8 @@ some ten seconds; if it is cut off and may still be running, deactivate its doma
 still being detached on the node is waited for and attached anew.`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if frontend != "" && frontend != string(config.FrontendFuseLoop) && frontend != string(config.FrontendNBD) {
-				return usageError("--frontend %q: use %s or %s", frontend, config.FrontendFuseLoop, config.FrontendNBD)
+			if frontend != "" && frontend != string(config.FrontendFuseLoop) && frontend != string(config.FrontendDevice) && frontend != string(config.FrontendNBD) {
+				return usageError("--frontend %q: use %s, %s or %s", frontend, config.FrontendFuseLoop, config.FrontendDevice, config.FrontendNBD)
 			}
 			client, err := a.volumes()
 			if err != nil {
@@ -49,7 +49,7 @@ still being detached on the node is waited for and attached anew.`,
 			return a.print(resp, func(w io.Writer) { fmt.Fprintf(w, "Volume successfully attached at: %s\n", resp.GetPath()) })
 		},
 	}
-	cmd.Flags().StringVar(&frontend, "frontend", "", "`kind` of device: fuseloop or nbd (default: as the node is configured)")
+	cmd.Flags().StringVar(&frontend, "frontend", "", "`kind` of device: fuseloop, device or nbd (default: as the node is configured)")
 	cmd.Flags().StringVar(&node, "node", "", "refuse unless the tandemd that is asked is this `node`")
 	order.add(cmd)
 	order.addEpoch(cmd, "volume", "volume inspect")

@@ -21,6 +21,11 @@ var version = "dev"
 
 func main() { os.Exit(run()) }
 
+// usage says how the program is called.
+const usage = `tandemd [flags]          the daemon of a node
+tandemd device [flags]   keeps the devices of this machine over restarts of the daemon (front end "device")
+`
+
 // run returns the exit code: 0 after an orderly end, 1 after a failure, 2 for a
 // configuration that cannot be used.
 func run() int {
@@ -31,7 +36,15 @@ func run() int {
 	flag.StringVar(&f.AdvertiseHost, "advertise-host", "", "host name or address that other nodes dial, with the port of peer.listen, over peer.advertise of the file")
 	flag.BoolVar(&f.MemberIfListed, "member-if-listed", false, "be a member of the embedded kvdb only if kvdb.raft.members lists this node: for a file that many nodes share")
 	flag.StringVar(&f.LogLevel, "log-level", "", "debug, info, warn or error, over log.level of the file")
-	flag.Parse()
+	flag.Usage = func() {
+		fmt.Fprint(flag.CommandLine.Output(), usage)
+		flag.PrintDefaults()
+	}
+	args, main := os.Args[1:], daemon.Run
+	if len(args) > 0 && args[0] == "device" {
+		args, main = args[1:], daemon.RunDevices
+	}
+	_ = flag.CommandLine.Parse(args) // which ends the program on an error
 	if *showVersion {
 		fmt.Fprintln(os.Stdout, "tandemd", version)
 		return 0
@@ -55,7 +68,7 @@ func run() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := daemon.Run(ctx, c, version, lg); err != nil {
+	if err := main(ctx, c, version, lg); err != nil {
 		fmt.Fprintln(os.Stderr, "tandemd:", err)
 		return 1
 	}

@@ -1,7 +1,7 @@
 // Package frontend defines how a block device is shown to the host.
 //
 // nbd serves it over the NBD protocol on a socket; fuseloop makes it a
-// /dev/loopN on any kernel. Kernel NBD and ublk fit behind the same interface.
+// /dev/loopN on any kernel; device has another process do that, which outlives this one. Kernel NBD and ublk fit behind the same interface.
 package frontend
 
 import (
@@ -18,6 +18,7 @@ type Kind string
 const (
 	KindNBD      Kind = "nbd"
 	KindFuseLoop Kind = "fuseloop"
+	KindDevice   Kind = "device"
 )
 
 // Frontend shows devices to the host. Methods may be called concurrently for different ids.

@@ -39,6 +39,18 @@ func (c *Cluster) StartNode(n *Node) error {
 	return nil
 }
 
+// StartDevices starts the process that keeps the node's devices over restarts of its daemon.
+func (c *Cluster) StartDevices(n *Node) (*Process, error) {
+	name := n.Name + "-device"
+	p, err := StartProcess(name, filepath.Join(c.spec.Work, "log", name+".log"), nil,
+		c.inside(n.Site, filepath.Join(c.spec.Bin, "tandemd"), "device", "--config", n.config)...)
+	if err != nil {
+		return nil, err
+	}
+	c.undo.Add(name, p.Kill)
+	return p, nil
+}
+
 // Running reports whether the node's daemon was started and has not ended.
 func (n *Node) Running() bool { return n.proc != nil && n.proc.Running() }
 

@@ -16,7 +16,7 @@ func (n *simNode) change(ch Change) {
 	cause := ch.Next.History[len(ch.Next.History)-1].Cause
 	w.trace("%s CAS epoch %d: %s", n.id, ch.Next.Epoch, cause)
 	if n.proposal != ch.Next.ProposalID { // one that is made again was decided then
-		n.proposal, n.lapsed = ch.Next.ProposalID, c.policy.lapsed
+		n.proposal, n.lapsed = ch.Next.ProposalID, c.policy.lapsed || n.decided != nil && n.decided == c.change
 	}
 	if w.metro != nil {
 		w.metro.change(n, ch)

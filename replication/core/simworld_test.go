@@ -114,6 +114,7 @@ type simNode struct {
 
 	proposal replication.UUID // of the change that its coordinator proposed last
 	lapsed   bool             // nothing was protected then
+	decided  *change          // a change that was begun while nothing was protected, and was under way when that ended
 
 	drains bool // its cluster domain is deactivated by plan
 	boot   replication.BootID
@@ -618,6 +619,7 @@ func (n *simNode) observe(e *Event) {
 	case EventUnprotected:
 		w.unprotected(n)
 	case EventProtected:
+		n.decided = n.coord.change
 		w.trace("%s: protected again", n.id)
 	case EventKept:
 		w.seen["handover: kept"]++

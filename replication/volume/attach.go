@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 )
 
@@ -156,6 +157,37 @@ func isClosed(c <-chan struct{}) bool {
 	default:
 		return false
 	}
+}
+
+// Leave ends the volume here and leaves its attachment to the next process of this node, which goes on with it by AttachOptions.Resume.
+// Nobody may submit any more. It flushes, and flushes again to tell every replica what that has made stable: nothing is to be compared
+// then, unless what the last takeover found is not compared yet. When that cannot be had before ctx ends, or fails, it is the end of
+// the volume all the same, as by a kill, and the error says why. Not attached here is nil.
+func (m *Manager) Leave(ctx context.Context, id replication.VolumeID) error {
+	v := m.Volume(id)
+	if v == nil {
+		return nil
+	}
+	settled := make(chan error, 1)
+	go func() {
+		err := block.Flush(v)
+		if err == nil {
+			err = block.Flush(v)
+		}
+		settled <- err
+	}()
+	var err error
+	select {
+	case err = <-settled:
+	case <-ctx.Done():
+		err = fmt.Errorf("%w: %s: %w", replication.ErrStalled, v.Status().Stall, ctx.Err())
+	}
+	if n := v.Status().Unreconciled; err == nil && n > 0 {
+		err = fmt.Errorf("%w: %d bytes have not been compared since the last takeover", replication.ErrStalled, n)
+	}
+	v.kill(replication.ErrClosed)
+	<-v.dead
+	return err
 }
 
 // Detach flushes the volume and gives it up; nothing may be in flight. Not

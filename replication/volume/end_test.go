@@ -7,6 +7,9 @@ import (
 	"sync"
 	"testing"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
 )
@@ -123,5 +126,66 @@ func TestBeforeEnd(t *testing.T) {
 	}
 	if err := block.WriteAt(v, make([]byte, 4096), 4096, 0); err == nil {
 		t.Error("a write after the end")
+	}
+}
+
+// TestLeave: what a volume that was left to the next process had written need not be compared by that; what one that was killed had does.
+func TestLeave(t *testing.T) {
+	for _, leaves := range []bool{true, false} {
+		c := newTestCluster(t, 16<<20)
+		a := c.nodes[0]
+		v := a.attach()
+		id := v.AttachID()
+		for off := int64(0); off < 8<<20; off += 1 << 20 {
+			if err := block.WriteAt(v, bytes.Repeat([]byte{7}, 8192), off, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if leaves {
+			if err := a.m.Leave(t.Context(), c.vol); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			v.kill(replication.ErrClosed)
+		}
+		<-v.Dead()
+		if got := c.kv.config().Coord; got == nil || got.AttachID != id {
+			t.Fatalf("left behind is coordinator %+v, want attachment %s", got, id)
+		}
+		if err := a.restart(); err != nil {
+			t.Fatal(err)
+		}
+		seen, logs := observer.New(zap.InfoLevel)
+		a.m.lg = zap.New(seen)
+		if _, err := a.m.Attach(t.Context(), c.vol, AttachOptions{Resume: id}); err != nil {
+			t.Fatal(err)
+		}
+		serving := logs.FilterMessage("volume serving").All()
+		if len(serving) != 1 {
+			t.Fatalf("it told %d times that it serves", len(serving))
+		}
+		if n := serving[0].ContextMap()["unreconciled-blocks"]; (n == int64(0)) != leaves {
+			t.Errorf("left %v, and %v blocks are to be compared", leaves, n)
+		}
+		detach(t, a)
+		c.compare()
+	}
+}
+
+// TestLeaveUnsettled: a volume that cannot be flushed is left in bounded time.
+func TestLeaveUnsettled(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	v := a.attach()
+	c.net.Hold(a.id, b.id)
+	defer c.net.Resume(a.id, b.id)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := a.m.Leave(ctx, c.vol); !errors.Is(err, replication.ErrStalled) {
+		t.Errorf("left with %v", err)
+	}
+	<-v.Dead()
+	if err := a.m.Leave(t.Context(), c.vol); err != nil {
+		t.Errorf("once more: %v", err)
 	}
 }

@@ -175,16 +175,20 @@ type FrontendKind string
 const (
 	FrontendFuseLoop FrontendKind = "fuseloop"
 	FrontendNBD      FrontendKind = "nbd"
+	FrontendDevice   FrontendKind = "device"
 )
 
 // Frontends show attached volumes to the host.
 type Frontends struct {
-	// The one used when an attach names none: "fuseloop" (a real /dev/loopN, needs root and FUSE) or "nbd" (a socket).
+	// The one used when an attach names none: "fuseloop" (a real /dev/loopN, needs root and FUSE), "device" (the same, kept by a process of its
+	// own, "tandemd device", so that it outlives restarts of this one) or "nbd" (a socket). The CSI driver uses "device" if that stands here, "fuseloop" otherwise.
 	Default FrontendKind `yaml:"default"`
 	// The NBD server.
 	NBD NBD `yaml:"nbd"`
 	// A FUSE file under a loop device.
 	FuseLoop FuseLoop `yaml:"fuseloop"`
+	// The process "tandemd device", which reads this same file.
+	Device Device `yaml:"device"`
 }
 
 // NBD is where the NBD server listens.
@@ -199,6 +203,16 @@ type NBD struct {
 type FuseLoop struct {
 	// Directory for its FUSE mount points. Empty: <runDir>/fuse.
 	Dir string `yaml:"dir"`
+}
+
+// Device is the process that keeps devices over restarts of the daemon.
+type Device struct {
+	// Unix socket on which it is asked for devices. Empty: <runDir>/device.sock.
+	Socket string `yaml:"socket"`
+	// Directory for its FUSE mount points. Empty: <runDir>/device.
+	Dir string `yaml:"dir"`
+	// How long requests wait for a daemon that is gone before their device fails for good. 0: for ever.
+	Patience time.Duration `yaml:"patience"`
 }
 
 // CSI is where orchestrators reach the node.

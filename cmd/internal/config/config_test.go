@@ -228,7 +228,7 @@ func TestErrors(t *testing.T) {
 		{"client of none", "kvdb: {raft: {member: false}}\n", "kvdb.raft.members: is empty, and this node is no member"},
 		{"client founds", "kvdb: {raft: {member: false, bootstrap: true}}\n", "only a member can found the store"},
 		{"same member", "kvdb: {raft: {members: [{id: n1, raftAddr: \"a:1\", peerAddr: \"a:2\"}, {id: n1, raftAddr: \"a:1\", peerAddr: \"b:2\"}, {id: n3, raftAddr: \"c:1\", peerAddr: \"c:2\"}]}}\n", `kvdb.raft.members[1].id: "n1" is kvdb.raft.members[0] already`},
-		{"frontend", "frontends: {default: iscsi}\n", `frontends.default: "iscsi" is not known here: use fuseloop or nbd`},
+		{"frontend", "frontends: {default: iscsi}\n", `frontends.default: "iscsi" is not known here: use fuseloop or device or nbd`},
 		{"level", "log: {level: loud}\n", `log.level: "loud" is not known here`},
 		{"fatal level", "log: {level: fatal}\n", `log.level: "fatal" is not known here`},
 		{"format", "log: {format: xml}\n", `log.format: "xml" is not known here`},

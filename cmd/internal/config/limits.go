@@ -46,6 +46,11 @@ const (
 
 var limits = []Limit{
 	{
+		"frontends.device.patience", 0, int64(7 * 24 * time.Hour), 0, UnitDuration,
+		"whoever writes to a device that will not come back hangs for that long; whoever gives up during an upgrade has lost a file system",
+		at(func(c *Config) *time.Duration { return &c.Frontends.Device.Patience }),
+	},
+	{
 		"replication.beatInterval", int64(50 * time.Millisecond), int64(5 * time.Second), int64(500 * time.Millisecond), UnitDuration,
 		"below, beats cost more than they tell; above, a dead peer is noticed too late",
 		at(func(c *Config) *time.Duration { return &c.Replication.BeatInterval }),

@@ -163,6 +163,8 @@ func (c *Config) complete() error {
 	setEmpty(&c.API.Socket, filepath.Join(c.RunDir, "tandemd.sock"))
 	setEmpty(&c.Frontends.NBD.Socket, filepath.Join(c.RunDir, "nbd.sock"))
 	setEmpty(&c.Frontends.FuseLoop.Dir, filepath.Join(c.RunDir, "fuse"))
+	setEmpty(&c.Frontends.Device.Socket, filepath.Join(c.RunDir, "device.sock"))
+	setEmpty(&c.Frontends.Device.Dir, filepath.Join(c.RunDir, "device"))
 	setEmpty(&c.Peer.Advertise, c.Peer.Listen)
 	if c.KVDB.Kind == KVDBRaft && c.KVDB.Raft.Member && len(c.KVDB.Raft.Members) == 0 {
 		c.KVDB.Raft.Members = []RaftMember{{ID: c.NodeID, RaftAddr: c.KVDB.Raft.Listen, PeerAddr: c.Peer.Advertise}}

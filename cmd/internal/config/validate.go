@@ -37,7 +37,7 @@ func (c *Config) Validate() error {
 	k.addresses(c)
 	k.tls(c)
 	k.kvdb(c)
-	k.oneOf("frontends.default", string(c.Frontends.Default), string(FrontendFuseLoop), string(FrontendNBD))
+	k.oneOf("frontends.default", string(c.Frontends.Default), string(FrontendFuseLoop), string(FrontendDevice), string(FrontendNBD))
 	k.limits(c)
 	k.timers(c)
 	k.log(c)
@@ -62,7 +62,11 @@ func (k *checker) paths(c *Config) {
 	k.absolute("dataDir", c.DataDir)
 	k.absolute("runDir", c.RunDir)
 	k.absolute("frontends.fuseloop.dir", c.Frontends.FuseLoop.Dir)
-	sockets := []keyed{{"api.socket", c.API.Socket}, {"frontends.nbd.socket", c.Frontends.NBD.Socket}}
+	k.absolute("frontends.device.dir", c.Frontends.Device.Dir)
+	if c.Frontends.Device.Dir == c.Frontends.FuseLoop.Dir {
+		k.fail("frontends.device.dir", "is the same as frontends.fuseloop.dir: each process needs its own")
+	}
+	sockets := []keyed{{"api.socket", c.API.Socket}, {"frontends.nbd.socket", c.Frontends.NBD.Socket}, {"frontends.device.socket", c.Frontends.Device.Socket}}
 	if s := c.CSI.Socket; s != "" {
 		sockets = append(sockets, keyed{"csi.socket", s})
 		if s == c.API.Socket || s == c.Frontends.NBD.Socket {

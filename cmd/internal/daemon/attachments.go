@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/tandem-storage/tandem/datapath/frontend"
@@ -52,8 +53,17 @@ func openAttachments(dir string) (*attachments, error) {
 	return &attachments{dir}, nil
 }
 
+// record is an attachment and the front end that shows it.
+type record struct {
+	attachment
+	kind frontend.Kind
+}
+
+// comeBack are the front ends whose consumers come back by themselves.
+var comeBack = []frontend.Kind{frontend.KindNBD, frontend.KindDevice}
+
 // list returns the attachments that have a record. odd has what is there and is none, one error for each file.
-func (s *attachments) list() (all []attachment, odd []error, err error) {
+func (s *attachments) list() (all []record, odd []error, err error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the records of attachments: %w", err)
@@ -71,15 +81,16 @@ func (s *attachments) list() (all []attachment, odd []error, err error) {
 			odd = append(odd, fmt.Errorf("%s: %w", path, err))
 			continue
 		}
-		kind, err := os.ReadFile(path)
-		if err == nil && strings.TrimSpace(string(kind)) != string(frontend.KindNBD) {
+		text, err := os.ReadFile(path)
+		kind := frontend.Kind(strings.TrimSpace(string(text)))
+		if err == nil && !slices.Contains(comeBack, kind) {
 			err = fmt.Errorf("%s: front end %.32q is not one whose consumers come back", path, kind)
 		}
 		if err != nil {
 			odd = append(odd, err)
 			continue
 		}
-		all = append(all, a)
+		all = append(all, record{a, kind})
 	}
 	return all, odd, nil
 }
@@ -87,7 +98,7 @@ func (s *attachments) list() (all []attachment, odd []error, err error) {
 const tmpSuffix = ".tmp"
 
 // put makes the record of a. Durable on nil; nothing is left on an error.
-func (s *attachments) put(a attachment) (err error) {
+func (s *attachments) put(a record) (err error) {
 	path := filepath.Join(s.dir, a.String())
 	tmp := path + tmpSuffix
 	defer func() {
@@ -99,7 +110,7 @@ func (s *attachments) put(a attachment) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(string(frontend.KindNBD) + "\n")
+	_, err = f.WriteString(string(a.kind) + "\n")
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/tandem-storage/tandem/datapath/frontend"
 	"github.com/tandem-storage/tandem/replication"
 )
 
@@ -18,24 +19,25 @@ func TestAttachments(t *testing.T) {
 		}
 		return s
 	}
-	check := func(odd int, want ...attachment) {
+	check := func(odd int, want ...record) {
 		t.Helper()
 		got, no, err := open().list()
 		if err != nil || len(no) != odd || !slices.Equal(got, want) {
 			t.Errorf("there are %v, %v, %v; want %v and %d that are none", got, no, err, want, odd)
 		}
 	}
-	one, two := attachment{replication.VolumeID{1}, replication.AttachID{1}}, attachment{replication.VolumeID{1}, replication.AttachID{2}}
+	one := record{attachment{replication.VolumeID{1}, replication.AttachID{1}}, frontend.KindNBD}
+	two := record{attachment{replication.VolumeID{1}, replication.AttachID{2}}, frontend.KindDevice}
 	s := open()
 	check(0)
-	for _, a := range []attachment{two, one, one} {
+	for _, a := range []record{two, one, one} {
 		if err := s.put(a); err != nil {
 			t.Fatal(err)
 		}
 	}
 	check(0, one, two)
 	for range 2 {
-		if err := s.remove(one); err != nil {
+		if err := s.remove(one.attachment); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -55,7 +57,7 @@ func TestAttachments(t *testing.T) {
 	if err := s.put(one); err == nil {
 		t.Error("put where it cannot be")
 	}
-	if err := s.remove(one); err == nil {
+	if err := s.remove(one.attachment); err == nil {
 		t.Error("that a record is gone was said to be durable where it cannot be")
 	}
 }

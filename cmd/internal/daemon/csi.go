@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/tandem-storage/tandem/cmd/internal/config"
 	"github.com/tandem-storage/tandem/cmd/internal/kubelet"
 	"github.com/tandem-storage/tandem/csi"
 	"github.com/tandem-storage/tandem/csi/mount"
@@ -26,8 +27,12 @@ func (d *daemon) startCSI(g *errgroup.Group, stops *stopper) error {
 	if err != nil {
 		return fmt.Errorf("listen for CSI (csi.socket): %w", err)
 	}
+	kind := config.FrontendFuseLoop // unless what outlives this process is to be had
+	if d.c.Frontends.Default == config.FrontendDevice {
+		kind = config.FrontendDevice
+	}
 	s := csi.New(csi.Options{
-		Node: d.c.NodeID, Domain: d.c.Domain, Version: d.version, Backend: csi.NewClient(cc), Mounter: mount.System{}, Logger: d.lg,
+		Node: d.c.NodeID, Domain: d.c.Domain, Version: d.version, Backend: csi.NewClient(cc), Mounter: mount.System{}, Frontend: string(kind), Logger: d.lg,
 	}).Server()
 	serveOn(g, s, l)
 	stops.push(func() error {

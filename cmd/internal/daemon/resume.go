@@ -39,13 +39,16 @@ func (r *runtime) readRecords() (names []string, err error) {
 // record makes the record of what is about to be shown. An attachment without one is as good as any, until the daemon dies:
 // so a state directory that is full keeps nobody from its volume.
 func (r *runtime) record(s *showing) error {
-	if err := r.records.put(s.id); err != nil {
+	if err := r.records.put(record{s.id, s.kind}); err != nil {
 		r.lg.Error("attachment will not survive a restart of this daemon: make room in dataDir, then detach and attach again",
 			zap.Stringer("volume-id", s.id.volume), zap.Error(err))
 	} else {
 		s.recorded = true
 	}
 	before := func(err error) {
+		if s.left.Load() {
+			return // it goes on with the next process
+		}
 		if s.recorded {
 			r.forget(s.id)
 		}
@@ -90,14 +93,14 @@ func (r *runtime) resume(ctx context.Context, ended func() bool) {
 	for _, a := range r.left {
 		one, cancel := context.WithCancel(ctx)
 		r.mu.Lock()
-		r.resuming[a] = cancel
+		r.resuming[a.attachment] = cancel
 		r.mu.Unlock()
 		all.Go(func() {
 			defer cancel()
 			r.resumeUntil(ctx, one, a, ended)
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			delete(r.resuming, a)
+			delete(r.resuming, a.attachment)
 		})
 	}
 	all.Wait()
@@ -116,7 +119,7 @@ func (r *runtime) giveUp(id replication.VolumeID) {
 
 // resumeUntil goes on with one attachment. stop ends with the daemon, which leaves the record to the next one; ctx also
 // when nobody wants the attachment any more.
-func (r *runtime) resumeUntil(stop, ctx context.Context, a attachment, ended func() bool) {
+func (r *runtime) resumeUntil(stop, ctx context.Context, a record, ended func() bool) {
 	lg := r.lg.With(zap.Stringer("volume-id", a.volume))
 	began := time.Now()
 	for told := false; ; told = true {
@@ -128,11 +131,11 @@ func (r *runtime) resumeUntil(stop, ctx context.Context, a attachment, ended fun
 		case stop.Err() != nil:
 			return
 		case ctx.Err() != nil:
-			r.drop(a)
+			r.drop(a.attachment)
 			r.nbd.Forgo(a.String())
 			return
 		case isOver(err), errors.Is(err, replication.ErrDomainFenced) && ended():
-			r.forget(a)
+			r.forget(a.attachment)
 			r.nbd.Forgo(a.String())
 			lg.Error("attachment has ended, its consumers get errors: attach again", zap.Error(err))
 			return
@@ -151,7 +154,11 @@ func isOver(err error) bool {
 	return errors.Is(err, replication.ErrNotCoordinator) || errors.Is(err, replication.ErrVolumeNotFound) || errors.Is(err, replication.ErrPoisoned)
 }
 
-func (r *runtime) tryResume(ctx context.Context, a attachment) error {
+func (r *runtime) tryResume(ctx context.Context, a record) error {
+	fe, err := r.frontend(string(a.kind))
+	if err != nil {
+		return err
+	}
 	unlock, err := r.lock(ctx, a.volume)
 	if err != nil {
 		return err
@@ -164,6 +171,6 @@ func (r *runtime) tryResume(ctx context.Context, a attachment) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.show(ctx, r.nbd, v)
+	_, err = r.show(ctx, fe, v)
 	return err
 }

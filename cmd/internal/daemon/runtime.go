@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/tandem-storage/tandem/cmd/internal/config"
 	"github.com/tandem-storage/tandem/datapath/frontend"
+	"github.com/tandem-storage/tandem/datapath/frontend/device"
 	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
 	"github.com/tandem-storage/tandem/datapath/frontend/nbd"
 	"github.com/tandem-storage/tandem/datapath/limit"
@@ -37,8 +40,9 @@ type runtime struct {
 
 	nbd      *nbd.Server
 	fuseloop *fuseloop.Frontend
+	device   *device.Frontend
 	records  *attachments
-	left     []attachment // by the process before this one
+	left     []record // by the process before this one
 
 	mu       sync.Mutex
 	shown    map[replication.VolumeID]*showing
@@ -55,8 +59,9 @@ type showing struct {
 	device     *replvolume.Volume
 	limited    *limit.Device // the same, as consumers get it
 	id         attachment
-	recorded   bool // the next process may go on with it
-	formats    bool // it was attached for mkfs; under the volume's lock
+	recorded   bool        // the next process may go on with it
+	left       atomic.Bool // to the next process
+	formats    bool        // it was attached for mkfs; under the volume's lock
 }
 
 // lost reports whether the volume or its device node is gone, or about to.
@@ -94,12 +99,15 @@ func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security
 	if r.nbd, err = nbd.Listen(o); err != nil {
 		return nil, err
 	}
+	if r.device, err = device.New(device.Options{Server: r.nbd, NBDSocket: c.Frontends.NBD.Socket, Socket: c.Frontends.Device.Socket, Logger: lg}); err != nil {
+		return nil, errors.Join(err, r.nbd.Close())
+	}
 	if err := fuseloop.Available(); err != nil {
 		lg.Info("no loop devices on this machine", zap.Error(err))
 		return r, nil
 	}
 	if r.fuseloop, err = fuseloop.New(fuseloop.Options{Dir: c.Frontends.FuseLoop.Dir, MaxRequests: c.Replication.MaxInflight, Logger: lg}); err != nil {
-		return nil, errors.Join(err, r.nbd.Close())
+		return nil, errors.Join(err, r.device.Close(), r.nbd.Close())
 	}
 	return r, nil
 }
@@ -113,8 +121,10 @@ func (r *runtime) frontend(name string) (frontend.Frontend, error) {
 		return nil, fmt.Errorf("%w: this node is a witness, volumes are attached on nodes with role node", frontend.ErrUnavailable)
 	case frontend.Kind(name) == frontend.KindNBD:
 		return r.nbd, nil
+	case frontend.Kind(name) == frontend.KindDevice:
+		return r.device, nil
 	case frontend.Kind(name) != frontend.KindFuseLoop:
-		return nil, fmt.Errorf("%w: front end %q is not known; use nbd or fuseloop", frontend.ErrUnavailable, name)
+		return nil, fmt.Errorf("%w: front end %q is not known; use nbd, fuseloop or device", frontend.ErrUnavailable, name)
 	case r.fuseloop == nil:
 		return nil, fmt.Errorf("%w: loop devices need root, /dev/fuse and /dev/loop-control: %w; attach with front end nbd", frontend.ErrUnavailable, fuseloop.Available())
 	}
@@ -204,7 +214,7 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 func (r *runtime) show(ctx context.Context, fe frontend.Frontend, v *replvolume.Volume) (*showing, error) {
 	s := &showing{kind: fe.Kind(), device: v, id: attachment{v.ID(), v.AttachID()}}
 	lg := r.lg.With(zap.Stringer("volume-id", v.ID()))
-	if s.kind == frontend.KindNBD {
+	if slices.Contains(comeBack, s.kind) {
 		if err := r.record(s); err != nil {
 			return nil, err
 		}
@@ -371,14 +381,20 @@ func (r *runtime) StopVerify(id replication.VolumeID) error {
 	return v.StopVerify()
 }
 
-// close takes every showing away; consumers that still have a device open get errors.
+// close takes every showing away; consumers that still have a device open get errors. Those of devices that outlive this
+// process wait for the next one instead.
 func (r *runtime) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	r.mu.Lock()
 	shown := maps.Clone(r.shown)
 	r.mu.Unlock()
+	var leave []*showing
 	for id, s := range shown {
+		if s.kind == frontend.KindDevice && s.recorded && !s.lost() {
+			leave = append(leave, s)
+			continue
+		}
 		if s.recorded {
 			r.forget(s.id) // before its consumer is told
 		}
@@ -390,6 +406,22 @@ func (r *runtime) close() error {
 	var errs []error
 	if r.nbd != nil {
 		errs = append(errs, r.nbd.Close())
+	}
+	var left sync.WaitGroup
+	for _, s := range leave {
+		s.left.Store(true)
+		left.Go(func() {
+			lg := r.lg.With(zap.Stringer("volume-id", s.id.volume))
+			if err := r.volumes.Leave(ctx, s.id.volume); err != nil {
+				lg.Warn("attachment is left to the next process unsettled, which has to compare what was written lately", zap.Error(err))
+				return
+			}
+			lg.Info("attachment is left to the next process")
+		})
+	}
+	left.Wait()
+	if r.device != nil {
+		errs = append(errs, r.device.Close())
 	}
 	if r.fuseloop != nil {
 		errs = append(errs, r.fuseloop.Close())

@@ -15,6 +15,7 @@ import (
 	"github.com/tandem-storage/tandem/datapath/backing"
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/frontend"
+	"github.com/tandem-storage/tandem/datapath/frontend/device"
 	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
 	"github.com/tandem-storage/tandem/datapath/frontend/nbd"
 	"github.com/tandem-storage/tandem/datapath/meta"
@@ -175,8 +176,13 @@ var table = []row{
 	{"datapath/frontend/fuseloop.ErrLost", fuseloop.ErrLost, codes.FailedPrecondition, "detach the volume and attach it again"},
 	{"datapath/frontend/fuseloop.ErrInvalidID", fuseloop.ErrInvalidID, codes.InvalidArgument, ""},
 	{"datapath/frontend/fuseloop.ErrClosed", fuseloop.ErrClosed, codes.Unavailable, hintTryOther},
+	{"datapath/frontend/device.ErrKilled", device.ErrKilled, codes.FailedPrecondition, hintMoved},
+	{"datapath/frontend/device.ErrLost", device.ErrLost, codes.FailedPrecondition, "see the log of \"tandemd device\" on this node, then detach the volume and attach it again"},
 	{"datapath/frontend/nbd.ErrKilled", nbd.ErrKilled, codes.FailedPrecondition, hintMoved},
 	{"datapath/frontend/nbd.ErrClosed", nbd.ErrClosed, codes.Unavailable, hintTryOther},
+	{"datapath/frontend/nbd.ErrNoExport", nbd.ErrNoExport, codes.FailedPrecondition, "its attachment has ended: detach the volume and attach it again"},
+	{"datapath/frontend/nbd.ErrNotBack", nbd.ErrNotBack, codes.Unavailable, "start tandemd again, then detach the volume and attach it again"},
+	{"datapath/frontend/nbd.ErrNonsense", nbd.ErrNonsense, codes.Internal, hintBug},
 	{"datapath/backing.ErrPoolFull", backing.ErrPoolFull, codes.ResourceExhausted, hintSpace},
 	{"datapath/backing.ErrFaulted", backing.ErrFaulted, codes.FailedPrecondition, hintReset},
 	{"datapath/backing.ErrUnsafeFS", backing.ErrUnsafeFS, codes.FailedPrecondition, "put the pool on XFS or ext4, or accept the risk with allowAnyFS: true in its configuration"},

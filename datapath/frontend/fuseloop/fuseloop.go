@@ -36,7 +36,7 @@
 // within the daemon.
 //
 // Memory reclaim must not wait for the devices of the process that it feeds: New
-// makes the process an I/O flusher (prctl PR_SET_IO_FLUSHER) where it can.
+// makes the process an I/O flusher (frontend.IOFlusher) where it can.
 //
 // If the daemon dies, the kernel fails everything in flight and to come with an
 // I/O error. The mount and the loop device stay behind until the next New with
@@ -51,7 +51,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
-	"syscall"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -157,8 +156,8 @@ func New(o Options) (*Frontend, error) {
 	if err := f.recover(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0); errno != 0 {
-		f.lg.Warn("memory reclaim may wait for the devices of this process, which a build without cgo that has CAP_SYS_RESOURCE prevents", zap.Error(errno))
+	if err := frontend.IOFlusher(); err != nil {
+		f.lg.Warn("memory reclaim may wait for the devices of this process", zap.Error(err))
 	}
 	return f, nil
 }

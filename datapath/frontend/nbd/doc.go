@@ -1,5 +1,5 @@
 // Package nbd shows block devices to NBD clients: the Linux kernel, qemu, libnbd
-// and everything built on them.
+// and everything built on them; and it is such a client.
 //
 // A Server is a frontend.Frontend. It listens on unix and TCP sockets and serves
 // every attached device as an export named by its id, to any number of
@@ -11,6 +11,8 @@
 // An export that has ended is unknown from then on, so that a client that
 // reconnects by itself is refused; that the id is never used for another
 // attachment is the caller's part (see frontend.Frontend).
+//
+// A Device is the other end: an export of any such server as a block.Device, which survives the loss of its connection.
 //
 // # What a reply means
 //

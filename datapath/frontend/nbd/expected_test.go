@@ -49,3 +49,18 @@ func TestExpected(t *testing.T) {
 		})
 	}
 }
+
+// TestClosingServerDeniesNothing: a client that asks a server which is closing comes back to the next one.
+func TestClosingServerDeniesNothing(t *testing.T) {
+	s := startServer(t)
+	attach(t, s, "vol", newMem(false))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, opt := range []uint32{optInfo, optGo} {
+		h := &handshake{srv: s, endpoint: &Endpoint{}}
+		if err := h.dispatch(opt, infoData("vol")); err != nil || binary.BigEndian.Uint32(h.out[12:]) != repErrShutdown {
+			t.Errorf("option %d is answered % x, %v", opt, h.out, err)
+		}
+	}
+}

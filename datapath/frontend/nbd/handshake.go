@@ -41,6 +41,15 @@ type handshake struct {
 // unknownExport is for the people behind a client that asks for an export that is not there.
 var unknownExport = []byte("nbd: no such export; it ends with its attachment, and the next attachment has another name")
 
+// unknown says that there is no such export. A server that is closing does not know: whoever is told so gives up.
+func (h *handshake) unknown(opt uint32) {
+	if _, open := h.srv.names(); !open {
+		h.reply(opt, repErrShutdown, nil)
+		return
+	}
+	h.reply(opt, repErrUnknown, unknownExport)
+}
+
 // allocation says whether base:allocation is selected for the chosen export.
 func (h *handshake) allocation() bool {
 	return h.structured && h.selected && h.context == h.chosen.export.id
@@ -232,7 +241,7 @@ func (h *handshake) info(opt uint32, data []byte) error {
 	}
 	e := h.srv.find(name)
 	if e == nil || e.gone() || opt == optGo && !h.choose(name) {
-		h.reply(opt, repErrUnknown, unknownExport)
+		h.unknown(opt)
 		return nil
 	}
 	if h.chosen != nil {
@@ -271,7 +280,7 @@ func (h *handshake) contexts(opt uint32, data []byte) error {
 		return err
 	}
 	if h.srv.find(name) == nil {
-		h.reply(opt, repErrUnknown, unknownExport)
+		h.unknown(opt)
 		return nil
 	}
 	id := uint32(0)
@@ -288,18 +297,21 @@ func (h *handshake) contexts(opt uint32, data []byte) error {
 	return nil
 }
 
+// abilities are those of devices, as transmission flags.
+var abilities = [...]struct {
+	caps block.Caps
+	flag uint16
+}{
+	{block.CapFlush, flagSendFlush},
+	{block.CapFUA, flagSendFUA},
+	{block.CapDiscard, flagSendTrim},
+	{block.CapWriteZeroes, flagSendWriteZeroes},
+}
+
 // transmissionFlags says what clients may ask of a device of i.
 func (h *handshake) transmissionFlags(i block.Info) uint16 {
 	f := uint16(flagHasFlags | flagCanMultiConn)
-	for _, x := range [...]struct {
-		caps block.Caps
-		flag uint16
-	}{
-		{block.CapFlush, flagSendFlush},
-		{block.CapFUA, flagSendFUA},
-		{block.CapDiscard, flagSendTrim},
-		{block.CapWriteZeroes, flagSendWriteZeroes},
-	} {
+	for _, x := range abilities {
 		if i.Caps&x.caps != 0 {
 			f |= x.flag
 		}

@@ -39,6 +39,13 @@ func (d *decoder) uint32() uint32 {
 	return 0
 }
 
+func (d *decoder) uint64() uint64 {
+	if p := d.take(8); p != nil {
+		return binary.BigEndian.Uint64(p)
+	}
+	return 0
+}
+
 // string takes a string with its length before it.
 func (d *decoder) string() string {
 	p := d.take(d.uint32())

@@ -23,6 +23,7 @@ const (
 // Transmission flags.
 const (
 	flagHasFlags        = 1 << 0
+	flagReadOnly        = 1 << 1
 	flagSendFlush       = 1 << 2
 	flagSendFUA         = 1 << 3
 	flagSendTrim        = 1 << 5
@@ -102,6 +103,7 @@ const (
 	errnoIO       errno = 5
 	errnoInval    errno = 22
 	errnoNoSpace  errno = 28
+	errnoNotSup   errno = 95
 	errnoShutdown errno = 108
 )
 
