@@ -237,7 +237,8 @@ func (n *Node) Kill() error {
 	if err != nil {
 		first = ""
 	}
-	err = n.proc.Kill()
+	before, err := loopFiles()
+	err = errors.Join(err, n.proc.Kill())
 	n.proc = nil
 	if first == "" || err != nil {
 		return err
@@ -250,5 +251,5 @@ func (n *Node) Kill() error {
 		return err
 	}
 	// A machine that was without power has none, and a kubelet that finds some of containers that are gone takes three seconds for each.
-	return removeGroups(n.groups())
+	return errors.Join(removeGroups(n.groups()), freeLoops(before))
 }

@@ -195,14 +195,14 @@ func (s *stand) mounts(n *Node) []string {
 // loops are the loop devices of this machine that show a volume of the chart's daemons: those of others are elsewhere.
 func loops(t *testing.T) []string {
 	t.Helper()
-	out, err := lab.Run(t.Context(), "losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")
+	files, err := loopFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var found []string
-	for line := range strings.Lines(out) {
-		if strings.Contains(line, " /run/tandem/") {
-			found = append(found, line)
+	for device, file := range files {
+		if strings.HasPrefix(file, "/run/tandem/") || file == "/device" { // the latter of a daemon that has ended
+			found = append(found, device+" "+file)
 		}
 	}
 	return found
