@@ -37,9 +37,9 @@ func (nullStorage) Close() error        { return nil }
 func (nullStorage) ChecksumsOff() error { return nil }
 
 func (nullStorage) CutSnapshot(replication.SnapshotID, int64) error { return nil }
-func (nullStorage) Pool() string                             { return "nowhere" }
-func (nullStorage) Persist(core.Persist) error               { return nil }
-func (nullStorage) Crowded() (bool, error)                   { return false, nil }
+func (nullStorage) Pool() string                                    { return "nowhere" }
+func (nullStorage) Persist(core.Persist) error                      { return nil }
+func (nullStorage) Crowded() (bool, error)                          { return false, nil }
 
 func (nullStorage) CloseClean(core.Rest) error { return nil }
 

@@ -68,7 +68,8 @@ func (s *showing) finish(err error) {
 	})
 }
 
-func (s *showing) Path() string { return "/dev/test-" + s.id }
+func (s *showing) Path() string                 { return "/dev/test-" + s.id }
+func (s *showing) Resize(context.Context) error { return nil }
 func (s *showing) Detach(context.Context) error {
 	if s.busy {
 		return fmt.Errorf("it is mounted: %w", frontend.ErrBusy)
