@@ -11,6 +11,7 @@ import (
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
 
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
@@ -34,12 +35,37 @@ func (c *cluster) devices(t *testing.T, node string) *lab.Process {
 	return p
 }
 
+// let waits until nobody has a device mounted any more: another mount namespace that was made while it was has it, too, until it ends.
+func let(t *testing.T, dev string) {
+	t.Helper()
+	until(t, dev+" is free", time.Minute, func() (bool, error) {
+		f, err := os.OpenFile(dev, os.O_RDONLY|unix.O_EXCL, 0)
+		if err != nil {
+			return false, fmt.Errorf("%w; mounted in %v", err, mountedIn(dev))
+		}
+		return true, f.Close()
+	})
+}
+
+// mountedIn lists the processes that see a device mounted.
+func mountedIn(dev string) (seen []string) {
+	files, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
+	for _, file := range files {
+		mounts, _ := os.ReadFile(file) // of a process that may have ended
+		if strings.Contains(string(mounts), " "+dev+" ") {
+			name, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "comm"))
+			seen = append(seen, filepath.Base(filepath.Dir(file))+" "+strings.TrimSpace(string(name)))
+		}
+	}
+	return seen
+}
+
 // TestDeviceRestart: a file system on a device that a process of its own keeps, with a writer that calls fsync, sees pauses and no error when
 // the daemon is killed, and when it is ended in order, again and again.
 func TestDeviceRestart(t *testing.T) {
 	needRoot(t, "/dev/fuse", "/dev/loop-control")
 	need(t, "mkfs.xfs", "xfs_repair", "mount", "umount", python)
-	c := own(t, nil)
+	c := shared(t)
 	v := c.create(t, "device", "512Mi")
 	keeper := c.devices(t, v.home)
 	dev := c.attach(t, v.home, v.name, "device")
@@ -96,6 +122,7 @@ func TestDeviceRestart(t *testing.T) {
 		w.check(t)
 		c.refused(t, v.home, 4, []string{v.name, "in use"}, "host", "detach", v.name, "--timeout", "20s")
 		w.unmount(t)
+		let(t, dev)
 		sh(t, "xfs_repair", "-n", dev)
 		c.detach(t, v.home, v.name)
 		if names := c.records(t, v.home); len(names) > 0 {
@@ -122,6 +149,7 @@ func TestDeviceRestart(t *testing.T) {
 		w.mount(t)
 		w.check(t)
 		w.unmount(t)
+		let(t, w.dev)
 		c.detach(t, v.home, v.name)
 		c.identical(t, v.name)
 	}})
