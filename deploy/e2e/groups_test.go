@@ -112,6 +112,7 @@ func TestGroup(t *testing.T) {
 	c := own(t, nil)
 	vs := []vol{c.create(t, "data", "64Mi"), {}}
 	first := c.Node(vs[0].away) // the replicas in beta are to be on two nodes
+	heard := []mark{c.mark(t, "a1"), c.mark(t, "a2")}
 	if err := first.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +122,9 @@ func TestGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.online(t, first.Name)
+	for _, m := range heard { // else the first attach splits the group
+		m.await(t, "peer is up", 20*time.Second)
+	}
 	c.ctl(t, "a1", "group", "create", "db", "--volumes", "data,"+vs[1].name)
 	c.refused(t, "a1", 4, []string{"db"}, "group", "create", "other", "--volumes", "data")
 	c.refused(t, "a1", 4, []string{"db"}, "volume", "delete", "data", "--force")
