@@ -151,6 +151,18 @@ func (r *rig) node(name string) *corev1.Node {
 	return n
 }
 
+// driver says whether the kubelet of a node knows the driver.
+func (r *rig) driver(name string, known bool) {
+	r.t.Helper()
+	n := &storagev1.CSINode{ObjectMeta: meta(name)}
+	if known {
+		n.Spec.Drivers = []storagev1.CSINodeDriver{{Name: Driver, NodeID: "t-" + name}}
+	}
+	if _, err := r.k.StorageV1().CSINodes().Update(r.t.Context(), n, metav1.UpdateOptions{}); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 func (r *rig) taints(name string) string {
 	var keys []string
 	for _, t := range r.node(name).Spec.Taints {
@@ -187,7 +199,10 @@ func TestNodeDies(t *testing.T) {
 	r.s.n1 = true
 	r.want("its tandemd is back", r.pass(20))
 	r.dead = nil
-	r.want("its kubelet, too", r.pass(10), "Unmark")
+	r.driver("n1", false)
+	r.want("its kubelet, too, which does not know the driver yet", r.pass(20))
+	r.driver("n1", true)
+	r.want("and now it does", r.pass(2), "Unmark")
 	r.want("all is well again", r.pass(60))
 	if got := r.taints("n1") + ", " + r.taints("n2"); got != "theirs, theirs" {
 		t.Errorf("taints at the end: %s", got)

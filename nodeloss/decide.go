@@ -22,7 +22,7 @@ type World struct {
 // Node is a node of Kubernetes where the driver is.
 type Node struct {
 	Name    string        // in Kubernetes
-	Tandem  string        // in Tandem
+	Tandem  string        // in Tandem; "": its kubelet does not know the driver
 	Silent  time.Duration // since its kubelet was last heard of
 	Ignored bool          // opted out
 	Marked  bool          // has the taint that keeps pods off it
@@ -114,7 +114,7 @@ func (w *World) free(handle, node string) bool {
 }
 
 func (w *World) lost(n Node, grace time.Duration) bool {
-	return !w.Online[n.Tandem] && n.Silent >= grace && !n.Ignored
+	return n.Tandem != "" && !w.Online[n.Tandem] && n.Silent >= grace && !n.Ignored
 }
 
 // silences tells for how long kubelets have been silent, by the clock of this process alone: what counts is when a renewal was seen, not when it says that it was made.

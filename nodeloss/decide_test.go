@@ -61,6 +61,7 @@ func TestDecide(t *testing.T) {
 		}, []Action{mark, del, {Kind: Release, Node: "n1", Handles: []string{"x"}}}},
 		{"back", func(w *World) { w.Online["t1"], w.Nodes[0] = true, Node{Name: "n1", Tandem: "t1", Marked: true} }, []Action{{Kind: Unmark, Node: "n1"}}},
 		{"opted out after it was marked", func(w *World) { w.Nodes[0].Marked, w.Nodes[0].Ignored = true, true }, []Action{{Kind: Unmark, Node: "n1"}}},
+		{"marked, without the driver", func(w *World) { w.Nodes[0].Marked, w.Nodes[0].Tandem = true, "" }, nil},
 		{"back, without its kubelet", func(w *World) { w.Nodes[0].Marked, w.Online["t1"] = true, true }, nil},
 		{"back, without its tandemd", func(w *World) { w.Nodes[0].Marked, w.Nodes[0].Silent = true, 0 }, nil},
 	} {

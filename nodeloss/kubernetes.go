@@ -55,7 +55,7 @@ func (k *Kubernetes) renewals(ctx context.Context) (map[string]time.Time, error)
 	return renewed, nil
 }
 
-// nodes are those where the driver is.
+// nodes are those where the driver is, and those that are marked: while a node comes back its kubelet does not know the driver yet.
 func (k *Kubernetes) nodes(ctx context.Context, silent map[string]time.Duration) ([]Node, error) {
 	drivers, err := k.Client.StorageV1().CSINodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -76,12 +76,13 @@ func (k *Kubernetes) nodes(ctx context.Context, silent map[string]time.Duration)
 	var ns []Node
 	for _, n := range list.Items {
 		s, ok := silent[n.Name]
-		if !ok || tandem[n.Name] == "" {
+		marked := slices.ContainsFunc(n.Spec.Taints, ours)
+		if !marked && (!ok || tandem[n.Name] == "") {
 			continue
 		}
 		ns = append(ns, Node{
 			Name: n.Name, Tandem: tandem[n.Name], Silent: s, Ignored: n.Labels[OptOut] == OptOutValue,
-			Marked: slices.ContainsFunc(n.Spec.Taints, ours), InUse: inUse(n.Status.VolumesInUse),
+			Marked: marked, InUse: inUse(n.Status.VolumesInUse),
 		})
 	}
 	return ns, nil
