@@ -236,7 +236,7 @@ func TestServingThroughForcedImport(t *testing.T) {
 	c := w.nodes[0].coord
 	forced := before.Clone()
 	forced.Epoch, forced.ForkGen, forced.Coord = w.cfg.Epoch+5, before.ForkGen+1, nil
-	forced.History = []replication.EpochRecord{{Epoch: c.cfg.Epoch, Gen: c.cfg.Gen + 1}}
+	forced.History = []replication.EpochRecord{{Epoch: c.cfg.Epoch, Gen: c.cfg.Gen + 1}, {Epoch: forced.Epoch, Gen: forced.Gen}}
 	w.put(forced)
 	for range 500 {
 		w.step()

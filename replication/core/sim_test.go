@@ -314,6 +314,7 @@ func (w *simWorld) settle() {
 	for range 40_000 {
 		w.step()
 		w.restore()
+		w.lookForRollback()
 		w.importKVDB()
 		for _, n := range w.nodes {
 			if !n.up {

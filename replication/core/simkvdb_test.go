@@ -107,6 +107,9 @@ func (w *simWorld) commit(n *simNode, ch Change) {
 
 // put stores a configuration; whoever watches sees it.
 func (w *simWorld) put(cfg *replication.Config) {
+	if h := cfg.History; len(h) == 0 || h[len(h)-1].Epoch != cfg.Epoch || h[len(h)-1].Gen != cfg.Gen {
+		w.fail("the history of epoch %d does not end with that epoch", cfg.Epoch) // the door of volume/check.go refuses it
+	}
 	w.cfg, w.rev = cfg.Clone(), w.rev+1
 	if !w.rolled {
 		w.truth = w.cfg

@@ -78,9 +78,10 @@ func (w *simWorld) rollBack() bool {
 	return true
 }
 
-// lookForRollback lets a node whose replica knows more than the store say so there, some time.
+// lookForRollback lets a node whose replica knows more than the store say so there, some time. After an import only a replica that heard of
+// another configuration of the same epoch meanwhile can know more.
 func (w *simWorld) lookForRollback() {
-	if !w.rolled || w.marked || w.rng.IntN(300) != 0 {
+	if w.marked || !w.rolled && !slices.ContainsFunc(w.nodes, w.ahead) || w.rng.IntN(300) != 0 {
 		return
 	}
 	n := w.nodes[w.rng.IntN(len(w.nodes))]
@@ -158,9 +159,10 @@ func (w *simWorld) importKVDB() {
 	w.checkContent()
 }
 
-// serves reports whether n has a coordinator that serves, and has not detached.
+// serves reports whether n has a coordinator whose configuration was in force when it was told so: it serves, and has not detached, or its replicas store it.
 func (n *simNode) serves() bool {
-	return n.coord != nil && n.coord.stage == stageServing && n.coord.cfg.Coord != nil
+	c := n.coord
+	return c != nil && (c.stage == stageCommitting || c.stage == stageServing) && c.cfg.Coord != nil
 }
 
 // attachAgain ends the attachment if a replica that is not in sync promised a later term to a takeover from a restored kvdb, or a term
@@ -251,7 +253,10 @@ func (w *simWorld) importDetached() *replication.Config {
 		}
 		n.Members[r] = v
 	}
-	n.History = []replication.EpochRecord{{Epoch: top.Epoch, Gen: top.Gen, ISR: slices.Clone(top.ISR), Cause: "found"}}
+	n.History = []replication.EpochRecord{
+		{Epoch: top.Epoch, Gen: top.Gen, ISR: slices.Clone(top.ISR), Cause: "found"},
+		{Epoch: n.Epoch, Gen: n.Gen, ISR: slices.Clone(isr), Cause: "import"},
+	}
 	w.seen["imported from replicas"]++
 	return n
 }
