@@ -23,7 +23,7 @@ type NodeReport struct {
 	Node     replication.NodeID
 	Domain   replication.DomainID
 	Replicas []FoundReplica
-	Serving  []*replication.Config // of coordinators that serve I/O
+	Serving  []*replication.Config // of coordinators that serve I/O, or will when all in-sync replicas have stored it
 
 	// Incarnation of the kvdb that the node goes by; it goes by none that does not follow it. Zero: it does not tell.
 	Incarnation replication.UUID

@@ -93,6 +93,48 @@ func TestJoinOfUnknownOutcome(t *testing.T) {
 	c.compare()
 }
 
+// onlyActivated has nothing changed after the takeover.
+type onlyActivated struct {
+	*testConfigs
+	lost func()
+}
+
+func (k *onlyActivated) Swap(ctx context.Context, prev *replication.Config, rev uint64, next *replication.Config, d replication.DomainID) (uint64, error) {
+	r, err := k.testConfigs.Swap(ctx, prev, rev, next, d)
+	if err == nil && next.History[len(next.History)-1].Cause == "activate" {
+		k.refuse(ErrNotSent)
+		k.lost()
+	}
+	return r, err
+}
+
+// TestInForceBeforeItServes: a takeover is in force in the kvdb, and an in-sync replica cannot be told of it. An import that did not know would make the replicas' older
+// configuration the one in force, by which the replica that is not reached may be taken over alone when this one has come to serve without it.
+func TestInForceBeforeItServes(t *testing.T) {
+	c := newTestCluster(t, 16<<20)
+	a, b := c.nodes[0], c.nodes[1]
+	a.m.o.Configs = &onlyActivated{c.kv, func() { c.net.Down(b.id) }}
+	attached := make(chan *Volume, 1)
+	go func() { attached <- a.attach() }()
+	var v *Volume
+	c.eventually("the takeover to be in force", func() bool {
+		v = a.m.Volume(c.vol)
+		return v != nil && v.InForce() != nil
+	})
+	if got, want := v.InForce(), c.kv.config(); got.Epoch != want.Epoch || got.Gen != want.Gen || isClosed(v.serving) {
+		t.Errorf("epoch %d is in force, the kvdb has %d; it serves: %v", got.Epoch, want.Epoch, isClosed(v.serving))
+	}
+	c.kv.refuse(nil)
+	c.net.Up(b.id)
+	if <-attached != v || v.InForce() == nil {
+		t.Error("it does not serve")
+	}
+	detach(t, a)
+	if v.InForce() != nil {
+		t.Error("it is in force, and detached")
+	}
+}
+
 // TestWritesWhileResyncStarts: a healthy volume does not wait for a kvdb that is lost when the resync of another
 // replica starts (G6).
 func TestWritesWhileResyncStarts(t *testing.T) {

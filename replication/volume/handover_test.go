@@ -38,7 +38,7 @@ func TestHandOver(t *testing.T) {
 		})
 		to := other.prepare()
 		h, err := from.m.HandOver(t.Context(), c.vol, HandoverOptions{To: to, Take: func(ctx context.Context, g Given) error {
-			if v.Serves() {
+			if v.InForce() != nil {
 				t.Error("it serves when another node is named")
 			}
 			go func() { held <- block.WriteAt(v, want, 1<<20, 0) }()
@@ -135,14 +135,12 @@ func TestNotHandedOver(t *testing.T) {
 	c := newTestCluster(t, 16<<20)
 	a, b := c.nodes[0], c.nodes[1]
 	v := a.attach()
-	c.kv.mu.Lock()
-	c.kv.noSwap = ErrNotSent
-	c.kv.mu.Unlock()
+	c.kv.refuse(ErrNotSent)
 	_, err := a.m.HandOver(t.Context(), c.vol, HandoverOptions{To: b.prepare(), Take: func(context.Context, Given) error {
 		t.Error("the other one is asked to take what it was not given")
 		return nil
 	}})
-	if err == nil || !v.Serves() {
+	if err == nil || v.InForce() == nil {
 		t.Fatal(err)
 	}
 	if err := block.WriteAt(v, make([]byte, 4096), 0, 0); err != nil {

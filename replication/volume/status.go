@@ -43,11 +43,16 @@ func (v *Volume) Sealed() []core.Sealed {
 	return nil
 }
 
-// Serves reports whether the volume has come to serve I/O and has not ended: its configuration is the latest that there is of it.
-// One that was handed over does not, unless it was taken back.
-func (v *Volume) Serves() bool {
-	co := v.Status().Config.Coord
-	return isClosed(v.serving) && !isClosed(v.dead) && co != nil && co.AttachID == v.attach
+// InForce returns the configuration in force if it names this attachment as the one that serves, nil otherwise. It is the latest that there is of the volume; until
+// the attachment has come to serve the kvdb alone may know of it, and no replica. An attachment that has ended has none, nor one that was handed over,
+// unless it was taken back.
+func (v *Volume) InForce() *replication.Config {
+	s := v.Status()
+	co := s.Config.Coord
+	if isClosed(v.dead) || s.Config.Phase != replication.PhaseActive || co == nil || co.AttachID != v.attach || co.Term != s.Term {
+		return nil
+	}
+	return s.Config
 }
 
 // kill ends the volume at once: its requests fail with err.

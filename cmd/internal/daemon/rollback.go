@@ -70,8 +70,8 @@ func (d *daemon) report() (*volume.NodeReport, error) {
 	r := &volume.NodeReport{Node: d.node, Domain: d.domain, Replicas: d.pools.survey()}
 	r.Incarnation, _ = d.configs.Incarnation()
 	for _, v := range m.Volumes() {
-		if v.Serves() {
-			r.Serving = append(r.Serving, v.Status().Config)
+		if cfg := v.InForce(); cfg != nil {
+			r.Serving = append(r.Serving, cfg)
 		}
 	}
 	return r, nil
