@@ -66,7 +66,8 @@ func volumeOf(name, driver, handle, claim string) *corev1.PersistentVolume {
 
 // cluster is a Kubernetes of nodes n1 and n2, with pods of all kinds on n1. It answers as the API server does, but for preconditions: make
 // test-kube has a real one.
-func cluster() *fake.Clientset {
+func cluster(t *testing.T) *fake.Clientset {
+	t.Helper()
 	daemonSet := in("db", "of-a-daemonset")
 	yes := true
 	daemonSet.OwnerReferences = []metav1.OwnerReference{{Kind: "DaemonSet", Name: "d", Controller: &yes}}
@@ -89,7 +90,7 @@ func cluster() *fake.Clientset {
 			c.Tracker().Add(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: n}}),
 		} {
 			if err != nil {
-				panic(err)
+				t.Fatal(err)
 			}
 		}
 	}
@@ -108,7 +109,7 @@ type rig struct {
 }
 
 func newRig(t *testing.T, outOfService bool) *rig {
-	r := &rig{t: t, k: cluster(), s: &storage{healthy: true, n1: true}, now: time.Unix(1e9, 0)}
+	r := &rig{t: t, k: cluster(t), s: &storage{healthy: true, n1: true}, now: time.Unix(1e9, 0)}
 	r.c = New(Options{
 		Kubernetes: &Kubernetes{Client: r.k, OutOfService: outOfService}, Tandem: &Tandem{r.s, r.s}, Logger: zap.NewNop(),
 		Done: func(a Action) { r.did = append(r.did, strings.TrimSpace(string(a.Kind)+" "+a.Pod.Name)) },

@@ -1,0 +1,2 @@
+// Package devicepb is the service of the process that shows volumes as devices in protobuf, generated from the file beside it.
+package devicepb
