@@ -1,6 +1,7 @@
 package clusterdomain
 
 import (
+	"maps"
 	"time"
 
 	"github.com/tandem-storage/tandem/clusterdomain/arbiter"
@@ -62,14 +63,14 @@ func nodePB(n Node, local string) *clusterdomainpb.Node {
 	r := &clusterdomainpb.Node{
 		Name: n.Name, Domain: n.Domain, Address: n.Address, State: clusterdomainpb.NodeState_NODE_STATE_OFFLINE,
 		BootId: n.BootID, LastRegisteredUnixMs: unixMs(n.Time), ProtoMin: n.ProtoMin, ProtoMax: n.ProtoMax,
-		ThisNode: n.Name == local, Version: n.Version, Witness: n.Witness,
+		ThisNode: n.Name == local, Version: n.Version, Witness: n.Witness, Labels: maps.Clone(n.Labels),
 	}
 	if n.Online {
 		r.State = clusterdomainpb.NodeState_NODE_STATE_ONLINE
 	}
 	for _, p := range n.Pools {
 		r.Pools = append(r.Pools, &clusterdomainpb.Pool{
-			Uuid: p.UUID, Path: p.Path, Fs: p.FS, TotalBytes: uint64(p.Total), UsedBytes: uint64(p.Used), ProvisionedBytes: uint64(p.Provisioned),
+			Uuid: p.UUID, Path: p.Path, Fs: p.FS, TotalBytes: uint64(p.Total), UsedBytes: uint64(p.Used), ProvisionedBytes: uint64(p.Provisioned), Class: p.Class,
 		})
 	}
 	return r

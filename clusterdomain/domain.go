@@ -94,16 +94,18 @@ func ParseDomain(kv kvdb.KV) (Domain, error) {
 
 // Node is what a node tells of itself.
 type Node struct {
-	Name     string    `json:"name"`
-	Domain   string    `json:"domain"`
-	Address  string    `json:"address"` // host:port where the other nodes reach it
-	BootID   string    `json:"boot_id"`
-	ProtoMin uint32    `json:"proto_min"` // replication protocol versions
-	ProtoMax uint32    `json:"proto_max"`
-	Version  string    `json:"version"`
-	Witness  bool      `json:"witness,omitempty"` // a kvdb member without data; makes no domain
-	Pools    []Pool    `json:"pools,omitempty"`
-	Time     time.Time `json:"ts"` // of the registration, by the node's clock
+	Name     string `json:"name"`
+	Domain   string `json:"domain"`
+	Address  string `json:"address"` // host:port where the other nodes reach it
+	BootID   string `json:"boot_id"`
+	ProtoMin uint32 `json:"proto_min"` // replication protocol versions
+	ProtoMax uint32 `json:"proto_max"`
+	Version  string `json:"version"`
+	Witness  bool   `json:"witness,omitempty"` // a kvdb member without data; makes no domain
+	Pools    []Pool `json:"pools,omitempty"`
+	// Labels are what its configuration says of it, for the placing of replicas.
+	Labels map[string]string `json:"labels,omitempty"`
+	Time   time.Time         `json:"ts"` // of the registration, by the node's clock
 
 	Online bool `json:"-"` // its registration is alive
 }
@@ -113,6 +115,7 @@ type Pool struct {
 	UUID        string `json:"uuid"`
 	Path        string `json:"path"`
 	FS          string `json:"fs"`
+	Class       string `json:"class,omitempty"` // as its node calls it, for the placing of replicas
 	Total       int64  `json:"total"`
 	Used        int64  `json:"used"`        // by anybody
 	Provisioned int64  `json:"provisioned"` // sum of the sizes of the replicas here

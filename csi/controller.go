@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	selector "k8s.io/apimachinery/pkg/labels"
 
 	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 	"github.com/tandem-storage/tandem/volume/volumepb"
@@ -150,6 +151,10 @@ func (d *Driver) existing(ctx context.Context, want *volumepb.CreateVolumeReques
 		return nil, other("protection")
 	case v.GetManualFailover() != want.ManualFailover:
 		return nil, other("failover")
+	case !samePlacing(v.GetPlacing(), want.GetPlacing()):
+		return nil, other("place")
+	case v.GetThick() != want.Thick:
+		return nil, other("use of space")
 	case !sameNeeds(v.GetNeeds(), want.GetNeeds()):
 		return nil, other("need of replicas")
 	case len(want.Domains) > 0 && slices.ContainsFunc(domainsOf(v), func(n string) bool { return !slices.Contains(want.Domains, n) }):
@@ -158,6 +163,17 @@ func (d *Driver) existing(ctx context.Context, want *volumepb.CreateVolumeReques
 		return nil, other("topology")
 	}
 	return v, nil
+}
+
+// samePlacing compares what selectors say, which can be written in more than one way.
+func samePlacing(a, b *volumepb.Placing) bool {
+	same := func(x, y string) bool {
+		p, err := selector.Parse(x)
+		q, err2 := selector.Parse(y)
+		return err == nil && err2 == nil && p.String() == q.String()
+	}
+	return a.GetClass() == b.GetClass() && a.GetSpread() == b.GetSpread() &&
+		same(a.GetNodes(), b.GetNodes()) && same(a.GetNear(), b.GetNear()) && same(a.GetApart(), b.GetApart())
 }
 
 func sameNeeds(a, b *volumepb.Needs) bool {

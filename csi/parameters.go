@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	selector "k8s.io/apimachinery/pkg/labels"
+
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
@@ -17,6 +19,8 @@ const (
 	protectionProtection   = "max-protection"
 	failoverManual         = "manual"
 	failoverAutomatic      = "automatic"
+	spaceThin              = "thin"
+	spaceThick             = "thick"
 )
 
 // contextMkfs is where a volume context carries the options of mkfs to the node.
@@ -35,6 +39,10 @@ type Parameter struct {
 // Parameters returns all that are known, by name.
 func Parameters() []Parameter {
 	return []Parameter{
+		{"apart", false, "a selector, as in `app=db`", "none", "Replicas lie on no node that has one of a volume with these labels.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			placing(r).Apart = v
+			return isSelector(v)
+		}},
 		{"bandwidth", true, "bytes per second with a binary unit, as in `100MiB`; `1MiB` or more, `0`", "`0`: no limit", "What the pod reads and writes in a second at the most.", func(r *volumepb.CreateVolumeRequest, v string) (ok bool) {
 			limits(r).BandwidthBytesPerSecond, ok = bandwidth(v)
 			return ok
@@ -52,9 +60,16 @@ func Parameters() []Parameter {
 			limits(r).Iops = int64(n)
 			return err == nil && (n == 0 || n >= 10)
 		}},
+		{"labels", false, "`name=value`, separated by commas", "none", "Labels of the volume, by which `near` and `apart` of others select it.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			return addLabels(r, v)
+		}},
 		{contextMkfs, false, "arguments, separated by spaces", "none", "Further arguments of mkfs. No paths, no quotes.", func(_ *volumepb.CreateVolumeRequest, v string) bool {
 			_, ok := mkfsOptions(v)
 			return ok
+		}},
+		{"near", false, "a selector, as in `app=db`", "none", "Replicas lie on nodes only that have one of a volume with these labels.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			placing(r).Near = v
+			return isSelector(v)
 		}},
 		{"needDomains", true, "names, separated by commas", "none", "Domains of which each has to have a replica in sync for a write to be confirmed.", func(r *volumepb.CreateVolumeRequest, v string) (ok bool) {
 			needs(r).Domains, ok = names(v)
@@ -69,6 +84,14 @@ func Parameters() []Parameter {
 			needs(r).StallMs = d.Milliseconds()
 			return err == nil && d >= 0
 		}},
+		{"nodes", false, "a selector, as in `disk=nvme,rack!=r7`", "all", "Nodes that take replicas, by the labels in their configuration.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			placing(r).Nodes = v
+			return isSelector(v)
+		}},
+		{"poolClass", false, "1 to 255 characters", "any", "Class of the pools that take replicas, by the configuration of their nodes.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			placing(r).Class = v
+			return v != "" && len(v) <= 255
+		}},
 		{"protection", true, "`max-availability`, `max-protection`", "`max-availability`", "What happens to writes while a replica is out of reach: they go on without it, or wait.", func(r *volumepb.CreateVolumeRequest, v string) bool {
 			r.Protection = map[string]volumepb.Protection{
 				protectionAvailability: volumepb.Protection_PROTECTION_MAX_AVAILABILITY, protectionProtection: volumepb.Protection_PROTECTION_MAX_PROTECTION,
@@ -78,6 +101,14 @@ func Parameters() []Parameter {
 		{"replicas", false, "1 to 3", "one in each domain, at most 3", "Replicas, on as many nodes; one in each domain before a second in any.", func(r *volumepb.CreateVolumeRequest, v string) (ok bool) {
 			r.Replicas, ok = number(v, 1, 3)
 			return ok
+		}},
+		{"space", false, "`thin`, `thick`", "`thin`", "When a replica takes space of its pool: as it is written, or all of it when it is made. What is made from a snapshot or another volume is thin.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			r.Thick = v == spaceThick
+			return v == spaceThin || v == spaceThick
+		}},
+		{"spread", false, "the name of a label", "none", "Every replica lies where this label of nodes has another value.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			placing(r).Spread = v
+			return v != "" && len(v) <= 255
 		}},
 	}
 }
@@ -118,6 +149,33 @@ func needs(r *volumepb.CreateVolumeRequest) *volumepb.Needs {
 		r.Needs = &volumepb.Needs{}
 	}
 	return r.Needs
+}
+
+func placing(r *volumepb.CreateVolumeRequest) *volumepb.Placing {
+	if r.Placing == nil {
+		r.Placing = &volumepb.Placing{}
+	}
+	return r.Placing
+}
+
+func isSelector(v string) bool {
+	s, err := selector.Parse(v)
+	return err == nil && !s.Empty() && len(v) <= 1024
+}
+
+// addLabels adds those of v to the volume's.
+func addLabels(r *volumepb.CreateVolumeRequest, v string) bool {
+	if r.Labels == nil {
+		r.Labels = map[string]string{}
+	}
+	for pair := range strings.SplitSeq(v, ",") {
+		name, value, ok := strings.Cut(strings.TrimSpace(pair), "=")
+		if !ok || name == "" || len(name) > 255 || len(value) > 255 || slices.Contains(told, name) {
+			return false
+		}
+		r.Labels[name] = value
+	}
+	return true
 }
 
 func limits(r *volumepb.CreateVolumeRequest) *volumepb.Limits {

@@ -19,6 +19,13 @@ func TestParameters(t *testing.T) {
 		"iops":        {[]string{"10", "0", "100000"}, []string{"", "9", "-10", "1k", "99999999999"}},
 		"domains":     {[]string{"a", "b,a", "a, b"}, []string{"", "A", "a,,b", "../x"}},
 		"failover":    {[]string{"manual", "automatic"}, []string{"", "never"}},
+		"apart":       {[]string{"app=db", "tier in (1,2)"}, []string{"", "==", strings.Repeat("x", 1025)}},
+		"near":        {[]string{"app=db,!old"}, []string{"", "=x"}},
+		"nodes":       {[]string{"disk=nvme,rack!=r7"}, []string{" ", "a=b=c"}},
+		"labels":      {[]string{"app=db,tier=1", "x="}, []string{"", "app", "=db", told[0] + "=x", "a=" + strings.Repeat("x", 256)}},
+		"poolClass":   {[]string{"fast"}, []string{"", strings.Repeat("x", 256)}},
+		"space":       {[]string{"thin", "thick"}, []string{"", "THICK"}},
+		"spread":      {[]string{"rack"}, []string{""}},
 		"mkfsOptions": {[]string{"-m reflink=1", "-i size=512 -O ^has_journal", ""}, []string{"/dev/sda", "-f;reboot", "$(x)", "'a b'", "../x", "--help"}},
 		"needDomains": {[]string{"a"}, []string{"a b"}},
 		"needInSync":  {[]string{"0", "3"}, []string{"", "4", "-1", "00", "x"}},
@@ -95,25 +102,35 @@ func TestPlace(t *testing.T) {
 
 func TestRoom(t *testing.T) {
 	s := nodes(map[string]uint64{"a": 40960, "b": 20480, "c": 8192})
+	for _, n := range s.Nodes {
+		n.Labels = map[string]string{"site": n.Domain}
+	}
+	s.Nodes[0].Pools = append(s.Nodes[0].Pools, &clusterdomainpb.Pool{TotalBytes: 4096 * 3, Class: "fast"})
 	for _, tc := range []struct {
 		replicas uint32
 		segment  map[string]string
 		want     int64
+		placing  *volumepb.Placing
 	}{
-		{1, nil, 40960},
-		{2, nil, 20480},
-		{0, nil, 8192},
-		{1, map[string]string{TopologyDomain: "b"}, 20480},
-		{2, map[string]string{TopologyDomain: "b"}, 20480},
-		{2, map[string]string{TopologyDomain: "c", TopologyNode: "n-c"}, 8192},
-		{1, map[string]string{TopologyDomain: "z"}, 0},
-		{1, map[string]string{TopologyDomain: "a", TopologyNode: "n-b"}, 0},
+		{1, nil, 40960, nil},
+		{2, nil, 20480, nil},
+		{0, nil, 8192, nil},
+		{1, map[string]string{TopologyDomain: "b"}, 20480, nil},
+		{2, map[string]string{TopologyDomain: "b"}, 20480, nil},
+		{2, map[string]string{TopologyDomain: "c", TopologyNode: "n-c"}, 8192, nil},
+		{1, map[string]string{TopologyDomain: "z"}, 0, nil},
+		{1, map[string]string{TopologyDomain: "a", TopologyNode: "n-b"}, 0, nil},
+		{1, nil, 20480, &volumepb.Placing{Nodes: "site!=a"}},
+		{1, nil, 12288, &volumepb.Placing{Class: "fast"}},
+		{2, nil, 0, &volumepb.Placing{Spread: "rack"}},
+		{2, nil, 20480, &volumepb.Placing{Spread: "site"}},
 	} {
-		if got := room(&volumepb.CreateVolumeRequest{Replicas: tc.replicas}, s, tc.segment); got != tc.want {
-			t.Errorf("%d replicas in %v: %d, want %d", tc.replicas, tc.segment, got, tc.want)
+		got, err := room(&volumepb.CreateVolumeRequest{Replicas: tc.replicas, Placing: tc.placing}, s, tc.segment)
+		if err != nil || got != tc.want {
+			t.Errorf("%d replicas in %v, %v: %d, want %d, %v", tc.replicas, tc.segment, tc.placing, got, tc.want, err)
 		}
 	}
-	if got := room(&volumepb.CreateVolumeRequest{}, nodes(nil), nil); got != 0 {
-		t.Errorf("no nodes: %d", got)
+	if got, err := room(&volumepb.CreateVolumeRequest{}, nodes(nil), nil); got != 0 || err != nil {
+		t.Errorf("no nodes: %d, %v", got, err)
 	}
 }

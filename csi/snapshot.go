@@ -171,7 +171,7 @@ func (d *Driver) fill(ctx context.Context, want *volumepb.CreateVolumeRequest, r
 	if n < c.GetRequiredBytes() || c.GetLimitBytes() > 0 && n > c.GetLimitBytes() {
 		return status.Errorf(codes.OutOfRange, "capacity_range: a volume has the size of what it is made from, which is %d bytes", n)
 	}
-	want.SizeBytes = n
+	want.SizeBytes, want.Thick = n, false // it shares the space of what it is made from
 	ds, err := required(r.GetAccessibilityRequirements())
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	selector "k8s.io/apimachinery/pkg/labels"
 
 	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 	"github.com/tandem-storage/tandem/volume/volumepb"
@@ -100,7 +101,10 @@ func (d *Driver) GetCapacity(ctx context.Context, r *spec.GetCapacityRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	n := room(want, s, r.GetAccessibleTopology().GetSegments())
+	n, err := room(want, s, r.GetAccessibleTopology().GetSegments())
+	if err != nil {
+		return nil, err
+	}
 	least := int64(unit)
 	for _, u := range us {
 		least = max(least, u.leastSize())
@@ -108,8 +112,13 @@ func (d *Driver) GetCapacity(ctx context.Context, r *spec.GetCapacityRequest) (*
 	return &spec.GetCapacityResponse{AvailableCapacity: n, MaximumVolumeSize: wrapperspb.Int64(n), MinimumVolumeSize: wrapperspb.Int64(least)}, nil
 }
 
-// room is what GetCapacity tells, bytes.
-func room(want *volumepb.CreateVolumeRequest, s *clusterdomainpb.GetStatusResponse, segment map[string]string) int64 {
+// room is what GetCapacity tells, bytes. Which volumes are where does not count in it, so that there may be less for those that want to be near to or apart from others.
+func room(want *volumepb.CreateVolumeRequest, s *clusterdomainpb.GetStatusResponse, segment map[string]string) (int64, error) {
+	nodes, err := selector.Parse(want.GetPlacing().GetNodes())
+	if err != nil {
+		return 0, invalid("parameter nodes: %v", err)
+	}
+	class, spread := want.GetPlacing().GetClass(), want.GetPlacing().GetSpread()
 	best := map[string]int64{} // the pool with most room, by domain
 	there := segment[TopologyNode] == ""
 	for _, n := range s.GetNodes() {
@@ -120,7 +129,13 @@ func room(want *volumepb.CreateVolumeRequest, s *clusterdomainpb.GetStatusRespon
 		if n.GetState() != clusterdomainpb.NodeState_NODE_STATE_ONLINE || n.GetWitness() || len(want.Domains) > 0 && !slices.Contains(want.Domains, dom) {
 			continue
 		}
+		if !nodes.Matches(selector.Set(n.GetLabels())) || spread != "" && n.GetLabels()[spread] == "" {
+			continue
+		}
 		for _, p := range n.GetPools() {
+			if class != "" && p.GetClass() != class {
+				continue
+			}
 			free := int64(p.GetTotalBytes()) - int64(max(p.GetUsedBytes(), p.GetProvisionedBytes()))
 			best[dom] = max(best[dom], free, 0)
 		}
@@ -142,9 +157,9 @@ func room(want *volumepb.CreateVolumeRequest, s *clusterdomainpb.GetStatusRespon
 	slices.SortFunc(rooms, func(a, b int64) int { return cmp.Compare(b, a) })
 	switch {
 	case !there || len(rooms) == 0 && segment[TopologyDomain] == "":
-		return 0
+		return 0, nil
 	case replicas > 0 && len(rooms) > 0:
 		n = min(n, rooms[min(replicas, len(rooms))-1])
 	}
-	return n / unit * unit
+	return n / unit * unit, nil
 }

@@ -133,10 +133,14 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	}
 	var placed []Placement
 	var source *kvdb.KV
+	by, err := c.rules(ctx, r.Placing, id)
+	if err != nil {
+		return nil, err
+	}
 	if r.From == nil {
-		placed, err = place(c.cluster.View(), r)
+		placed, err = place(c.cluster.View(), r, by)
 	} else {
-		placed, source, err = c.placeFrom(ctx, r)
+		placed, source, err = c.placeFrom(ctx, r, by)
 	}
 	if err != nil {
 		return nil, err

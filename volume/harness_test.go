@@ -91,11 +91,12 @@ type disks struct {
 	makeErr error
 	snaps   map[heldSnapshot]bool
 	from    map[LocalReplica]*Source
-	hold    chan struct{} // Make waits for it, if not nil
+	hold    chan struct{}         // Make waits for it, if not nil
+	thick   map[LocalReplica]bool // as it was asked for
 }
 
 func newDisks() *disks {
-	return &disks{m: map[LocalReplica]int64{}, notes: map[LocalReplica][]byte{}, snaps: map[heldSnapshot]bool{}, from: map[LocalReplica]*Source{}}
+	return &disks{m: map[LocalReplica]int64{}, notes: map[LocalReplica][]byte{}, snaps: map[heldSnapshot]bool{}, from: map[LocalReplica]*Source{}, thick: map[LocalReplica]bool{}}
 }
 
 // heldSnapshot is a snapshot of a replica.
@@ -109,6 +110,7 @@ func (d *disks) Make(ctx context.Context, s ReplicaSpec) error {
 	hold, err := d.hold, d.makeErr
 	d.m[LocalReplica{s.Volume, s.Replica, s.Pool}] = s.Size // begun, whatever comes
 	d.from[LocalReplica{s.Volume, s.Replica, s.Pool}] = s.From
+	d.thick[LocalReplica{s.Volume, s.Replica, s.Pool}] = s.Thick
 	d.mu.Unlock()
 	if hold != nil {
 		select {

@@ -15,59 +15,97 @@ import (
 // candidate is a pool that a replica could go to.
 type candidate struct {
 	node, domain, pool string
-	free               int64 // what nobody uses or was promised
+	free               int64  // what nobody uses or was promised
+	spread             string // of two with the same one is taken; "": any number
 }
 
 // place chooses the pools of a new volume's replicas: at most one on a node, one per
 // domain before a second in any, and where there is most room. The same view and request give the same places.
 // The ids of the replicas are left empty.
-func place(v *clusterdomain.View, r Request) ([]Placement, error) {
+func place(v *clusterdomain.View, r Request, by *rules) ([]Placement, error) {
 	for _, name := range r.Domains {
 		if _, ok := v.Domain(name); !ok {
 			return nil, fmt.Errorf("%w: %q", clusterdomain.ErrDomainNotFound, name)
 		}
 	}
-	cands, why := candidates(v, r)
+	cands, why := candidates(v, r, by)
 	want := r.Replicas
 	if want == 0 {
-		domains := map[string]bool{}
-		for _, c := range cands {
-			domains[c.domain] = true
-		}
-		want = min(max(len(domains), 1), MaxReplicas)
+		want = min(max(domainsOf(cands), 1), MaxReplicas)
 	}
 	placed := choose(cands, want)
 	if len(placed) < want {
+		if by.Spread != "" {
+			why.add("no two replicas may lie where the label %s is the same", by.Spread)
+			values := map[string]bool{}
+			for _, c := range cands {
+				values[c.spread] = true
+			}
+			why.usable = len(values) // so many nodes can have one
+		}
 		return nil, why.error(want, len(placed), r.Size)
 	}
 	return placed, nil
 }
 
-// choose picks up to want pools of cands.
+// choose picks want pools of cands, or as many as can be: over as many domains as can be, and each time the best that is left, in the domain with fewest so far and
+// there where most room is. Where replicas are spread by a label the best may leave too few for the others, or none in another domain: then the next
+// one is tried.
 func choose(cands []candidate, want int) []Placement {
 	slices.SortFunc(cands, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(b.free, a.free), cmp.Compare(a.node, b.node), cmp.Compare(a.pool, b.pool))
 	})
-	inDomain, onNode := map[string]int{}, map[string]bool{}
-	var placed []Placement
-	for len(placed) < want {
-		best := -1
-		for i, c := range cands {
-			if !onNode[c.node] && (best < 0 || inDomain[c.domain] < inDomain[cands[best].domain]) {
-				best = i
+	var most []candidate
+	var more func(chosen []candidate, domains int) bool
+	more = func(chosen []candidate, domains int) bool {
+		if len(chosen) > len(most) {
+			most = chosen
+		}
+		if len(chosen) == want {
+			most = chosen
+			return domainsOf(chosen) >= domains
+		}
+		for _, c := range ordered(cands, chosen) {
+			if more(append(slices.Clone(chosen), c), domains) {
+				return true
+			}
+			if c.spread == "" {
+				return false // whichever is taken, as many are left
 			}
 		}
-		if best < 0 {
-			break
-		}
-		c := cands[best]
-		inDomain[c.domain]++
-		onNode[c.node] = true
-		placed = append(placed, Placement{
-			Node: replication.NodeID(c.node), Domain: replication.DomainID(c.domain), Pool: c.pool,
-		})
+		return false
+	}
+	found := false
+	for domains := min(want, domainsOf(cands)); domains > 0 && !found; domains-- {
+		found = more(nil, domains)
+	}
+	var placed []Placement
+	for _, c := range most {
+		placed = append(placed, Placement{Node: replication.NodeID(c.node), Domain: replication.DomainID(c.domain), Pool: c.pool})
 	}
 	return placed
+}
+
+// domainsOf is how many domains there are among cs.
+func domainsOf(cs []candidate) int {
+	in := map[string]bool{}
+	for _, c := range cs {
+		in[c.domain] = true
+	}
+	return len(in)
+}
+
+// ordered are the candidates that may be chosen after others, the best first.
+func ordered(cands, chosen []candidate) []candidate {
+	inDomain := map[string]int{}
+	for _, c := range chosen {
+		inDomain[c.domain]++
+	}
+	left := slices.DeleteFunc(slices.Clone(cands), func(c candidate) bool {
+		return slices.ContainsFunc(chosen, func(d candidate) bool { return c.node == d.node || c.spread != "" && c.spread == d.spread })
+	})
+	slices.SortStableFunc(left, func(a, b candidate) int { return cmp.Compare(inDomain[a.domain], inDomain[b.domain]) })
+	return left
 }
 
 // reasons say why nodes and pools were passed over.
@@ -79,7 +117,7 @@ type reasons struct {
 	largest  int64
 }
 
-func candidates(v *clusterdomain.View, r Request) ([]candidate, reasons) {
+func candidates(v *clusterdomain.View, r Request, by *rules) ([]candidate, reasons) {
 	var cands []candidate
 	var why reasons
 	for _, n := range v.Nodes {
@@ -97,8 +135,15 @@ func candidates(v *clusterdomain.View, r Request) ([]candidate, reasons) {
 			why.add("node %s has no pool", n.Name)
 			continue
 		}
+		if text := by.refuses(&n); text != "" {
+			why.add("%s", text)
+			continue
+		}
 		ok, small := false, true
 		for _, p := range n.Pools {
+			if by.Class != "" && p.Class != by.Class {
+				continue
+			}
 			why.largest = max(why.largest, p.Total)
 			small = small && p.Total < r.Size
 			switch {
@@ -106,9 +151,11 @@ func candidates(v *clusterdomain.View, r Request) ([]candidate, reasons) {
 				why.add("pool %s on node %s is %s in all", p.Path, n.Name, humanize.IBytes(uint64(max(p.Total, 0))))
 			case p.UsedPercent() >= clusterdomain.PoolFullPercent:
 				why.add("pool %s on node %s is %d %% full (new replicas below %d %%)", p.Path, n.Name, p.UsedPercent(), clusterdomain.PoolFullPercent)
+			case r.Thick && p.Total-p.Used < r.Size:
+				why.add("pool %s on node %s has %s left, and a thick replica takes all its space at once", p.Path, n.Name, humanize.IBytes(uint64(max(p.Total-p.Used, 0))))
 			default:
 				ok = true
-				cands = append(cands, candidate{n.Name, n.Domain, p.UUID, p.Total - max(p.Used, p.Provisioned)})
+				cands = append(cands, candidate{n.Name, n.Domain, p.UUID, p.Total - max(p.Used, p.Provisioned), n.Labels[by.Spread]})
 			}
 		}
 		switch {
@@ -125,11 +172,16 @@ func candidates(v *clusterdomain.View, r Request) ([]candidate, reasons) {
 
 func (w *reasons) add(format string, a ...any) { w.text = append(w.text, fmt.Sprintf(format, a...)) }
 
-func (w *reasons) error(want, got int, size int64) error {
-	detail := ""
-	if len(w.text) > 0 {
-		detail = " (" + strings.Join(w.text, "; ") + ")"
+// detail is what was passed over, in brackets.
+func (w *reasons) detail() string {
+	if len(w.text) == 0 {
+		return ""
 	}
+	return " (" + strings.Join(w.text, "; ") + ")"
+}
+
+func (w *reasons) error(want, got int, size int64) error {
+	detail := w.detail()
 	switch {
 	case w.usable+w.full+w.tooSmall < want:
 		return fmt.Errorf("%w: %d replicas wanted on as many nodes, %d can take one%s", ErrTooFewNodes, want, got, detail)

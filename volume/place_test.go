@@ -11,7 +11,7 @@ import (
 	"github.com/tandem-storage/tandem/replication"
 )
 
-// parseView makes a view of lines "node domain[/STATE] [offline] [witness] total-GiB[:used-GiB[:provisioned-GiB]] ...".
+// parseView makes a view of lines "node domain[/STATE] [offline] [witness] [label=value] total-GiB[:used-GiB[:provisioned-GiB[:class]]] ...".
 func parseView(text string) *clusterdomain.View {
 	v := &clusterdomain.View{}
 	for line := range strings.Lines(text) {
@@ -31,10 +31,18 @@ func parseView(text string) *clusterdomain.View {
 			case "witness":
 				n.Witness = true
 			default:
+				if name, value, ok := strings.Cut(w, "="); ok {
+					if n.Labels == nil {
+						n.Labels = map[string]string{}
+					}
+					n.Labels[name] = value
+					continue
+				}
 				var total, used, prov int64
-				fmt.Sscanf(strings.ReplaceAll(w, ":", " "), "%d %d %d", &total, &used, &prov)
+				var class string
+				fmt.Sscanf(strings.ReplaceAll(w, ":", " "), "%d %d %d %s", &total, &used, &prov, &class)
 				n.Pools = append(n.Pools, clusterdomain.Pool{
-					UUID: fmt.Sprintf("%s.%d", f[0], len(n.Pools)), Total: total * gib, Used: used * gib, Provisioned: prov * gib,
+					UUID: fmt.Sprintf("%s.%d", f[0], len(n.Pools)), Total: total * gib, Used: used * gib, Provisioned: prov * gib, Class: class,
 				})
 			}
 		}
@@ -53,6 +61,13 @@ func TestPlace(t *testing.T) {
 		a2 a 200
 		b1 b 100:50
 		b2 b 100`
+	racks := `
+		a1 a rack=1 disk=nvme 100
+		a2 a rack=2 100
+		a3 a rack=3 300
+		b1 b rack=1 disk=nvme 100
+		b2 b rack=2 300
+		b3 b rack=3 100`
 	for _, c := range []struct {
 		name, view string
 		r          Request
@@ -79,6 +94,18 @@ func TestPlace(t *testing.T) {
 		{"below the watermark", "a1 a 100\nb1 b 100:84", Request{Replicas: 2}, "a1.0 b1.0", nil},
 		{"too large", "a1 a 100\nb1 b 100", Request{Size: 200 * gib, Replicas: 2}, "largest pool has 100 GiB", ErrTooLarge},
 		{"too large for one", "a1 a 300\nb1 b 100", Request{Size: 200 * gib, Replicas: 2}, "100 GiB in all", ErrTooLarge},
+		{"nodes by labels", racks, Request{Placing: Placing{Nodes: "disk=nvme"}}, "a1.0 b1.0", nil},
+		{"nodes without a label", racks, Request{Placing: Placing{Nodes: "rack!=2,!disk"}}, "a3.0 b3.0", nil},
+		{"no node has the labels", racks, Request{Placing: Placing{Nodes: "disk=tape"}}, `node a1 has labels "disk=nvme,rack=1", asked for are nodes with disk=tape`, ErrTooFewNodes},
+		{"by class", "a1 a 100:0:0:slow 50:0:0:fast\nb1 b 100 40:0:0:fast\nb2 b 200", Request{Placing: Placing{Class: "fast"}}, "a1.1 b1.1", nil},
+		{"no pool of the class", metro, Request{Placing: Placing{Class: "fast"}}, "node a1 has no pool of class fast", ErrTooFewNodes},
+		{"too large for the class", "a1 a 100:0:0:slow 50:0:0:fast", Request{Size: 60 * gib, Placing: Placing{Class: "fast"}}, "largest pool has 50 GiB", ErrTooLarge},
+		{"spread", racks, Request{Replicas: 3, Placing: Placing{Spread: "rack"}}, "a3.0 b2.0 a1.0", nil},
+		{"spread by what few have", racks, Request{Replicas: 3, Placing: Placing{Spread: "disk"}}, "node a2 has no label disk to spread by", ErrTooFewNodes},
+		{"domains before most room", "a1 a rack=1 300\na2 a rack=2 200\nb1 b rack=1 100", Request{Replicas: 2, Placing: Placing{Spread: "rack"}}, "a2.0 b1.0", nil},
+		{"the best leaves too few", "a1 a rack=1 300\na1x a rack=2 200\nb1 b rack=1 100", Request{Replicas: 3, Placing: Placing{Spread: "rack"}}, "no two replicas may lie where the label rack is the same", ErrTooFewNodes},
+		{"thick", "a1 a 100:50:0\nb1 b 100:20", Request{Size: 60 * gib, Replicas: 1, Thick: true}, "b1.0", nil},
+		{"no room for a thick one", "a1 a 100:50:0\nb1 b 100:50", Request{Size: 60 * gib, Thick: true, Replicas: 2}, "50 GiB left, and a thick replica", ErrNoRoom},
 		{"nobody", "", Request{}, "0 can take one", ErrTooFewNodes},
 		{"unknown domain", metro, Request{Domains: []string{"z"}}, `"z"`, clusterdomain.ErrDomainNotFound},
 	} {
@@ -86,7 +113,11 @@ func TestPlace(t *testing.T) {
 			if c.r.Size == 0 {
 				c.r.Size = gib
 			}
-			got, err := place(parseView(c.view), c.r)
+			by, err := c.r.Placing.rules(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := place(parseView(c.view), c.r, by)
 			if c.err != nil {
 				if !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.want) {
 					t.Fatalf("error %v, want %v saying %q", err, c.err, c.want)

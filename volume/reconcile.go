@@ -22,6 +22,7 @@ type ReplicaSpec struct {
 	Pool    string  // UUID
 	Size    int64   // bytes
 	From    *Source // the snapshot that it begins with, held in the same pool; nil: none
+	Thick   bool    // all its space is taken at once
 }
 
 // LocalReplica is a replica found on this node's disks.
@@ -305,7 +306,7 @@ func (r *Reconciler) create(ctx context.Context, e *Entry, mod kvdb.Revision) er
 func (r *Reconciler) make(ctx context.Context, e *Entry, p Placement) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.OpTimeout)
 	defer cancel()
-	return r.o.Replicas.Make(ctx, ReplicaSpec{Volume: e.ID, Replica: p.Replica, Pool: p.Pool, Size: e.Size, From: e.From})
+	return r.o.Replicas.Make(ctx, ReplicaSpec{Volume: e.ID, Replica: p.Replica, Pool: p.Pool, Size: e.Size, From: e.From, Thick: e.Thick})
 }
 
 // report says that this node's part for p is done, if the spec is still that of mod.

@@ -93,7 +93,11 @@ func (c *Catalogue) replace(ctx context.Context, id replication.VolumeID, r Repl
 	if err := checkEpoch(cfg, r.ExpectedEpoch); err != nil {
 		return false, err
 	}
-	place, err := placeInstead(c.cluster.View(), s, old, r)
+	by, err := c.rules(ctx, s.Placing, id)
+	if err != nil {
+		return false, err
+	}
+	place, err := placeInstead(c.cluster.View(), s, old, r, by)
 	if err != nil {
 		return false, err
 	}
@@ -182,16 +186,23 @@ func findReplica(s *Spec, ref string) (int, error) {
 }
 
 // placeInstead chooses where the successor of old goes.
-func placeInstead(v *clusterdomain.View, s *Spec, old Placement, r ReplaceRequest) (Placement, error) {
+func placeInstead(v *clusterdomain.View, s *Spec, old Placement, r ReplaceRequest, by *rules) (Placement, error) {
 	req := s.Request
 	req.Domains = []string{string(old.Domain)}
-	cands, why := candidates(v, req)
+	cands, why := candidates(v, req, by)
 	cands = slices.DeleteFunc(cands, func(c candidate) bool {
 		taken := slices.ContainsFunc(s.Placed, func(p Placement) bool { return p.Replica != old.Replica && string(p.Node) == c.node })
 		if taken {
 			why.add("node %s has another replica of the volume", c.node)
 		}
-		return taken || r.Node != "" && c.node != string(r.Node) || r.Pool != "" && c.pool != r.Pool
+		other := slices.ContainsFunc(s.Placed, func(p Placement) bool {
+			n, _ := v.Node(string(p.Node))
+			return by.Spread != "" && p.Replica != old.Replica && n.Labels[by.Spread] == c.spread
+		})
+		if other && !taken {
+			why.add("node %s has the same label %s=%s as one with another replica", c.node, by.Spread, c.spread)
+		}
+		return taken || other || r.Node != "" && c.node != string(r.Node) || r.Pool != "" && c.pool != r.Pool
 	})
 	if len(cands) == 0 {
 		if r.Node != "" || r.Pool != "" {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/tandem-storage/tandem/clusterdomain"
 	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
 )
@@ -85,7 +86,7 @@ func (c *Catalogue) Clone(ctx context.Context, taker SnapshotTaker, r Request, o
 
 // placeFrom chooses the replicas of a volume that begins with a snapshot: where that is held, one in each domain before a second in any. It returns
 // the snapshot's record as it was read.
-func (c *Catalogue) placeFrom(ctx context.Context, r Request) (placed []Placement, _ *kvdb.KV, _ error) {
+func (c *Catalogue) placeFrom(ctx context.Context, r Request, by *rules) (placed []Placement, _ *kvdb.KV, _ error) {
 	look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{{Kind: kvdb.OpGet, Key: c.keys.snapshot(r.From.Snapshot)}, {Kind: kvdb.OpGet, Key: c.keys.spec(r.From.Volume)}}})
 	if err != nil {
 		return nil, nil, err
@@ -105,27 +106,36 @@ func (c *Catalogue) placeFrom(ctx context.Context, r Request) (placed []Placemen
 		return nil, nil, err
 	}
 	view := c.cluster.View()
-	var first, more []Placement
+	var cands []candidate
+	var why reasons
 	for _, p := range s.Holders {
 		n, known := view.Node(string(p.Node))
-		kept := slices.ContainsFunc(source.Placed, func(q Placement) bool { return q.Replica == p.Replica })
-		if !kept || !known || !n.Online || len(r.Domains) > 0 && !slices.Contains(r.Domains, string(p.Domain)) {
-			continue
-		}
-		if slices.ContainsFunc(first, func(q Placement) bool { return q.Domain == p.Domain }) {
-			more = append(more, p)
-		} else {
-			first = append(first, p)
+		switch i := slices.IndexFunc(n.Pools, func(q clusterdomain.Pool) bool { return q.UUID == p.Pool }); {
+		case !slices.ContainsFunc(source.Placed, func(q Placement) bool { return q.Replica == p.Replica }):
+			why.add("the replica on node %s is not there any more", p.Node)
+		case !known || !n.Online:
+			why.add("node %s is offline", p.Node)
+		case len(r.Domains) > 0 && !slices.Contains(r.Domains, string(p.Domain)):
+			why.add("node %s is in domain %s, which was not asked for", p.Node, p.Domain)
+		case by.refuses(&n) != "":
+			why.add("%s", by.refuses(&n))
+		case by.Class != "" && (i < 0 || n.Pools[i].Class != by.Class):
+			why.add("node %s holds it in a pool of another class than %s", p.Node, by.Class)
+		default:
+			cands = append(cands, candidate{node: string(p.Node), domain: string(p.Domain), pool: p.Pool, spread: n.Labels[by.Spread]})
 		}
 	}
-	placed = append(first, more...)
 	want := r.Replicas
 	if want == 0 {
-		want = max(1, len(placed))
+		want = max(1, len(cands))
+	}
+	placed = choose(cands, want)
+	if r.Replicas == 0 && len(placed) > 0 {
+		want = len(placed)
 	}
 	if len(placed) < want {
-		return nil, nil, fmt.Errorf("%w: snapshot %s of volume %s is held by %d replicas that are still there, in domains that were asked for, on nodes that answer, and a volume is made from it only where it is held: ask for that many replicas and add others later",
-			ErrTooFewNodes, s.Name, s.VolumeName, len(placed))
+		return nil, nil, fmt.Errorf("%w: a volume is made from snapshot %s of volume %s only where that is held, which is so for %d replicas%s: ask for so many, and add others later",
+			ErrTooFewNodes, s.Name, s.VolumeName, len(placed), why.detail())
 	}
-	return placed[:want], look.Gets[0], nil
+	return placed, look.Gets[0], nil
 }

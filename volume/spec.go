@@ -52,6 +52,8 @@ type Request struct {
 	// Failover says who attaches it elsewhere when the domain is lost where it is attached; "": FailoverAutomatic.
 	Failover Failover `json:"failover,omitempty"`
 	Limits   Limits   `json:"limits,omitzero"`
+	Placing  Placing  `json:"placing,omitzero"`
+	Thick    bool     `json:"thick,omitempty"` // all its space is taken when it is made, and when it grows
 	// From is the snapshot that it begins with, nil: none, and it is blank.
 	From *Source `json:"from,omitempty"`
 }
@@ -80,7 +82,8 @@ const (
 	MaxSize     = 1 << 50 // 1 PiB: offsets and counters are far from overflowing
 	MaxName     = 128     // what Kubernetes makes of a claim fits
 	MaxLabels   = 64
-	MaxLabel    = 255 // bytes, of a key or a value
+	MaxLabel    = 255  // bytes, of a key or a value
+	MaxSelector = 1024 // bytes
 	SizeUnit    = 4096
 )
 
@@ -134,6 +137,7 @@ func (r Request) normalise() Request {
 		r.Failover = "" // as in records from before there was a choice
 	}
 	r.Labels = maps.Clone(r.Labels)
+	r.Placing = r.Placing.normalise()
 	r.Domains = slices.Compact(slices.Sorted(slices.Values(r.Domains)))
 	r.Needs.Domains = slices.Compact(slices.Sorted(slices.Values(r.Needs.Domains)))
 	return r
@@ -182,6 +186,10 @@ func (r Request) validate() error {
 	if err := r.Limits.validate(); err != nil {
 		errs = append(errs, err)
 	}
+	r.Placing.validate(bad)
+	if r.Thick && r.From != nil {
+		bad("a volume that begins with a snapshot shares its space and cannot be thick")
+	}
 	if len(r.Labels) > MaxLabels {
 		bad("%d labels, at most %d are allowed", len(r.Labels), MaxLabels)
 	}
@@ -196,7 +204,7 @@ func (r Request) validate() error {
 // equal reports whether r asks for the same volume as o. Both are normalised.
 func (r Request) equal(o Request) bool {
 	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) && r.Failover == o.Failover && r.From.equal(o.From) &&
-		r.Limits == o.Limits &&
+		r.Limits == o.Limits && r.Placing == o.Placing && r.Thick == o.Thick &&
 		maps.Equal(r.Labels, o.Labels) && slices.Equal(r.Domains, o.Domains)
 }
 

@@ -1752,7 +1752,8 @@ type Node struct {
 	ProtoMax             uint32                 `protobuf:"varint,9,opt,name=proto_max,json=protoMax,proto3" json:"proto_max,omitempty"`
 	ThisNode             bool                   `protobuf:"varint,10,opt,name=this_node,json=thisNode,proto3" json:"this_node,omitempty"`
 	Version              string                 `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
-	Witness              bool                   `protobuf:"varint,12,opt,name=witness,proto3" json:"witness,omitempty"` // a member of the kvdb without data
+	Witness              bool                   `protobuf:"varint,12,opt,name=witness,proto3" json:"witness,omitempty"`                                                                        // a member of the kvdb without data
+	Labels               map[string]string      `protobuf:"bytes,13,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // as its configuration says
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1871,6 +1872,13 @@ func (x *Node) GetWitness() bool {
 	return false
 }
 
+func (x *Node) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 type Pool struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Uuid             string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
@@ -1879,6 +1887,7 @@ type Pool struct {
 	TotalBytes       uint64                 `protobuf:"varint,4,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
 	UsedBytes        uint64                 `protobuf:"varint,5,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`                      // on the file system, by anybody
 	ProvisionedBytes uint64                 `protobuf:"varint,6,opt,name=provisioned_bytes,json=provisionedBytes,proto3" json:"provisioned_bytes,omitempty"` // sum of the sizes of the replicas here
+	Class            string                 `protobuf:"bytes,7,opt,name=class,proto3" json:"class,omitempty"`                                                // as its node calls it; "" = none
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1953,6 +1962,13 @@ func (x *Pool) GetProvisionedBytes() uint64 {
 		return x.ProvisionedBytes
 	}
 	return 0
+}
+
+func (x *Pool) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
 }
 
 // Rtt is the round trip of beats between this node and another over the last minute.
@@ -2854,7 +2870,7 @@ type Verified_Side struct {
 
 func (x *Verified_Side) Reset() {
 	*x = Verified_Side{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[32]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +2882,7 @@ func (x *Verified_Side) String() string {
 func (*Verified_Side) ProtoMessage() {}
 
 func (x *Verified_Side) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[32]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3078,7 +3094,7 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x04rtts\x18\x06 \x03(\v2\x1c.tandem.clusterdomain.v1.RttR\x04rtts\x126\n" +
 	"\x06alerts\x18\a \x03(\v2\x1e.tandem.clusterdomain.v1.AlertR\x06alerts\x12\x18\n" +
 	"\aversion\x18\b \x01(\tR\aversion\x129\n" +
-	"\adomains\x18\t \x03(\v2\x1f.tandem.clusterdomain.v1.DomainR\adomains\"\x96\x03\n" +
+	"\adomains\x18\t \x03(\v2\x1f.tandem.clusterdomain.v1.DomainR\adomains\"\x94\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x18\n" +
@@ -3092,7 +3108,11 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\tthis_node\x18\n" +
 	" \x01(\bR\bthisNode\x12\x18\n" +
 	"\aversion\x18\v \x01(\tR\aversion\x12\x18\n" +
-	"\awitness\x18\f \x01(\bR\awitness\"\xab\x01\n" +
+	"\awitness\x18\f \x01(\bR\awitness\x12A\n" +
+	"\x06labels\x18\r \x03(\v2).tandem.clusterdomain.v1.Node.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x01\n" +
 	"\x04Pool\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x0e\n" +
@@ -3101,7 +3121,8 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x05 \x01(\x04R\tusedBytes\x12+\n" +
-	"\x11provisioned_bytes\x18\x06 \x01(\x04R\x10provisionedBytes\"\xbe\x01\n" +
+	"\x11provisioned_bytes\x18\x06 \x01(\x04R\x10provisionedBytes\x12\x14\n" +
+	"\x05class\x18\a \x01(\tR\x05class\"\xbe\x01\n" +
 	"\x03Rtt\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x15\n" +
@@ -3203,7 +3224,7 @@ func file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP() []byte {
 }
 
 var file_clusterdomain_clusterdomainpb_domain_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(DomainState)(0),                 // 0: tandem.clusterdomain.v1.DomainState
 	(SyncStatus)(0),                  // 1: tandem.clusterdomain.v1.SyncStatus
@@ -3241,7 +3262,8 @@ var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(*Receipt_Fence)(nil),            // 33: tandem.clusterdomain.v1.Receipt.Fence
 	(*Receipt_Replica)(nil),          // 34: tandem.clusterdomain.v1.Receipt.Replica
 	(*Receipt_Exposed)(nil),          // 35: tandem.clusterdomain.v1.Receipt.Exposed
-	(*Verified_Side)(nil),            // 36: tandem.clusterdomain.v1.Verified.Side
+	nil,                              // 36: tandem.clusterdomain.v1.Node.LabelsEntry
+	(*Verified_Side)(nil),            // 37: tandem.clusterdomain.v1.Verified.Side
 }
 var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	0,  // 0: tandem.clusterdomain.v1.Domain.state:type_name -> tandem.clusterdomain.v1.DomainState
@@ -3270,29 +3292,30 @@ var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	4,  // 23: tandem.clusterdomain.v1.GetStatusResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
 	2,  // 24: tandem.clusterdomain.v1.Node.state:type_name -> tandem.clusterdomain.v1.NodeState
 	24, // 25: tandem.clusterdomain.v1.Node.pools:type_name -> tandem.clusterdomain.v1.Pool
-	27, // 26: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
-	26, // 27: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
-	3,  // 28: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
-	36, // 29: tandem.clusterdomain.v1.Verified.sides:type_name -> tandem.clusterdomain.v1.Verified.Side
-	15, // 30: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
-	17, // 31: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
-	19, // 32: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
-	6,  // 33: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:input_type -> tandem.clusterdomain.v1.ListFailoversRequest
-	8,  // 34: tandem.clusterdomain.v1.ClusterDomains.GetFailover:input_type -> tandem.clusterdomain.v1.GetFailoverRequest
-	21, // 35: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
-	28, // 36: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
-	16, // 37: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
-	18, // 38: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
-	20, // 39: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
-	7,  // 40: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:output_type -> tandem.clusterdomain.v1.ListFailoversResponse
-	9,  // 41: tandem.clusterdomain.v1.ClusterDomains.GetFailover:output_type -> tandem.clusterdomain.v1.GetFailoverResponse
-	22, // 42: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
-	29, // 43: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
-	37, // [37:44] is the sub-list for method output_type
-	30, // [30:37] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	36, // 26: tandem.clusterdomain.v1.Node.labels:type_name -> tandem.clusterdomain.v1.Node.LabelsEntry
+	27, // 27: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
+	26, // 28: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
+	3,  // 29: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
+	37, // 30: tandem.clusterdomain.v1.Verified.sides:type_name -> tandem.clusterdomain.v1.Verified.Side
+	15, // 31: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
+	17, // 32: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
+	19, // 33: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
+	6,  // 34: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:input_type -> tandem.clusterdomain.v1.ListFailoversRequest
+	8,  // 35: tandem.clusterdomain.v1.ClusterDomains.GetFailover:input_type -> tandem.clusterdomain.v1.GetFailoverRequest
+	21, // 36: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
+	28, // 37: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
+	16, // 38: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
+	18, // 39: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
+	20, // 40: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
+	7,  // 41: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:output_type -> tandem.clusterdomain.v1.ListFailoversResponse
+	9,  // 42: tandem.clusterdomain.v1.ClusterDomains.GetFailover:output_type -> tandem.clusterdomain.v1.GetFailoverResponse
+	22, // 43: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
+	29, // 44: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	38, // [38:45] is the sub-list for method output_type
+	31, // [31:38] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_clusterdomain_clusterdomainpb_domain_proto_init() }
@@ -3308,7 +3331,7 @@ func file_clusterdomain_clusterdomainpb_domain_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc), len(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -33,17 +33,23 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 	var size, failover, domains, groupName string
 	var p protectionFlags
 	var l limitFlags
+	var place placingFlags
 	var replicas uint32
 	var labels map[string]string
 	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "create NAME --size SIZE",
 		Short: "Create a volume",
-		Long: `Create a volume, and return when all its replicas are made. Space is taken as it is written.
+		Long: `Create a volume, and return when all its replicas are made. Space is taken as it is written, or at once with --thick.
+
+Replicas go to different nodes, one to each domain before a second to any, where most room is. --nodes, --pool-class, --spread, --near and --apart narrow
+that down by the labels and classes in the configuration of nodes, and by the labels of other volumes. They count when a replica is
+placed, now or in the place of another one: labels that change later move nothing.
 
 Creating a volume that exists with the same parameters succeeds and changes nothing.`,
 		Example: `  tandemctl volume create data --size 2GiB --replicas 2
-  tandemctl volume create ledger --size 100Gi --replicas 2 --protection max-protection --domains primary,dr-site`,
+  tandemctl volume create ledger --size 100Gi --replicas 2 --protection max-protection --domains primary,dr-site
+  tandemctl volume create orders --size 20Gi --nodes disk=nvme --pool-class fast --spread rack --apart app=ledger`,
 		Args: oneName("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bytes, err := config.ParseSize(size)
@@ -81,6 +87,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 				Needs:          needsOrNil(&needs),
 				ManualFailover: failover == "manual",
 				Limits:         limitsOrNil(&limits),
+				Placing:        place.message(), Thick: place.thick,
 			})
 			if err != nil {
 				return err
@@ -101,6 +108,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	f.Uint32VarP(&replicas, "replicas", "r", 0, "number of replicas, 1 to 3; 0: one in each domain that can take one, at most 3")
 	p.register(f)
 	l.register(f)
+	place.register(f)
 	f.StringVar(&failover, "failover", "automatic", "`who` attaches it elsewhere when the domain is lost where it is attached: automatic, or manual for an operator")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
 	f.StringVar(&groupName, "group", "", "put the volume into this consistency `group`, which exists")
@@ -229,11 +237,15 @@ func inspectTable(w io.Writer, v *pb.Volume, x *pb.Exposure) {
 		"Protection", policyText(v),
 		"Failover", failoverText(v),
 		"Limits", limitsText(v.GetLimits()),
+		"Space", spaceText(v),
 		"Labels", labelsText(v.GetLabels()),
 		"Created", timeText(v.GetCreatedUnixMs()),
 		"Status", volumeStatus(v),
 		"Phase", enumText(v.GetPhase(), "PHASE_"),
 		"Epoch, term", fmt.Sprintf("%d, %d", v.GetEpoch(), v.GetTerm()),
+	}
+	if p := placingText(v.GetPlacing()); p != "" {
+		pairs = append(pairs, "Placed", p)
 	}
 	if at := v.GetAttachment(); at != nil {
 		pairs = append(pairs,

@@ -438,6 +438,8 @@ type Volume struct {
 	Publication       *Publication           `protobuf:"bytes,40,opt,name=publication,proto3" json:"publication,omitempty"`                                       // unset if there is none
 	Content           Content                `protobuf:"varint,41,opt,name=content,proto3,enum=tandem.volume.v1.Content" json:"content,omitempty"`
 	Limits            *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"`                                 // unset if there are none
+	Placing           *Placing               `protobuf:"bytes,43,opt,name=placing,proto3" json:"placing,omitempty"`                               // unset: replicas may lie anywhere in the domains
+	Thick             bool                   `protobuf:"varint,44,opt,name=thick,proto3" json:"thick,omitempty"`                                  // all its space is taken when it is made, and when it grows
 	FromSnapshot      string                 `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"` // id of the snapshot that it began with, which may be gone; "" = none, or it is a clone
 	FromVolume        string                 `protobuf:"bytes,51,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"`       // id of the volume that it is a clone of, which may be gone; "" = none
 	unknownFields     protoimpl.UnknownFields
@@ -647,6 +649,20 @@ func (x *Volume) GetLimits() *Limits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *Volume) GetPlacing() *Placing {
+	if x != nil {
+		return x.Placing
+	}
+	return nil
+}
+
+func (x *Volume) GetThick() bool {
+	if x != nil {
+		return x.Thick
+	}
+	return false
 }
 
 func (x *Volume) GetFromSnapshot() string {
@@ -1285,6 +1301,8 @@ type CreateVolumeRequest struct {
 	Needs          *Needs                 `protobuf:"bytes,24,opt,name=needs,proto3" json:"needs,omitempty"`
 	ManualFailover bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"` // it is attached elsewhere by people only, not by an automatic failover
 	Limits         *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"`                                        // unset: none
+	Placing        *Placing               `protobuf:"bytes,43,opt,name=placing,proto3" json:"placing,omitempty"`                                      // unset: replicas may lie anywhere in the domains
+	Thick          bool                   `protobuf:"varint,44,opt,name=thick,proto3" json:"thick,omitempty"`                                         // take all its space when it is made, and when it grows; not with from_snapshot or from_volume
 	// Begin with what a snapshot has, by its id or name. The replicas are made where it is held, without copying: size_bytes is its size or 0, replicas at most as many
 	// as hold it, 0 = all. Such a volume is never BLANK. FAILED_PRECONDITION: too few hold it in the domains that were asked for.
 	FromSnapshot  string `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
@@ -1400,6 +1418,20 @@ func (x *CreateVolumeRequest) GetLimits() *Limits {
 	return nil
 }
 
+func (x *CreateVolumeRequest) GetPlacing() *Placing {
+	if x != nil {
+		return x.Placing
+	}
+	return nil
+}
+
+func (x *CreateVolumeRequest) GetThick() bool {
+	if x != nil {
+		return x.Thick
+	}
+	return false
+}
+
 func (x *CreateVolumeRequest) GetFromSnapshot() string {
 	if x != nil {
 		return x.FromSnapshot
@@ -1414,6 +1446,84 @@ func (x *CreateVolumeRequest) GetFromVolume() string {
 	return ""
 }
 
+// Placing narrows down where replicas may lie. Selectors are those of Kubernetes, as in `disk=nvme,rack notin (r7,r8)`, of at most 1024 bytes. It counts when a
+// replica is placed, at the creation or in the place of another one, and not afterwards.
+type Placing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         string                 `protobuf:"bytes,1,opt,name=nodes,proto3" json:"nodes,omitempty"`   // selector: nodes with these labels only
+	Class         string                 `protobuf:"bytes,2,opt,name=class,proto3" json:"class,omitempty"`   // pools of this class only
+	Spread        string                 `protobuf:"bytes,3,opt,name=spread,proto3" json:"spread,omitempty"` // key of a label of nodes: every replica lies where it has another value, and none where it is not set
+	Near          string                 `protobuf:"bytes,4,opt,name=near,proto3" json:"near,omitempty"`     // selector: nodes only that have a replica of a volume with these labels
+	Apart         string                 `protobuf:"bytes,5,opt,name=apart,proto3" json:"apart,omitempty"`   // selector: nodes only that have no replica of a volume with these labels
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Placing) Reset() {
+	*x = Placing{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Placing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Placing) ProtoMessage() {}
+
+func (x *Placing) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Placing.ProtoReflect.Descriptor instead.
+func (*Placing) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Placing) GetNodes() string {
+	if x != nil {
+		return x.Nodes
+	}
+	return ""
+}
+
+func (x *Placing) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *Placing) GetSpread() string {
+	if x != nil {
+		return x.Spread
+	}
+	return ""
+}
+
+func (x *Placing) GetNear() string {
+	if x != nil {
+		return x.Near
+	}
+	return ""
+}
+
+func (x *Placing) GetApart() string {
+	if x != nil {
+		return x.Apart
+	}
+	return ""
+}
+
 type CreateVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -1423,7 +1533,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1545,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[10]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1558,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{10}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *Volume {
@@ -1468,7 +1578,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1590,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[11]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1603,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{11}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListVolumesRequest) GetLabels() map[string]string {
@@ -1520,7 +1630,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1642,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[12]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1655,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{12}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -1576,7 +1686,7 @@ type Orphan struct {
 
 func (x *Orphan) Reset() {
 	*x = Orphan{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1698,7 @@ func (x *Orphan) String() string {
 func (*Orphan) ProtoMessage() {}
 
 func (x *Orphan) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[13]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1711,7 @@ func (x *Orphan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
 func (*Orphan) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{13}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Orphan) GetNode() string {
@@ -1648,7 +1758,7 @@ type InspectVolumeRequest struct {
 
 func (x *InspectVolumeRequest) Reset() {
 	*x = InspectVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1770,7 @@ func (x *InspectVolumeRequest) String() string {
 func (*InspectVolumeRequest) ProtoMessage() {}
 
 func (x *InspectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[14]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1783,7 @@ func (x *InspectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*InspectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{14}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *InspectVolumeRequest) GetVolume() string {
@@ -1693,7 +1803,7 @@ type InspectVolumeResponse struct {
 
 func (x *InspectVolumeResponse) Reset() {
 	*x = InspectVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1815,7 @@ func (x *InspectVolumeResponse) String() string {
 func (*InspectVolumeResponse) ProtoMessage() {}
 
 func (x *InspectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[15]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1828,7 @@ func (x *InspectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*InspectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{15}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *InspectVolumeResponse) GetVolume() *Volume {
@@ -1749,7 +1859,7 @@ type UpdateVolumeRequest struct {
 
 func (x *UpdateVolumeRequest) Reset() {
 	*x = UpdateVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1871,7 @@ func (x *UpdateVolumeRequest) String() string {
 func (*UpdateVolumeRequest) ProtoMessage() {}
 
 func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[16]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1884,7 @@ func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{16}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateVolumeRequest) GetVolume() string {
@@ -1828,7 +1938,7 @@ type UpdateVolumeResponse struct {
 
 func (x *UpdateVolumeResponse) Reset() {
 	*x = UpdateVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +1950,7 @@ func (x *UpdateVolumeResponse) String() string {
 func (*UpdateVolumeResponse) ProtoMessage() {}
 
 func (x *UpdateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[17]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +1963,7 @@ func (x *UpdateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*UpdateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{17}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateVolumeResponse) GetVolume() *Volume {
@@ -1875,7 +1985,7 @@ type LimitVolumeRequest struct {
 
 func (x *LimitVolumeRequest) Reset() {
 	*x = LimitVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1997,7 @@ func (x *LimitVolumeRequest) String() string {
 func (*LimitVolumeRequest) ProtoMessage() {}
 
 func (x *LimitVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[18]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2010,7 @@ func (x *LimitVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitVolumeRequest.ProtoReflect.Descriptor instead.
 func (*LimitVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{18}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LimitVolumeRequest) GetVolume() string {
@@ -1940,7 +2050,7 @@ type LimitVolumeResponse struct {
 
 func (x *LimitVolumeResponse) Reset() {
 	*x = LimitVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2062,7 @@ func (x *LimitVolumeResponse) String() string {
 func (*LimitVolumeResponse) ProtoMessage() {}
 
 func (x *LimitVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[19]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2075,7 @@ func (x *LimitVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitVolumeResponse.ProtoReflect.Descriptor instead.
 func (*LimitVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{19}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LimitVolumeResponse) GetVolume() *Volume {
@@ -1987,7 +2097,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2109,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[20]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2122,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{20}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResizeVolumeRequest) GetVolume() string {
@@ -2052,7 +2162,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2174,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2187,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *Volume {
@@ -2097,7 +2207,7 @@ type GrowVolumeRequest struct {
 
 func (x *GrowVolumeRequest) Reset() {
 	*x = GrowVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2219,7 @@ func (x *GrowVolumeRequest) String() string {
 func (*GrowVolumeRequest) ProtoMessage() {}
 
 func (x *GrowVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2232,7 @@ func (x *GrowVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GrowVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GrowVolumeRequest) GetVolume() string {
@@ -2147,7 +2257,7 @@ type GrowVolumeResponse struct {
 
 func (x *GrowVolumeResponse) Reset() {
 	*x = GrowVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2269,7 @@ func (x *GrowVolumeResponse) String() string {
 func (*GrowVolumeResponse) ProtoMessage() {}
 
 func (x *GrowVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2282,7 @@ func (x *GrowVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GrowVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
 }
 
 type DeleteVolumeRequest struct {
@@ -2188,7 +2298,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2310,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2323,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -2260,7 +2370,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2382,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2395,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -2311,7 +2421,7 @@ type ReplaceReplicaRequest struct {
 
 func (x *ReplaceReplicaRequest) Reset() {
 	*x = ReplaceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2433,7 @@ func (x *ReplaceReplicaRequest) String() string {
 func (*ReplaceReplicaRequest) ProtoMessage() {}
 
 func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2446,7 @@ func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReplaceReplicaRequest) GetVolume() string {
@@ -2404,7 +2514,7 @@ type ReplaceReplicaResponse struct {
 
 func (x *ReplaceReplicaResponse) Reset() {
 	*x = ReplaceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2526,7 @@ func (x *ReplaceReplicaResponse) String() string {
 func (*ReplaceReplicaResponse) ProtoMessage() {}
 
 func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2539,7 @@ func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReplaceReplicaResponse) GetVolume() *Volume {
@@ -2455,7 +2565,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2577,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2590,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -2543,7 +2653,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2665,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2678,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AttachVolumeResponse) GetPath() string {
@@ -2604,7 +2714,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2616,7 +2726,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2629,7 +2739,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DetachVolumeRequest) GetVolume() string {
@@ -2669,7 +2779,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2791,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +2804,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DetachVolumeResponse) GetVolume() *Volume {
@@ -2717,7 +2827,7 @@ type PublishVolumeRequest struct {
 
 func (x *PublishVolumeRequest) Reset() {
 	*x = PublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2729,7 +2839,7 @@ func (x *PublishVolumeRequest) String() string {
 func (*PublishVolumeRequest) ProtoMessage() {}
 
 func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2742,7 +2852,7 @@ func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PublishVolumeRequest) GetVolume() string {
@@ -2789,7 +2899,7 @@ type PublishVolumeResponse struct {
 
 func (x *PublishVolumeResponse) Reset() {
 	*x = PublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +2911,7 @@ func (x *PublishVolumeResponse) String() string {
 func (*PublishVolumeResponse) ProtoMessage() {}
 
 func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +2924,7 @@ func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PublishVolumeResponse) GetVolume() *Volume {
@@ -2836,7 +2946,7 @@ type UnpublishVolumeRequest struct {
 
 func (x *UnpublishVolumeRequest) Reset() {
 	*x = UnpublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2848,7 +2958,7 @@ func (x *UnpublishVolumeRequest) String() string {
 func (*UnpublishVolumeRequest) ProtoMessage() {}
 
 func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2861,7 +2971,7 @@ func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UnpublishVolumeRequest) GetVolume() string {
@@ -2900,7 +3010,7 @@ type UnpublishVolumeResponse struct {
 
 func (x *UnpublishVolumeResponse) Reset() {
 	*x = UnpublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +3022,7 @@ func (x *UnpublishVolumeResponse) String() string {
 func (*UnpublishVolumeResponse) ProtoMessage() {}
 
 func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3035,7 @@ func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
 }
 
 type FinishFormatRequest struct {
@@ -2937,7 +3047,7 @@ type FinishFormatRequest struct {
 
 func (x *FinishFormatRequest) Reset() {
 	*x = FinishFormatRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3059,7 @@ func (x *FinishFormatRequest) String() string {
 func (*FinishFormatRequest) ProtoMessage() {}
 
 func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3072,7 @@ func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatRequest.ProtoReflect.Descriptor instead.
 func (*FinishFormatRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FinishFormatRequest) GetVolume() string {
@@ -2981,7 +3091,7 @@ type FinishFormatResponse struct {
 
 func (x *FinishFormatResponse) Reset() {
 	*x = FinishFormatResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3103,7 @@ func (x *FinishFormatResponse) String() string {
 func (*FinishFormatResponse) ProtoMessage() {}
 
 func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3116,7 @@ func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatResponse.ProtoReflect.Descriptor instead.
 func (*FinishFormatResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FinishFormatResponse) GetVolume() *Volume {
@@ -3028,7 +3138,7 @@ type StartVerifyRequest struct {
 
 func (x *StartVerifyRequest) Reset() {
 	*x = StartVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3150,7 @@ func (x *StartVerifyRequest) String() string {
 func (*StartVerifyRequest) ProtoMessage() {}
 
 func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3163,7 @@ func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StartVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StartVerifyRequest) GetVolume() string {
@@ -3093,7 +3203,7 @@ type StartVerifyResponse struct {
 
 func (x *StartVerifyResponse) Reset() {
 	*x = StartVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3215,7 @@ func (x *StartVerifyResponse) String() string {
 func (*StartVerifyResponse) ProtoMessage() {}
 
 func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3228,7 @@ func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StartVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StartVerifyResponse) GetVolume() *Volume {
@@ -3139,7 +3249,7 @@ type StopVerifyRequest struct {
 
 func (x *StopVerifyRequest) Reset() {
 	*x = StopVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3151,7 +3261,7 @@ func (x *StopVerifyRequest) String() string {
 func (*StopVerifyRequest) ProtoMessage() {}
 
 func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3164,7 +3274,7 @@ func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StopVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StopVerifyRequest) GetVolume() string {
@@ -3197,7 +3307,7 @@ type StopVerifyResponse struct {
 
 func (x *StopVerifyResponse) Reset() {
 	*x = StopVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3209,7 +3319,7 @@ func (x *StopVerifyResponse) String() string {
 func (*StopVerifyResponse) ProtoMessage() {}
 
 func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3222,7 +3332,7 @@ func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StopVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StopVerifyResponse) GetVolume() *Volume {
@@ -3241,7 +3351,7 @@ type GetVerifyRequest struct {
 
 func (x *GetVerifyRequest) Reset() {
 	*x = GetVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +3363,7 @@ func (x *GetVerifyRequest) String() string {
 func (*GetVerifyRequest) ProtoMessage() {}
 
 func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3266,7 +3376,7 @@ func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyRequest.ProtoReflect.Descriptor instead.
 func (*GetVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetVerifyRequest) GetVolume() string {
@@ -3285,7 +3395,7 @@ type GetVerifyResponse struct {
 
 func (x *GetVerifyResponse) Reset() {
 	*x = GetVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3407,7 @@ func (x *GetVerifyResponse) String() string {
 func (*GetVerifyResponse) ProtoMessage() {}
 
 func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3420,7 @@ func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyResponse.ProtoReflect.Descriptor instead.
 func (*GetVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetVerifyResponse) GetVolume() *Volume {
@@ -3330,7 +3440,7 @@ type WatchVolumeRequest struct {
 
 func (x *WatchVolumeRequest) Reset() {
 	*x = WatchVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3342,7 +3452,7 @@ func (x *WatchVolumeRequest) String() string {
 func (*WatchVolumeRequest) ProtoMessage() {}
 
 func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3355,7 +3465,7 @@ func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WatchVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WatchVolumeRequest) GetVolume() string {
@@ -3381,7 +3491,7 @@ type WatchVolumeResponse struct {
 
 func (x *WatchVolumeResponse) Reset() {
 	*x = WatchVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +3503,7 @@ func (x *WatchVolumeResponse) String() string {
 func (*WatchVolumeResponse) ProtoMessage() {}
 
 func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3406,7 +3516,7 @@ func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WatchVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WatchVolumeResponse) GetVolume() *Volume {
@@ -3430,7 +3540,7 @@ type ImportKvdbRequest struct {
 
 func (x *ImportKvdbRequest) Reset() {
 	*x = ImportKvdbRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3552,7 @@ func (x *ImportKvdbRequest) String() string {
 func (*ImportKvdbRequest) ProtoMessage() {}
 
 func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3565,7 @@ func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbRequest.ProtoReflect.Descriptor instead.
 func (*ImportKvdbRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ImportKvdbRequest) GetVolumes() []string {
@@ -3511,7 +3621,7 @@ type ImportKvdbResponse struct {
 
 func (x *ImportKvdbResponse) Reset() {
 	*x = ImportKvdbResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3523,7 +3633,7 @@ func (x *ImportKvdbResponse) String() string {
 func (*ImportKvdbResponse) ProtoMessage() {}
 
 func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3536,7 +3646,7 @@ func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbResponse.ProtoReflect.Descriptor instead.
 func (*ImportKvdbResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ImportKvdbResponse) GetVolumes() []*ImportedVolume {
@@ -3577,7 +3687,7 @@ type ImportedVolume struct {
 
 func (x *ImportedVolume) Reset() {
 	*x = ImportedVolume{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3589,7 +3699,7 @@ func (x *ImportedVolume) String() string {
 func (*ImportedVolume) ProtoMessage() {}
 
 func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3602,7 +3712,7 @@ func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedVolume.ProtoReflect.Descriptor instead.
 func (*ImportedVolume) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ImportedVolume) GetId() string {
@@ -3678,7 +3788,7 @@ type SilentNode struct {
 
 func (x *SilentNode) Reset() {
 	*x = SilentNode{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3690,7 +3800,7 @@ func (x *SilentNode) String() string {
 func (*SilentNode) ProtoMessage() {}
 
 func (x *SilentNode) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3703,7 +3813,7 @@ func (x *SilentNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilentNode.ProtoReflect.Descriptor instead.
 func (*SilentNode) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SilentNode) GetNode() string {
@@ -3728,7 +3838,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3740,7 +3850,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3753,7 +3863,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
 }
 
 type ListReplicasResponse struct {
@@ -3768,7 +3878,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +3890,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +3903,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListReplicasResponse) GetNode() string {
@@ -3846,7 +3956,7 @@ type FoundReplica struct {
 
 func (x *FoundReplica) Reset() {
 	*x = FoundReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +3968,7 @@ func (x *FoundReplica) String() string {
 func (*FoundReplica) ProtoMessage() {}
 
 func (x *FoundReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +3981,7 @@ func (x *FoundReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundReplica.ProtoReflect.Descriptor instead.
 func (*FoundReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *FoundReplica) GetVolume() []byte {
@@ -3978,7 +4088,7 @@ type ForceReplicaRequest struct {
 
 func (x *ForceReplicaRequest) Reset() {
 	*x = ForceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3990,7 +4100,7 @@ func (x *ForceReplicaRequest) String() string {
 func (*ForceReplicaRequest) ProtoMessage() {}
 
 func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4003,7 +4113,7 @@ func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ForceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ForceReplicaRequest) GetVolume() string {
@@ -4052,7 +4162,7 @@ type ForceReplicaResponse struct {
 
 func (x *ForceReplicaResponse) Reset() {
 	*x = ForceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4064,7 +4174,7 @@ func (x *ForceReplicaResponse) String() string {
 func (*ForceReplicaResponse) ProtoMessage() {}
 
 func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4077,7 +4187,7 @@ func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ForceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ForceReplicaResponse) GetVolume() *Volume {
@@ -4110,7 +4220,7 @@ type GetExposureRequest struct {
 
 func (x *GetExposureRequest) Reset() {
 	*x = GetExposureRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4122,7 +4232,7 @@ func (x *GetExposureRequest) String() string {
 func (*GetExposureRequest) ProtoMessage() {}
 
 func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4135,7 +4245,7 @@ func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureRequest.ProtoReflect.Descriptor instead.
 func (*GetExposureRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetExposureRequest) GetVolume() string {
@@ -4157,7 +4267,7 @@ type GetExposureResponse struct {
 
 func (x *GetExposureResponse) Reset() {
 	*x = GetExposureResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4169,7 +4279,7 @@ func (x *GetExposureResponse) String() string {
 func (*GetExposureResponse) ProtoMessage() {}
 
 func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4182,7 +4292,7 @@ func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureResponse.ProtoReflect.Descriptor instead.
 func (*GetExposureResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetExposureResponse) GetVolumeId() string {
@@ -4230,7 +4340,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4242,7 +4352,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4255,7 +4365,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Exposure) GetOpen() *ExposedInterval {
@@ -4334,7 +4444,7 @@ type ExposedInterval struct {
 
 func (x *ExposedInterval) Reset() {
 	*x = ExposedInterval{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +4456,7 @@ func (x *ExposedInterval) String() string {
 func (*ExposedInterval) ProtoMessage() {}
 
 func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +4469,7 @@ func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExposedInterval.ProtoReflect.Descriptor instead.
 func (*ExposedInterval) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExposedInterval) GetFromUnixMs() int64 {
@@ -4451,7 +4561,7 @@ type MissingReplica struct {
 
 func (x *MissingReplica) Reset() {
 	*x = MissingReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4463,7 +4573,7 @@ func (x *MissingReplica) String() string {
 func (*MissingReplica) ProtoMessage() {}
 
 func (x *MissingReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4476,7 +4586,7 @@ func (x *MissingReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingReplica.ProtoReflect.Descriptor instead.
 func (*MissingReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *MissingReplica) GetReplicaId() string {
@@ -4521,7 +4631,7 @@ type SwitchOverRequest struct {
 
 func (x *SwitchOverRequest) Reset() {
 	*x = SwitchOverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4533,7 +4643,7 @@ func (x *SwitchOverRequest) String() string {
 func (*SwitchOverRequest) ProtoMessage() {}
 
 func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4546,7 +4656,7 @@ func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverRequest.ProtoReflect.Descriptor instead.
 func (*SwitchOverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SwitchOverRequest) GetVolume() string {
@@ -4600,7 +4710,7 @@ type SwitchOverResponse struct {
 
 func (x *SwitchOverResponse) Reset() {
 	*x = SwitchOverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4612,7 +4722,7 @@ func (x *SwitchOverResponse) String() string {
 func (*SwitchOverResponse) ProtoMessage() {}
 
 func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4625,7 +4735,7 @@ func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverResponse.ProtoReflect.Descriptor instead.
 func (*SwitchOverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SwitchOverResponse) GetMove() *Move {
@@ -4656,7 +4766,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4668,7 +4778,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4681,7 +4791,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Move) GetVolumeId() string {
@@ -4778,7 +4888,7 @@ type SwitchOverList struct {
 
 func (x *SwitchOverList) Reset() {
 	*x = SwitchOverList{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4790,7 +4900,7 @@ func (x *SwitchOverList) String() string {
 func (*SwitchOverList) ProtoMessage() {}
 
 func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4803,7 +4913,7 @@ func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverList.ProtoReflect.Descriptor instead.
 func (*SwitchOverList) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SwitchOverList) GetMoves() []*Move {
@@ -4822,7 +4932,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4834,7 +4944,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4847,7 +4957,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *MoveVolumeRequest) GetRequest() *SwitchOverRequest {
@@ -4866,7 +4976,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4878,7 +4988,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4891,7 +5001,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *MoveVolumeResponse) GetMove() *Move {
@@ -4910,7 +5020,7 @@ type PrepareHandoverRequest struct {
 
 func (x *PrepareHandoverRequest) Reset() {
 	*x = PrepareHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4922,7 +5032,7 @@ func (x *PrepareHandoverRequest) String() string {
 func (*PrepareHandoverRequest) ProtoMessage() {}
 
 func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4935,7 +5045,7 @@ func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PrepareHandoverRequest) GetVolume() string {
@@ -4957,7 +5067,7 @@ type PrepareHandoverResponse struct {
 
 func (x *PrepareHandoverResponse) Reset() {
 	*x = PrepareHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4969,7 +5079,7 @@ func (x *PrepareHandoverResponse) String() string {
 func (*PrepareHandoverResponse) ProtoMessage() {}
 
 func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4982,7 +5092,7 @@ func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PrepareHandoverResponse) GetAttachId() []byte {
@@ -5026,7 +5136,7 @@ type TakeHandoverRequest struct {
 
 func (x *TakeHandoverRequest) Reset() {
 	*x = TakeHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5038,7 +5148,7 @@ func (x *TakeHandoverRequest) String() string {
 func (*TakeHandoverRequest) ProtoMessage() {}
 
 func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5051,7 +5161,7 @@ func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverRequest.ProtoReflect.Descriptor instead.
 func (*TakeHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *TakeHandoverRequest) GetVolume() string {
@@ -5091,7 +5201,7 @@ type TakeHandoverResponse struct {
 
 func (x *TakeHandoverResponse) Reset() {
 	*x = TakeHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5103,7 +5213,7 @@ func (x *TakeHandoverResponse) String() string {
 func (*TakeHandoverResponse) ProtoMessage() {}
 
 func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5116,7 +5226,7 @@ func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverResponse.ProtoReflect.Descriptor instead.
 func (*TakeHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TakeHandoverResponse) GetPath() string {
@@ -5134,7 +5244,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05Needs\x12\x17\n" +
 	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
-	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\x96\t\n" +
+	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\xe1\t\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -5166,7 +5276,9 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x12?\n" +
 	"\vpublication\x18( \x01(\v2\x1d.tandem.volume.v1.PublicationR\vpublication\x123\n" +
 	"\acontent\x18) \x01(\x0e2\x19.tandem.volume.v1.ContentR\acontent\x120\n" +
-	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x12#\n" +
+	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x123\n" +
+	"\aplacing\x18+ \x01(\v2\x19.tandem.volume.v1.PlacingR\aplacing\x12\x14\n" +
+	"\x05thick\x18, \x01(\bR\x05thick\x12#\n" +
 	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
 	"\vfrom_volume\x183 \x01(\tR\n" +
 	"fromVolume\x1a9\n" +
@@ -5235,7 +5347,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
 	"\asuspect\x18\x0f \x01(\bR\asuspect\x12!\n" +
 	"\fresync_waits\x18\x10 \x01(\bR\vresyncWaits\x120\n" +
-	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\xc0\x04\n" +
+	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\x8b\x05\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -5250,13 +5362,21 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05actor\x18\b \x01(\tR\x05actor\x12-\n" +
 	"\x05needs\x18\x18 \x01(\v2\x17.tandem.volume.v1.NeedsR\x05needs\x12'\n" +
 	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x120\n" +
-	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x12#\n" +
+	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x123\n" +
+	"\aplacing\x18+ \x01(\v2\x19.tandem.volume.v1.PlacingR\aplacing\x12\x14\n" +
+	"\x05thick\x18, \x01(\bR\x05thick\x12#\n" +
 	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
 	"\vfrom_volume\x183 \x01(\tR\n" +
 	"fromVolume\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"w\n" +
+	"\aPlacing\x12\x14\n" +
+	"\x05nodes\x18\x01 \x01(\tR\x05nodes\x12\x14\n" +
+	"\x05class\x18\x02 \x01(\tR\x05class\x12\x16\n" +
+	"\x06spread\x18\x03 \x01(\tR\x06spread\x12\x12\n" +
+	"\x04near\x18\x04 \x01(\tR\x04near\x12\x14\n" +
+	"\x05apart\x18\x05 \x01(\tR\x05apart\"H\n" +
 	"\x14CreateVolumeResponse\x120\n" +
 	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xad\x01\n" +
 	"\x12ListVolumesRequest\x12H\n" +
@@ -5624,7 +5744,7 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                  // 0: tandem.volume.v1.Protection
 	(Phase)(0),                       // 1: tandem.volume.v1.Phase
@@ -5642,75 +5762,76 @@ var file_volume_volumepb_volume_proto_goTypes = []any{
 	(*Stall)(nil),                    // 13: tandem.volume.v1.Stall
 	(*Replica)(nil),                  // 14: tandem.volume.v1.Replica
 	(*CreateVolumeRequest)(nil),      // 15: tandem.volume.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),     // 16: tandem.volume.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),       // 17: tandem.volume.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),      // 18: tandem.volume.v1.ListVolumesResponse
-	(*Orphan)(nil),                   // 19: tandem.volume.v1.Orphan
-	(*InspectVolumeRequest)(nil),     // 20: tandem.volume.v1.InspectVolumeRequest
-	(*InspectVolumeResponse)(nil),    // 21: tandem.volume.v1.InspectVolumeResponse
-	(*UpdateVolumeRequest)(nil),      // 22: tandem.volume.v1.UpdateVolumeRequest
-	(*UpdateVolumeResponse)(nil),     // 23: tandem.volume.v1.UpdateVolumeResponse
-	(*LimitVolumeRequest)(nil),       // 24: tandem.volume.v1.LimitVolumeRequest
-	(*LimitVolumeResponse)(nil),      // 25: tandem.volume.v1.LimitVolumeResponse
-	(*ResizeVolumeRequest)(nil),      // 26: tandem.volume.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),     // 27: tandem.volume.v1.ResizeVolumeResponse
-	(*GrowVolumeRequest)(nil),        // 28: tandem.volume.v1.GrowVolumeRequest
-	(*GrowVolumeResponse)(nil),       // 29: tandem.volume.v1.GrowVolumeResponse
-	(*DeleteVolumeRequest)(nil),      // 30: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),     // 31: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),    // 32: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil),   // 33: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),      // 34: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),     // 35: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),      // 36: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),     // 37: tandem.volume.v1.DetachVolumeResponse
-	(*PublishVolumeRequest)(nil),     // 38: tandem.volume.v1.PublishVolumeRequest
-	(*PublishVolumeResponse)(nil),    // 39: tandem.volume.v1.PublishVolumeResponse
-	(*UnpublishVolumeRequest)(nil),   // 40: tandem.volume.v1.UnpublishVolumeRequest
-	(*UnpublishVolumeResponse)(nil),  // 41: tandem.volume.v1.UnpublishVolumeResponse
-	(*FinishFormatRequest)(nil),      // 42: tandem.volume.v1.FinishFormatRequest
-	(*FinishFormatResponse)(nil),     // 43: tandem.volume.v1.FinishFormatResponse
-	(*StartVerifyRequest)(nil),       // 44: tandem.volume.v1.StartVerifyRequest
-	(*StartVerifyResponse)(nil),      // 45: tandem.volume.v1.StartVerifyResponse
-	(*StopVerifyRequest)(nil),        // 46: tandem.volume.v1.StopVerifyRequest
-	(*StopVerifyResponse)(nil),       // 47: tandem.volume.v1.StopVerifyResponse
-	(*GetVerifyRequest)(nil),         // 48: tandem.volume.v1.GetVerifyRequest
-	(*GetVerifyResponse)(nil),        // 49: tandem.volume.v1.GetVerifyResponse
-	(*WatchVolumeRequest)(nil),       // 50: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),      // 51: tandem.volume.v1.WatchVolumeResponse
-	(*ImportKvdbRequest)(nil),        // 52: tandem.volume.v1.ImportKvdbRequest
-	(*ImportKvdbResponse)(nil),       // 53: tandem.volume.v1.ImportKvdbResponse
-	(*ImportedVolume)(nil),           // 54: tandem.volume.v1.ImportedVolume
-	(*SilentNode)(nil),               // 55: tandem.volume.v1.SilentNode
-	(*ListReplicasRequest)(nil),      // 56: tandem.volume.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),     // 57: tandem.volume.v1.ListReplicasResponse
-	(*FoundReplica)(nil),             // 58: tandem.volume.v1.FoundReplica
-	(*ForceReplicaRequest)(nil),      // 59: tandem.volume.v1.ForceReplicaRequest
-	(*ForceReplicaResponse)(nil),     // 60: tandem.volume.v1.ForceReplicaResponse
-	(*GetExposureRequest)(nil),       // 61: tandem.volume.v1.GetExposureRequest
-	(*GetExposureResponse)(nil),      // 62: tandem.volume.v1.GetExposureResponse
-	(*Exposure)(nil),                 // 63: tandem.volume.v1.Exposure
-	(*ExposedInterval)(nil),          // 64: tandem.volume.v1.ExposedInterval
-	(*MissingReplica)(nil),           // 65: tandem.volume.v1.MissingReplica
-	(*SwitchOverRequest)(nil),        // 66: tandem.volume.v1.SwitchOverRequest
-	(*SwitchOverResponse)(nil),       // 67: tandem.volume.v1.SwitchOverResponse
-	(*Move)(nil),                     // 68: tandem.volume.v1.Move
-	(*SwitchOverList)(nil),           // 69: tandem.volume.v1.SwitchOverList
-	(*MoveVolumeRequest)(nil),        // 70: tandem.volume.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),       // 71: tandem.volume.v1.MoveVolumeResponse
-	(*PrepareHandoverRequest)(nil),   // 72: tandem.volume.v1.PrepareHandoverRequest
-	(*PrepareHandoverResponse)(nil),  // 73: tandem.volume.v1.PrepareHandoverResponse
-	(*TakeHandoverRequest)(nil),      // 74: tandem.volume.v1.TakeHandoverRequest
-	(*TakeHandoverResponse)(nil),     // 75: tandem.volume.v1.TakeHandoverResponse
-	nil,                              // 76: tandem.volume.v1.Volume.LabelsEntry
-	nil,                              // 77: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                              // 78: tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	(*clusterdomainpb.Verified)(nil), // 79: tandem.clusterdomain.v1.Verified
-	(*clusterdomainpb.Receipt)(nil),  // 80: tandem.clusterdomain.v1.Receipt
+	(*Placing)(nil),                  // 16: tandem.volume.v1.Placing
+	(*CreateVolumeResponse)(nil),     // 17: tandem.volume.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),       // 18: tandem.volume.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),      // 19: tandem.volume.v1.ListVolumesResponse
+	(*Orphan)(nil),                   // 20: tandem.volume.v1.Orphan
+	(*InspectVolumeRequest)(nil),     // 21: tandem.volume.v1.InspectVolumeRequest
+	(*InspectVolumeResponse)(nil),    // 22: tandem.volume.v1.InspectVolumeResponse
+	(*UpdateVolumeRequest)(nil),      // 23: tandem.volume.v1.UpdateVolumeRequest
+	(*UpdateVolumeResponse)(nil),     // 24: tandem.volume.v1.UpdateVolumeResponse
+	(*LimitVolumeRequest)(nil),       // 25: tandem.volume.v1.LimitVolumeRequest
+	(*LimitVolumeResponse)(nil),      // 26: tandem.volume.v1.LimitVolumeResponse
+	(*ResizeVolumeRequest)(nil),      // 27: tandem.volume.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),     // 28: tandem.volume.v1.ResizeVolumeResponse
+	(*GrowVolumeRequest)(nil),        // 29: tandem.volume.v1.GrowVolumeRequest
+	(*GrowVolumeResponse)(nil),       // 30: tandem.volume.v1.GrowVolumeResponse
+	(*DeleteVolumeRequest)(nil),      // 31: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),     // 32: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),    // 33: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil),   // 34: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),      // 35: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),     // 36: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),      // 37: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),     // 38: tandem.volume.v1.DetachVolumeResponse
+	(*PublishVolumeRequest)(nil),     // 39: tandem.volume.v1.PublishVolumeRequest
+	(*PublishVolumeResponse)(nil),    // 40: tandem.volume.v1.PublishVolumeResponse
+	(*UnpublishVolumeRequest)(nil),   // 41: tandem.volume.v1.UnpublishVolumeRequest
+	(*UnpublishVolumeResponse)(nil),  // 42: tandem.volume.v1.UnpublishVolumeResponse
+	(*FinishFormatRequest)(nil),      // 43: tandem.volume.v1.FinishFormatRequest
+	(*FinishFormatResponse)(nil),     // 44: tandem.volume.v1.FinishFormatResponse
+	(*StartVerifyRequest)(nil),       // 45: tandem.volume.v1.StartVerifyRequest
+	(*StartVerifyResponse)(nil),      // 46: tandem.volume.v1.StartVerifyResponse
+	(*StopVerifyRequest)(nil),        // 47: tandem.volume.v1.StopVerifyRequest
+	(*StopVerifyResponse)(nil),       // 48: tandem.volume.v1.StopVerifyResponse
+	(*GetVerifyRequest)(nil),         // 49: tandem.volume.v1.GetVerifyRequest
+	(*GetVerifyResponse)(nil),        // 50: tandem.volume.v1.GetVerifyResponse
+	(*WatchVolumeRequest)(nil),       // 51: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),      // 52: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),        // 53: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),       // 54: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),           // 55: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),               // 56: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),      // 57: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),     // 58: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),             // 59: tandem.volume.v1.FoundReplica
+	(*ForceReplicaRequest)(nil),      // 60: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),     // 61: tandem.volume.v1.ForceReplicaResponse
+	(*GetExposureRequest)(nil),       // 62: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),      // 63: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),                 // 64: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),          // 65: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),           // 66: tandem.volume.v1.MissingReplica
+	(*SwitchOverRequest)(nil),        // 67: tandem.volume.v1.SwitchOverRequest
+	(*SwitchOverResponse)(nil),       // 68: tandem.volume.v1.SwitchOverResponse
+	(*Move)(nil),                     // 69: tandem.volume.v1.Move
+	(*SwitchOverList)(nil),           // 70: tandem.volume.v1.SwitchOverList
+	(*MoveVolumeRequest)(nil),        // 71: tandem.volume.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),       // 72: tandem.volume.v1.MoveVolumeResponse
+	(*PrepareHandoverRequest)(nil),   // 73: tandem.volume.v1.PrepareHandoverRequest
+	(*PrepareHandoverResponse)(nil),  // 74: tandem.volume.v1.PrepareHandoverResponse
+	(*TakeHandoverRequest)(nil),      // 75: tandem.volume.v1.TakeHandoverRequest
+	(*TakeHandoverResponse)(nil),     // 76: tandem.volume.v1.TakeHandoverResponse
+	nil,                              // 77: tandem.volume.v1.Volume.LabelsEntry
+	nil,                              // 78: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                              // 79: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*clusterdomainpb.Verified)(nil), // 80: tandem.clusterdomain.v1.Verified
+	(*clusterdomainpb.Receipt)(nil),  // 81: tandem.clusterdomain.v1.Receipt
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	76, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	77, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
 	12, // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
 	13, // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
@@ -5721,106 +5842,108 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	9,  // 9: tandem.volume.v1.Volume.publication:type_name -> tandem.volume.v1.Publication
 	3,  // 10: tandem.volume.v1.Volume.content:type_name -> tandem.volume.v1.Content
 	8,  // 11: tandem.volume.v1.Volume.limits:type_name -> tandem.volume.v1.Limits
-	79, // 12: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
-	2,  // 13: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
-	0,  // 14: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	77, // 15: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	6,  // 16: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
-	8,  // 17: tandem.volume.v1.CreateVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
-	7,  // 18: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	78, // 19: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	7,  // 20: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
-	19, // 21: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
-	7,  // 22: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	63, // 23: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	0,  // 24: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	6,  // 25: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
-	7,  // 26: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	8,  // 27: tandem.volume.v1.LimitVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
-	7,  // 28: tandem.volume.v1.LimitVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 29: tandem.volume.v1.ResizeVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 30: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 31: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 32: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 33: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 34: tandem.volume.v1.PublishVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 35: tandem.volume.v1.FinishFormatResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 36: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 37: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 38: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 39: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	54, // 40: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	55, // 41: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
-	4,  // 42: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	58, // 43: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	7,  // 44: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	63, // 45: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	80, // 46: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
-	64, // 47: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
-	64, // 48: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
-	65, // 49: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
-	68, // 50: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
-	5,  // 51: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
-	68, // 52: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
-	66, // 53: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
-	68, // 54: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
-	15, // 55: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	17, // 56: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	20, // 57: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	22, // 58: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
-	26, // 59: tandem.volume.v1.Volumes.ResizeVolume:input_type -> tandem.volume.v1.ResizeVolumeRequest
-	61, // 60: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
-	24, // 61: tandem.volume.v1.Volumes.LimitVolume:input_type -> tandem.volume.v1.LimitVolumeRequest
-	30, // 62: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	32, // 63: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	34, // 64: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	36, // 65: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	38, // 66: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
-	40, // 67: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
-	42, // 68: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
-	50, // 69: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	44, // 70: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	46, // 71: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	48, // 72: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	52, // 73: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	59, // 74: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	66, // 75: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
-	70, // 76: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
-	28, // 77: tandem.volume.v1.Handovers.GrowVolume:input_type -> tandem.volume.v1.GrowVolumeRequest
-	72, // 78: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
-	74, // 79: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
-	56, // 80: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	16, // 81: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	18, // 82: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	21, // 83: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	23, // 84: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
-	27, // 85: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
-	62, // 86: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
-	25, // 87: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
-	31, // 88: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	33, // 89: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	35, // 90: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	37, // 91: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	39, // 92: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
-	41, // 93: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
-	43, // 94: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
-	51, // 95: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	45, // 96: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	47, // 97: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	49, // 98: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	53, // 99: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	60, // 100: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	67, // 101: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
-	71, // 102: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
-	29, // 103: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
-	73, // 104: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
-	75, // 105: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
-	57, // 106: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	81, // [81:107] is the sub-list for method output_type
-	55, // [55:81] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	16, // 12: tandem.volume.v1.Volume.placing:type_name -> tandem.volume.v1.Placing
+	80, // 13: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
+	2,  // 14: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
+	0,  // 15: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	78, // 16: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	6,  // 17: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	8,  // 18: tandem.volume.v1.CreateVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
+	16, // 19: tandem.volume.v1.CreateVolumeRequest.placing:type_name -> tandem.volume.v1.Placing
+	7,  // 20: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	79, // 21: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	7,  // 22: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
+	20, // 23: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
+	7,  // 24: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	64, // 25: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	0,  // 26: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	6,  // 27: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	7,  // 28: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 29: tandem.volume.v1.LimitVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
+	7,  // 30: tandem.volume.v1.LimitVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 31: tandem.volume.v1.ResizeVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 32: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 33: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 34: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 35: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 36: tandem.volume.v1.PublishVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 37: tandem.volume.v1.FinishFormatResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 38: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 39: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 40: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 41: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	55, // 42: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	56, // 43: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	4,  // 44: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	59, // 45: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	7,  // 46: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	64, // 47: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	81, // 48: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
+	65, // 49: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	65, // 50: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	66, // 51: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	69, // 52: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	5,  // 53: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
+	69, // 54: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	67, // 55: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	69, // 56: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	15, // 57: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	18, // 58: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	21, // 59: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	23, // 60: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
+	27, // 61: tandem.volume.v1.Volumes.ResizeVolume:input_type -> tandem.volume.v1.ResizeVolumeRequest
+	62, // 62: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	25, // 63: tandem.volume.v1.Volumes.LimitVolume:input_type -> tandem.volume.v1.LimitVolumeRequest
+	31, // 64: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	33, // 65: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	35, // 66: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	37, // 67: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	39, // 68: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
+	41, // 69: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
+	43, // 70: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
+	51, // 71: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	45, // 72: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	47, // 73: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	49, // 74: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	53, // 75: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	60, // 76: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	67, // 77: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	71, // 78: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	29, // 79: tandem.volume.v1.Handovers.GrowVolume:input_type -> tandem.volume.v1.GrowVolumeRequest
+	73, // 80: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	75, // 81: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	57, // 82: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	17, // 83: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	19, // 84: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	22, // 85: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	24, // 86: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	28, // 87: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
+	63, // 88: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	26, // 89: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
+	32, // 90: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	34, // 91: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	36, // 92: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	38, // 93: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	40, // 94: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
+	42, // 95: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
+	44, // 96: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
+	52, // 97: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	46, // 98: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	48, // 99: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	50, // 100: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	54, // 101: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	61, // 102: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	68, // 103: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	72, // 104: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	30, // 105: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
+	74, // 106: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	76, // 107: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	58, // 108: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	83, // [83:109] is the sub-list for method output_type
+	57, // [57:83] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -5828,20 +5951,20 @@ func file_volume_volumepb_volume_proto_init() {
 	if File_volume_volumepb_volume_proto != nil {
 		return
 	}
-	file_volume_volumepb_volume_proto_msgTypes[16].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[24].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[26].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[28].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[30].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[38].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[53].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[17].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[25].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[27].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[29].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[31].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[39].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[54].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   73,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -37,6 +37,8 @@ type Config struct {
 	RunDir string `yaml:"runDir"`
 	// Directories that hold replicas, each on its own XFS or ext4. Empty: <dataDir>/pool. A witness has none.
 	Pools []Pool `yaml:"pools"`
+	// Labels of this node, by which volumes may choose where their replicas lie, as in {rack: r1, disk: nvme}.
+	Labels map[string]string `yaml:"labels"`
 	// How other nodes reach this one.
 	Peer Peer `yaml:"peer"`
 	// How tandemctl reaches this node.
@@ -74,6 +76,8 @@ type Pool struct {
 	AllowAnyFS bool `yaml:"allowAnyFS"`
 	// Keep no checksums of the blocks on the disk. What the disk returns is believed then.
 	NoChecksums bool `yaml:"noChecksums"`
+	// What volumes that ask for a class of pools call this one, as in nvme.
+	Class string `yaml:"class"`
 }
 
 // Peer is the address for other nodes.

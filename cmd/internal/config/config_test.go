@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -228,6 +229,13 @@ func TestErrors(t *testing.T) {
 		{"client of none", "kvdb: {raft: {member: false}}\n", "kvdb.raft.members: is empty, and this node is no member"},
 		{"client founds", "kvdb: {raft: {member: false, bootstrap: true}}\n", "only a member can found the store"},
 		{"same member", "kvdb: {raft: {members: [{id: n1, raftAddr: \"a:1\", peerAddr: \"a:2\"}, {id: n1, raftAddr: \"a:1\", peerAddr: \"b:2\"}, {id: n3, raftAddr: \"c:1\", peerAddr: \"c:2\"}]}}\n", `kvdb.raft.members[1].id: "n1" is kvdb.raft.members[0] already`},
+		{"list for labels", "labels: [rack]\n", "labels: is a list, want keys and values"},
+		{"label twice", "labels: {rack: r1, rack: r2}\n", "labels.rack: is there twice"},
+		{"label of many", "labels: {rack: [r1]}\n", "labels.rack: is a list, want text"},
+		{"key that is no text", "labels: {[a]: r1}\n", "labels: has a list for a key, want text"},
+		{"long label", "labels: {rack: " + strings.Repeat("x", maxLabel+1) + "}\n", `label "rack": want a key of 1 to 255 bytes`},
+		{"label without a key", "labels: {\"\": r1}\n", `label "": want a key`},
+		{"long class", "pools: [{path: /p, class: " + strings.Repeat("x", maxLabel+1) + "}]\n", "pools[0].class: has 256 bytes, at most 255"},
 		{"frontend", "frontends: {default: iscsi}\n", `frontends.default: "iscsi" is not known here: use fuseloop or device or nbd`},
 		{"level", "log: {level: loud}\n", `log.level: "loud" is not known here`},
 		{"fatal level", "log: {level: fatal}\n", `log.level: "fatal" is not known here`},
@@ -274,6 +282,27 @@ func TestHeadIsRequired(t *testing.T) {
 	}
 	if _, err := Parse("t.yaml", nil, Flags{}); err == nil {
 		t.Error("nil data were taken for no file")
+	}
+}
+
+// TestLabels: what YAML takes for a number is text, and none is none.
+func TestLabels(t *testing.T) {
+	c := mustParse(t, "labels: {rack: 7, disk: nvme}\npools: [{path: /p, class: fast}]\n")
+	if len(c.Labels) != 2 || c.Labels["rack"] != "7" || c.Labels["disk"] != "nvme" || c.Pools[0].Class != "fast" {
+		t.Errorf("%v, %+v", c.Labels, c.Pools)
+	}
+	if got := c.Effective()["labels"]; got != "{disk: nvme, rack: 7}" {
+		t.Errorf("they are told as %s", got)
+	}
+	if c = mustParse(t, "labels: {}\n"); c.Labels != nil {
+		t.Errorf("%v", c.Labels)
+	}
+	many := "labels: {"
+	for i := range maxLabels + 1 {
+		many += fmt.Sprintf("l%d: x, ", i)
+	}
+	if _, err := Parse("t.yaml", []byte(head+many+"}\n"), Flags{NodeID: "n1"}); err == nil || !strings.Contains(err.Error(), "has 65 labels, at most 64") {
+		t.Error(err)
 	}
 }
 

@@ -91,6 +91,8 @@ func (d *decoder) value(n *yaml.Node, key string, v reflect.Value) {
 		d.mapping(n, key, v)
 	case reflect.Slice:
 		d.list(n, key, v)
+	case reflect.Map:
+		d.texts(n, key, v)
 	default:
 		if n.Kind != yaml.ScalarNode {
 			d.fail(n, key, "is a %s, want %s", kindName(n), typeName(v.Type()))
@@ -144,6 +146,36 @@ func (d *decoder) list(n *yaml.Node, key string, v reflect.Value) {
 		d.value(e, path, out.Index(i))
 	}
 	v.Set(out)
+}
+
+// texts reads a map of texts, whatever its keys are.
+func (d *decoder) texts(n *yaml.Node, key string, v reflect.Value) {
+	if n.Kind != yaml.MappingNode {
+		d.fail(n, key, "is a %s, want keys and values", kindName(n))
+		return
+	}
+	if len(n.Content) == 0 {
+		v.SetZero()
+		return
+	}
+	out := map[string]string{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, val := n.Content[i], n.Content[i+1]
+		path := join(key, k.Value)
+		d.lines[path] = k.Line
+		if _, twice := out[k.Value]; twice {
+			d.fail(k, path, "is there twice")
+			continue
+		}
+		var text string
+		if k.Kind != yaml.ScalarNode {
+			d.fail(k, key, "has a %s for a key, want text", kindName(k))
+			continue
+		}
+		d.value(val, path, reflect.ValueOf(&text).Elem())
+		out[k.Value] = text
+	}
+	v.Set(reflect.ValueOf(out))
 }
 
 func (d *decoder) scalar(n *yaml.Node, key string, v reflect.Value) {

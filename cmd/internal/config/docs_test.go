@@ -207,6 +207,8 @@ func typeWord(t reflect.Type) string {
 		return "block"
 	case t.Kind() == reflect.Slice:
 		return "list"
+	case t.Kind() == reflect.Map:
+		return "texts by name"
 	case t.Kind() == reflect.String:
 		return "text"
 	default:

@@ -2,8 +2,10 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 )
@@ -39,6 +41,12 @@ func valueText(v reflect.Value) string {
 		return durationText(x)
 	case Size:
 		return x.String()
+	case map[string]string:
+		var pairs []string
+		for _, k := range slices.Sorted(maps.Keys(x)) {
+			pairs = append(pairs, k+": "+x[k])
+		}
+		return "{" + strings.Join(pairs, ", ") + "}"
 	}
 	if v.Kind() == reflect.Slice {
 		return "[]"

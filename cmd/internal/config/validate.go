@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -34,6 +35,7 @@ func (c *Config) Validate() error {
 	k := &checker{}
 	k.names(c)
 	k.paths(c)
+	k.labels(c)
 	k.addresses(c)
 	k.tls(c)
 	k.kvdb(c)
@@ -108,6 +110,29 @@ func (k *checker) paths(c *Config) {
 			case strings.HasPrefix(a, b+"/") || strings.HasPrefix(b, a+"/"):
 				k.fail(key, "one of it and pools[%d].path lies within the other", j)
 			}
+		}
+	}
+}
+
+// Bounds of what a node tells the others of itself with every registration.
+const (
+	maxLabels = 64
+	maxLabel  = 255 // bytes, of a key, a value or a class
+)
+
+// labels checks what volumes choose the places of their replicas by.
+func (k *checker) labels(c *Config) {
+	if len(c.Labels) > maxLabels {
+		k.fail("labels", "has %d labels, at most %d are allowed", len(c.Labels), maxLabels)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Labels)) {
+		if name == "" || len(name) > maxLabel || len(c.Labels[name]) > maxLabel {
+			k.fail("labels", "label %.32q: want a key of 1 to %d bytes and a value of at most that", name, maxLabel)
+		}
+	}
+	for i, p := range c.Pools {
+		if len(p.Class) > maxLabel {
+			k.fail(fmt.Sprintf("pools[%d].class", i), "has %d bytes, at most %d are allowed", len(p.Class), maxLabel)
 		}
 	}
 }

@@ -226,7 +226,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 		Node: clusterdomain.Node{
 			Name: d.c.NodeID, Domain: d.c.Domain, Address: d.c.Peer.Advertise, BootID: d.boot.String(),
 			ProtoMin: uint32(wire.MinVersion), ProtoMax: uint32(wire.MaxVersion), Version: d.version,
-			Witness: d.c.Role == config.RoleWitness,
+			Witness: d.c.Role == config.RoleWitness, Labels: d.c.Labels,
 		},
 		Pools: d.pools.summary, Volumes: volume.NewDomainView(d.configs), TTL: d.c.Failover.NodeTTL, Failover: d.failover(), Logger: d.lg,
 	})

@@ -23,6 +23,7 @@ type pools struct {
 	cluster meta.UUID
 	lg      *zap.Logger
 	all     []*backing.Pool
+	classes map[*backing.Pool]string // as the configuration calls them
 
 	mu   sync.Mutex
 	open map[volume.LocalReplica]*backing.Replica // that are served
@@ -30,7 +31,7 @@ type pools struct {
 
 // openPools opens every configured pool; a witness has none.
 func openPools(c *config.Config, lg *zap.Logger) (*pools, error) {
-	p := &pools{cluster: clusterUUID(c.ClusterName), lg: lg, open: make(map[volume.LocalReplica]*backing.Replica)}
+	p := &pools{cluster: clusterUUID(c.ClusterName), lg: lg, classes: map[*backing.Pool]string{}, open: make(map[volume.LocalReplica]*backing.Replica)}
 	for _, pc := range c.Pools {
 		if err := os.MkdirAll(pc.Path, 0o700); err != nil {
 			return nil, errors.Join(fmt.Errorf("pool %s: %w", pc.Path, err), p.close())
@@ -40,6 +41,7 @@ func openPools(c *config.Config, lg *zap.Logger) (*pools, error) {
 			return nil, errors.Join(err, p.close())
 		}
 		p.all = append(p.all, pool)
+		p.classes[pool] = pc.Class
 		engine, why := pool.Engine()
 		lg.Info("pool open", zap.String("path", pc.Path), zap.String("fs", pool.FS().Type),
 			zap.Bool("reflink", pool.FS().Reflink), zap.Stringer("engine", engine), zap.NamedError("not-better-because", why))
@@ -66,7 +68,7 @@ func (p *pools) summary() []clusterdomain.Pool {
 		}
 		s = append(s, clusterdomain.Pool{
 			UUID: replication.UUID(pool.ID()).String(), Path: pool.Path(), FS: pool.FS().Type,
-			Total: c.Total, Used: c.Used, Provisioned: c.Provisioned,
+			Total: c.Total, Used: c.Used, Provisioned: c.Provisioned, Class: p.classes[pool],
 		})
 	}
 	return s
@@ -151,7 +153,7 @@ func (l *localReplicas) Make(_ context.Context, s volume.ReplicaSpec) error {
 	if pool == nil {
 		return fmt.Errorf("%w: pool %s is not on this node", backing.ErrNotFound, s.Pool)
 	}
-	spec := backing.ReplicaSpec{Cluster: l.pools.cluster, Volume: meta.UUID(s.Volume), Replica: meta.UUID(s.Replica), Size: s.Size}
+	spec := backing.ReplicaSpec{Cluster: l.pools.cluster, Volume: meta.UUID(s.Volume), Replica: meta.UUID(s.Replica), Size: s.Size, Thick: s.Thick}
 	var err error
 	if s.From == nil {
 		err = pool.Create(spec)
