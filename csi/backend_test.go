@@ -1,8 +1,10 @@
 package csi
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -26,6 +28,7 @@ type cluster struct {
 	attaches int
 	made     int
 	full     bool          // no volume can grow
+	cut      error         // how streams end, if not nil
 	hold     chan struct{} // CreateVolume waits for it, if not nil
 	entered  chan struct{} // has one when CreateVolume waits
 }
@@ -294,4 +297,39 @@ func (c *cluster) GetStatus(context.Context, *clusterdomainpb.GetStatusRequest, 
 	}
 	s.Nodes = append(s.Nodes, &clusterdomainpb.Node{Name: "node-w", Domain: "w", Witness: true})
 	return s, nil
+}
+
+// blockStream is what the stand-in answers to ListBlocks: a range in each message.
+type blockStream struct {
+	grpc.ServerStreamingClient[volumepb.ListBlocksResponse]
+	left []*volumepb.ListBlocksResponse
+	end  error
+}
+
+func (s *blockStream) Recv() (*volumepb.ListBlocksResponse, error) {
+	if len(s.left) == 0 {
+		return nil, cmp.Or(s.end, io.EOF)
+	}
+	m := s.left[0]
+	s.left = s.left[1:]
+	return m, nil
+}
+
+func (c *cluster) ListBlocks(_ context.Context, r *volumepb.ListBlocksRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[volumepb.ListBlocksResponse], error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, base := c.snaps[r.Snapshot], c.snaps[r.Base]
+	switch {
+	case s == nil || r.Base != "" && base == nil:
+		return nil, status.Error(codes.NotFound, "no such snapshot")
+	case base != nil && base.VolumeId != s.VolumeId:
+		return nil, status.Error(codes.InvalidArgument, "of another volume")
+	}
+	out := &blockStream{end: c.cut}
+	for off := uint64(0); off < 1<<20; off += 1 << 18 {
+		if int64(off) >= r.Offset && (base == nil || off > 0) {
+			out.left = append(out.left, &volumepb.ListBlocksResponse{SizeBytes: s.SizeBytes, Ranges: []*volumepb.BlockRange{{Offset: off, Length: 8192}}})
+		}
+	}
+	return out, nil
 }

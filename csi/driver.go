@@ -1,4 +1,4 @@
-// Package csi is the CSI driver csi.tandem.storage: Identity, Controller and Node over the API of the daemon that serves it.
+// Package csi is the CSI driver csi.tandem.storage: Identity, Controller, Node and SnapshotMetadata over the API of the daemon that serves it.
 //
 // It keeps no state: what it is asked for is decided by the volumes' records and by what is mounted. So every call may be repeated on any
 // node (Controller) or after any crash (Node). How it fits together is in docs/design/0026-csi.md.
@@ -63,6 +63,7 @@ type Driver struct {
 	spec.UnimplementedIdentityServer
 	spec.UnimplementedControllerServer
 	spec.UnimplementedNodeServer
+	spec.UnimplementedSnapshotMetadataServer
 	o    Options
 	gate opgate.Gate
 }
@@ -80,10 +81,11 @@ func New(o Options) *Driver {
 
 // Server returns a gRPC server with the driver's services.
 func (d *Driver) Server() *grpc.Server {
-	s := grpc.NewServer(grpc.ChainUnaryInterceptor(d.intercept))
+	s := grpc.NewServer(grpc.ChainUnaryInterceptor(d.intercept), grpc.ChainStreamInterceptor(d.interceptStream))
 	spec.RegisterIdentityServer(s, d)
 	spec.RegisterControllerServer(s, d)
 	spec.RegisterNodeServer(s, d)
+	spec.RegisterSnapshotMetadataServer(s, d)
 	return s
 }
 
@@ -98,13 +100,41 @@ func (d *Driver) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	if err == nil {
 		resp, err = next(ctx, req)
 	}
-	if err != nil {
-		err = plain(err)
-		d.o.Logger.Info("csi call refused or failed", zap.String("method", info.FullMethod), zap.Duration("took", time.Since(began)), zap.Error(err))
+	if err = d.ended(info.FullMethod, began, err); err != nil {
 		return nil, err
 	}
-	d.o.Logger.Debug("csi call", zap.String("method", info.FullMethod), zap.Duration("took", time.Since(began)))
 	return resp, nil
+}
+
+// interceptStream is intercept for calls that are answered with more than one message.
+func (d *Driver) interceptStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	began := time.Now()
+	return d.ended(info.FullMethod, began, next(srv, limitedStream{stream}))
+}
+
+// limitedStream refuses requests as intercept does.
+type limitedStream struct{ grpc.ServerStream }
+
+func (s limitedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	if p, ok := m.(proto.Message); ok {
+		return checkLimits(p)
+	}
+	return nil
+}
+
+// ended logs how a call ended, and returns err as CSI wants it.
+func (d *Driver) ended(method string, began time.Time, err error) error {
+	took := zap.Duration("took", time.Since(began))
+	if err != nil {
+		err = plain(err)
+		d.o.Logger.Info("csi call refused or failed", zap.String("method", method), took, zap.Error(err))
+		return err
+	}
+	d.o.Logger.Debug("csi call", zap.String("method", method), took)
+	return nil
 }
 
 // plain is err as CSI wants it: code and message, no details.

@@ -123,7 +123,10 @@ var (
 	ErrSnapshotExists     = errors.New("volume: a snapshot of this name exists already, and is of another volume")
 	ErrSnapshotSize       = errors.New("volume: a volume has the size of the snapshot that it is made from")
 	ErrTooManySnapshots   = errors.New("volume: as many snapshots as a volume can have; delete one")
-	ErrHasSnapshots       = errors.New("volume: it has snapshots; delete them first")
+	// ErrSnapshotNotHeld: by the replica that was asked.
+	ErrSnapshotNotHeld = errors.New("volume: the replica does not hold the snapshot")
+	ErrHoldersSilent   = errors.New("volume: no replica that holds the snapshot answers")
+	ErrHasSnapshots    = errors.New("volume: it has snapshots; delete them first")
 )
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)

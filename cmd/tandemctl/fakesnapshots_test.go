@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 
+	"google.golang.org/grpc"
+
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
@@ -34,4 +36,14 @@ func (f *fakeDaemon) GetSnapshot(_ context.Context, r *volumepb.GetSnapshotReque
 func (f *fakeDaemon) DeleteSnapshot(_ context.Context, r *volumepb.DeleteSnapshotRequest) (*volumepb.DeleteSnapshotResponse, error) {
 	f.note(r)
 	return &volumepb.DeleteSnapshotResponse{}, f.err
+}
+
+func (f *fakeDaemon) ListBlocks(r *volumepb.ListBlocksRequest, stream grpc.ServerStreamingServer[volumepb.ListBlocksResponse]) error {
+	f.note(r)
+	for _, off := range []uint64{0, 1 << 20} {
+		if err := stream.Send(&volumepb.ListBlocksResponse{SizeBytes: 1 << 30, Ranges: []*volumepb.BlockRange{{Offset: off, Length: 8192}}}); err != nil {
+			return err
+		}
+	}
+	return f.err
 }

@@ -137,6 +137,8 @@ func TestGolden(t *testing.T) {
 		{name: "snapshot-inspect", args: "volume snapshot inspect before-upgrade"},
 		{name: "snapshot-inspect-json", args: "volume snapshot inspect before-upgrade -o json"},
 		{name: "snapshot-inspect-none", args: "volume snapshot inspect s", fake: func(f *fakeDaemon) { f.err = fmt.Errorf("%w: s", volume.ErrSnapshotNotFound) }},
+		{name: "snapshot-blocks", args: "volume snapshot blocks before-upgrade --base older"},
+		{name: "snapshot-blocks-json", args: "volume snapshot blocks before-upgrade -o json"},
 		{name: "snapshot-delete", args: "volume snapshot delete before-upgrade -y"},
 		{name: "snapshot-restore", args: "volume snapshot restore before-upgrade old"},
 		{name: "volume-clone", args: "volume clone data copy"},

@@ -48,6 +48,7 @@ func TestRequests(t *testing.T) {
 		{"volume snapshot create v s --reason x", &volumepb.CreateSnapshotRequest{Volume: "v", Name: "s", Reason: "x"}},
 		{"volume snapshot list --volume v", &volumepb.ListSnapshotsRequest{Volume: "v"}},
 		{"volume snapshot inspect s", &volumepb.GetSnapshotRequest{Snapshot: "s"}},
+		{"volume snapshot blocks s --base r --offset 4096", &volumepb.ListBlocksRequest{Snapshot: "s", Base: "r", Offset: 4096, Most: 4096}},
 		{"volume snapshot delete s --yes --reason x", &volumepb.DeleteSnapshotRequest{Snapshot: "s", Reason: "x"}},
 		{"volume snapshot restore s v --replicas 1 --domains a --reason x", &volumepb.CreateVolumeRequest{Name: "v", FromSnapshot: "s", Replicas: 1, Domains: []string{"a"}, Reason: "x",
 			Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY}},

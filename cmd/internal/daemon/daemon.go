@@ -192,6 +192,7 @@ func (d *daemon) startTransport(stops *stopper) error {
 	volumepb.RegisterReplicasServer(d.peerSrv, volume.NewReplicasServer(d.report))
 	volumepb.RegisterGroupCoordinatorsServer(d.peerSrv, volume.NewGroupCoordinatorsServer(d.cutTarget))
 	volumepb.RegisterSnapshotCoordinatorsServer(d.peerSrv, volume.NewSnapshotCoordinatorsServer(d.localTaker))
+	volumepb.RegisterSnapshotHoldersServer(d.peerSrv, volume.NewSnapshotHoldersServer(d.localBlocks))
 	volumepb.RegisterHandoversServer(d.peerSrv, &d.lateSwitch)
 	doctorpb.RegisterMeasurerServer(d.peerSrv, doctor.NewMeasurer(d.measured))
 	d.peers, err = transport.NewPeers(transport.PeersConfig{

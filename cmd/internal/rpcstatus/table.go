@@ -111,6 +111,8 @@ var table = []row{
 	{"volume.ErrSnapshotExists", volume.ErrSnapshotExists, codes.AlreadyExists, "choose another name"},
 	{"volume.ErrSnapshotSize", volume.ErrSnapshotSize, codes.OutOfRange, ""},
 	{"volume.ErrTooManySnapshots", volume.ErrTooManySnapshots, codes.ResourceExhausted, ""},
+	{"volume.ErrSnapshotNotHeld", volume.ErrSnapshotNotHeld, codes.NotFound, ""},
+	{"volume.ErrHoldersSilent", volume.ErrHoldersSilent, codes.Unavailable, "start a node that holds it, \"tandemctl volume snapshot inspect\" names them, and ask again behind the last range"},
 	{"volume.ErrHasSnapshots", volume.ErrHasSnapshots, codes.FailedPrecondition, ""},
 	{"volume.ErrNotCut", volume.ErrNotCut, codes.Aborted, "nothing was cut and writes go on: try again, or allow a longer --hold"},
 
