@@ -49,7 +49,7 @@ func TestOrdersAreRecorded(t *testing.T) {
 		wg.Go(func() { r.Run(ctx) })
 	}
 	s := NewServer(w.catalogue(w.store), ServerOptions{
-		Node: "n-a", Runtime: runtime{w.configs(w.store), new(Verify)}, Orphans: func() []LocalReplica { return nil },
+		Node: "n-a", Runtime: runtime{w.configs(w.store), new(Verify)}, Orphans: func() []LocalReplica { return nil }, Switcher: endersOf(w, "n-a").switcher("n-a"),
 	})
 	do := func(_ any, err error) {
 		t.Helper()

@@ -145,7 +145,9 @@ func (s *Server) PublishVolume(ctx context.Context, r *volumepb.PublishVolumeReq
 	if err != nil {
 		return nil, err
 	}
-	if err := s.c.Publish(by(ctx, r), e.ID, replication.NodeID(r.Node), r.ReadOnly); err != nil {
+	ctx = by(ctx, r)
+	err = s.orEndDead(ctx, e.ID, func(*replication.Epoch) error { return s.c.Publish(ctx, e.ID, replication.NodeID(r.Node), r.ReadOnly) })
+	if err != nil {
 		return nil, fmt.Errorf("publish volume %s to node %s: %w", e.Name, r.Node, err)
 	}
 	v, err := s.again(ctx, e)
@@ -157,9 +159,10 @@ func (s *Server) PublishVolume(ctx context.Context, r *volumepb.PublishVolumeReq
 
 // UnpublishVolume implements Volumes.
 func (s *Server) UnpublishVolume(ctx context.Context, r *volumepb.UnpublishVolumeRequest) (*volumepb.UnpublishVolumeResponse, error) {
+	ctx = by(ctx, r)
 	id, err := s.c.Resolve(ctx, r.Volume)
 	if err == nil {
-		err = s.c.Unpublish(by(ctx, r), id, replication.NodeID(r.Node))
+		err = s.orEndDead(ctx, id, func(*replication.Epoch) error { return s.c.Unpublish(ctx, id, replication.NodeID(r.Node)) })
 	}
 	if err != nil && !isNotFound(err) {
 		return nil, fmt.Errorf("unpublish volume %s: %w", r.Volume, err)

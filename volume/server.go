@@ -207,7 +207,13 @@ func (s *Server) DeleteVolume(ctx context.Context, r *volumepb.DeleteVolumeReque
 	ctx = by(ctx, r)
 	id, err := s.c.Resolve(ctx, r.Volume)
 	if err == nil {
-		err = s.c.DeleteAt(ctx, id, (*replication.Epoch)(r.ExpectedEpoch))
+		err = s.orEndDead(ctx, id, func(after *replication.Epoch) error {
+			expected := (*replication.Epoch)(r.ExpectedEpoch)
+			if expected != nil && after != nil {
+				expected = after
+			}
+			return s.c.DeleteAt(ctx, id, expected)
+		})
 	}
 	if err == nil && r.Wait {
 		err = s.c.waitGone(ctx, id)
@@ -268,7 +274,16 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	if err := s.c.cluster.Refresh(ctx); err != nil { // the domain may have been activated a moment ago, elsewhere
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
 	}
-	if err := checkAttach(e.Config, s.c.cluster.View(), s.o.Node); err != nil {
+	err = s.orEndDead(by(ctx, r), e.ID, func(after *replication.Epoch) error {
+		if after != nil {
+			var err error
+			if e, err = s.c.Get(ctx, e.ID); err != nil {
+				return err
+			}
+		}
+		return checkAttach(e.Config, s.c.cluster.View(), s.o.Node)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)
 	}
 	o := AttachOptions{Frontend: r.Frontend, Format: r.ForFormat}
@@ -321,6 +336,7 @@ func (s *Server) DetachVolume(ctx context.Context, r *volumepb.DetachVolumeReque
 	if err != nil {
 		return nil, fmt.Errorf("detach volume %s: %w", e.Name, err)
 	}
+	s.endOwn(by(ctx, r), e)
 	v, err := s.again(ctx, e)
 	if err != nil {
 		return nil, err

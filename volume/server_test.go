@@ -146,7 +146,7 @@ func TestServer(t *testing.T) {
 	}
 	defer wg.Wait()
 	defer cancel()
-	s := NewServer(w.catalogue(w.store), ServerOptions{Node: "n-a", Runtime: runtime{w.configs(w.store), new(Verify)}, Orphans: rs["n-a"].Orphans})
+	s := NewServer(w.catalogue(w.store), ServerOptions{Node: "n-a", Runtime: runtime{w.configs(w.store), new(Verify)}, Orphans: rs["n-a"].Orphans, Switcher: endersOf(w, "n-a").switcher("n-a")})
 
 	created, err := s.CreateVolume(ctx, &volumepb.CreateVolumeRequest{Name: "v", SizeBytes: gib, Labels: map[string]string{"k": "x"}})
 	if err != nil {
@@ -197,7 +197,7 @@ func TestServer(t *testing.T) {
 	if !strings.HasPrefix(err.Error(), "delete volume v: ") {
 		t.Error("does not name the volume as it was asked for:", err)
 	}
-	other := NewServer(s.c, ServerOptions{Node: "n-b", Runtime: s.o.Runtime, Orphans: rs["n-b"].Orphans})
+	other := NewServer(s.c, ServerOptions{Node: "n-b", Runtime: s.o.Runtime, Orphans: rs["n-b"].Orphans, Switcher: endersOf(w, "n-a").switcher("n-b")})
 	_, err = other.GetVerify(ctx, &volumepb.GetVerifyRequest{Volume: "v"})
 	wantErr(t, err, ErrOtherNode)
 	_, err = other.DetachVolume(ctx, &volumepb.DetachVolumeRequest{Volume: "v"})

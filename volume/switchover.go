@@ -16,7 +16,7 @@ import (
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
-// Mover is what a node does for planned moves of volumes (protocol.md 10.2). Safety does not depend on whom it asks: each step is a
+// Mover is what a node does for planned moves of volumes (protocol.md 10.2), and for attachments that are dead. Safety does not depend on whom it asks: each step is a
 // compare-and-set, and what comes to nothing leaves the volume where it is.
 type Mover interface {
 	// MayHandOver returns nil if the volume is shown here in a way that its consumer can follow.
@@ -28,6 +28,10 @@ type Mover interface {
 	PrepareHandover(v replication.VolumeID) (to replication.Coord, path string, err error)
 	// TakeHandover makes it, when the configuration names it: h.Config, or if that is nil the one that is in force.
 	TakeHandover(ctx context.Context, v replication.VolumeID, a replication.AttachID, h Handover) (path string, err error)
+	// EndAttachment takes the volume over from the attachment dead, of an earlier process of this node or of another node that does not answer, shows it to nobody and
+	// detaches it; a blank volume stays blank. It goes on when ctx ends. One that has ended already is no error. ErrAttached: it is attached on this node, or about to be.
+	// Others: those of attaching and detaching.
+	EndAttachment(ctx context.Context, v replication.VolumeID, dead replication.Coord) error
 }
 
 // Handover is the configuration that names another coordinator, and its revision.

@@ -6,8 +6,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
+	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // groupRoot is where the hierarchies of control groups are.
@@ -71,6 +74,9 @@ func makeGroups(name string) error {
 	return nil
 }
 
+// groupLimit is how long what was killed may take to leave its group: far longer than it does.
+const groupLimit = 30 * time.Second
+
 // removeGroups removes it. What ran in it has ended, or is about to.
 func removeGroups(name string) error {
 	all, err := hierarchies()
@@ -78,33 +84,89 @@ func removeGroups(name string) error {
 		return err
 	}
 	var errs []error
+	deadline := time.Now().Add(groupLimit)
 	for _, h := range all {
-		errs = append(errs, removeGroup(filepath.Join(h, name)))
+		errs = append(errs, removeGroup(filepath.Join(h, name), deadline))
 	}
 	return errors.Join(errs...)
 }
 
-// removeGroup removes a group with those in it.
-func removeGroup(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
+// removeGroup removes a group with those in it. A process leaves its group before its end can be seen (pidfd_open(2)), so that each is waited for once.
+func removeGroup(dir string, deadline time.Time) error {
+	for alone := 0; ; {
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				if err := removeGroup(filepath.Join(dir, e.Name()), deadline); err != nil {
+					return err
+				}
+			}
+		}
+		busy := os.Remove(dir)
+		if busy == nil || errors.Is(busy, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(busy, unix.EBUSY) {
+			return busy
+		}
+		found, err := membersEnd(dir, deadline)
+		if err != nil {
+			return err
+		}
+		if found {
+			alone = 0
+		} else if alone++; alone == 3 { // the last one may have gone in between, but not again and again
+			return fmt.Errorf("%w, and no process is in it", busy)
+		}
+	}
+}
+
+// membersEnd waits for the end of the processes in a group, and reports whether there were any.
+func membersEnd(dir string, deadline time.Time) (found bool, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return false, err
+	}
+	for _, p := range strings.Fields(string(data)) {
+		found = true
+		pid, err := strconv.Atoi(p)
+		if err != nil {
+			return true, fmt.Errorf("process in group %s: %w", dir, err)
+		}
+		if err := processEnd(pid, deadline); err != nil {
+			return true, fmt.Errorf("group %s: %w", dir, err)
+		}
+	}
+	return found, nil
+}
+
+// processEnd waits for the end of a process.
+func processEnd(pid int, deadline time.Time) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
 	if err != nil {
-		return err
+		return os.NewSyscallError("pidfd_open", err)
 	}
-	for _, e := range entries {
-		if e.IsDir() {
-			if err := removeGroup(filepath.Join(dir, e.Name())); err != nil {
-				return err
-			}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(0, time.Until(deadline)).Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return os.NewSyscallError("poll", err)
+		case n > 0:
+			return nil
+		default:
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // its name and its state
+			return errors.Join(fmt.Errorf("process %d has not ended within %v: %s", pid, groupLimit, stat), err)
 		}
 	}
-	for range 100 { // a process that was killed leaves its group when it is gone
-		if err = os.Remove(dir); !errors.Is(err, syscall.EBUSY) {
-			return err
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return err
 }

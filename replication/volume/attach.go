@@ -15,6 +15,8 @@ type AttachOptions struct {
 	// configuration by which that was decided; nil if there was none. The replicas fence
 	// it; its consumer gets errors.
 	TakeFrom *replication.Coord
+	// Still wants TakeFrom, of whatever node, to be the coordinator: replication.ErrNotCoordinator if another one is, or none.
+	Still bool
 	// Resume, if not zero, is an attachment that an earlier process on this node served, and whose consumer lives:
 	// the takeover goes on with that one, or fails. TakeFrom does not matter then.
 	Resume replication.AttachID

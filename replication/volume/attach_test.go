@@ -210,6 +210,19 @@ func TestTakeFromOneThatIsGone(t *testing.T) {
 	if err := block.WriteAt(v, make([]byte, block.SectorSize), 0, 0); err != nil {
 		t.Error(err)
 	}
+	detach(t, a)
+	for _, n := range []*testNode{a, b} {
+		if _, err := n.m.Attach(t.Context(), c.vol, AttachOptions{TakeFrom: from, Still: true}); !errors.Is(err, replication.ErrNotCoordinator) {
+			t.Errorf("%s attached what was detached meanwhile: %v", n.id, err)
+		}
+	}
+	b.attach()
+	if _, err := a.m.Attach(t.Context(), c.vol, AttachOptions{TakeFrom: from, Still: true}); !errors.Is(err, replication.ErrNotCoordinator) {
+		t.Errorf("taken from the wrong one: %v", err)
+	}
+	if _, err := a.m.Attach(t.Context(), c.vol, AttachOptions{TakeFrom: c.kv.config().Coord, Still: true}); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestDetachWithoutFlush: a detach whose last flush no disk could do gives the volume up, and says what that means.

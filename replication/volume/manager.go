@@ -258,6 +258,11 @@ func (m *Manager) mayTake(cfg *replication.Config, o AttachOptions) error {
 			return fmt.Errorf("%w: attachment %s has ended, the volume was detached or attached again since", replication.ErrNotCoordinator, o.Resume)
 		}
 		return nil
+	case o.Still:
+		if c == nil || from == nil || *c != *from {
+			return fmt.Errorf("%w: the attachment that is to be ended has ended", replication.ErrNotCoordinator)
+		}
+		return nil
 	case c == nil, c.Node == m.o.Node, from != nil && *c == *from:
 		return nil
 	default:

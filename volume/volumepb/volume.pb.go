@@ -2285,6 +2285,102 @@ func (*GrowVolumeResponse) Descriptor() ([]byte, []int) {
 	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
 }
 
+type EndAttachmentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`                     // its id
+	AttachId      []byte                 `protobuf:"bytes,2,opt,name=attach_id,json=attachId,proto3" json:"attach_id,omitempty"` // as the volume's configuration names it
+	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndAttachmentRequest) Reset() {
+	*x = EndAttachmentRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndAttachmentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndAttachmentRequest) ProtoMessage() {}
+
+func (x *EndAttachmentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndAttachmentRequest.ProtoReflect.Descriptor instead.
+func (*EndAttachmentRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *EndAttachmentRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *EndAttachmentRequest) GetAttachId() []byte {
+	if x != nil {
+		return x.AttachId
+	}
+	return nil
+}
+
+func (x *EndAttachmentRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+type EndAttachmentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndAttachmentResponse) Reset() {
+	*x = EndAttachmentResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndAttachmentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndAttachmentResponse) ProtoMessage() {}
+
+func (x *EndAttachmentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndAttachmentResponse.ProtoReflect.Descriptor instead.
+func (*EndAttachmentResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
+}
+
 type DeleteVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -2298,7 +2394,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2406,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2419,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -2370,7 +2466,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2382,7 +2478,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2395,7 +2491,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -2421,7 +2517,7 @@ type ReplaceReplicaRequest struct {
 
 func (x *ReplaceReplicaRequest) Reset() {
 	*x = ReplaceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2433,7 +2529,7 @@ func (x *ReplaceReplicaRequest) String() string {
 func (*ReplaceReplicaRequest) ProtoMessage() {}
 
 func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2446,7 +2542,7 @@ func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReplaceReplicaRequest) GetVolume() string {
@@ -2514,7 +2610,7 @@ type ReplaceReplicaResponse struct {
 
 func (x *ReplaceReplicaResponse) Reset() {
 	*x = ReplaceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2622,7 @@ func (x *ReplaceReplicaResponse) String() string {
 func (*ReplaceReplicaResponse) ProtoMessage() {}
 
 func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2635,7 @@ func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReplaceReplicaResponse) GetVolume() *Volume {
@@ -2565,7 +2661,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2673,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2686,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -2653,7 +2749,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2761,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2774,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AttachVolumeResponse) GetPath() string {
@@ -2714,7 +2810,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +2822,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +2835,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DetachVolumeRequest) GetVolume() string {
@@ -2779,7 +2875,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +2887,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +2900,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DetachVolumeResponse) GetVolume() *Volume {
@@ -2827,7 +2923,7 @@ type PublishVolumeRequest struct {
 
 func (x *PublishVolumeRequest) Reset() {
 	*x = PublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +2935,7 @@ func (x *PublishVolumeRequest) String() string {
 func (*PublishVolumeRequest) ProtoMessage() {}
 
 func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +2948,7 @@ func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PublishVolumeRequest) GetVolume() string {
@@ -2899,7 +2995,7 @@ type PublishVolumeResponse struct {
 
 func (x *PublishVolumeResponse) Reset() {
 	*x = PublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3007,7 @@ func (x *PublishVolumeResponse) String() string {
 func (*PublishVolumeResponse) ProtoMessage() {}
 
 func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3020,7 @@ func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PublishVolumeResponse) GetVolume() *Volume {
@@ -2946,7 +3042,7 @@ type UnpublishVolumeRequest struct {
 
 func (x *UnpublishVolumeRequest) Reset() {
 	*x = UnpublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3054,7 @@ func (x *UnpublishVolumeRequest) String() string {
 func (*UnpublishVolumeRequest) ProtoMessage() {}
 
 func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2971,7 +3067,7 @@ func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UnpublishVolumeRequest) GetVolume() string {
@@ -3010,7 +3106,7 @@ type UnpublishVolumeResponse struct {
 
 func (x *UnpublishVolumeResponse) Reset() {
 	*x = UnpublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3118,7 @@ func (x *UnpublishVolumeResponse) String() string {
 func (*UnpublishVolumeResponse) ProtoMessage() {}
 
 func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3131,7 @@ func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
 }
 
 type FinishFormatRequest struct {
@@ -3047,7 +3143,7 @@ type FinishFormatRequest struct {
 
 func (x *FinishFormatRequest) Reset() {
 	*x = FinishFormatRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3059,7 +3155,7 @@ func (x *FinishFormatRequest) String() string {
 func (*FinishFormatRequest) ProtoMessage() {}
 
 func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3072,7 +3168,7 @@ func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatRequest.ProtoReflect.Descriptor instead.
 func (*FinishFormatRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FinishFormatRequest) GetVolume() string {
@@ -3091,7 +3187,7 @@ type FinishFormatResponse struct {
 
 func (x *FinishFormatResponse) Reset() {
 	*x = FinishFormatResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3103,7 +3199,7 @@ func (x *FinishFormatResponse) String() string {
 func (*FinishFormatResponse) ProtoMessage() {}
 
 func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3116,7 +3212,7 @@ func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatResponse.ProtoReflect.Descriptor instead.
 func (*FinishFormatResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FinishFormatResponse) GetVolume() *Volume {
@@ -3138,7 +3234,7 @@ type StartVerifyRequest struct {
 
 func (x *StartVerifyRequest) Reset() {
 	*x = StartVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3246,7 @@ func (x *StartVerifyRequest) String() string {
 func (*StartVerifyRequest) ProtoMessage() {}
 
 func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3259,7 @@ func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StartVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StartVerifyRequest) GetVolume() string {
@@ -3203,7 +3299,7 @@ type StartVerifyResponse struct {
 
 func (x *StartVerifyResponse) Reset() {
 	*x = StartVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3311,7 @@ func (x *StartVerifyResponse) String() string {
 func (*StartVerifyResponse) ProtoMessage() {}
 
 func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3324,7 @@ func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StartVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StartVerifyResponse) GetVolume() *Volume {
@@ -3249,7 +3345,7 @@ type StopVerifyRequest struct {
 
 func (x *StopVerifyRequest) Reset() {
 	*x = StopVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3261,7 +3357,7 @@ func (x *StopVerifyRequest) String() string {
 func (*StopVerifyRequest) ProtoMessage() {}
 
 func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3274,7 +3370,7 @@ func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StopVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StopVerifyRequest) GetVolume() string {
@@ -3307,7 +3403,7 @@ type StopVerifyResponse struct {
 
 func (x *StopVerifyResponse) Reset() {
 	*x = StopVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3415,7 @@ func (x *StopVerifyResponse) String() string {
 func (*StopVerifyResponse) ProtoMessage() {}
 
 func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +3428,7 @@ func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StopVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StopVerifyResponse) GetVolume() *Volume {
@@ -3351,7 +3447,7 @@ type GetVerifyRequest struct {
 
 func (x *GetVerifyRequest) Reset() {
 	*x = GetVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3459,7 @@ func (x *GetVerifyRequest) String() string {
 func (*GetVerifyRequest) ProtoMessage() {}
 
 func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3472,7 @@ func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyRequest.ProtoReflect.Descriptor instead.
 func (*GetVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetVerifyRequest) GetVolume() string {
@@ -3395,7 +3491,7 @@ type GetVerifyResponse struct {
 
 func (x *GetVerifyResponse) Reset() {
 	*x = GetVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3407,7 +3503,7 @@ func (x *GetVerifyResponse) String() string {
 func (*GetVerifyResponse) ProtoMessage() {}
 
 func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3420,7 +3516,7 @@ func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyResponse.ProtoReflect.Descriptor instead.
 func (*GetVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetVerifyResponse) GetVolume() *Volume {
@@ -3440,7 +3536,7 @@ type WatchVolumeRequest struct {
 
 func (x *WatchVolumeRequest) Reset() {
 	*x = WatchVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +3548,7 @@ func (x *WatchVolumeRequest) String() string {
 func (*WatchVolumeRequest) ProtoMessage() {}
 
 func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +3561,7 @@ func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WatchVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WatchVolumeRequest) GetVolume() string {
@@ -3491,7 +3587,7 @@ type WatchVolumeResponse struct {
 
 func (x *WatchVolumeResponse) Reset() {
 	*x = WatchVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3503,7 +3599,7 @@ func (x *WatchVolumeResponse) String() string {
 func (*WatchVolumeResponse) ProtoMessage() {}
 
 func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3516,7 +3612,7 @@ func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WatchVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WatchVolumeResponse) GetVolume() *Volume {
@@ -3540,7 +3636,7 @@ type ImportKvdbRequest struct {
 
 func (x *ImportKvdbRequest) Reset() {
 	*x = ImportKvdbRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +3648,7 @@ func (x *ImportKvdbRequest) String() string {
 func (*ImportKvdbRequest) ProtoMessage() {}
 
 func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +3661,7 @@ func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbRequest.ProtoReflect.Descriptor instead.
 func (*ImportKvdbRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ImportKvdbRequest) GetVolumes() []string {
@@ -3621,7 +3717,7 @@ type ImportKvdbResponse struct {
 
 func (x *ImportKvdbResponse) Reset() {
 	*x = ImportKvdbResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3729,7 @@ func (x *ImportKvdbResponse) String() string {
 func (*ImportKvdbResponse) ProtoMessage() {}
 
 func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3742,7 @@ func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbResponse.ProtoReflect.Descriptor instead.
 func (*ImportKvdbResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ImportKvdbResponse) GetVolumes() []*ImportedVolume {
@@ -3687,7 +3783,7 @@ type ImportedVolume struct {
 
 func (x *ImportedVolume) Reset() {
 	*x = ImportedVolume{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3699,7 +3795,7 @@ func (x *ImportedVolume) String() string {
 func (*ImportedVolume) ProtoMessage() {}
 
 func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3712,7 +3808,7 @@ func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedVolume.ProtoReflect.Descriptor instead.
 func (*ImportedVolume) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ImportedVolume) GetId() string {
@@ -3788,7 +3884,7 @@ type SilentNode struct {
 
 func (x *SilentNode) Reset() {
 	*x = SilentNode{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3800,7 +3896,7 @@ func (x *SilentNode) String() string {
 func (*SilentNode) ProtoMessage() {}
 
 func (x *SilentNode) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3813,7 +3909,7 @@ func (x *SilentNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilentNode.ProtoReflect.Descriptor instead.
 func (*SilentNode) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SilentNode) GetNode() string {
@@ -3838,7 +3934,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3850,7 +3946,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3863,7 +3959,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
 }
 
 type ListReplicasResponse struct {
@@ -3878,7 +3974,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3890,7 +3986,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3903,7 +3999,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListReplicasResponse) GetNode() string {
@@ -3956,7 +4052,7 @@ type FoundReplica struct {
 
 func (x *FoundReplica) Reset() {
 	*x = FoundReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4064,7 @@ func (x *FoundReplica) String() string {
 func (*FoundReplica) ProtoMessage() {}
 
 func (x *FoundReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4077,7 @@ func (x *FoundReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundReplica.ProtoReflect.Descriptor instead.
 func (*FoundReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *FoundReplica) GetVolume() []byte {
@@ -4088,7 +4184,7 @@ type ForceReplicaRequest struct {
 
 func (x *ForceReplicaRequest) Reset() {
 	*x = ForceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4100,7 +4196,7 @@ func (x *ForceReplicaRequest) String() string {
 func (*ForceReplicaRequest) ProtoMessage() {}
 
 func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4113,7 +4209,7 @@ func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ForceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ForceReplicaRequest) GetVolume() string {
@@ -4162,7 +4258,7 @@ type ForceReplicaResponse struct {
 
 func (x *ForceReplicaResponse) Reset() {
 	*x = ForceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4174,7 +4270,7 @@ func (x *ForceReplicaResponse) String() string {
 func (*ForceReplicaResponse) ProtoMessage() {}
 
 func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4187,7 +4283,7 @@ func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ForceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ForceReplicaResponse) GetVolume() *Volume {
@@ -4220,7 +4316,7 @@ type GetExposureRequest struct {
 
 func (x *GetExposureRequest) Reset() {
 	*x = GetExposureRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +4328,7 @@ func (x *GetExposureRequest) String() string {
 func (*GetExposureRequest) ProtoMessage() {}
 
 func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +4341,7 @@ func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureRequest.ProtoReflect.Descriptor instead.
 func (*GetExposureRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetExposureRequest) GetVolume() string {
@@ -4267,7 +4363,7 @@ type GetExposureResponse struct {
 
 func (x *GetExposureResponse) Reset() {
 	*x = GetExposureResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4279,7 +4375,7 @@ func (x *GetExposureResponse) String() string {
 func (*GetExposureResponse) ProtoMessage() {}
 
 func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4292,7 +4388,7 @@ func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureResponse.ProtoReflect.Descriptor instead.
 func (*GetExposureResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetExposureResponse) GetVolumeId() string {
@@ -4340,7 +4436,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4352,7 +4448,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4365,7 +4461,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Exposure) GetOpen() *ExposedInterval {
@@ -4444,7 +4540,7 @@ type ExposedInterval struct {
 
 func (x *ExposedInterval) Reset() {
 	*x = ExposedInterval{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4456,7 +4552,7 @@ func (x *ExposedInterval) String() string {
 func (*ExposedInterval) ProtoMessage() {}
 
 func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4469,7 +4565,7 @@ func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExposedInterval.ProtoReflect.Descriptor instead.
 func (*ExposedInterval) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExposedInterval) GetFromUnixMs() int64 {
@@ -4561,7 +4657,7 @@ type MissingReplica struct {
 
 func (x *MissingReplica) Reset() {
 	*x = MissingReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4573,7 +4669,7 @@ func (x *MissingReplica) String() string {
 func (*MissingReplica) ProtoMessage() {}
 
 func (x *MissingReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4586,7 +4682,7 @@ func (x *MissingReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingReplica.ProtoReflect.Descriptor instead.
 func (*MissingReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *MissingReplica) GetReplicaId() string {
@@ -4631,7 +4727,7 @@ type SwitchOverRequest struct {
 
 func (x *SwitchOverRequest) Reset() {
 	*x = SwitchOverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4643,7 +4739,7 @@ func (x *SwitchOverRequest) String() string {
 func (*SwitchOverRequest) ProtoMessage() {}
 
 func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4656,7 +4752,7 @@ func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverRequest.ProtoReflect.Descriptor instead.
 func (*SwitchOverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SwitchOverRequest) GetVolume() string {
@@ -4710,7 +4806,7 @@ type SwitchOverResponse struct {
 
 func (x *SwitchOverResponse) Reset() {
 	*x = SwitchOverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4722,7 +4818,7 @@ func (x *SwitchOverResponse) String() string {
 func (*SwitchOverResponse) ProtoMessage() {}
 
 func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4735,7 +4831,7 @@ func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverResponse.ProtoReflect.Descriptor instead.
 func (*SwitchOverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SwitchOverResponse) GetMove() *Move {
@@ -4766,7 +4862,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4778,7 +4874,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4791,7 +4887,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Move) GetVolumeId() string {
@@ -4888,7 +4984,7 @@ type SwitchOverList struct {
 
 func (x *SwitchOverList) Reset() {
 	*x = SwitchOverList{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4900,7 +4996,7 @@ func (x *SwitchOverList) String() string {
 func (*SwitchOverList) ProtoMessage() {}
 
 func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4913,7 +5009,7 @@ func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverList.ProtoReflect.Descriptor instead.
 func (*SwitchOverList) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SwitchOverList) GetMoves() []*Move {
@@ -4932,7 +5028,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4944,7 +5040,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4957,7 +5053,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *MoveVolumeRequest) GetRequest() *SwitchOverRequest {
@@ -4976,7 +5072,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4988,7 +5084,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5001,7 +5097,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *MoveVolumeResponse) GetMove() *Move {
@@ -5020,7 +5116,7 @@ type PrepareHandoverRequest struct {
 
 func (x *PrepareHandoverRequest) Reset() {
 	*x = PrepareHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5032,7 +5128,7 @@ func (x *PrepareHandoverRequest) String() string {
 func (*PrepareHandoverRequest) ProtoMessage() {}
 
 func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5045,7 +5141,7 @@ func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PrepareHandoverRequest) GetVolume() string {
@@ -5067,7 +5163,7 @@ type PrepareHandoverResponse struct {
 
 func (x *PrepareHandoverResponse) Reset() {
 	*x = PrepareHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5079,7 +5175,7 @@ func (x *PrepareHandoverResponse) String() string {
 func (*PrepareHandoverResponse) ProtoMessage() {}
 
 func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5092,7 +5188,7 @@ func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PrepareHandoverResponse) GetAttachId() []byte {
@@ -5136,7 +5232,7 @@ type TakeHandoverRequest struct {
 
 func (x *TakeHandoverRequest) Reset() {
 	*x = TakeHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5148,7 +5244,7 @@ func (x *TakeHandoverRequest) String() string {
 func (*TakeHandoverRequest) ProtoMessage() {}
 
 func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5161,7 +5257,7 @@ func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverRequest.ProtoReflect.Descriptor instead.
 func (*TakeHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TakeHandoverRequest) GetVolume() string {
@@ -5201,7 +5297,7 @@ type TakeHandoverResponse struct {
 
 func (x *TakeHandoverResponse) Reset() {
 	*x = TakeHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5213,7 +5309,7 @@ func (x *TakeHandoverResponse) String() string {
 func (*TakeHandoverResponse) ProtoMessage() {}
 
 func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5226,7 +5322,7 @@ func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverResponse.ProtoReflect.Descriptor instead.
 func (*TakeHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{70}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TakeHandoverResponse) GetPath() string {
@@ -5431,7 +5527,12 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\"\x14\n" +
-	"\x12GrowVolumeResponse\"\xae\x01\n" +
+	"\x12GrowVolumeResponse\"_\n" +
+	"\x14EndAttachmentRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tattach_id\x18\x02 \x01(\fR\battachId\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\"\x17\n" +
+	"\x15EndAttachmentResponse\"\xae\x01\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04wait\x18\x02 \x01(\bR\x04wait\x12\x16\n" +
@@ -5720,14 +5821,15 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse\x12]\n" +
 	"\fForceReplica\x12%.tandem.volume.v1.ForceReplicaRequest\x1a&.tandem.volume.v1.ForceReplicaResponse\x12W\n" +
 	"\n" +
-	"SwitchOver\x12#.tandem.volume.v1.SwitchOverRequest\x1a$.tandem.volume.v1.SwitchOverResponse2\x84\x03\n" +
+	"SwitchOver\x12#.tandem.volume.v1.SwitchOverRequest\x1a$.tandem.volume.v1.SwitchOverResponse2\xe6\x03\n" +
 	"\tHandovers\x12W\n" +
 	"\n" +
 	"MoveVolume\x12#.tandem.volume.v1.MoveVolumeRequest\x1a$.tandem.volume.v1.MoveVolumeResponse\x12W\n" +
 	"\n" +
 	"GrowVolume\x12#.tandem.volume.v1.GrowVolumeRequest\x1a$.tandem.volume.v1.GrowVolumeResponse\x12f\n" +
 	"\x0fPrepareHandover\x12(.tandem.volume.v1.PrepareHandoverRequest\x1a).tandem.volume.v1.PrepareHandoverResponse\x12]\n" +
-	"\fTakeHandover\x12%.tandem.volume.v1.TakeHandoverRequest\x1a&.tandem.volume.v1.TakeHandoverResponse2i\n" +
+	"\fTakeHandover\x12%.tandem.volume.v1.TakeHandoverRequest\x1a&.tandem.volume.v1.TakeHandoverResponse\x12`\n" +
+	"\rEndAttachment\x12&.tandem.volume.v1.EndAttachmentRequest\x1a'.tandem.volume.v1.EndAttachmentResponse2i\n" +
 	"\bReplicas\x12]\n" +
 	"\fListReplicas\x12%.tandem.volume.v1.ListReplicasRequest\x1a&.tandem.volume.v1.ListReplicasResponseB2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
 
@@ -5744,7 +5846,7 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                  // 0: tandem.volume.v1.Protection
 	(Phase)(0),                       // 1: tandem.volume.v1.Phase
@@ -5777,61 +5879,63 @@ var file_volume_volumepb_volume_proto_goTypes = []any{
 	(*ResizeVolumeResponse)(nil),     // 28: tandem.volume.v1.ResizeVolumeResponse
 	(*GrowVolumeRequest)(nil),        // 29: tandem.volume.v1.GrowVolumeRequest
 	(*GrowVolumeResponse)(nil),       // 30: tandem.volume.v1.GrowVolumeResponse
-	(*DeleteVolumeRequest)(nil),      // 31: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),     // 32: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),    // 33: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil),   // 34: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),      // 35: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),     // 36: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),      // 37: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),     // 38: tandem.volume.v1.DetachVolumeResponse
-	(*PublishVolumeRequest)(nil),     // 39: tandem.volume.v1.PublishVolumeRequest
-	(*PublishVolumeResponse)(nil),    // 40: tandem.volume.v1.PublishVolumeResponse
-	(*UnpublishVolumeRequest)(nil),   // 41: tandem.volume.v1.UnpublishVolumeRequest
-	(*UnpublishVolumeResponse)(nil),  // 42: tandem.volume.v1.UnpublishVolumeResponse
-	(*FinishFormatRequest)(nil),      // 43: tandem.volume.v1.FinishFormatRequest
-	(*FinishFormatResponse)(nil),     // 44: tandem.volume.v1.FinishFormatResponse
-	(*StartVerifyRequest)(nil),       // 45: tandem.volume.v1.StartVerifyRequest
-	(*StartVerifyResponse)(nil),      // 46: tandem.volume.v1.StartVerifyResponse
-	(*StopVerifyRequest)(nil),        // 47: tandem.volume.v1.StopVerifyRequest
-	(*StopVerifyResponse)(nil),       // 48: tandem.volume.v1.StopVerifyResponse
-	(*GetVerifyRequest)(nil),         // 49: tandem.volume.v1.GetVerifyRequest
-	(*GetVerifyResponse)(nil),        // 50: tandem.volume.v1.GetVerifyResponse
-	(*WatchVolumeRequest)(nil),       // 51: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),      // 52: tandem.volume.v1.WatchVolumeResponse
-	(*ImportKvdbRequest)(nil),        // 53: tandem.volume.v1.ImportKvdbRequest
-	(*ImportKvdbResponse)(nil),       // 54: tandem.volume.v1.ImportKvdbResponse
-	(*ImportedVolume)(nil),           // 55: tandem.volume.v1.ImportedVolume
-	(*SilentNode)(nil),               // 56: tandem.volume.v1.SilentNode
-	(*ListReplicasRequest)(nil),      // 57: tandem.volume.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),     // 58: tandem.volume.v1.ListReplicasResponse
-	(*FoundReplica)(nil),             // 59: tandem.volume.v1.FoundReplica
-	(*ForceReplicaRequest)(nil),      // 60: tandem.volume.v1.ForceReplicaRequest
-	(*ForceReplicaResponse)(nil),     // 61: tandem.volume.v1.ForceReplicaResponse
-	(*GetExposureRequest)(nil),       // 62: tandem.volume.v1.GetExposureRequest
-	(*GetExposureResponse)(nil),      // 63: tandem.volume.v1.GetExposureResponse
-	(*Exposure)(nil),                 // 64: tandem.volume.v1.Exposure
-	(*ExposedInterval)(nil),          // 65: tandem.volume.v1.ExposedInterval
-	(*MissingReplica)(nil),           // 66: tandem.volume.v1.MissingReplica
-	(*SwitchOverRequest)(nil),        // 67: tandem.volume.v1.SwitchOverRequest
-	(*SwitchOverResponse)(nil),       // 68: tandem.volume.v1.SwitchOverResponse
-	(*Move)(nil),                     // 69: tandem.volume.v1.Move
-	(*SwitchOverList)(nil),           // 70: tandem.volume.v1.SwitchOverList
-	(*MoveVolumeRequest)(nil),        // 71: tandem.volume.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),       // 72: tandem.volume.v1.MoveVolumeResponse
-	(*PrepareHandoverRequest)(nil),   // 73: tandem.volume.v1.PrepareHandoverRequest
-	(*PrepareHandoverResponse)(nil),  // 74: tandem.volume.v1.PrepareHandoverResponse
-	(*TakeHandoverRequest)(nil),      // 75: tandem.volume.v1.TakeHandoverRequest
-	(*TakeHandoverResponse)(nil),     // 76: tandem.volume.v1.TakeHandoverResponse
-	nil,                              // 77: tandem.volume.v1.Volume.LabelsEntry
-	nil,                              // 78: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                              // 79: tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	(*clusterdomainpb.Verified)(nil), // 80: tandem.clusterdomain.v1.Verified
-	(*clusterdomainpb.Receipt)(nil),  // 81: tandem.clusterdomain.v1.Receipt
+	(*EndAttachmentRequest)(nil),     // 31: tandem.volume.v1.EndAttachmentRequest
+	(*EndAttachmentResponse)(nil),    // 32: tandem.volume.v1.EndAttachmentResponse
+	(*DeleteVolumeRequest)(nil),      // 33: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),     // 34: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),    // 35: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil),   // 36: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),      // 37: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),     // 38: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),      // 39: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),     // 40: tandem.volume.v1.DetachVolumeResponse
+	(*PublishVolumeRequest)(nil),     // 41: tandem.volume.v1.PublishVolumeRequest
+	(*PublishVolumeResponse)(nil),    // 42: tandem.volume.v1.PublishVolumeResponse
+	(*UnpublishVolumeRequest)(nil),   // 43: tandem.volume.v1.UnpublishVolumeRequest
+	(*UnpublishVolumeResponse)(nil),  // 44: tandem.volume.v1.UnpublishVolumeResponse
+	(*FinishFormatRequest)(nil),      // 45: tandem.volume.v1.FinishFormatRequest
+	(*FinishFormatResponse)(nil),     // 46: tandem.volume.v1.FinishFormatResponse
+	(*StartVerifyRequest)(nil),       // 47: tandem.volume.v1.StartVerifyRequest
+	(*StartVerifyResponse)(nil),      // 48: tandem.volume.v1.StartVerifyResponse
+	(*StopVerifyRequest)(nil),        // 49: tandem.volume.v1.StopVerifyRequest
+	(*StopVerifyResponse)(nil),       // 50: tandem.volume.v1.StopVerifyResponse
+	(*GetVerifyRequest)(nil),         // 51: tandem.volume.v1.GetVerifyRequest
+	(*GetVerifyResponse)(nil),        // 52: tandem.volume.v1.GetVerifyResponse
+	(*WatchVolumeRequest)(nil),       // 53: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),      // 54: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),        // 55: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),       // 56: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),           // 57: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),               // 58: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),      // 59: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),     // 60: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),             // 61: tandem.volume.v1.FoundReplica
+	(*ForceReplicaRequest)(nil),      // 62: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),     // 63: tandem.volume.v1.ForceReplicaResponse
+	(*GetExposureRequest)(nil),       // 64: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),      // 65: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),                 // 66: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),          // 67: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),           // 68: tandem.volume.v1.MissingReplica
+	(*SwitchOverRequest)(nil),        // 69: tandem.volume.v1.SwitchOverRequest
+	(*SwitchOverResponse)(nil),       // 70: tandem.volume.v1.SwitchOverResponse
+	(*Move)(nil),                     // 71: tandem.volume.v1.Move
+	(*SwitchOverList)(nil),           // 72: tandem.volume.v1.SwitchOverList
+	(*MoveVolumeRequest)(nil),        // 73: tandem.volume.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),       // 74: tandem.volume.v1.MoveVolumeResponse
+	(*PrepareHandoverRequest)(nil),   // 75: tandem.volume.v1.PrepareHandoverRequest
+	(*PrepareHandoverResponse)(nil),  // 76: tandem.volume.v1.PrepareHandoverResponse
+	(*TakeHandoverRequest)(nil),      // 77: tandem.volume.v1.TakeHandoverRequest
+	(*TakeHandoverResponse)(nil),     // 78: tandem.volume.v1.TakeHandoverResponse
+	nil,                              // 79: tandem.volume.v1.Volume.LabelsEntry
+	nil,                              // 80: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                              // 81: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*clusterdomainpb.Verified)(nil), // 82: tandem.clusterdomain.v1.Verified
+	(*clusterdomainpb.Receipt)(nil),  // 83: tandem.clusterdomain.v1.Receipt
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	77, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	79, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
 	12, // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
 	13, // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
@@ -5843,19 +5947,19 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	3,  // 10: tandem.volume.v1.Volume.content:type_name -> tandem.volume.v1.Content
 	8,  // 11: tandem.volume.v1.Volume.limits:type_name -> tandem.volume.v1.Limits
 	16, // 12: tandem.volume.v1.Volume.placing:type_name -> tandem.volume.v1.Placing
-	80, // 13: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
+	82, // 13: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
 	2,  // 14: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 15: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	78, // 16: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	80, // 16: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
 	6,  // 17: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
 	8,  // 18: tandem.volume.v1.CreateVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
 	16, // 19: tandem.volume.v1.CreateVolumeRequest.placing:type_name -> tandem.volume.v1.Placing
 	7,  // 20: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	79, // 21: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	81, // 21: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
 	7,  // 22: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
 	20, // 23: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
 	7,  // 24: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	64, // 25: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	66, // 25: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
 	0,  // 26: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
 	6,  // 27: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
 	7,  // 28: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
@@ -5872,75 +5976,77 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	7,  // 39: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
 	7,  // 40: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
 	7,  // 41: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	55, // 42: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	56, // 43: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	57, // 42: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	58, // 43: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
 	4,  // 44: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	59, // 45: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	61, // 45: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
 	7,  // 46: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	64, // 47: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	81, // 48: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
-	65, // 49: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
-	65, // 50: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
-	66, // 51: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
-	69, // 52: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	66, // 47: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	83, // 48: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
+	67, // 49: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	67, // 50: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	68, // 51: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	71, // 52: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
 	5,  // 53: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
-	69, // 54: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
-	67, // 55: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
-	69, // 56: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	71, // 54: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	69, // 55: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	71, // 56: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
 	15, // 57: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
 	18, // 58: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
 	21, // 59: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
 	23, // 60: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
 	27, // 61: tandem.volume.v1.Volumes.ResizeVolume:input_type -> tandem.volume.v1.ResizeVolumeRequest
-	62, // 62: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	64, // 62: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
 	25, // 63: tandem.volume.v1.Volumes.LimitVolume:input_type -> tandem.volume.v1.LimitVolumeRequest
-	31, // 64: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	33, // 65: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	35, // 66: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	37, // 67: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	39, // 68: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
-	41, // 69: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
-	43, // 70: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
-	51, // 71: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	45, // 72: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	47, // 73: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	49, // 74: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	53, // 75: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	60, // 76: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	67, // 77: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
-	71, // 78: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	33, // 64: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	35, // 65: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	37, // 66: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	39, // 67: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	41, // 68: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
+	43, // 69: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
+	45, // 70: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
+	53, // 71: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	47, // 72: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	49, // 73: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	51, // 74: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	55, // 75: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	62, // 76: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	69, // 77: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	73, // 78: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
 	29, // 79: tandem.volume.v1.Handovers.GrowVolume:input_type -> tandem.volume.v1.GrowVolumeRequest
-	73, // 80: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
-	75, // 81: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
-	57, // 82: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	17, // 83: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	19, // 84: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	22, // 85: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	24, // 86: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
-	28, // 87: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
-	63, // 88: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
-	26, // 89: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
-	32, // 90: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	34, // 91: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	36, // 92: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	38, // 93: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	40, // 94: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
-	42, // 95: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
-	44, // 96: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
-	52, // 97: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	46, // 98: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	48, // 99: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	50, // 100: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	54, // 101: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	61, // 102: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	68, // 103: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
-	72, // 104: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
-	30, // 105: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
-	74, // 106: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
-	76, // 107: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
-	58, // 108: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	83, // [83:109] is the sub-list for method output_type
-	57, // [57:83] is the sub-list for method input_type
+	75, // 80: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	77, // 81: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	31, // 82: tandem.volume.v1.Handovers.EndAttachment:input_type -> tandem.volume.v1.EndAttachmentRequest
+	59, // 83: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	17, // 84: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	19, // 85: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	22, // 86: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	24, // 87: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	28, // 88: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
+	65, // 89: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	26, // 90: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
+	34, // 91: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	36, // 92: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	38, // 93: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	40, // 94: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	42, // 95: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
+	44, // 96: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
+	46, // 97: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
+	54, // 98: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	48, // 99: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	50, // 100: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	52, // 101: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	56, // 102: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	63, // 103: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	70, // 104: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	74, // 105: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	30, // 106: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
+	76, // 107: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	78, // 108: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	32, // 109: tandem.volume.v1.Handovers.EndAttachment:output_type -> tandem.volume.v1.EndAttachmentResponse
+	60, // 110: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	84, // [84:111] is the sub-list for method output_type
+	57, // [57:84] is the sub-list for method input_type
 	57, // [57:57] is the sub-list for extension type_name
 	57, // [57:57] is the sub-list for extension extendee
 	0,  // [0:57] is the sub-list for field type_name
@@ -5952,19 +6058,19 @@ func file_volume_volumepb_volume_proto_init() {
 		return
 	}
 	file_volume_volumepb_volume_proto_msgTypes[17].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[25].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[27].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[29].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[31].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[39].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[54].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[33].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[41].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[56].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   74,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -1001,13 +1001,14 @@ const (
 	Handovers_GrowVolume_FullMethodName      = "/tandem.volume.v1.Handovers/GrowVolume"
 	Handovers_PrepareHandover_FullMethodName = "/tandem.volume.v1.Handovers/PrepareHandover"
 	Handovers_TakeHandover_FullMethodName    = "/tandem.volume.v1.Handovers/TakeHandover"
+	Handovers_EndAttachment_FullMethodName   = "/tandem.volume.v1.Handovers/EndAttachment"
 )
 
 // HandoversClient is the client API for Handovers service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Handovers is served to the other nodes of the cluster: the steps of SwitchOver.
+// Handovers is served to the other nodes of the cluster: what one node asks another about its attachments, such as the steps of SwitchOver.
 type HandoversClient interface {
 	// MoveVolume is SwitchOver, asked of the node where the volume is attached.
 	MoveVolume(ctx context.Context, in *MoveVolumeRequest, opts ...grpc.CallOption) (*MoveVolumeResponse, error)
@@ -1017,6 +1018,9 @@ type HandoversClient interface {
 	PrepareHandover(ctx context.Context, in *PrepareHandoverRequest, opts ...grpc.CallOption) (*PrepareHandoverResponse, error)
 	// TakeHandover attaches what was handed over to an attachment that was prepared, once. It returns when that serves.
 	TakeHandover(ctx context.Context, in *TakeHandoverRequest, opts ...grpc.CallOption) (*TakeHandoverResponse, error)
+	// EndAttachment takes a volume over from an attachment that nobody serves any more, of this node or of one that does not answer, and
+	// detaches it. One that has ended already is no error. FAILED_PRECONDITION: it is served.
+	EndAttachment(ctx context.Context, in *EndAttachmentRequest, opts ...grpc.CallOption) (*EndAttachmentResponse, error)
 }
 
 type handoversClient struct {
@@ -1067,11 +1071,21 @@ func (c *handoversClient) TakeHandover(ctx context.Context, in *TakeHandoverRequ
 	return out, nil
 }
 
+func (c *handoversClient) EndAttachment(ctx context.Context, in *EndAttachmentRequest, opts ...grpc.CallOption) (*EndAttachmentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndAttachmentResponse)
+	err := c.cc.Invoke(ctx, Handovers_EndAttachment_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // HandoversServer is the server API for Handovers service.
 // All implementations must embed UnimplementedHandoversServer
 // for forward compatibility.
 //
-// Handovers is served to the other nodes of the cluster: the steps of SwitchOver.
+// Handovers is served to the other nodes of the cluster: what one node asks another about its attachments, such as the steps of SwitchOver.
 type HandoversServer interface {
 	// MoveVolume is SwitchOver, asked of the node where the volume is attached.
 	MoveVolume(context.Context, *MoveVolumeRequest) (*MoveVolumeResponse, error)
@@ -1081,6 +1095,9 @@ type HandoversServer interface {
 	PrepareHandover(context.Context, *PrepareHandoverRequest) (*PrepareHandoverResponse, error)
 	// TakeHandover attaches what was handed over to an attachment that was prepared, once. It returns when that serves.
 	TakeHandover(context.Context, *TakeHandoverRequest) (*TakeHandoverResponse, error)
+	// EndAttachment takes a volume over from an attachment that nobody serves any more, of this node or of one that does not answer, and
+	// detaches it. One that has ended already is no error. FAILED_PRECONDITION: it is served.
+	EndAttachment(context.Context, *EndAttachmentRequest) (*EndAttachmentResponse, error)
 	mustEmbedUnimplementedHandoversServer()
 }
 
@@ -1102,6 +1119,9 @@ func (UnimplementedHandoversServer) PrepareHandover(context.Context, *PrepareHan
 }
 func (UnimplementedHandoversServer) TakeHandover(context.Context, *TakeHandoverRequest) (*TakeHandoverResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TakeHandover not implemented")
+}
+func (UnimplementedHandoversServer) EndAttachment(context.Context, *EndAttachmentRequest) (*EndAttachmentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EndAttachment not implemented")
 }
 func (UnimplementedHandoversServer) mustEmbedUnimplementedHandoversServer() {}
 func (UnimplementedHandoversServer) testEmbeddedByValue()                   {}
@@ -1196,6 +1216,24 @@ func _Handovers_TakeHandover_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Handovers_EndAttachment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EndAttachmentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HandoversServer).EndAttachment(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Handovers_EndAttachment_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HandoversServer).EndAttachment(ctx, req.(*EndAttachmentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Handovers_ServiceDesc is the grpc.ServiceDesc for Handovers service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1218,6 +1256,10 @@ var Handovers_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TakeHandover",
 			Handler:    _Handovers_TakeHandover_Handler,
+		},
+		{
+			MethodName: "EndAttachment",
+			Handler:    _Handovers_EndAttachment_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

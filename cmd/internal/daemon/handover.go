@@ -133,6 +133,50 @@ func (r *runtime) followHandover(cfg *replication.Config) {
 	}()
 }
 
+// EndAttachment implements volume.Mover. What the process before this one showed goes on, unless that is decided otherwise: until then it is attached, too.
+func (r *runtime) EndAttachment(ctx context.Context, id replication.VolumeID, dead replication.Coord) error {
+	done := make(chan error, 1)
+	go func() { done <- r.endAttachment(ctx, id, dead) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: the attachment on node %s is being ended by node %s: %w", replication.ErrStalled, dead.Node, r.c.NodeID, ctx.Err())
+	}
+}
+
+func (r *runtime) endAttachment(ctx context.Context, id replication.VolumeID, dead replication.Coord) error {
+	unlock, err := r.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r.mu.Lock()
+	_, goesOn := r.resuming[attachment{id, dead.AttachID}]
+	r.mu.Unlock()
+	switch {
+	case goesOn:
+		return fmt.Errorf("%w: node %s is about to go on with it after a restart", volume.ErrAttached, r.c.NodeID)
+	case r.volumes.Volume(id) != nil, r.showing(id) != nil:
+		return fmt.Errorf("%w: node %s has it attached, or is detaching it", volume.ErrAttached, r.c.NodeID)
+	}
+	// What was begun is ended: a takeover that is left in the middle is one more dead attachment.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
+	defer cancel()
+	defer r.formatting(id)() // nobody can write to it
+	_, err = r.volumes.Attach(ctx, id, replvolume.AttachOptions{TakeFrom: &dead, Still: true})
+	switch {
+	case errors.Is(err, replication.ErrNotCoordinator): // somebody else has ended it
+		return nil
+	case errors.Is(err, replication.ErrRolledBack):
+		r.suspect()
+		return err
+	case err != nil:
+		return fmt.Errorf("take it over from the attachment on node %s, which has ended: %w", dead.Node, err)
+	}
+	return r.volumes.Detach(ctx, id)
+}
+
 // lateSwitcher answers other nodes before this one's volumes are there.
 type lateSwitcher struct {
 	volumepb.UnimplementedHandoversServer
@@ -180,6 +224,15 @@ func (l *lateSwitcher) TakeHandover(ctx context.Context, r *volumepb.TakeHandove
 		return nil, err
 	}
 	return s.TakeHandover(ctx, r)
+}
+
+// EndAttachment implements volumepb.HandoversServer.
+func (l *lateSwitcher) EndAttachment(ctx context.Context, r *volumepb.EndAttachmentRequest) (*volumepb.EndAttachmentResponse, error) {
+	s, err := l.get()
+	if err != nil {
+		return nil, err
+	}
+	return s.EndAttachment(ctx, r)
 }
 
 // switcher moves volumes on behalf of operators who ask this node, and of other nodes.

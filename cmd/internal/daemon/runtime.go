@@ -90,6 +90,9 @@ func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security
 	if err != nil {
 		return nil, err
 	}
+	for _, a := range r.left {
+		r.resuming[a.attachment] = func() {} // until it is begun
+	}
 	endpoints := []nbd.Endpoint{{Network: "unix", Address: c.Frontends.NBD.Socket}}
 	if c.Frontends.NBD.Listen != "" {
 		tls := sec.ServerTLS()

@@ -4,6 +4,7 @@ package nodeplan
 // Plan is what a node is made of.
 type Plan struct {
 	Name     string    `json:"name"`
+	Needs    []string  `json:"needs"` // paths of the machine whose file systems the node has, besides those of Debian's programs and of the kernel
 	Binds    []Bind    `json:"binds"`
 	Programs []Program `json:"programs"` // started in this order, each again when it ends
 }
