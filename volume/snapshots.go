@@ -31,6 +31,8 @@ type SnapshotRecord struct {
 	Failed bool `json:"failed,omitempty"`
 	// Clone: it is there for the volume of that name alone, and is deleted when that is made.
 	Clone string `json:"clone,omitempty"`
+	// Group is the group snapshot that it is part of: both are there or neither is. Zero: none.
+	Group replication.UUID `json:"group,omitzero"`
 }
 
 // SnapshotTaker has the replicas of a volume take snapshots, on any node.
@@ -253,9 +255,13 @@ func (c *Catalogue) endSnapshot(ctx context.Context, s *SnapshotRecord, holders 
 	}
 }
 
-// DeleteSnapshot turns a snapshot to DELETING; its holders delete it. One that does not exist is no error. Errors: ErrNotReady (it is being taken), those of the store.
+// DeleteSnapshot turns a snapshot to DELETING; its holders delete it. One that does not exist is no error. Errors: ErrNotReady (it is being taken), ErrInGroupSnapshot, those of the store.
 func (c *Catalogue) DeleteSnapshot(ctx context.Context, id replication.SnapshotID) error {
-	s, err := c.dropSnapshot(ctx, id, Ready, false)
+	s, err := c.snapshot(ctx, id)
+	if err == nil && s.State == Ready && !isNil(s.Group) {
+		return fmt.Errorf("%w: snapshot %s of volume %s, group snapshot %s", ErrInGroupSnapshot, s.Name, s.VolumeName, s.Group)
+	}
+	s, err = c.dropSnapshot(ctx, id, Ready, false)
 	if err == nil && s != nil && s.State == Creating {
 		return fmt.Errorf("%w: snapshot %s is being taken", ErrNotReady, s.Name)
 	}
@@ -280,25 +286,15 @@ func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID,
 		if err != nil {
 			return nil, err
 		}
-		ids, err := parseSnapshotsOf(look.Gets[0])
-		if err != nil {
-			return nil, err
-		}
 		next := *s
 		next.State, next.Failed = Deleting, failed
-		record, err := put(kv.Key, next)
+		ops, err := c.unlist(&next, look.Gets[0])
 		if err != nil {
 			return nil, err
 		}
-		list := kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.snapshotsOf(s.Volume)}
-		if ids = slices.DeleteFunc(ids, func(k replication.SnapshotID) bool { return k == id }); len(ids) > 0 {
-			if list, err = put(list.Key, ids); err != nil {
-				return nil, err
-			}
-		}
 		t := kvdb.Txn{
-			If:   []kvdb.Cmp{{Key: kv.Key, Target: kvdb.CmpMod, Revision: kv.Mod}, unchanged(list.Key, look.Gets[0]), c.configs.guard()},
-			Then: []kvdb.Op{record, list, {Kind: kvdb.OpDelete, Key: c.keys.snapshotName(s.Name)}},
+			If:   []kvdb.Cmp{{Key: kv.Key, Target: kvdb.CmpMod, Revision: kv.Mod}, unchanged(c.keys.snapshotsOf(s.Volume), look.Gets[0]), c.configs.guard()},
+			Then: ops,
 		}
 		if !failed {
 			entry, err := c.trail.Stage(ctx, audit.Record{Verb: "snapshot delete", Object: snapshotObject(id), Outcome: s.Name + " of volume " + s.VolumeName})
@@ -312,6 +308,25 @@ func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID,
 			return s, err
 		}
 	}
+}
+
+// unlist writes s, which is DELETING, and takes it off the list of its volume's snapshots, which is as it was read, and its name.
+func (c *Catalogue) unlist(s *SnapshotRecord, list *kvdb.KV) ([]kvdb.Op, error) {
+	ids, err := parseSnapshotsOf(list)
+	if err != nil {
+		return nil, err
+	}
+	record, err := put(c.keys.snapshot(s.ID), s)
+	if err != nil {
+		return nil, err
+	}
+	rest := kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.snapshotsOf(s.Volume)}
+	if ids = slices.DeleteFunc(ids, func(k replication.SnapshotID) bool { return k == s.ID }); len(ids) > 0 {
+		if rest, err = put(rest.Key, ids); err != nil {
+			return nil, err
+		}
+	}
+	return []kvdb.Op{record, rest, {Kind: kvdb.OpDelete, Key: c.keys.snapshotName(s.Name)}}, nil
 }
 
 // snapshotByName returns the snapshot that has the name: ErrSnapshotNotFound if none has.

@@ -121,6 +121,10 @@ var (
 	ErrSnapshotSize       = errors.New("volume: a volume has the size of the snapshot that it is made from")
 	ErrTooManySnapshots   = errors.New("volume: as many snapshots as a volume can have; delete one")
 	ErrHasSnapshots       = errors.New("volume: it has snapshots; delete them first")
+	// ErrGroupSnapshotExists: idempotent by name, for the same volumes only.
+	ErrGroupSnapshotExists   = errors.New("volume: a group snapshot of this name exists already, and is of other volumes")
+	ErrGroupSnapshotNotFound = errors.New("volume: no such group snapshot")
+	ErrInGroupSnapshot       = errors.New("volume: the snapshot is part of a group snapshot, and is deleted with it")
 )
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)

@@ -31,6 +31,7 @@ type fakeDaemon struct {
 	volumepb.UnimplementedVolumesServer
 	volumepb.UnimplementedGroupsServer
 	volumepb.UnimplementedSnapshotsServer
+	volumepb.UnimplementedGroupSnapshotsServer
 	auditpb.UnimplementedAuditServer
 	doctorpb.UnimplementedDoctorServer
 
@@ -299,6 +300,7 @@ func newHarness(t *testing.T, f *fakeDaemon) *harness {
 		volumepb.RegisterVolumesServer(srv, f)
 		volumepb.RegisterGroupsServer(srv, f)
 		volumepb.RegisterSnapshotsServer(srv, f)
+		volumepb.RegisterGroupSnapshotsServer(srv, f)
 		auditpb.RegisterAuditServer(srv, f)
 		doctorpb.RegisterDoctorServer(srv, f)
 		done := make(chan error, 1)

@@ -110,7 +110,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 				s := resp.GetSnapshot()
 				table(w, []string{"Name", s.GetName()}, []string{"Id", s.GetId()}, []string{"Volume", s.GetVolumeName() + " (" + s.GetVolumeId() + ")"},
 					[]string{"Size", bytesText(s.GetSizeBytes())}, []string{"Created", timeText(s.GetCreatedUnixMs())},
-					[]string{"State", enumText(s.GetState(), "SNAPSHOT_STATE_")})
+					[]string{"State", enumText(s.GetState(), "SNAPSHOT_STATE_")}, []string{"Group snapshot", s.GetGroupSnapshotId()})
 				fmt.Fprintln(w)
 				rows := [][]string{{"DOMAIN", "NODE", "POOL", "REPLICA"}}
 				for _, h := range s.GetHolders() {

@@ -78,17 +78,18 @@ func (SnapshotState) EnumDescriptor() ([]byte, []int) {
 }
 
 type Snapshot struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	VolumeId      string                 `protobuf:"bytes,3,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
-	VolumeName    string                 `protobuf:"bytes,4,opt,name=volume_name,json=volumeName,proto3" json:"volume_name,omitempty"`             // when it was taken
-	SizeBytes     uint64                 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`               // of the volume
-	CreatedUnixMs int64                  `protobuf:"varint,6,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"` // milliseconds since 1970, by the clock of the node that was asked
-	State         SnapshotState          `protobuf:"varint,7,opt,name=state,proto3,enum=tandem.volume.v1.SnapshotState" json:"state,omitempty"`
-	Holders       []*SnapshotHolder      `protobuf:"bytes,8,rep,name=holders,proto3" json:"holders,omitempty"` // by domain, then node
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	VolumeId        string                 `protobuf:"bytes,3,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	VolumeName      string                 `protobuf:"bytes,4,opt,name=volume_name,json=volumeName,proto3" json:"volume_name,omitempty"`             // when it was taken
+	SizeBytes       uint64                 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`               // of the volume
+	CreatedUnixMs   int64                  `protobuf:"varint,6,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"` // milliseconds since 1970, by the clock of the node that was asked
+	State           SnapshotState          `protobuf:"varint,7,opt,name=state,proto3,enum=tandem.volume.v1.SnapshotState" json:"state,omitempty"`
+	Holders         []*SnapshotHolder      `protobuf:"bytes,8,rep,name=holders,proto3" json:"holders,omitempty"`                                          // by domain, then node
+	GroupSnapshotId string                 `protobuf:"bytes,9,opt,name=group_snapshot_id,json=groupSnapshotId,proto3" json:"group_snapshot_id,omitempty"` // that it is part of, and is deleted with; "" = none
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
@@ -175,6 +176,13 @@ func (x *Snapshot) GetHolders() []*SnapshotHolder {
 		return x.Holders
 	}
 	return nil
+}
+
+func (x *Snapshot) GetGroupSnapshotId() string {
+	if x != nil {
+		return x.GroupSnapshotId
+	}
+	return ""
 }
 
 // SnapshotHolder is a replica that has the snapshot, or, while it is CREATING or DELETING, may.
@@ -635,6 +643,7 @@ type TakeSnapshotRequest struct {
 	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	SnapshotId    []byte                 `protobuf:"bytes,2,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	Attach        bool                   `protobuf:"varint,3,opt,name=attach,proto3" json:"attach,omitempty"`
+	Op            []byte                 `protobuf:"bytes,4,opt,name=op,proto3" json:"op,omitempty"` // only while this operation holds the volume's writes (GroupCoordinators); empty = whatever holds them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -690,6 +699,13 @@ func (x *TakeSnapshotRequest) GetAttach() bool {
 	return false
 }
 
+func (x *TakeSnapshotRequest) GetOp() []byte {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
 type TakeSnapshotResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Holders       [][]byte               `protobuf:"bytes,1,rep,name=holders,proto3" json:"holders,omitempty"` // replicas
@@ -734,11 +750,91 @@ func (x *TakeSnapshotResponse) GetHolders() [][]byte {
 	return nil
 }
 
+type LendVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendVolumeRequest) Reset() {
+	*x = LendVolumeRequest{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendVolumeRequest) ProtoMessage() {}
+
+func (x *LendVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendVolumeRequest.ProtoReflect.Descriptor instead.
+func (*LendVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *LendVolumeRequest) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+type LendVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendVolumeResponse) Reset() {
+	*x = LendVolumeResponse{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendVolumeResponse) ProtoMessage() {}
+
+func (x *LendVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendVolumeResponse.ProtoReflect.Descriptor instead.
+func (*LendVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{13}
+}
+
 var File_volume_volumepb_snapshot_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"\x1evolume/volumepb/snapshot.proto\x12\x10tandem.volume.v1\"\xa6\x02\n" +
+	"\x1evolume/volumepb/snapshot.proto\x12\x10tandem.volume.v1\"\xd2\x02\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
@@ -749,7 +845,8 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"size_bytes\x18\x05 \x01(\x04R\tsizeBytes\x12&\n" +
 	"\x0fcreated_unix_ms\x18\x06 \x01(\x03R\rcreatedUnixMs\x125\n" +
 	"\x05state\x18\a \x01(\x0e2\x1f.tandem.volume.v1.SnapshotStateR\x05state\x12:\n" +
-	"\aholders\x18\b \x03(\v2 .tandem.volume.v1.SnapshotHolderR\aholders\"j\n" +
+	"\aholders\x18\b \x03(\v2 .tandem.volume.v1.SnapshotHolderR\aholders\x12*\n" +
+	"\x11group_snapshot_id\x18\t \x01(\tR\x0fgroupSnapshotId\"j\n" +
 	"\x0eSnapshotHolder\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\tR\areplica\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
@@ -774,14 +871,18 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x18\n" +
-	"\x16DeleteSnapshotResponse\"k\n" +
+	"\x16DeleteSnapshotResponse\"{\n" +
 	"\x13TakeSnapshotRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x1f\n" +
 	"\vsnapshot_id\x18\x02 \x01(\fR\n" +
 	"snapshotId\x12\x16\n" +
-	"\x06attach\x18\x03 \x01(\bR\x06attach\"0\n" +
+	"\x06attach\x18\x03 \x01(\bR\x06attach\x12\x0e\n" +
+	"\x02op\x18\x04 \x01(\fR\x02op\"0\n" +
 	"\x14TakeSnapshotResponse\x12\x18\n" +
-	"\aholders\x18\x01 \x03(\fR\aholders*\x83\x01\n" +
+	"\aholders\x18\x01 \x03(\fR\aholders\"0\n" +
+	"\x11LendVolumeRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\"\x14\n" +
+	"\x12LendVolumeResponse*\x83\x01\n" +
 	"\rSnapshotState\x12\x1e\n" +
 	"\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SNAPSHOT_STATE_CREATING\x10\x01\x12\x18\n" +
@@ -791,9 +892,11 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\x0eCreateSnapshot\x12'.tandem.volume.v1.CreateSnapshotRequest\x1a(.tandem.volume.v1.CreateSnapshotResponse\x12`\n" +
 	"\rListSnapshots\x12&.tandem.volume.v1.ListSnapshotsRequest\x1a'.tandem.volume.v1.ListSnapshotsResponse\x12Z\n" +
 	"\vGetSnapshot\x12$.tandem.volume.v1.GetSnapshotRequest\x1a%.tandem.volume.v1.GetSnapshotResponse\x12c\n" +
-	"\x0eDeleteSnapshot\x12'.tandem.volume.v1.DeleteSnapshotRequest\x1a(.tandem.volume.v1.DeleteSnapshotResponse2u\n" +
+	"\x0eDeleteSnapshot\x12'.tandem.volume.v1.DeleteSnapshotRequest\x1a(.tandem.volume.v1.DeleteSnapshotResponse2\xd2\x01\n" +
 	"\x14SnapshotCoordinators\x12]\n" +
-	"\fTakeSnapshot\x12%.tandem.volume.v1.TakeSnapshotRequest\x1a&.tandem.volume.v1.TakeSnapshotResponseB2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
+	"\fTakeSnapshot\x12%.tandem.volume.v1.TakeSnapshotRequest\x1a&.tandem.volume.v1.TakeSnapshotResponse\x12[\n" +
+	"\n" +
+	"LendVolume\x12#.tandem.volume.v1.LendVolumeRequest\x1a$.tandem.volume.v1.LendVolumeResponse(\x010\x01B2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
 
 var (
 	file_volume_volumepb_snapshot_proto_rawDescOnce sync.Once
@@ -808,7 +911,7 @@ func file_volume_volumepb_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_volume_volumepb_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_volume_volumepb_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_volume_volumepb_snapshot_proto_goTypes = []any{
 	(SnapshotState)(0),             // 0: tandem.volume.v1.SnapshotState
 	(*Snapshot)(nil),               // 1: tandem.volume.v1.Snapshot
@@ -823,6 +926,8 @@ var file_volume_volumepb_snapshot_proto_goTypes = []any{
 	(*DeleteSnapshotResponse)(nil), // 10: tandem.volume.v1.DeleteSnapshotResponse
 	(*TakeSnapshotRequest)(nil),    // 11: tandem.volume.v1.TakeSnapshotRequest
 	(*TakeSnapshotResponse)(nil),   // 12: tandem.volume.v1.TakeSnapshotResponse
+	(*LendVolumeRequest)(nil),      // 13: tandem.volume.v1.LendVolumeRequest
+	(*LendVolumeResponse)(nil),     // 14: tandem.volume.v1.LendVolumeResponse
 }
 var file_volume_volumepb_snapshot_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Snapshot.state:type_name -> tandem.volume.v1.SnapshotState
@@ -835,13 +940,15 @@ var file_volume_volumepb_snapshot_proto_depIdxs = []int32{
 	7,  // 7: tandem.volume.v1.Snapshots.GetSnapshot:input_type -> tandem.volume.v1.GetSnapshotRequest
 	9,  // 8: tandem.volume.v1.Snapshots.DeleteSnapshot:input_type -> tandem.volume.v1.DeleteSnapshotRequest
 	11, // 9: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:input_type -> tandem.volume.v1.TakeSnapshotRequest
-	4,  // 10: tandem.volume.v1.Snapshots.CreateSnapshot:output_type -> tandem.volume.v1.CreateSnapshotResponse
-	6,  // 11: tandem.volume.v1.Snapshots.ListSnapshots:output_type -> tandem.volume.v1.ListSnapshotsResponse
-	8,  // 12: tandem.volume.v1.Snapshots.GetSnapshot:output_type -> tandem.volume.v1.GetSnapshotResponse
-	10, // 13: tandem.volume.v1.Snapshots.DeleteSnapshot:output_type -> tandem.volume.v1.DeleteSnapshotResponse
-	12, // 14: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:output_type -> tandem.volume.v1.TakeSnapshotResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
+	13, // 10: tandem.volume.v1.SnapshotCoordinators.LendVolume:input_type -> tandem.volume.v1.LendVolumeRequest
+	4,  // 11: tandem.volume.v1.Snapshots.CreateSnapshot:output_type -> tandem.volume.v1.CreateSnapshotResponse
+	6,  // 12: tandem.volume.v1.Snapshots.ListSnapshots:output_type -> tandem.volume.v1.ListSnapshotsResponse
+	8,  // 13: tandem.volume.v1.Snapshots.GetSnapshot:output_type -> tandem.volume.v1.GetSnapshotResponse
+	10, // 14: tandem.volume.v1.Snapshots.DeleteSnapshot:output_type -> tandem.volume.v1.DeleteSnapshotResponse
+	12, // 15: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:output_type -> tandem.volume.v1.TakeSnapshotResponse
+	14, // 16: tandem.volume.v1.SnapshotCoordinators.LendVolume:output_type -> tandem.volume.v1.LendVolumeResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -858,7 +965,7 @@ func file_volume_volumepb_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_snapshot_proto_rawDesc), len(file_volume_volumepb_snapshot_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

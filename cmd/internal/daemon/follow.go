@@ -106,6 +106,7 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 		Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher(), Snapshots: coords, Logger: d.lg,
 	})
 	ss := volume.NewSnapshotServer(d.catalogue, coords)
+	gss := volume.NewGroupSnapshotServer(d.catalogue, coords)
 	gs := volume.NewGroupServer(d.catalogue, coords, d.lg)
 	as := audit.NewServer(audit.New(d.store, d.c.ClusterName, d.c.NodeID))
 	ds := d.doctor()
@@ -117,6 +118,7 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 		volumepb.RegisterVolumesServer(s, d.service)
 		volumepb.RegisterGroupsServer(s, gs)
 		volumepb.RegisterSnapshotsServer(s, ss)
+		volumepb.RegisterGroupSnapshotsServer(s, gss)
 		auditpb.RegisterAuditServer(s, as)
 		doctorpb.RegisterDoctorServer(s, ds)
 		serveOn(g, s, l)
