@@ -9,7 +9,7 @@ import (
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
-// Backend is what the driver needs of the daemon: parts of its services Volumes, Snapshots and Cluster, whose status codes it passes on.
+// Backend is what the driver needs of the daemon: parts of its services Volumes, Snapshots, GroupSnapshots and Cluster, whose status codes it passes on.
 type Backend interface {
 	CreateVolume(context.Context, *volumepb.CreateVolumeRequest, ...grpc.CallOption) (*volumepb.CreateVolumeResponse, error)
 	InspectVolume(context.Context, *volumepb.InspectVolumeRequest, ...grpc.CallOption) (*volumepb.InspectVolumeResponse, error)
@@ -27,6 +27,9 @@ type Backend interface {
 	ListSnapshots(context.Context, *volumepb.ListSnapshotsRequest, ...grpc.CallOption) (*volumepb.ListSnapshotsResponse, error)
 	GetSnapshot(context.Context, *volumepb.GetSnapshotRequest, ...grpc.CallOption) (*volumepb.GetSnapshotResponse, error)
 	DeleteSnapshot(context.Context, *volumepb.DeleteSnapshotRequest, ...grpc.CallOption) (*volumepb.DeleteSnapshotResponse, error)
+	CreateGroupSnapshot(context.Context, *volumepb.CreateGroupSnapshotRequest, ...grpc.CallOption) (*volumepb.CreateGroupSnapshotResponse, error)
+	GetGroupSnapshot(context.Context, *volumepb.GetGroupSnapshotRequest, ...grpc.CallOption) (*volumepb.GetGroupSnapshotResponse, error)
+	DeleteGroupSnapshot(context.Context, *volumepb.DeleteGroupSnapshotRequest, ...grpc.CallOption) (*volumepb.DeleteGroupSnapshotResponse, error)
 	GetStatus(context.Context, *clusterdomainpb.GetStatusRequest, ...grpc.CallOption) (*clusterdomainpb.GetStatusResponse, error)
 }
 
@@ -34,6 +37,7 @@ type Backend interface {
 type Client struct {
 	volumepb.VolumesClient
 	volumepb.SnapshotsClient
+	volumepb.GroupSnapshotsClient
 	clusterdomainpb.ClusterClient
 }
 
@@ -41,5 +45,5 @@ var _ Backend = Client{}
 
 // NewClient returns the Backend behind cc.
 func NewClient(cc grpc.ClientConnInterface) Client {
-	return Client{volumepb.NewVolumesClient(cc), volumepb.NewSnapshotsClient(cc), clusterdomainpb.NewClusterClient(cc)}
+	return Client{volumepb.NewVolumesClient(cc), volumepb.NewSnapshotsClient(cc), volumepb.NewGroupSnapshotsClient(cc), clusterdomainpb.NewClusterClient(cc)}
 }

@@ -22,6 +22,7 @@ type cluster struct {
 	mu       sync.Mutex
 	volumes  map[string]*volumepb.Volume // by id
 	snaps    map[string]*volumepb.Snapshot
+	groups   map[string]*volumepb.GroupSnapshot
 	machine  *mounttest.Machine
 	attaches int
 	made     int
@@ -33,7 +34,7 @@ type cluster struct {
 var _ Backend = (*cluster)(nil)
 
 func newCluster() *cluster {
-	return &cluster{volumes: map[string]*volumepb.Volume{}, snaps: map[string]*volumepb.Snapshot{}, machine: &mounttest.Machine{}}
+	return &cluster{volumes: map[string]*volumepb.Volume{}, snaps: map[string]*volumepb.Snapshot{}, groups: map[string]*volumepb.GroupSnapshot{}, machine: &mounttest.Machine{}}
 }
 
 func (c *cluster) find(ref string) (*volumepb.Volume, error) {

@@ -33,6 +33,10 @@ func TestReference(t *testing.T) {
 	for _, c := range ctrl.GetCapabilities() {
 		fmt.Fprintf(&b, "* controller `%s`\n", c.GetRpc().GetType())
 	}
+	groups, _ := d.GroupControllerGetCapabilities(t.Context(), nil)
+	for _, c := range groups.GetCapabilities() {
+		fmt.Fprintf(&b, "* group controller `%s`\n", c.GetRpc().GetType())
+	}
 	node, _ := d.NodeGetCapabilities(t.Context(), nil)
 	for _, c := range node.GetCapabilities() {
 		fmt.Fprintf(&b, "* node `%s`\n", c.GetRpc().GetType())

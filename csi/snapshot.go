@@ -24,7 +24,7 @@ func snapshotOf(s *volumepb.Snapshot) *spec.Snapshot {
 	return &spec.Snapshot{
 		SnapshotId: s.GetId(), SourceVolumeId: s.GetVolumeId(), SizeBytes: int64(s.GetSizeBytes()),
 		CreationTime: &timestamppb.Timestamp{Seconds: s.GetCreatedUnixMs() / 1000, Nanos: int32(s.GetCreatedUnixMs()%1000) * 1e6},
-		ReadyToUse:   s.GetState() == volumepb.SnapshotState_SNAPSHOT_STATE_READY,
+		ReadyToUse:   s.GetState() == volumepb.SnapshotState_SNAPSHOT_STATE_READY, GroupSnapshotId: s.GetGroupSnapshotId(),
 	}
 }
 
@@ -87,6 +87,9 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, r *spec.DeleteSnapshotReque
 		return nil, err
 	}
 	defer leave()
+	if s, err := d.snapshot(ctx, id); err == nil && s.GetGroupSnapshotId() != "" {
+		return nil, invalid("snapshot %s is part of group snapshot %s, and is deleted with it", id, s.GetGroupSnapshotId())
+	}
 	if _, err := d.o.Backend.DeleteSnapshot(ctx, &volumepb.DeleteSnapshotRequest{Snapshot: id, Actor: actor}); err != nil {
 		return nil, err
 	}
