@@ -173,6 +173,9 @@ func LendHere(ctx context.Context, t LocalTaker, v replication.VolumeID) (giveBa
 	select {
 	case err := <-ended:
 		return nil, err
+	case <-ctx.Done():
+		close(done) // when it is attached
+		return nil, context.Cause(ctx)
 	case <-attached:
 		return func() {
 			close(done)

@@ -66,9 +66,10 @@ func (r *runtime) Lend(ctx context.Context, id replication.VolumeID, use func() 
 
 // lend has a volume attached here, without a device if it is not shown, while use runs. Nobody can write to one that is not shown, so that the mark of a blank volume stays.
 func (r *runtime) lend(ctx context.Context, id replication.VolumeID, use func(v *replvolume.Volume) error) error {
-	attach, cancel := context.WithTimeout(ctx, attachTimeout)
+	// An attach that is given up in the middle leaves the volume promised to this node: so it is ended though nobody waits for it any more, and taken back.
+	attach, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
 	defer cancel()
-	unlock, err := r.lock(attach, id)
+	unlock, err := r.lock(ctx, id)
 	if err != nil {
 		return fmt.Errorf("%w: %w", replication.ErrNotCut, err)
 	}
@@ -84,6 +85,9 @@ func (r *runtime) lend(ctx context.Context, id replication.VolumeID, use func(v 
 		}()
 	}
 	v, err := r.volumes.Attach(attach, id, replvolume.AttachOptions{})
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", replication.ErrNotCut, err)
 	}
