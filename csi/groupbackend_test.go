@@ -42,7 +42,7 @@ func (c *cluster) CreateGroupSnapshot(ctx context.Context, r *volumepb.CreateGro
 	}
 	c.mu.Unlock()
 	for _, v := range r.Volumes {
-		resp, err := c.CreateSnapshot(ctx, &volumepb.CreateSnapshotRequest{Name: r.Name + "." + v, Volume: v})
+		resp, err := c.CreateSnapshot(ctx, &volumepb.CreateSnapshotRequest{Name: r.Name + "." + v, Volume: v, NoFreeze: r.NoFreeze})
 		if err != nil {
 			return nil, err
 		}

@@ -46,12 +46,11 @@ func (d *Driver) CreateVolumeGroupSnapshot(ctx context.Context, r *spec.CreateVo
 	if len(r.GetSourceVolumeIds()) == 0 {
 		return nil, invalid("source_volume_ids are missing")
 	}
-	want := &volumepb.CreateGroupSnapshotRequest{Name: volumeName(r.GetName()), Actor: actor}
-	for k := range r.GetParameters() {
-		if !slices.Contains(toldOfGroupSnapshots, k) {
-			return nil, invalid("parameter %.64q is not known: a VolumeGroupSnapshotClass has none", k)
-		}
+	frozen, err := parseFreeze(r.GetParameters(), toldOfGroupSnapshots)
+	if err != nil {
+		return nil, err
 	}
+	want := &volumepb.CreateGroupSnapshotRequest{Name: volumeName(r.GetName()), NoFreeze: !frozen, Actor: actor}
 	for _, handle := range r.GetSourceVolumeIds() {
 		id, err := ParseVolumeID(handle)
 		if err != nil {

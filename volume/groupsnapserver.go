@@ -27,7 +27,7 @@ func NewGroupSnapshotServer(c *Catalogue, taker GroupTaker) *GroupSnapshotServer
 
 // CreateGroupSnapshot implements GroupSnapshots.
 func (s *GroupSnapshotServer) CreateGroupSnapshot(ctx context.Context, r *volumepb.CreateGroupSnapshotRequest) (*volumepb.CreateGroupSnapshotResponse, error) {
-	req := GroupSnapshotRequest{Name: r.Name, Group: r.Group}
+	req := GroupSnapshotRequest{Name: r.Name, Group: r.Group, Frozen: !r.NoFreeze}
 	for _, ref := range r.Volumes {
 		v, err := s.c.Resolve(ctx, ref)
 		if err != nil {

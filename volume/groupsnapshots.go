@@ -43,6 +43,7 @@ type GroupSnapshotRequest struct {
 	Name    string
 	Group   string                 // all volumes of a consistency group
 	Volumes []replication.VolumeID // each once
+	Frozen  bool                   // with their file systems frozen at the cut, where they are mounted and that can be done; the records say which were
 }
 
 // MaxGroupSnapshot is how many volumes a group snapshot may have: what is written of them goes into one transaction.
@@ -117,9 +118,9 @@ func (c *Catalogue) attemptGroupSnapshot(ctx context.Context, t GroupTaker, r Gr
 	if g.State == Ready {
 		return c.groupSnapshot(ctx, g.ID)
 	}
-	holders, err := g.take(ctx, t, where, hold)
+	all, err := g.take(ctx, t, where, r.Frozen, hold)
 	if err == nil {
-		err = c.endGroupSnapshot(ctx, g, holders)
+		err = c.endGroupSnapshot(ctx, g, r.Frozen, all)
 	}
 	if err == nil {
 		return c.groupSnapshot(ctx, g.ID)
@@ -240,7 +241,7 @@ func (c *Catalogue) writeGroupSnapshot(ctx context.Context, g *GroupSnapshotReco
 }
 
 // endGroupSnapshot writes READY, of all in one transaction, if nobody has given the group snapshot up meanwhile.
-func (c *Catalogue) endGroupSnapshot(ctx context.Context, g *GroupSnapshotRecord, holders map[replication.VolumeID][]replication.ReplicaID) error {
+func (c *Catalogue) endGroupSnapshot(ctx context.Context, g *GroupSnapshotRecord, frozen bool, all map[replication.VolumeID]taken) error {
 	for {
 		e, err := c.groupSnapshot(ctx, g.ID)
 		switch {
@@ -253,12 +254,14 @@ func (c *Catalogue) endGroupSnapshot(ctx context.Context, g *GroupSnapshotRecord
 		}
 		t := kvdb.Txn{If: []kvdb.Cmp{{Key: c.keys.groupSnapshot(g.ID), Target: kvdb.CmpMod, Revision: e.mod}, c.configs.guard()}}
 		for _, s := range e.Members {
-			if err := c.fits(ctx, s, holders[s.Volume]); err != nil {
+			has := all[s.Volume]
+			if err := c.fits(ctx, s, has.holders); err != nil {
 				return err
 			}
 			done := *s
 			done.State = Ready
-			done.Holders = slices.DeleteFunc(slices.Clone(s.Holders), func(p Placement) bool { return !slices.Contains(holders[s.Volume], p.Replica) })
+			done.Holders = slices.DeleteFunc(slices.Clone(s.Holders), func(p Placement) bool { return !slices.Contains(has.holders, p.Replica) })
+			done.noteFrozen(frozen, has.lent, has.not)
 			record, err := put(c.keys.snapshot(s.ID), done)
 			if err != nil {
 				return err

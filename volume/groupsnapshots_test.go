@@ -32,6 +32,7 @@ type groupTakers struct {
 	delay func() time.Duration // of every call
 	late  replication.VolumeID // its cut takes longer than any hold
 	fail  error                // of every cut, after half of the replicas took it
+	freezes
 
 	mu       sync.Mutex
 	vols     map[replication.VolumeID]*heldVolume
@@ -195,7 +196,7 @@ func TestGroupSnapshot(t *testing.T) {
 	}
 	_, err = c.CreateGroup(ctx, "cg", replication.FailoverManual, both)
 	must(t, err)
-	if _, err := c.CreateSnapshot(ctx, &fakeTaker{w: w}, "taken.other", other.ID); err != nil {
+	if _, err := c.CreateSnapshot(ctx, &fakeTaker{w: w}, "taken.other", other.ID, true); err != nil {
 		t.Fatal(err)
 	}
 	many := make([]replication.VolumeID, MaxGroupSnapshot+1)
@@ -444,9 +445,9 @@ func TestGroupSnapshotGivenUp(t *testing.T) {
 	other.seenGroups[rec.ID] = time.Now().Add(-snapshotTimeout)
 	must(t, other.Reconcile(ctx))
 	// It was slow and not dead: what it has does not count.
-	holders, err := rec.take(ctx, g, where, DefaultCutHold)
+	all, err := rec.take(ctx, g, where, true, DefaultCutHold)
 	must(t, err)
-	wantErr(t, c.endGroupSnapshot(ctx, rec, holders), ErrNotCut)
+	wantErr(t, c.endGroupSnapshot(ctx, rec, true, all), ErrNotCut)
 	w.reconcileSnapshots()
 	if left := w.leftovers(); w.held() != 0 || len(left) != 0 {
 		t.Errorf("%d are held still, records %v", w.held(), left)

@@ -15,6 +15,7 @@ import (
 // GroupTaker reaches the coordinators of the volumes of a group snapshot, on any node.
 type GroupTaker interface {
 	CutCoordinators
+	Freezer
 	// Lend has v, which is detached, attached on node n without a device until giveBack is called, once, or this process ends. Then it is detached again; giveBack waits for that, for a while.
 	Lend(ctx context.Context, n replication.NodeID, v replication.VolumeID) (giveBack func(), err error)
 	// TakeHeld has every in-sync replica of v take the snapshot, by its coordinator on node n, while op holds the volume's writes there; it does nothing when op does not hold them, or not any more.
@@ -24,22 +25,39 @@ type GroupTaker interface {
 // lendTimeout bounds how long it may take until all detached volumes of a group snapshot are attached. Nothing is held meanwhile.
 const lendTimeout = 20 * time.Second
 
-// take takes the snapshots of g while all its volumes are held (I28), and returns who holds them. hold bounds how long the writes of any of them wait.
+// taken is a snapshot that was taken.
+type taken struct {
+	holders []replication.ReplicaID
+	not     map[replication.VolumeID]string // why it was not frozen, by volume
+	lent    bool
+}
+
+// take takes the snapshots of g while all its volumes are held (I28), with frozen while their file systems are frozen. hold bounds how long the writes of any of them wait.
 // Errors: ErrNotCut; replication.ErrSnapshotUnsupported and replication.ErrTooManySnapshots, which trying again does not help.
-func (g *GroupSnapshotRecord) take(ctx context.Context, t GroupTaker, where map[replication.VolumeID]standing, hold time.Duration) (map[replication.VolumeID][]replication.ReplicaID, error) {
+func (g *GroupSnapshotRecord) take(ctx context.Context, t GroupTaker, where map[replication.VolumeID]standing, frozen bool, hold time.Duration) (map[replication.VolumeID]taken, error) {
 	cut := &Cut{Op: replication.NewUUID(), Group: g.Name, Nodes: map[replication.VolumeID]replication.NodeID{}}
+	freezes := map[replication.VolumeID]replication.NodeID{}
 	for v, at := range where {
 		cut.Nodes[v] = at.node
+		if frozen && !at.lend {
+			freezes[v] = at.node
+		}
 	}
 	// A detached volume is attached first, so that from then on it is held and cut as the others are: nobody else can write to it.
 	back, err := cut.lend(ctx, t, where)
 	defer back()
-	var holders map[replication.VolumeID][]replication.ReplicaID
 	if err == nil {
+		thaw := freeze(ctx, t, cut.Op, freezes)
+		var holders map[replication.VolumeID][]replication.ReplicaID
 		holders, err = g.takeAttached(ctx, t, cut, hold)
-	}
-	if err == nil {
-		return holders, nil
+		not := thaw()
+		if err == nil {
+			all := map[replication.VolumeID]taken{}
+			for v, h := range holders {
+				all[v] = taken{h, not, where[v].lend}
+			}
+			return all, nil
+		}
 	}
 	for _, last := range []error{replication.ErrSnapshotUnsupported, replication.ErrTooManySnapshots} {
 		if errors.Is(err, last) {

@@ -30,7 +30,7 @@ func (s *SnapshotServer) CreateSnapshot(ctx context.Context, r *volumepb.CreateS
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of volume %s: %w", r.Volume, err)
 	}
-	rec, err := s.c.CreateSnapshot(by(ctx, r), s.taker, r.Name, v)
+	rec, err := s.c.CreateSnapshot(by(ctx, r), s.taker, r.Name, v, !r.NoFreeze)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s of volume %s: %w", r.Name, r.Volume, err)
 	}
@@ -93,6 +93,7 @@ func snapshotPB(s *SnapshotRecord) *volumepb.Snapshot {
 	m := &volumepb.Snapshot{
 		Id: s.ID.String(), Name: s.Name, VolumeId: s.Volume.String(), VolumeName: s.VolumeName, SizeBytes: uint64(s.Size),
 		CreatedUnixMs: s.Created.UnixMilli(), State: snapshotStates[s.State],
+		Frozen: s.Frozen, NotFrozen: s.NotFrozen,
 	}
 	if !isNil(s.Group) {
 		m.GroupSnapshotId = s.Group.String()
@@ -108,6 +109,7 @@ func snapshotPB(s *SnapshotRecord) *volumepb.Snapshot {
 
 // LocalTaker has snapshots taken of volumes that are attached on this node, or attaches them for that.
 type LocalTaker interface {
+	LocalFreezer
 	TakeSnapshot(ctx context.Context, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error)
 	// TakeHeld takes one while op holds the writes of v here. ctx has a deadline. Errors: replication.ErrNotCoordinator; replication.ErrNotCut, also: op does not hold them.
 	TakeHeld(ctx context.Context, v replication.VolumeID, id replication.SnapshotID, op replication.UUID) ([]replication.ReplicaID, error)

@@ -33,10 +33,14 @@ type SnapshotRecord struct {
 	Clone string `json:"clone,omitempty"`
 	// Group is the group snapshot that it is part of: both are there or neither is. Zero: none.
 	Group replication.UUID `json:"group,omitzero"`
+	// Frozen: its file system was frozen at the cut. If not, NotFrozen says why, "" if nobody asked for it.
+	Frozen    bool   `json:"frozen,omitempty"`
+	NotFrozen string `json:"not_frozen,omitempty"`
 }
 
 // SnapshotTaker has the replicas of a volume take snapshots, on any node.
 type SnapshotTaker interface {
+	Freezer
 	// Take has every in-sync replica of v take the snapshot, by its coordinator on node n; with attach, the volume is detached, and attached there for as long.
 	// After an error that wraps replication.ErrNotCut no replica will take it any more, but for what it has begun; after others that is not known.
 	Take(ctx context.Context, n replication.NodeID, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error)
@@ -74,14 +78,15 @@ func unchanged(key string, kv *kvdb.KV) kvdb.Cmp {
 
 func snapshotObject(id replication.SnapshotID) string { return "snapshot/" + id.String() }
 
-// CreateSnapshot takes a snapshot of a volume and returns it when every replica that is in sync holds it. It is idempotent by name.
+// CreateSnapshot takes a snapshot of a volume and returns it when every replica that is in sync holds it. With frozen, its file system is frozen at the cut, if it is mounted where it is attached and that can
+// be done; the record says whether it was. It is idempotent by name.
 // Errors: ErrInvalid, replication.ErrVolumeNotFound, ErrNotReady (the volume; or another call is at the one of this name), ErrDeleting, ErrSnapshotExists (of another volume),
 // ErrTooManySnapshots, those of checkAttach and of the taker, those of the store.
-func (c *Catalogue) CreateSnapshot(ctx context.Context, taker SnapshotTaker, name string, id replication.VolumeID) (*SnapshotRecord, error) {
-	return c.createSnapshot(ctx, taker, name, id, "")
+func (c *Catalogue) CreateSnapshot(ctx context.Context, taker SnapshotTaker, name string, id replication.VolumeID, frozen bool) (*SnapshotRecord, error) {
+	return c.createSnapshot(ctx, taker, name, id, frozen, "")
 }
 
-func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, name string, v replication.VolumeID, clone string) (*SnapshotRecord, error) {
+func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, name string, v replication.VolumeID, frozen bool, clone string) (*SnapshotRecord, error) {
 	_, notID := replication.ParseSnapshotID(name)
 	if len(name) > MaxName || !nameSyntax.MatchString(name) || notID == nil {
 		return nil, fmt.Errorf("%w: snapshot %q: want at most %d letters, digits, '.', '_' or '-', the first and the last a letter or digit, and nothing that looks like an id", ErrInvalid, name, MaxName)
@@ -90,7 +95,13 @@ func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, nam
 	if err != nil || s.State == Ready {
 		return s, err
 	}
+	at := map[replication.VolumeID]replication.NodeID{}
+	if frozen && !attach {
+		at[v] = node
+	}
+	thaw := freeze(ctx, taker, replication.UUID(s.ID), at)
 	holders, err := taker.Take(ctx, node, v, s.ID, attach)
+	s.noteFrozen(frozen, attach, thaw())
 	if err != nil {
 		// What is not known to have ended is left to the Reconcilers.
 		if errors.Is(err, replication.ErrNotCut) || errors.Is(err, replication.ErrNotCoordinator) {
@@ -194,6 +205,17 @@ func (c *Catalogue) snapshotNode(ctx context.Context, e *Entry) (_ replication.N
 		}
 	}
 	return "", false, err
+}
+
+// noteFrozen notes whether it was frozen, if that was asked for, of a volume that was attached for the cut, or of which not says why it was not.
+func (s *SnapshotRecord) noteFrozen(asked, attached bool, not map[replication.VolumeID]string) {
+	switch {
+	case asked && attached:
+		s.NotFrozen = notAttached
+	case asked:
+		s.NotFrozen = not[s.Volume]
+		s.Frozen = s.NotFrozen == ""
+	}
 }
 
 // endSnapshot writes READY, if nobody has given the snapshot up meanwhile.

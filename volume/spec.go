@@ -124,6 +124,7 @@ var (
 	// ErrGroupSnapshotExists: idempotent by name, for the same volumes only.
 	ErrGroupSnapshotExists   = errors.New("volume: a group snapshot of this name exists already, and is of other volumes")
 	ErrGroupSnapshotNotFound = errors.New("volume: no such group snapshot")
+	ErrNotFrozen             = errors.New("volume: the file system is not frozen")
 	ErrInGroupSnapshot       = errors.New("volume: the snapshot is part of a group snapshot, and is deleted with it")
 )
 

@@ -39,7 +39,7 @@ func (f *fakeDaemon) DeleteSnapshot(_ context.Context, r *volumepb.DeleteSnapsho
 func heldGroupSnapshot() *volumepb.GroupSnapshot {
 	const id = "5b000000-0000-4000-8000-000000000001"
 	data, log := heldSnapshot(), heldSnapshot()
-	data.Name, data.GroupSnapshotId = "nightly.data", id
+	data.Name, data.GroupSnapshotId, data.Frozen, log.NotFrozen = "nightly.data", id, true, "no file system of it is mounted where it is attached"
 	log.Id, log.Name, log.VolumeName, log.VolumeId, log.GroupSnapshotId = "5a000000-0000-4000-8000-000000000002", "nightly.log", "log", "22222222-2222-4222-8222-222222222222", id
 	return &volumepb.GroupSnapshot{
 		Id: id, Name: "nightly", Group: "db", CreatedUnixMs: 1_760_000_000_000, State: volumepb.SnapshotState_SNAPSHOT_STATE_READY, Snapshots: []*volumepb.Snapshot{data, log},

@@ -24,13 +24,14 @@ func askGroupSnapshot[Q, R any](ctx context.Context, a *app, call func(pb.GroupS
 func (a *app) groupSnapshotCreateCommand() *cobra.Command {
 	var volumes, groupName string
 	var order orderFlags
+	var freeze bool
 	cmd := &cobra.Command{
 		Use:     "create-group SNAPSHOT",
 		Aliases: []string{"group"},
 		Short:   "Take snapshots of several volumes at one moment",
 		Long: `Take snapshots of several volumes at one moment: of those that are named, or of all volumes of a consistency group. What had been acknowledged by any of them before is in the snapshots,
 and nothing that was asked for after an acknowledgement that is not. All are taken, or none. The volumes may be attached on different nodes, or not attached. Writes of all of them wait for
-some milliseconds.
+some milliseconds. Their file systems are frozen as by "snapshot create".
 
 The snapshot of volume V is named SNAPSHOT.V. Each can be restored by itself; they are deleted together. A group snapshot that exists with that name and is of the same volumes is not taken again.
 It ends with exit code 7 when it could not be taken at one moment; nothing was taken then, and writes go on.`,
@@ -45,7 +46,7 @@ It ends with exit code 7 when it could not be taken at one moment; nothing was t
 			call := func(c pb.GroupSnapshotsClient, ctx context.Context, q *pb.CreateGroupSnapshotRequest) (*pb.CreateGroupSnapshotResponse, error) {
 				return c.CreateGroupSnapshot(ctx, q)
 			}
-			resp, err := askGroupSnapshot(cmd.Context(), a, call, &pb.CreateGroupSnapshotRequest{Name: args[0], Volumes: list, Group: groupName, Reason: order.reason, Actor: a.actor()})
+			resp, err := askGroupSnapshot(cmd.Context(), a, call, &pb.CreateGroupSnapshotRequest{Name: args[0], Volumes: list, Group: groupName, NoFreeze: !freeze, Reason: order.reason, Actor: a.actor()})
 			if err != nil {
 				return err
 			}
@@ -57,6 +58,7 @@ It ends with exit code 7 when it could not be taken at one moment; nothing was t
 	}
 	cmd.Flags().StringVar(&volumes, "volumes", "", "the `volumes`, with commas, at most 40")
 	cmd.Flags().StringVar(&groupName, "group", "", "all volumes of this consistency `group`")
+	addFreeze(cmd, &freeze)
 	order.add(cmd)
 	return cmd
 }
@@ -101,9 +103,9 @@ func (a *app) groupSnapshotInspectCommand() *cobra.Command {
 			return a.print(resp, func(w io.Writer) {
 				g := resp.GetGroupSnapshot()
 				fields(w, "Name", g.GetName(), "Id", g.GetId(), "Group", g.GetGroup(), "Created", timeText(g.GetCreatedUnixMs()), "State", enumText(g.GetState(), "SNAPSHOT_STATE_"))
-				rows := [][]string{{"VOLUME", "SNAPSHOT", "ID", "SIZE", "HELD BY"}}
+				rows := [][]string{{"VOLUME", "SNAPSHOT", "ID", "SIZE", "HELD BY", "CONSISTENCY"}}
 				for _, s := range g.GetSnapshots() {
-					rows = append(rows, []string{s.GetVolumeName(), s.GetName(), s.GetId(), bytesText(s.GetSizeBytes()), fmt.Sprint(len(s.GetHolders()))})
+					rows = append(rows, []string{s.GetVolumeName(), s.GetName(), s.GetId(), bytesText(s.GetSizeBytes()), fmt.Sprint(len(s.GetHolders())), consistencyText(s)})
 				}
 				fmt.Fprintln(w)
 				table(w, rows...)

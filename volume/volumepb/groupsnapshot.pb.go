@@ -112,10 +112,11 @@ func (x *GroupSnapshot) GetSnapshots() []*Snapshot {
 type CreateGroupSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Volumes       []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"` // ids or names, each once, at most 40; not with group
-	Group         string                 `protobuf:"bytes,3,opt,name=group,proto3" json:"group,omitempty"`     // all volumes of this consistency group
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`   // for the audit trail, in the actor's words
-	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`     // "" = the caller's certificate name
+	Volumes       []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`                    // ids or names, each once, at most 40; not with group
+	Group         string                 `protobuf:"bytes,3,opt,name=group,proto3" json:"group,omitempty"`                        // all volumes of this consistency group
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`                      // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`                        // "" = the caller's certificate name
+	NoFreeze      bool                   `protobuf:"varint,6,opt,name=no_freeze,json=noFreeze,proto3" json:"no_freeze,omitempty"` // leave their file systems, where they are mounted on a node, as they are; else they are frozen for the moment of the cut
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -183,6 +184,13 @@ func (x *CreateGroupSnapshotRequest) GetActor() string {
 		return x.Actor
 	}
 	return ""
+}
+
+func (x *CreateGroupSnapshotRequest) GetNoFreeze() bool {
+	if x != nil {
+		return x.NoFreeze
+	}
+	return false
 }
 
 type CreateGroupSnapshotResponse struct {
@@ -504,13 +512,14 @@ const file_volume_volumepb_groupsnapshot_proto_rawDesc = "" +
 	"\x05group\x18\x03 \x01(\tR\x05group\x12&\n" +
 	"\x0fcreated_unix_ms\x18\x04 \x01(\x03R\rcreatedUnixMs\x125\n" +
 	"\x05state\x18\x05 \x01(\x0e2\x1f.tandem.volume.v1.SnapshotStateR\x05state\x128\n" +
-	"\tsnapshots\x18\x06 \x03(\v2\x1a.tandem.volume.v1.SnapshotR\tsnapshots\"\x8e\x01\n" +
+	"\tsnapshots\x18\x06 \x03(\v2\x1a.tandem.volume.v1.SnapshotR\tsnapshots\"\xab\x01\n" +
 	"\x1aCreateGroupSnapshotRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\avolumes\x18\x02 \x03(\tR\avolumes\x12\x14\n" +
 	"\x05group\x18\x03 \x01(\tR\x05group\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05actor\x18\x05 \x01(\tR\x05actor\"e\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x1b\n" +
+	"\tno_freeze\x18\x06 \x01(\bR\bnoFreeze\"e\n" +
 	"\x1bCreateGroupSnapshotResponse\x12F\n" +
 	"\x0egroup_snapshot\x18\x01 \x01(\v2\x1f.tandem.volume.v1.GroupSnapshotR\rgroupSnapshot\"\x1b\n" +
 	"\x19ListGroupSnapshotsRequest\"f\n" +

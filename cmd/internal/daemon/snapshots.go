@@ -126,6 +126,55 @@ func (c *cutCoordinators) TakeHeld(ctx context.Context, n replication.NodeID, v 
 	return answered(volume.TakeHeldOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v, id, op))
 }
 
+// FreezeHere implements volume.LocalTaker.
+func (r *runtime) FreezeHere(ctx context.Context, id replication.VolumeID, op replication.UUID, hold time.Duration) (bool, error) {
+	return r.freezer.Freeze(ctx, id.String(), op.String(), hold)
+}
+
+// ThawHere implements volume.LocalTaker.
+func (r *runtime) ThawHere(id replication.VolumeID, op replication.UUID) error {
+	return r.freezer.Thaw(id.String(), op.String())
+}
+
+// Freeze implements volume.Freezer.
+func (c *cutCoordinators) Freeze(ctx context.Context, n replication.NodeID, v replication.VolumeID, op replication.UUID, hold time.Duration) (bool, error) {
+	if n == c.d.node {
+		return c.d.runtime.FreezeHere(ctx, v, op, hold)
+	}
+	cc, err := c.conn(n)
+	if err != nil {
+		return false, err
+	}
+	here, err := volume.FreezeOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v, op, hold)
+	return here, inWords(err)
+}
+
+// Thaw implements volume.Freezer.
+func (c *cutCoordinators) Thaw(ctx context.Context, n replication.NodeID, v replication.VolumeID, op replication.UUID) error {
+	if n == c.d.node {
+		return c.d.runtime.ThawHere(v, op)
+	}
+	cc, err := c.conn(n)
+	if err != nil {
+		return err
+	}
+	return inWords(volume.ThawOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v, op))
+}
+
+// inWords is what another node said was wrong, as a person reads it in a snapshot's record.
+func inWords(err error) error {
+	switch s := status.Convert(err); s.Code() {
+	case codes.OK:
+		return nil
+	case codes.Unimplemented:
+		return fmt.Errorf("%w: the version of that node freezes nothing", volume.ErrNotFrozen)
+	case codes.FailedPrecondition:
+		return errors.New(s.Message())
+	default:
+		return fmt.Errorf("%w: that node does not answer: %s", volume.ErrNotFrozen, s.Message())
+	}
+}
+
 // Lend implements volume.GroupTaker.
 func (c *cutCoordinators) Lend(ctx context.Context, n replication.NodeID, v replication.VolumeID) (giveBack func(), err error) {
 	if n == c.d.node {

@@ -111,6 +111,7 @@ var table = []row{
 	{"volume.ErrSnapshotExists", volume.ErrSnapshotExists, codes.AlreadyExists, "choose another name"},
 	{"volume.ErrGroupSnapshotExists", volume.ErrGroupSnapshotExists, codes.AlreadyExists, "choose another name"},
 	{"volume.ErrGroupSnapshotNotFound", volume.ErrGroupSnapshotNotFound, codes.NotFound, "see \"tandemctl volume snapshot list-groups\""},
+	{"volume.ErrNotFrozen", volume.ErrNotFrozen, codes.FailedPrecondition, ""},
 	{"volume.ErrInGroupSnapshot", volume.ErrInGroupSnapshot, codes.FailedPrecondition, "delete the whole group snapshot: \"tandemctl volume snapshot delete-group\""},
 	{"volume.ErrSnapshotSize", volume.ErrSnapshotSize, codes.OutOfRange, ""},
 	{"volume.ErrTooManySnapshots", volume.ErrTooManySnapshots, codes.ResourceExhausted, ""},
