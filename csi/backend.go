@@ -9,7 +9,7 @@ import (
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
-// Backend is what the driver needs of the daemon: parts of its services Volumes, Snapshots, SnapshotBlocks and Cluster, whose status codes it passes on.
+// Backend is what the driver needs of the daemon: parts of its services Volumes, Snapshots, SnapshotBlocks, GroupSnapshots and Cluster, whose status codes it passes on.
 type Backend interface {
 	CreateVolume(context.Context, *volumepb.CreateVolumeRequest, ...grpc.CallOption) (*volumepb.CreateVolumeResponse, error)
 	InspectVolume(context.Context, *volumepb.InspectVolumeRequest, ...grpc.CallOption) (*volumepb.InspectVolumeResponse, error)
@@ -28,6 +28,9 @@ type Backend interface {
 	GetSnapshot(context.Context, *volumepb.GetSnapshotRequest, ...grpc.CallOption) (*volumepb.GetSnapshotResponse, error)
 	DeleteSnapshot(context.Context, *volumepb.DeleteSnapshotRequest, ...grpc.CallOption) (*volumepb.DeleteSnapshotResponse, error)
 	ListBlocks(context.Context, *volumepb.ListBlocksRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[volumepb.ListBlocksResponse], error)
+	CreateGroupSnapshot(context.Context, *volumepb.CreateGroupSnapshotRequest, ...grpc.CallOption) (*volumepb.CreateGroupSnapshotResponse, error)
+	GetGroupSnapshot(context.Context, *volumepb.GetGroupSnapshotRequest, ...grpc.CallOption) (*volumepb.GetGroupSnapshotResponse, error)
+	DeleteGroupSnapshot(context.Context, *volumepb.DeleteGroupSnapshotRequest, ...grpc.CallOption) (*volumepb.DeleteGroupSnapshotResponse, error)
 	GetStatus(context.Context, *clusterdomainpb.GetStatusRequest, ...grpc.CallOption) (*clusterdomainpb.GetStatusResponse, error)
 }
 
@@ -36,6 +39,7 @@ type Client struct {
 	volumepb.VolumesClient
 	volumepb.SnapshotsClient
 	volumepb.SnapshotBlocksClient
+	volumepb.GroupSnapshotsClient
 	clusterdomainpb.ClusterClient
 }
 
@@ -43,5 +47,5 @@ var _ Backend = Client{}
 
 // NewClient returns the Backend behind cc.
 func NewClient(cc grpc.ClientConnInterface) Client {
-	return Client{volumepb.NewVolumesClient(cc), volumepb.NewSnapshotsClient(cc), volumepb.NewSnapshotBlocksClient(cc), clusterdomainpb.NewClusterClient(cc)}
+	return Client{volumepb.NewVolumesClient(cc), volumepb.NewSnapshotsClient(cc), volumepb.NewSnapshotBlocksClient(cc), volumepb.NewGroupSnapshotsClient(cc), clusterdomainpb.NewClusterClient(cc)}
 }

@@ -24,6 +24,7 @@ type cluster struct {
 	mu       sync.Mutex
 	volumes  map[string]*volumepb.Volume // by id
 	snaps    map[string]*volumepb.Snapshot
+	groups   map[string]*volumepb.GroupSnapshot
 	machine  *mounttest.Machine
 	attaches int
 	made     int
@@ -36,7 +37,7 @@ type cluster struct {
 var _ Backend = (*cluster)(nil)
 
 func newCluster() *cluster {
-	return &cluster{volumes: map[string]*volumepb.Volume{}, snaps: map[string]*volumepb.Snapshot{}, machine: &mounttest.Machine{}}
+	return &cluster{volumes: map[string]*volumepb.Volume{}, snaps: map[string]*volumepb.Snapshot{}, groups: map[string]*volumepb.GroupSnapshot{}, machine: &mounttest.Machine{}}
 }
 
 func (c *cluster) find(ref string) (*volumepb.Volume, error) {
@@ -177,7 +178,7 @@ func (c *cluster) CreateSnapshot(_ context.Context, r *volumepb.CreateSnapshotRe
 	c.made++
 	s := &volumepb.Snapshot{
 		Id: fmt.Sprintf("%08x-0000-4000-8000-%012x", c.made, 8), Name: r.Name, VolumeId: v.Id, VolumeName: v.Name, SizeBytes: v.SizeBytes,
-		CreatedUnixMs: 1_760_000_000_001, State: volumepb.SnapshotState_SNAPSHOT_STATE_READY,
+		CreatedUnixMs: 1_760_000_000_001, State: volumepb.SnapshotState_SNAPSHOT_STATE_READY, Frozen: !r.NoFreeze,
 	}
 	for _, m := range v.Replicas {
 		s.Holders = append(s.Holders, &volumepb.SnapshotHolder{Node: m.Node, Domain: m.Domain})

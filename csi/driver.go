@@ -1,4 +1,4 @@
-// Package csi is the CSI driver csi.tandem.storage: Identity, Controller, Node and SnapshotMetadata over the API of the daemon that serves it.
+// Package csi is the CSI driver csi.tandem.storage: Identity, Controller, GroupController, Node and SnapshotMetadata over the API of the daemon that serves it.
 //
 // It keeps no state: what it is asked for is decided by the volumes' records and by what is mounted. So every call may be repeated on any
 // node (Controller) or after any crash (Node). How it fits together is in docs/design/0026-csi.md.
@@ -62,6 +62,7 @@ type Options struct {
 type Driver struct {
 	spec.UnimplementedIdentityServer
 	spec.UnimplementedControllerServer
+	spec.UnimplementedGroupControllerServer
 	spec.UnimplementedNodeServer
 	spec.UnimplementedSnapshotMetadataServer
 	o    Options
@@ -84,6 +85,7 @@ func (d *Driver) Server() *grpc.Server {
 	s := grpc.NewServer(grpc.ChainUnaryInterceptor(d.intercept), grpc.ChainStreamInterceptor(d.interceptStream))
 	spec.RegisterIdentityServer(s, d)
 	spec.RegisterControllerServer(s, d)
+	spec.RegisterGroupControllerServer(s, d)
 	spec.RegisterNodeServer(s, d)
 	spec.RegisterSnapshotMetadataServer(s, d)
 	return s

@@ -22,6 +22,7 @@ func (d *Driver) GetPluginCapabilities(context.Context, *spec.GetPluginCapabilit
 	for _, t := range []spec.PluginCapability_Service_Type{
 		spec.PluginCapability_Service_CONTROLLER_SERVICE, spec.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS,
 		spec.PluginCapability_Service_SNAPSHOT_METADATA_SERVICE,
+		spec.PluginCapability_Service_GROUP_CONTROLLER_SERVICE,
 	} {
 		resp.Capabilities = append(resp.Capabilities, &spec.PluginCapability{
 			Type: &spec.PluginCapability_Service_{Service: &spec.PluginCapability_Service{Type: t}},

@@ -104,8 +104,10 @@ func TestRoom(t *testing.T) {
 	s := nodes(map[string]uint64{"a": 40960, "b": 20480, "c": 8192})
 	for _, n := range s.Nodes {
 		n.Labels = map[string]string{"site": n.Domain}
+		if n.Domain == "a" {
+			n.Pools = append(n.Pools, &clusterdomainpb.Pool{TotalBytes: 4096 * 3, Class: "fast"})
+		}
 	}
-	s.Nodes[0].Pools = append(s.Nodes[0].Pools, &clusterdomainpb.Pool{TotalBytes: 4096 * 3, Class: "fast"})
 	for _, tc := range []struct {
 		replicas uint32
 		segment  map[string]string

@@ -19,12 +19,32 @@ var toldOfSnapshots = []string{
 	"csi.storage.k8s.io/volumesnapshot/name", "csi.storage.k8s.io/volumesnapshot/namespace", "csi.storage.k8s.io/volumesnapshotcontent/name",
 }
 
+// paramFreeze is the parameter of a VolumeSnapshotClass or VolumeGroupSnapshotClass that says whether file systems are frozen at the cut.
+const paramFreeze = "freeze"
+
+// parseFreeze reads the parameters of such a class, to which others are added. INVALID_ARGUMENT: there are more, or it is neither "true" nor "false".
+func parseFreeze(params map[string]string, added []string) (frozen bool, _ error) {
+	for k := range params {
+		if k != paramFreeze && !slices.Contains(added, k) {
+			return false, invalid("parameter %.64q is not known: use %s", k, paramFreeze)
+		}
+	}
+	switch v, ok := params[paramFreeze]; {
+	case !ok, v == "true":
+		return true, nil
+	case v == "false":
+		return false, nil
+	default:
+		return false, invalid("parameter %s: %.64q is none of its values: true, false", paramFreeze, v)
+	}
+}
+
 // snapshotOf makes s a message of the specification.
 func snapshotOf(s *volumepb.Snapshot) *spec.Snapshot {
 	return &spec.Snapshot{
 		SnapshotId: s.GetId(), SourceVolumeId: s.GetVolumeId(), SizeBytes: int64(s.GetSizeBytes()),
 		CreationTime: &timestamppb.Timestamp{Seconds: s.GetCreatedUnixMs() / 1000, Nanos: int32(s.GetCreatedUnixMs()%1000) * 1e6},
-		ReadyToUse:   s.GetState() == volumepb.SnapshotState_SNAPSHOT_STATE_READY,
+		ReadyToUse:   s.GetState() == volumepb.SnapshotState_SNAPSHOT_STATE_READY, GroupSnapshotId: s.GetGroupSnapshotId(),
 	}
 }
 
@@ -51,10 +71,9 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *spec.CreateSnapshotReque
 	if r.GetSourceVolumeId() == "" {
 		return nil, invalid("source_volume_id is missing")
 	}
-	for k := range r.GetParameters() {
-		if !slices.Contains(toldOfSnapshots, k) {
-			return nil, invalid("parameter %.64q is not known: a VolumeSnapshotClass has none", k)
-		}
+	frozen, err := parseFreeze(r.GetParameters(), toldOfSnapshots)
+	if err != nil {
+		return nil, err
 	}
 	id, err := ParseVolumeID(r.GetSourceVolumeId())
 	if err != nil {
@@ -66,7 +85,7 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *spec.CreateSnapshotReque
 		return nil, err
 	}
 	defer leave()
-	resp, err := d.o.Backend.CreateSnapshot(ctx, &volumepb.CreateSnapshotRequest{Name: name, Volume: id.String(), Actor: actor})
+	resp, err := d.o.Backend.CreateSnapshot(ctx, &volumepb.CreateSnapshotRequest{Name: name, Volume: id.String(), NoFreeze: !frozen, Actor: actor})
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +106,9 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, r *spec.DeleteSnapshotReque
 		return nil, err
 	}
 	defer leave()
+	if s, err := d.snapshot(ctx, id); err == nil && s.GetGroupSnapshotId() != "" {
+		return nil, invalid("snapshot %s is part of group snapshot %s, and is deleted with it", id, s.GetGroupSnapshotId())
+	}
 	if _, err := d.o.Backend.DeleteSnapshot(ctx, &volumepb.DeleteSnapshotRequest{Snapshot: id, Actor: actor}); err != nil {
 		return nil, err
 	}

@@ -105,3 +105,28 @@ func TestCopyIsNotFormatted(t *testing.T) {
 		}
 	}
 }
+
+// File systems are frozen for snapshots unless the class says otherwise.
+func TestSnapshotFreeze(t *testing.T) {
+	h := newHost(t)
+	ctx := t.Context()
+	v := h.published(t, "data", mounted("xfs", writer))
+	for i, tt := range []struct {
+		params map[string]string
+		frozen bool
+		want   codes.Code
+	}{
+		{nil, true, codes.OK}, {map[string]string{"freeze": "true"}, true, codes.OK}, {map[string]string{"freeze": "false"}, false, codes.OK},
+		{map[string]string{"freeze": ""}, false, codes.InvalidArgument}, {map[string]string{"Freeze": "true"}, false, codes.InvalidArgument},
+	} {
+		name := string(rune('a' + i))
+		one, err := h.CreateSnapshot(ctx, &spec.CreateSnapshotRequest{Name: name, SourceVolumeId: v.Id, Parameters: tt.params})
+		if status.Code(err) != tt.want || err == nil && h.c.snaps[one.GetSnapshot().GetSnapshotId()].Frozen != tt.frozen {
+			t.Errorf("%v: %v, %v", tt.params, one, err)
+		}
+		all, err := h.CreateVolumeGroupSnapshot(ctx, &spec.CreateVolumeGroupSnapshotRequest{Name: name, SourceVolumeIds: []string{v.Id}, Parameters: tt.params})
+		if status.Code(err) != tt.want || err == nil && h.c.snaps[all.GetGroupSnapshot().GetSnapshots()[0].GetSnapshotId()].Frozen != tt.frozen {
+			t.Errorf("of a group, %v: %v, %v", tt.params, all, err)
+		}
+	}
+}

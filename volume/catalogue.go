@@ -30,11 +30,12 @@ type Catalogue struct {
 	configs *Configs
 	cluster Cluster
 	trail   *audit.Log
+	process replication.UUID // which this is: what was begun by another one on this node is not carried on
 }
 
 // NewCatalogue returns the catalogue behind c.
 func NewCatalogue(c *Configs, cl Cluster) *Catalogue {
-	return &Catalogue{store: c.store, keys: c.keys, configs: c, cluster: cl, trail: audit.New(c.store, c.cluster, cl.View().Local)}
+	return &Catalogue{store: c.store, keys: c.keys, configs: c, cluster: cl, trail: audit.New(c.store, c.cluster, cl.View().Local), process: replication.NewUUID()}
 }
 
 // Entry is a volume with everything that the kvdb knows of it.

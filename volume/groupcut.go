@@ -97,15 +97,7 @@ func (c *Catalogue) cutGroup(ctx context.Context, cs CutCoordinators, name strin
 		err = cut.note(held, cs)
 	}
 	// Those that were not held, or not any more, say so: then this is no cut (I28).
-	release, cancelRelease := context.WithTimeout(context.WithoutCancel(ctx), hold)
-	defer cancelRelease()
-	released := cut.each(func(v replication.VolumeID, n replication.NodeID) error {
-		if was, err := cs.ReleaseCut(release, n, v, cut.Op); err != nil || !was {
-			return fmt.Errorf("volume %s was not held to the end: %w", v, errors.Join(err, errHoldEnded))
-		}
-		return nil
-	})
-	if err == nil {
+	if released := cut.release(ctx, cs, hold); err == nil {
 		err = released
 	}
 	if err != nil {

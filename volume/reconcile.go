@@ -90,6 +90,8 @@ type Reconciler struct {
 	seen     map[seenSnapshot]time.Time         // since when
 	noted    map[LocalReplica]kvdb.Revision     // the record that was noted last beside a replica
 
+	seenGroups map[replication.UUID]time.Time // group snapshots: since when they are seen CREATING
+
 	mu struct {
 		sync.Mutex
 		orphans []LocalReplica

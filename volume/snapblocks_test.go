@@ -69,7 +69,7 @@ func TestListBlocks(t *testing.T) {
 	w := newWorld(t, "a", "b")
 	c := w.catalogue(w.store)
 	take := func(name string, v replication.VolumeID) *SnapshotRecord {
-		s, err := c.CreateSnapshot(t.Context(), &fakeTaker{w: w}, name, v)
+		s, err := c.CreateSnapshot(t.Context(), &fakeTaker{w: w}, name, v, false)
 		if err != nil {
 			t.Fatal(err)
 		}

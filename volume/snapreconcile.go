@@ -22,6 +22,7 @@ const (
 
 // snapshots does this node's part for every snapshot: it deletes what its replicas hold of those that are DELETING, and gives up those whose maker has gone.
 func (r *Reconciler) snapshots(ctx context.Context) error {
+	groups, groupsErr := r.groupSnapshots(ctx) // first: what it gives up is DELETING then
 	kvs, _, err := r.c.store.List(ctx, r.c.keys.snapshots())
 	if err != nil {
 		return fmt.Errorf("read snapshots: %w", err)
@@ -29,7 +30,7 @@ func (r *Reconciler) snapshots(ctx context.Context) error {
 	gone := map[replication.SnapshotID]map[string]bool{} // replicas that have said so
 	records := map[replication.SnapshotID]*SnapshotRecord{}
 	mods := map[replication.SnapshotID]kvdb.Revision{}
-	var errs []error
+	errs := []error{groupsErr}
 	for _, kv := range kvs {
 		name, replica, is := strings.Cut(strings.TrimPrefix(kv.Key, r.c.keys.snapshots()), "/")
 		id, err := replication.ParseSnapshotID(name)
@@ -60,6 +61,8 @@ func (r *Reconciler) snapshots(ctx context.Context) error {
 			r.seen[k] = time.Now()
 		}
 		switch since := time.Since(r.seen[k]); {
+		case s.State == Creating && (groups[s.Group] || groupsErr != nil && !isNil(s.Group)):
+			err = nil // it is given up with its group snapshot
 		case s.State == Creating && since >= snapshotTimeout:
 			r.lg.Warn("snapshot given up, whoever asked for it has gone", zap.Stringer("volume-id", s.Volume), zap.Stringer("snapshot-id", id))
 			_, err = r.c.dropSnapshot(ctx, id, Creating, true)

@@ -30,7 +30,7 @@ func (s *SnapshotServer) CreateSnapshot(ctx context.Context, r *volumepb.CreateS
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of volume %s: %w", r.Volume, err)
 	}
-	rec, err := s.c.CreateSnapshot(by(ctx, r), s.taker, r.Name, v)
+	rec, err := s.c.CreateSnapshot(by(ctx, r), s.taker, r.Name, v, !r.NoFreeze)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s of volume %s: %w", r.Name, r.Volume, err)
 	}
@@ -93,6 +93,10 @@ func snapshotPB(s *SnapshotRecord) *volumepb.Snapshot {
 	m := &volumepb.Snapshot{
 		Id: s.ID.String(), Name: s.Name, VolumeId: s.Volume.String(), VolumeName: s.VolumeName, SizeBytes: uint64(s.Size),
 		CreatedUnixMs: s.Created.UnixMilli(), State: snapshotStates[s.State],
+		Frozen: s.Frozen, NotFrozen: s.NotFrozen,
+	}
+	if !isNil(s.Group) {
+		m.GroupSnapshotId = s.Group.String()
 	}
 	for _, p := range s.Holders {
 		m.Holders = append(m.Holders, &volumepb.SnapshotHolder{Replica: p.Replica.String(), Node: string(p.Node), Domain: string(p.Domain), Pool: p.Pool})
@@ -105,7 +109,12 @@ func snapshotPB(s *SnapshotRecord) *volumepb.Snapshot {
 
 // LocalTaker has snapshots taken of volumes that are attached on this node, or attaches them for that.
 type LocalTaker interface {
+	LocalFreezer
 	TakeSnapshot(ctx context.Context, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error)
+	// TakeHeld takes one while op holds the writes of v here. ctx has a deadline. Errors: replication.ErrNotCoordinator; replication.ErrNotCut, also: op does not hold them.
+	TakeHeld(ctx context.Context, v replication.VolumeID, id replication.SnapshotID, op replication.UUID) ([]replication.ReplicaID, error)
+	// Lend attaches v here without a device, if it is not attached here, has it used, and detaches it again. No other attach or detach goes on beside it.
+	Lend(ctx context.Context, v replication.VolumeID, use func() error) error
 }
 
 // SnapshotCoordinatorsServer implements the gRPC service SnapshotCoordinators, for the other nodes.
@@ -135,7 +144,16 @@ func (s *SnapshotCoordinatorsServer) TakeSnapshot(ctx context.Context, r *volume
 	if err != nil {
 		return nil, err
 	}
-	holders, err := t.TakeSnapshot(ctx, replication.VolumeID(v), replication.SnapshotID(id), r.Attach)
+	var holders []replication.ReplicaID
+	if len(r.Op) == 0 {
+		holders, err = t.TakeSnapshot(ctx, replication.VolumeID(v), replication.SnapshotID(id), r.Attach)
+	} else {
+		op, badOp := parseIdentifier(r.Op)
+		if badOp != nil {
+			return nil, badOp
+		}
+		holders, err = t.TakeHeld(ctx, replication.VolumeID(v), replication.SnapshotID(id), op)
+	}
 	resp := &volumepb.TakeSnapshotResponse{}
 	for _, h := range holders {
 		resp.Holders = append(resp.Holders, h[:])
@@ -145,7 +163,16 @@ func (s *SnapshotCoordinatorsServer) TakeSnapshot(ctx context.Context, r *volume
 
 // TakeSnapshotOn asks another node for TakeSnapshot.
 func TakeSnapshotOn(ctx context.Context, c volumepb.SnapshotCoordinatorsClient, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error) {
-	r, err := c.TakeSnapshot(ctx, &volumepb.TakeSnapshotRequest{VolumeId: v[:], SnapshotId: id[:], Attach: attach})
+	return takeOn(ctx, c, &volumepb.TakeSnapshotRequest{VolumeId: v[:], SnapshotId: id[:], Attach: attach})
+}
+
+// TakeHeldOn asks another node for TakeHeld.
+func TakeHeldOn(ctx context.Context, c volumepb.SnapshotCoordinatorsClient, v replication.VolumeID, id replication.SnapshotID, op replication.UUID) ([]replication.ReplicaID, error) {
+	return takeOn(ctx, c, &volumepb.TakeSnapshotRequest{VolumeId: v[:], SnapshotId: id[:], Op: op[:]})
+}
+
+func takeOn(ctx context.Context, c volumepb.SnapshotCoordinatorsClient, q *volumepb.TakeSnapshotRequest) ([]replication.ReplicaID, error) {
+	r, err := c.TakeSnapshot(ctx, q)
 	if err != nil {
 		return nil, err
 	}

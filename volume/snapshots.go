@@ -31,10 +31,16 @@ type SnapshotRecord struct {
 	Failed bool `json:"failed,omitempty"`
 	// Clone: it is there for the volume of that name alone, and is deleted when that is made.
 	Clone string `json:"clone,omitempty"`
+	// Group is the group snapshot that it is part of: both are there or neither is. Zero: none.
+	Group replication.UUID `json:"group,omitzero"`
+	// Frozen: its file system was frozen at the cut. If not, NotFrozen says why, "" if nobody asked for it.
+	Frozen    bool   `json:"frozen,omitempty"`
+	NotFrozen string `json:"not_frozen,omitempty"`
 }
 
 // SnapshotTaker has the replicas of a volume take snapshots, on any node.
 type SnapshotTaker interface {
+	Freezer
 	// Take has every in-sync replica of v take the snapshot, by its coordinator on node n; with attach, the volume is detached, and attached there for as long.
 	// After an error that wraps replication.ErrNotCut no replica will take it any more, but for what it has begun; after others that is not known.
 	Take(ctx context.Context, n replication.NodeID, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error)
@@ -72,14 +78,15 @@ func unchanged(key string, kv *kvdb.KV) kvdb.Cmp {
 
 func snapshotObject(id replication.SnapshotID) string { return "snapshot/" + id.String() }
 
-// CreateSnapshot takes a snapshot of a volume and returns it when every replica that is in sync holds it. It is idempotent by name.
+// CreateSnapshot takes a snapshot of a volume and returns it when every replica that is in sync holds it. With frozen, its file system is frozen at the cut, if it is mounted where it is attached and that can
+// be done; the record says whether it was. It is idempotent by name.
 // Errors: ErrInvalid, replication.ErrVolumeNotFound, ErrNotReady (the volume; or another call is at the one of this name), ErrDeleting, ErrSnapshotExists (of another volume),
 // ErrTooManySnapshots, those of checkAttach and of the taker, those of the store.
-func (c *Catalogue) CreateSnapshot(ctx context.Context, taker SnapshotTaker, name string, id replication.VolumeID) (*SnapshotRecord, error) {
-	return c.createSnapshot(ctx, taker, name, id, "")
+func (c *Catalogue) CreateSnapshot(ctx context.Context, taker SnapshotTaker, name string, id replication.VolumeID, frozen bool) (*SnapshotRecord, error) {
+	return c.createSnapshot(ctx, taker, name, id, frozen, "")
 }
 
-func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, name string, v replication.VolumeID, clone string) (*SnapshotRecord, error) {
+func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, name string, v replication.VolumeID, frozen bool, clone string) (*SnapshotRecord, error) {
 	_, notID := replication.ParseSnapshotID(name)
 	if len(name) > MaxName || !nameSyntax.MatchString(name) || notID == nil {
 		return nil, fmt.Errorf("%w: snapshot %q: want at most %d letters, digits, '.', '_' or '-', the first and the last a letter or digit, and nothing that looks like an id", ErrInvalid, name, MaxName)
@@ -88,7 +95,13 @@ func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, nam
 	if err != nil || s.State == Ready {
 		return s, err
 	}
+	at := map[replication.VolumeID]replication.NodeID{}
+	if frozen && !attach {
+		at[v] = node
+	}
+	thaw := freeze(ctx, taker, replication.UUID(s.ID), at)
 	holders, err := taker.Take(ctx, node, v, s.ID, attach)
+	s.noteFrozen(frozen, attach, thaw())
 	if err != nil {
 		// What is not known to have ended is left to the Reconcilers.
 		if errors.Is(err, replication.ErrNotCut) || errors.Is(err, replication.ErrNotCoordinator) {
@@ -194,6 +207,17 @@ func (c *Catalogue) snapshotNode(ctx context.Context, e *Entry) (_ replication.N
 	return "", false, err
 }
 
+// noteFrozen notes whether it was frozen, if that was asked for, of a volume that was attached for the cut, or of which not says why it was not.
+func (s *SnapshotRecord) noteFrozen(asked, attached bool, not map[replication.VolumeID]string) {
+	switch {
+	case asked && attached:
+		s.NotFrozen = notAttached
+	case asked:
+		s.NotFrozen = not[s.Volume]
+		s.Frozen = s.NotFrozen == ""
+	}
+}
+
 // endSnapshot writes READY, if nobody has given the snapshot up meanwhile.
 func (c *Catalogue) endSnapshot(ctx context.Context, s *SnapshotRecord, holders []replication.ReplicaID) (*SnapshotRecord, error) {
 	done := *s
@@ -253,9 +277,13 @@ func (c *Catalogue) endSnapshot(ctx context.Context, s *SnapshotRecord, holders 
 	}
 }
 
-// DeleteSnapshot turns a snapshot to DELETING; its holders delete it. One that does not exist is no error. Errors: ErrNotReady (it is being taken), those of the store.
+// DeleteSnapshot turns a snapshot to DELETING; its holders delete it. One that does not exist is no error. Errors: ErrNotReady (it is being taken), ErrInGroupSnapshot, those of the store.
 func (c *Catalogue) DeleteSnapshot(ctx context.Context, id replication.SnapshotID) error {
-	s, err := c.dropSnapshot(ctx, id, Ready, false)
+	s, err := c.snapshot(ctx, id)
+	if err == nil && s.State == Ready && !isNil(s.Group) {
+		return fmt.Errorf("%w: snapshot %s of volume %s, group snapshot %s", ErrInGroupSnapshot, s.Name, s.VolumeName, s.Group)
+	}
+	s, err = c.dropSnapshot(ctx, id, Ready, false)
 	if err == nil && s != nil && s.State == Creating {
 		return fmt.Errorf("%w: snapshot %s is being taken", ErrNotReady, s.Name)
 	}
@@ -280,25 +308,15 @@ func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID,
 		if err != nil {
 			return nil, err
 		}
-		ids, err := parseSnapshotsOf(look.Gets[0])
-		if err != nil {
-			return nil, err
-		}
 		next := *s
 		next.State, next.Failed = Deleting, failed
-		record, err := put(kv.Key, next)
+		ops, err := c.unlist(&next, look.Gets[0])
 		if err != nil {
 			return nil, err
 		}
-		list := kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.snapshotsOf(s.Volume)}
-		if ids = slices.DeleteFunc(ids, func(k replication.SnapshotID) bool { return k == id }); len(ids) > 0 {
-			if list, err = put(list.Key, ids); err != nil {
-				return nil, err
-			}
-		}
 		t := kvdb.Txn{
-			If:   []kvdb.Cmp{{Key: kv.Key, Target: kvdb.CmpMod, Revision: kv.Mod}, unchanged(list.Key, look.Gets[0]), c.configs.guard()},
-			Then: []kvdb.Op{record, list, {Kind: kvdb.OpDelete, Key: c.keys.snapshotName(s.Name)}},
+			If:   []kvdb.Cmp{{Key: kv.Key, Target: kvdb.CmpMod, Revision: kv.Mod}, unchanged(c.keys.snapshotsOf(s.Volume), look.Gets[0]), c.configs.guard()},
+			Then: ops,
 		}
 		if !failed {
 			entry, err := c.trail.Stage(ctx, audit.Record{Verb: "snapshot delete", Object: snapshotObject(id), Outcome: s.Name + " of volume " + s.VolumeName})
@@ -312,6 +330,25 @@ func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID,
 			return s, err
 		}
 	}
+}
+
+// unlist writes s, which is DELETING, and takes it off the list of its volume's snapshots, which is as it was read, and its name.
+func (c *Catalogue) unlist(s *SnapshotRecord, list *kvdb.KV) ([]kvdb.Op, error) {
+	ids, err := parseSnapshotsOf(list)
+	if err != nil {
+		return nil, err
+	}
+	record, err := put(c.keys.snapshot(s.ID), s)
+	if err != nil {
+		return nil, err
+	}
+	rest := kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.snapshotsOf(s.Volume)}
+	if ids = slices.DeleteFunc(ids, func(k replication.SnapshotID) bool { return k == s.ID }); len(ids) > 0 {
+		if rest, err = put(rest.Key, ids); err != nil {
+			return nil, err
+		}
+	}
+	return []kvdb.Op{record, rest, {Kind: kvdb.OpDelete, Key: c.keys.snapshotName(s.Name)}}, nil
 }
 
 // snapshotByName returns the snapshot that has the name: ErrSnapshotNotFound if none has.

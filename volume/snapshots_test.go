@@ -18,7 +18,8 @@ type fakeTaker struct {
 	w      *world
 	fail   error // of Take; half of the replicas have it all the same
 	during func()
-	asked  []bool // whether it had to attach
+	freezes
+	asked []bool // whether it had to attach
 }
 
 func (f *fakeTaker) Take(_ context.Context, n replication.NodeID, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error) {
@@ -100,13 +101,13 @@ func TestSnapshots(t *testing.T) {
 	c, taker, ctx := w.catalogue(w.store), &fakeTaker{w: w}, t.Context()
 	var made []*SnapshotRecord
 	for i := range 3 {
-		s, err := c.CreateSnapshot(ctx, taker, fmt.Sprintf("s%d", i), e.ID)
+		s, err := c.CreateSnapshot(ctx, taker, fmt.Sprintf("s%d", i), e.ID, true)
 		if err != nil || s.State != Ready || len(s.Holders) != 2 || s.Size != gib || !taker.asked[i] {
 			t.Fatalf("%+v, %v", s, err)
 		}
 		made = append(made, s)
 	}
-	again, err := c.CreateSnapshot(ctx, taker, "s1", e.ID)
+	again, err := c.CreateSnapshot(ctx, taker, "s1", e.ID, true)
 	if err != nil || again.ID != made[1].ID || len(taker.asked) != 3 {
 		t.Errorf("once more: %+v, %v", again, err)
 	}
@@ -119,7 +120,7 @@ func TestSnapshots(t *testing.T) {
 		{"s1", other.ID, ErrSnapshotExists}, {"", e.ID, ErrInvalid}, {"a b", e.ID, ErrInvalid}, {replication.NewUUID().String(), e.ID, ErrInvalid},
 		{"s9", replication.VolumeID{9}, replication.ErrVolumeNotFound},
 	} {
-		if _, err := c.CreateSnapshot(ctx, taker, bad.name, bad.of); !errors.Is(err, bad.want) {
+		if _, err := c.CreateSnapshot(ctx, taker, bad.name, bad.of, true); !errors.Is(err, bad.want) {
 			t.Errorf("%q: %v, want %v", bad.name, err, bad.want)
 		}
 	}
@@ -156,7 +157,7 @@ func TestSnapshotNotTaken(t *testing.T) {
 	e := w.create(Request{Name: "data", Size: gib})
 	c, ctx := w.catalogue(w.store), t.Context()
 	taker := &fakeTaker{w: w, fail: fmt.Errorf("%w: no", replication.ErrNotCut)}
-	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID); !errors.Is(err, replication.ErrNotCut) {
+	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true); !errors.Is(err, replication.ErrNotCut) {
 		t.Fatal(err)
 	}
 	if w.held() != 1 {
@@ -166,7 +167,7 @@ func TestSnapshotNotTaken(t *testing.T) {
 		t.Errorf("looked for while a replica may be at it: %v, %d held", err, w.held())
 	}
 	taker.fail = nil
-	s, err := c.CreateSnapshot(ctx, taker, "s", e.ID)
+	s, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,11 +179,11 @@ func TestSnapshotNotTaken(t *testing.T) {
 
 	// Its maker ends in the middle: the record is there until it is given up.
 	taker.fail = context.DeadlineExceeded
-	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatal(err)
 	}
 	taker.fail = nil
-	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID); !errors.Is(err, ErrNotReady) {
+	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true); !errors.Is(err, ErrNotReady) {
 		t.Errorf("beside another one: %v", err)
 	}
 	r := w.reconciler(w.store, "n-b")
@@ -203,7 +204,7 @@ func TestSnapshotNotTaken(t *testing.T) {
 		_, err = c.dropSnapshot(ctx, all[0].ID, Creating, true)
 		must(t, err)
 	}
-	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID); !errors.Is(err, replication.ErrNotCut) {
+	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true); !errors.Is(err, replication.ErrNotCut) {
 		t.Errorf("given up meanwhile: %v", err)
 	}
 	w.reconcileSnapshots()
@@ -224,7 +225,7 @@ func TestRestore(t *testing.T) {
 	w := newWorld(t, "a", "b", "c")
 	e := w.create(Request{Name: "data", Size: gib, Replicas: 2})
 	c, taker, ctx := w.catalogue(w.store), &fakeTaker{w: w}, t.Context()
-	s, err := c.CreateSnapshot(ctx, taker, "s", e.ID)
+	s, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true)
 	must(t, err)
 	var r *Entry
 	w.makes(func(ctx context.Context) { r, err = c.Restore(ctx, Request{Name: "restored"}, "s") })
@@ -298,7 +299,7 @@ func TestSnapshotThroughLosses(t *testing.T) {
 	good := 0
 	for i := range 60 {
 		name := fmt.Sprintf("s%d", i)
-		s, err := c.CreateSnapshot(t.Context(), taker, name, e.ID)
+		s, err := c.CreateSnapshot(t.Context(), taker, name, e.ID, true)
 		if err == nil {
 			good++
 			err = c.DeleteSnapshot(t.Context(), s.ID)
@@ -338,15 +339,50 @@ func TestSnapshotOfAVolumeThatGrows(t *testing.T) {
 			t.Fatal(err)
 		}
 	}}
-	_, err := c.CreateSnapshot(ctx, taker, "s", e.ID)
+	_, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true)
 	wantErr(t, err, replication.ErrNotCut)
 	w.reconcileSnapshots()
 	if n := w.held(); n != 0 {
 		t.Errorf("%d replicas hold it", n)
 	}
 	taker.during = nil
-	s, err := c.CreateSnapshot(ctx, taker, "s", e.ID)
+	s, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true)
 	if err != nil || s.Size != 2*gib {
 		t.Errorf("again: %+v, %v", s, err)
 	}
+}
+
+// freezes are the file systems of all volumes.
+type freezes struct {
+	mu      sync.Mutex
+	frozen  map[replication.VolumeID]replication.UUID
+	mounted map[replication.VolumeID]bool
+	failing error // of Freeze
+	ended   error // of Thaw
+	log     []string
+}
+
+func (f *freezes) Freeze(_ context.Context, _ replication.NodeID, v replication.VolumeID, op replication.UUID, _ time.Duration) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.mounted[v] || f.failing != nil {
+		return f.mounted[v], f.failing
+	}
+	if f.frozen == nil {
+		f.frozen = map[replication.VolumeID]replication.UUID{}
+	}
+	f.frozen[v] = op
+	f.log = append(f.log, "freeze")
+	return true, nil
+}
+
+func (f *freezes) Thaw(_ context.Context, _ replication.NodeID, v replication.VolumeID, op replication.UUID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.frozen[v] != op {
+		return ErrNotFrozen
+	}
+	delete(f.frozen, v)
+	f.log = append(f.log, "thaw")
+	return f.ended
 }

@@ -127,6 +127,11 @@ var (
 	ErrSnapshotNotHeld = errors.New("volume: the replica does not hold the snapshot")
 	ErrHoldersSilent   = errors.New("volume: no replica that holds the snapshot answers")
 	ErrHasSnapshots    = errors.New("volume: it has snapshots; delete them first")
+	// ErrGroupSnapshotExists: idempotent by name, for the same volumes only.
+	ErrGroupSnapshotExists   = errors.New("volume: a group snapshot of this name exists already, and is of other volumes")
+	ErrGroupSnapshotNotFound = errors.New("volume: no such group snapshot")
+	ErrNotFrozen             = errors.New("volume: the file system is not frozen")
+	ErrInGroupSnapshot       = errors.New("volume: the snapshot is part of a group snapshot, and is deleted with it")
 )
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)

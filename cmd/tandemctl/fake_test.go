@@ -32,6 +32,7 @@ type fakeDaemon struct {
 	volumepb.UnimplementedGroupsServer
 	volumepb.UnimplementedSnapshotsServer
 	volumepb.UnimplementedSnapshotBlocksServer
+	volumepb.UnimplementedGroupSnapshotsServer
 	auditpb.UnimplementedAuditServer
 	doctorpb.UnimplementedDoctorServer
 
@@ -301,6 +302,7 @@ func newHarness(t *testing.T, f *fakeDaemon) *harness {
 		volumepb.RegisterGroupsServer(srv, f)
 		volumepb.RegisterSnapshotsServer(srv, f)
 		volumepb.RegisterSnapshotBlocksServer(srv, f)
+		volumepb.RegisterGroupSnapshotsServer(srv, f)
 		auditpb.RegisterAuditServer(srv, f)
 		doctorpb.RegisterDoctorServer(srv, f)
 		done := make(chan error, 1)

@@ -47,3 +47,33 @@ func (f *fakeDaemon) ListBlocks(r *volumepb.ListBlocksRequest, stream grpc.Serve
 	}
 	return f.err
 }
+
+func heldGroupSnapshot() *volumepb.GroupSnapshot {
+	const id = "5b000000-0000-4000-8000-000000000001"
+	data, log := heldSnapshot(), heldSnapshot()
+	data.Name, data.GroupSnapshotId, data.Frozen, log.NotFrozen = "nightly.data", id, true, "no file system of it is mounted where it is attached"
+	log.Id, log.Name, log.VolumeName, log.VolumeId, log.GroupSnapshotId = "5a000000-0000-4000-8000-000000000002", "nightly.log", "log", "22222222-2222-4222-8222-222222222222", id
+	return &volumepb.GroupSnapshot{
+		Id: id, Name: "nightly", Group: "db", CreatedUnixMs: 1_760_000_000_000, State: volumepb.SnapshotState_SNAPSHOT_STATE_READY, Snapshots: []*volumepb.Snapshot{data, log},
+	}
+}
+
+func (f *fakeDaemon) CreateGroupSnapshot(_ context.Context, r *volumepb.CreateGroupSnapshotRequest) (*volumepb.CreateGroupSnapshotResponse, error) {
+	f.note(r)
+	return &volumepb.CreateGroupSnapshotResponse{GroupSnapshot: heldGroupSnapshot()}, f.err
+}
+
+func (f *fakeDaemon) ListGroupSnapshots(_ context.Context, r *volumepb.ListGroupSnapshotsRequest) (*volumepb.ListGroupSnapshotsResponse, error) {
+	f.note(r)
+	return &volumepb.ListGroupSnapshotsResponse{GroupSnapshots: []*volumepb.GroupSnapshot{heldGroupSnapshot()}}, f.err
+}
+
+func (f *fakeDaemon) GetGroupSnapshot(_ context.Context, r *volumepb.GetGroupSnapshotRequest) (*volumepb.GetGroupSnapshotResponse, error) {
+	f.note(r)
+	return &volumepb.GetGroupSnapshotResponse{GroupSnapshot: heldGroupSnapshot()}, f.err
+}
+
+func (f *fakeDaemon) DeleteGroupSnapshot(_ context.Context, r *volumepb.DeleteGroupSnapshotRequest) (*volumepb.DeleteGroupSnapshotResponse, error) {
+	f.note(r)
+	return &volumepb.DeleteGroupSnapshotResponse{}, f.err
+}

@@ -140,6 +140,17 @@ func TestGolden(t *testing.T) {
 		{name: "snapshot-blocks", args: "volume snapshot blocks before-upgrade --base older"},
 		{name: "snapshot-blocks-json", args: "volume snapshot blocks before-upgrade -o json"},
 		{name: "snapshot-delete", args: "volume snapshot delete before-upgrade -y"},
+		{name: "snapshot-create-group", args: "volume snapshot create-group nightly --group db"},
+		{name: "snapshot-create-group-of-nothing", args: "volume snapshot create-group nightly"},
+		{name: "snapshot-create-group-not-cut", args: "volume snapshot create-group nightly --volumes data,log", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: group snapshot nightly: node a2: volume log was not held to the end", volume.ErrNotCut)
+		}},
+		{name: "snapshot-list-groups", args: "volume snapshot list-groups"},
+		{name: "snapshot-inspect-group", args: "volume snapshot inspect-group nightly"},
+		{name: "snapshot-delete-group", args: "volume snapshot delete-group nightly -y"},
+		{name: "snapshot-delete-of-group", args: "volume snapshot delete nightly.log -y", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: snapshot nightly.log of volume log, group snapshot 5b000000-0000-4000-8000-000000000001", volume.ErrInGroupSnapshot)
+		}},
 		{name: "snapshot-restore", args: "volume snapshot restore before-upgrade old"},
 		{name: "volume-clone", args: "volume clone data copy"},
 		{name: "volume-list", args: "volume list"},

@@ -36,13 +36,34 @@ func twoNames(first, second string) cobra.PositionalArgs {
 	}
 }
 
+// addFreeze adds the flag that says whether file systems are frozen for a snapshot.
+func addFreeze(cmd *cobra.Command, freeze *bool) {
+	cmd.Flags().BoolVar(freeze, "freeze", true, "freeze the file system, where it is mounted, for the moment of the cut")
+}
+
+// consistencyText says what a file system finds in a snapshot.
+func consistencyText(s *pb.Snapshot) string {
+	switch {
+	case s.GetFrozen():
+		return "file system (frozen at the cut)"
+	case s.GetNotFrozen() != "":
+		return "crash (not frozen: " + s.GetNotFrozen() + ")"
+	default:
+		return "crash"
+	}
+}
+
 func (a *app) snapshotCreateCommand() *cobra.Command {
 	var order orderFlags
+	var freeze bool
 	cmd := &cobra.Command{
 		Use:   "create VOLUME SNAPSHOT",
 		Short: "Take a snapshot of a volume",
-		Long: `Take a snapshot of a volume, and return when every replica that is in sync holds it. What was written before and acknowledged is in it; a file system on it is found as after
-a power cut, unless it was frozen or unmounted. Writes wait for some milliseconds. It takes no space before the volume is written to.
+		Long: `Take a snapshot of a volume, and return when every replica that is in sync holds it. What was written before and acknowledged is in it. Writes wait for some milliseconds. It takes no
+space before the volume is written to.
+
+If its file system is mounted on the node where it is attached, through a device of this cluster, it is frozen for that moment: what was written to files is in the snapshot then, whether
+it was synced or not. Where that cannot be done in 10 seconds, or with --freeze=false, the snapshot is taken all the same, and a file system on it is found as after a power cut; "inspect" says which.
 
 Every replica in sync has to lie in a pool on XFS with reflink. A snapshot that exists with that name and is of the same volume is not taken again.`,
 		Example: `  tandemctl volume snapshot create data before-upgrade`,
@@ -51,7 +72,7 @@ Every replica in sync has to lie in a pool on XFS with reflink. A snapshot that 
 			call := func(c pb.SnapshotsClient, ctx context.Context, q *pb.CreateSnapshotRequest) (*pb.CreateSnapshotResponse, error) {
 				return c.CreateSnapshot(ctx, q)
 			}
-			resp, err := askSnapshot(cmd.Context(), a, call, &pb.CreateSnapshotRequest{Volume: args[0], Name: args[1], Reason: order.reason, Actor: a.actor()})
+			resp, err := askSnapshot(cmd.Context(), a, call, &pb.CreateSnapshotRequest{Volume: args[0], Name: args[1], NoFreeze: !freeze, Reason: order.reason, Actor: a.actor()})
 			if err != nil {
 				return err
 			}
@@ -61,6 +82,7 @@ Every replica in sync has to lie in a pool on XFS with reflink. A snapshot that 
 			})
 		},
 	}
+	addFreeze(cmd, &freeze)
 	order.add(cmd)
 	return cmd
 }
@@ -110,7 +132,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 				s := resp.GetSnapshot()
 				table(w, []string{"Name", s.GetName()}, []string{"Id", s.GetId()}, []string{"Volume", s.GetVolumeName() + " (" + s.GetVolumeId() + ")"},
 					[]string{"Size", bytesText(s.GetSizeBytes())}, []string{"Created", timeText(s.GetCreatedUnixMs())},
-					[]string{"State", enumText(s.GetState(), "SNAPSHOT_STATE_")})
+					[]string{"State", enumText(s.GetState(), "SNAPSHOT_STATE_")}, []string{"Group snapshot", s.GetGroupSnapshotId()}, []string{"Consistency", consistencyText(s)})
 				fmt.Fprintln(w)
 				rows := [][]string{{"DOMAIN", "NODE", "POOL", "REPLICA"}}
 				for _, h := range s.GetHolders() {

@@ -78,17 +78,20 @@ func (SnapshotState) EnumDescriptor() ([]byte, []int) {
 }
 
 type Snapshot struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	VolumeId      string                 `protobuf:"bytes,3,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
-	VolumeName    string                 `protobuf:"bytes,4,opt,name=volume_name,json=volumeName,proto3" json:"volume_name,omitempty"`             // when it was taken
-	SizeBytes     uint64                 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`               // of the volume
-	CreatedUnixMs int64                  `protobuf:"varint,6,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"` // milliseconds since 1970, by the clock of the node that was asked
-	State         SnapshotState          `protobuf:"varint,7,opt,name=state,proto3,enum=tandem.volume.v1.SnapshotState" json:"state,omitempty"`
-	Holders       []*SnapshotHolder      `protobuf:"bytes,8,rep,name=holders,proto3" json:"holders,omitempty"` // by domain, then node
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	VolumeId        string                 `protobuf:"bytes,3,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	VolumeName      string                 `protobuf:"bytes,4,opt,name=volume_name,json=volumeName,proto3" json:"volume_name,omitempty"`             // when it was taken
+	SizeBytes       uint64                 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`               // of the volume
+	CreatedUnixMs   int64                  `protobuf:"varint,6,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"` // milliseconds since 1970, by the clock of the node that was asked
+	State           SnapshotState          `protobuf:"varint,7,opt,name=state,proto3,enum=tandem.volume.v1.SnapshotState" json:"state,omitempty"`
+	Holders         []*SnapshotHolder      `protobuf:"bytes,8,rep,name=holders,proto3" json:"holders,omitempty"`                                          // by domain, then node
+	GroupSnapshotId string                 `protobuf:"bytes,9,opt,name=group_snapshot_id,json=groupSnapshotId,proto3" json:"group_snapshot_id,omitempty"` // that it is part of, and is deleted with; "" = none
+	Frozen          bool                   `protobuf:"varint,10,opt,name=frozen,proto3" json:"frozen,omitempty"`                                          // its file system was frozen at the cut: all that was written to files is in it. Else it has what a power cut would have left
+	NotFrozen       string                 `protobuf:"bytes,11,opt,name=not_frozen,json=notFrozen,proto3" json:"not_frozen,omitempty"`                    // why not; "" = nobody asked for it
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
@@ -177,6 +180,27 @@ func (x *Snapshot) GetHolders() []*SnapshotHolder {
 	return nil
 }
 
+func (x *Snapshot) GetGroupSnapshotId() string {
+	if x != nil {
+		return x.GroupSnapshotId
+	}
+	return ""
+}
+
+func (x *Snapshot) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
+func (x *Snapshot) GetNotFrozen() string {
+	if x != nil {
+		return x.NotFrozen
+	}
+	return ""
+}
+
 // SnapshotHolder is a replica that has the snapshot, or, while it is CREATING or DELETING, may.
 type SnapshotHolder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -250,8 +274,9 @@ type CreateSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Volume        string                 `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit trail, in the actor's words
-	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`   // "" = the caller's certificate name
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                      // for the audit trail, in the actor's words
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`                        // "" = the caller's certificate name
+	NoFreeze      bool                   `protobuf:"varint,5,opt,name=no_freeze,json=noFreeze,proto3" json:"no_freeze,omitempty"` // leave its file system, if it is mounted on a node, as it is; else it is frozen for the moment of the cut
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -312,6 +337,13 @@ func (x *CreateSnapshotRequest) GetActor() string {
 		return x.Actor
 	}
 	return ""
+}
+
+func (x *CreateSnapshotRequest) GetNoFreeze() bool {
+	if x != nil {
+		return x.NoFreeze
+	}
+	return false
 }
 
 type CreateSnapshotResponse struct {
@@ -635,6 +667,7 @@ type TakeSnapshotRequest struct {
 	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	SnapshotId    []byte                 `protobuf:"bytes,2,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	Attach        bool                   `protobuf:"varint,3,opt,name=attach,proto3" json:"attach,omitempty"`
+	Op            []byte                 `protobuf:"bytes,4,opt,name=op,proto3" json:"op,omitempty"` // only while this operation holds the volume's writes (GroupCoordinators); empty = whatever holds them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -690,6 +723,13 @@ func (x *TakeSnapshotRequest) GetAttach() bool {
 	return false
 }
 
+func (x *TakeSnapshotRequest) GetOp() []byte {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
 type TakeSnapshotResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Holders       [][]byte               `protobuf:"bytes,1,rep,name=holders,proto3" json:"holders,omitempty"` // replicas
@@ -734,11 +774,283 @@ func (x *TakeSnapshotResponse) GetHolders() [][]byte {
 	return nil
 }
 
+type LendVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendVolumeRequest) Reset() {
+	*x = LendVolumeRequest{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendVolumeRequest) ProtoMessage() {}
+
+func (x *LendVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendVolumeRequest.ProtoReflect.Descriptor instead.
+func (*LendVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *LendVolumeRequest) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+type LendVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendVolumeResponse) Reset() {
+	*x = LendVolumeResponse{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendVolumeResponse) ProtoMessage() {}
+
+func (x *LendVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendVolumeResponse.ProtoReflect.Descriptor instead.
+func (*LendVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{13}
+}
+
+type FreezeVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Op            []byte                 `protobuf:"bytes,2,opt,name=op,proto3" json:"op,omitempty"`
+	HoldMs        uint64                 `protobuf:"varint,3,opt,name=hold_ms,json=holdMs,proto3" json:"hold_ms,omitempty"` // milliseconds, at most 30000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeVolumeRequest) Reset() {
+	*x = FreezeVolumeRequest{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeVolumeRequest) ProtoMessage() {}
+
+func (x *FreezeVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeVolumeRequest.ProtoReflect.Descriptor instead.
+func (*FreezeVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *FreezeVolumeRequest) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *FreezeVolumeRequest) GetOp() []byte {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *FreezeVolumeRequest) GetHoldMs() uint64 {
+	if x != nil {
+		return x.HoldMs
+	}
+	return 0
+}
+
+type FreezeVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mounted       bool                   `protobuf:"varint,1,opt,name=mounted,proto3" json:"mounted,omitempty"` // false: it has no file system that is mounted there, and nothing is frozen
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeVolumeResponse) Reset() {
+	*x = FreezeVolumeResponse{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeVolumeResponse) ProtoMessage() {}
+
+func (x *FreezeVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeVolumeResponse.ProtoReflect.Descriptor instead.
+func (*FreezeVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *FreezeVolumeResponse) GetMounted() bool {
+	if x != nil {
+		return x.Mounted
+	}
+	return false
+}
+
+type ThawVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Op            []byte                 `protobuf:"bytes,2,opt,name=op,proto3" json:"op,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThawVolumeRequest) Reset() {
+	*x = ThawVolumeRequest{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThawVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThawVolumeRequest) ProtoMessage() {}
+
+func (x *ThawVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThawVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ThawVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ThawVolumeRequest) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *ThawVolumeRequest) GetOp() []byte {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+type ThawVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThawVolumeResponse) Reset() {
+	*x = ThawVolumeResponse{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThawVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThawVolumeResponse) ProtoMessage() {}
+
+func (x *ThawVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThawVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ThawVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{17}
+}
+
 var File_volume_volumepb_snapshot_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"\x1evolume/volumepb/snapshot.proto\x12\x10tandem.volume.v1\"\xa6\x02\n" +
+	"\x1evolume/volumepb/snapshot.proto\x12\x10tandem.volume.v1\"\x89\x03\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
@@ -749,17 +1061,23 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"size_bytes\x18\x05 \x01(\x04R\tsizeBytes\x12&\n" +
 	"\x0fcreated_unix_ms\x18\x06 \x01(\x03R\rcreatedUnixMs\x125\n" +
 	"\x05state\x18\a \x01(\x0e2\x1f.tandem.volume.v1.SnapshotStateR\x05state\x12:\n" +
-	"\aholders\x18\b \x03(\v2 .tandem.volume.v1.SnapshotHolderR\aholders\"j\n" +
+	"\aholders\x18\b \x03(\v2 .tandem.volume.v1.SnapshotHolderR\aholders\x12*\n" +
+	"\x11group_snapshot_id\x18\t \x01(\tR\x0fgroupSnapshotId\x12\x16\n" +
+	"\x06frozen\x18\n" +
+	" \x01(\bR\x06frozen\x12\x1d\n" +
+	"\n" +
+	"not_frozen\x18\v \x01(\tR\tnotFrozen\"j\n" +
 	"\x0eSnapshotHolder\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\tR\areplica\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
 	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\x12\n" +
-	"\x04pool\x18\x04 \x01(\tR\x04pool\"q\n" +
+	"\x04pool\x18\x04 \x01(\tR\x04pool\"\x8e\x01\n" +
 	"\x15CreateSnapshotRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05actor\x18\x04 \x01(\tR\x05actor\"P\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x1b\n" +
+	"\tno_freeze\x18\x05 \x01(\bR\bnoFreeze\"P\n" +
 	"\x16CreateSnapshotResponse\x126\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x1a.tandem.volume.v1.SnapshotR\bsnapshot\".\n" +
 	"\x14ListSnapshotsRequest\x12\x16\n" +
@@ -774,14 +1092,28 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x18\n" +
-	"\x16DeleteSnapshotResponse\"k\n" +
+	"\x16DeleteSnapshotResponse\"{\n" +
 	"\x13TakeSnapshotRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x1f\n" +
 	"\vsnapshot_id\x18\x02 \x01(\fR\n" +
 	"snapshotId\x12\x16\n" +
-	"\x06attach\x18\x03 \x01(\bR\x06attach\"0\n" +
+	"\x06attach\x18\x03 \x01(\bR\x06attach\x12\x0e\n" +
+	"\x02op\x18\x04 \x01(\fR\x02op\"0\n" +
 	"\x14TakeSnapshotResponse\x12\x18\n" +
-	"\aholders\x18\x01 \x03(\fR\aholders*\x83\x01\n" +
+	"\aholders\x18\x01 \x03(\fR\aholders\"0\n" +
+	"\x11LendVolumeRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\"\x14\n" +
+	"\x12LendVolumeResponse\"[\n" +
+	"\x13FreezeVolumeRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x0e\n" +
+	"\x02op\x18\x02 \x01(\fR\x02op\x12\x17\n" +
+	"\ahold_ms\x18\x03 \x01(\x04R\x06holdMs\"0\n" +
+	"\x14FreezeVolumeResponse\x12\x18\n" +
+	"\amounted\x18\x01 \x01(\bR\amounted\"@\n" +
+	"\x11ThawVolumeRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x0e\n" +
+	"\x02op\x18\x02 \x01(\fR\x02op\"\x14\n" +
+	"\x12ThawVolumeResponse*\x83\x01\n" +
 	"\rSnapshotState\x12\x1e\n" +
 	"\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SNAPSHOT_STATE_CREATING\x10\x01\x12\x18\n" +
@@ -791,9 +1123,14 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\x0eCreateSnapshot\x12'.tandem.volume.v1.CreateSnapshotRequest\x1a(.tandem.volume.v1.CreateSnapshotResponse\x12`\n" +
 	"\rListSnapshots\x12&.tandem.volume.v1.ListSnapshotsRequest\x1a'.tandem.volume.v1.ListSnapshotsResponse\x12Z\n" +
 	"\vGetSnapshot\x12$.tandem.volume.v1.GetSnapshotRequest\x1a%.tandem.volume.v1.GetSnapshotResponse\x12c\n" +
-	"\x0eDeleteSnapshot\x12'.tandem.volume.v1.DeleteSnapshotRequest\x1a(.tandem.volume.v1.DeleteSnapshotResponse2u\n" +
+	"\x0eDeleteSnapshot\x12'.tandem.volume.v1.DeleteSnapshotRequest\x1a(.tandem.volume.v1.DeleteSnapshotResponse2\x8a\x03\n" +
 	"\x14SnapshotCoordinators\x12]\n" +
-	"\fTakeSnapshot\x12%.tandem.volume.v1.TakeSnapshotRequest\x1a&.tandem.volume.v1.TakeSnapshotResponseB2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
+	"\fTakeSnapshot\x12%.tandem.volume.v1.TakeSnapshotRequest\x1a&.tandem.volume.v1.TakeSnapshotResponse\x12]\n" +
+	"\fFreezeVolume\x12%.tandem.volume.v1.FreezeVolumeRequest\x1a&.tandem.volume.v1.FreezeVolumeResponse\x12W\n" +
+	"\n" +
+	"ThawVolume\x12#.tandem.volume.v1.ThawVolumeRequest\x1a$.tandem.volume.v1.ThawVolumeResponse\x12[\n" +
+	"\n" +
+	"LendVolume\x12#.tandem.volume.v1.LendVolumeRequest\x1a$.tandem.volume.v1.LendVolumeResponse(\x010\x01B2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
 
 var (
 	file_volume_volumepb_snapshot_proto_rawDescOnce sync.Once
@@ -808,7 +1145,7 @@ func file_volume_volumepb_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_volume_volumepb_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_volume_volumepb_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_volume_volumepb_snapshot_proto_goTypes = []any{
 	(SnapshotState)(0),             // 0: tandem.volume.v1.SnapshotState
 	(*Snapshot)(nil),               // 1: tandem.volume.v1.Snapshot
@@ -823,6 +1160,12 @@ var file_volume_volumepb_snapshot_proto_goTypes = []any{
 	(*DeleteSnapshotResponse)(nil), // 10: tandem.volume.v1.DeleteSnapshotResponse
 	(*TakeSnapshotRequest)(nil),    // 11: tandem.volume.v1.TakeSnapshotRequest
 	(*TakeSnapshotResponse)(nil),   // 12: tandem.volume.v1.TakeSnapshotResponse
+	(*LendVolumeRequest)(nil),      // 13: tandem.volume.v1.LendVolumeRequest
+	(*LendVolumeResponse)(nil),     // 14: tandem.volume.v1.LendVolumeResponse
+	(*FreezeVolumeRequest)(nil),    // 15: tandem.volume.v1.FreezeVolumeRequest
+	(*FreezeVolumeResponse)(nil),   // 16: tandem.volume.v1.FreezeVolumeResponse
+	(*ThawVolumeRequest)(nil),      // 17: tandem.volume.v1.ThawVolumeRequest
+	(*ThawVolumeResponse)(nil),     // 18: tandem.volume.v1.ThawVolumeResponse
 }
 var file_volume_volumepb_snapshot_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Snapshot.state:type_name -> tandem.volume.v1.SnapshotState
@@ -835,13 +1178,19 @@ var file_volume_volumepb_snapshot_proto_depIdxs = []int32{
 	7,  // 7: tandem.volume.v1.Snapshots.GetSnapshot:input_type -> tandem.volume.v1.GetSnapshotRequest
 	9,  // 8: tandem.volume.v1.Snapshots.DeleteSnapshot:input_type -> tandem.volume.v1.DeleteSnapshotRequest
 	11, // 9: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:input_type -> tandem.volume.v1.TakeSnapshotRequest
-	4,  // 10: tandem.volume.v1.Snapshots.CreateSnapshot:output_type -> tandem.volume.v1.CreateSnapshotResponse
-	6,  // 11: tandem.volume.v1.Snapshots.ListSnapshots:output_type -> tandem.volume.v1.ListSnapshotsResponse
-	8,  // 12: tandem.volume.v1.Snapshots.GetSnapshot:output_type -> tandem.volume.v1.GetSnapshotResponse
-	10, // 13: tandem.volume.v1.Snapshots.DeleteSnapshot:output_type -> tandem.volume.v1.DeleteSnapshotResponse
-	12, // 14: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:output_type -> tandem.volume.v1.TakeSnapshotResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
+	15, // 10: tandem.volume.v1.SnapshotCoordinators.FreezeVolume:input_type -> tandem.volume.v1.FreezeVolumeRequest
+	17, // 11: tandem.volume.v1.SnapshotCoordinators.ThawVolume:input_type -> tandem.volume.v1.ThawVolumeRequest
+	13, // 12: tandem.volume.v1.SnapshotCoordinators.LendVolume:input_type -> tandem.volume.v1.LendVolumeRequest
+	4,  // 13: tandem.volume.v1.Snapshots.CreateSnapshot:output_type -> tandem.volume.v1.CreateSnapshotResponse
+	6,  // 14: tandem.volume.v1.Snapshots.ListSnapshots:output_type -> tandem.volume.v1.ListSnapshotsResponse
+	8,  // 15: tandem.volume.v1.Snapshots.GetSnapshot:output_type -> tandem.volume.v1.GetSnapshotResponse
+	10, // 16: tandem.volume.v1.Snapshots.DeleteSnapshot:output_type -> tandem.volume.v1.DeleteSnapshotResponse
+	12, // 17: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:output_type -> tandem.volume.v1.TakeSnapshotResponse
+	16, // 18: tandem.volume.v1.SnapshotCoordinators.FreezeVolume:output_type -> tandem.volume.v1.FreezeVolumeResponse
+	18, // 19: tandem.volume.v1.SnapshotCoordinators.ThawVolume:output_type -> tandem.volume.v1.ThawVolumeResponse
+	14, // 20: tandem.volume.v1.SnapshotCoordinators.LendVolume:output_type -> tandem.volume.v1.LendVolumeResponse
+	13, // [13:21] is the sub-list for method output_type
+	5,  // [5:13] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -858,7 +1207,7 @@ func file_volume_volumepb_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_snapshot_proto_rawDesc), len(file_volume_volumepb_snapshot_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -256,6 +256,9 @@ var Snapshots_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	SnapshotCoordinators_TakeSnapshot_FullMethodName = "/tandem.volume.v1.SnapshotCoordinators/TakeSnapshot"
+	SnapshotCoordinators_FreezeVolume_FullMethodName = "/tandem.volume.v1.SnapshotCoordinators/FreezeVolume"
+	SnapshotCoordinators_ThawVolume_FullMethodName   = "/tandem.volume.v1.SnapshotCoordinators/ThawVolume"
+	SnapshotCoordinators_LendVolume_FullMethodName   = "/tandem.volume.v1.SnapshotCoordinators/LendVolume"
 )
 
 // SnapshotCoordinatorsClient is the client API for SnapshotCoordinators service.
@@ -267,6 +270,14 @@ type SnapshotCoordinatorsClient interface {
 	// TakeSnapshot has the in-sync replicas of a volume take the snapshot. The volume is attached on the node asked or, with attach, is by it for as long.
 	// Errors: ABORTED none was taken; FAILED_PRECONDITION it is not attached there, or not to be; others: not known.
 	TakeSnapshot(ctx context.Context, in *TakeSnapshotRequest, opts ...grpc.CallOption) (*TakeSnapshotResponse, error)
+	// FreezeVolume freezes the file system of a volume that is mounted there, for an operation, until ThawVolume, and for so long at the most. It has to come before writes are held: what is in memory is written out.
+	// Errors: FAILED_PRECONDITION it cannot be frozen (the message says why); nothing is frozen then, or not for longer than it takes to thaw it again.
+	FreezeVolume(ctx context.Context, in *FreezeVolumeRequest, opts ...grpc.CallOption) (*FreezeVolumeResponse, error)
+	// ThawVolume errors: FAILED_PRECONDITION it was not frozen any more.
+	ThawVolume(ctx context.Context, in *ThawVolumeRequest, opts ...grpc.CallOption) (*ThawVolumeResponse, error)
+	// LendVolume attaches a detached volume there, without a device, and has it detached again when the stream of requests ends, however that is. There is one request, and one
+	// response, when it is attached; the call ends when it is detached. Errors: FAILED_PRECONDITION it is attached elsewhere, or may not be attached there.
+	LendVolume(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LendVolumeRequest, LendVolumeResponse], error)
 }
 
 type snapshotCoordinatorsClient struct {
@@ -287,6 +298,39 @@ func (c *snapshotCoordinatorsClient) TakeSnapshot(ctx context.Context, in *TakeS
 	return out, nil
 }
 
+func (c *snapshotCoordinatorsClient) FreezeVolume(ctx context.Context, in *FreezeVolumeRequest, opts ...grpc.CallOption) (*FreezeVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FreezeVolumeResponse)
+	err := c.cc.Invoke(ctx, SnapshotCoordinators_FreezeVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotCoordinatorsClient) ThawVolume(ctx context.Context, in *ThawVolumeRequest, opts ...grpc.CallOption) (*ThawVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ThawVolumeResponse)
+	err := c.cc.Invoke(ctx, SnapshotCoordinators_ThawVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotCoordinatorsClient) LendVolume(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LendVolumeRequest, LendVolumeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SnapshotCoordinators_ServiceDesc.Streams[0], SnapshotCoordinators_LendVolume_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[LendVolumeRequest, LendVolumeResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SnapshotCoordinators_LendVolumeClient = grpc.BidiStreamingClient[LendVolumeRequest, LendVolumeResponse]
+
 // SnapshotCoordinatorsServer is the server API for SnapshotCoordinators service.
 // All implementations must embed UnimplementedSnapshotCoordinatorsServer
 // for forward compatibility.
@@ -296,6 +340,14 @@ type SnapshotCoordinatorsServer interface {
 	// TakeSnapshot has the in-sync replicas of a volume take the snapshot. The volume is attached on the node asked or, with attach, is by it for as long.
 	// Errors: ABORTED none was taken; FAILED_PRECONDITION it is not attached there, or not to be; others: not known.
 	TakeSnapshot(context.Context, *TakeSnapshotRequest) (*TakeSnapshotResponse, error)
+	// FreezeVolume freezes the file system of a volume that is mounted there, for an operation, until ThawVolume, and for so long at the most. It has to come before writes are held: what is in memory is written out.
+	// Errors: FAILED_PRECONDITION it cannot be frozen (the message says why); nothing is frozen then, or not for longer than it takes to thaw it again.
+	FreezeVolume(context.Context, *FreezeVolumeRequest) (*FreezeVolumeResponse, error)
+	// ThawVolume errors: FAILED_PRECONDITION it was not frozen any more.
+	ThawVolume(context.Context, *ThawVolumeRequest) (*ThawVolumeResponse, error)
+	// LendVolume attaches a detached volume there, without a device, and has it detached again when the stream of requests ends, however that is. There is one request, and one
+	// response, when it is attached; the call ends when it is detached. Errors: FAILED_PRECONDITION it is attached elsewhere, or may not be attached there.
+	LendVolume(grpc.BidiStreamingServer[LendVolumeRequest, LendVolumeResponse]) error
 	mustEmbedUnimplementedSnapshotCoordinatorsServer()
 }
 
@@ -308,6 +360,15 @@ type UnimplementedSnapshotCoordinatorsServer struct{}
 
 func (UnimplementedSnapshotCoordinatorsServer) TakeSnapshot(context.Context, *TakeSnapshotRequest) (*TakeSnapshotResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TakeSnapshot not implemented")
+}
+func (UnimplementedSnapshotCoordinatorsServer) FreezeVolume(context.Context, *FreezeVolumeRequest) (*FreezeVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FreezeVolume not implemented")
+}
+func (UnimplementedSnapshotCoordinatorsServer) ThawVolume(context.Context, *ThawVolumeRequest) (*ThawVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ThawVolume not implemented")
+}
+func (UnimplementedSnapshotCoordinatorsServer) LendVolume(grpc.BidiStreamingServer[LendVolumeRequest, LendVolumeResponse]) error {
+	return status.Error(codes.Unimplemented, "method LendVolume not implemented")
 }
 func (UnimplementedSnapshotCoordinatorsServer) mustEmbedUnimplementedSnapshotCoordinatorsServer() {}
 func (UnimplementedSnapshotCoordinatorsServer) testEmbeddedByValue()                              {}
@@ -348,6 +409,49 @@ func _SnapshotCoordinators_TakeSnapshot_Handler(srv interface{}, ctx context.Con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SnapshotCoordinators_FreezeVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FreezeVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotCoordinatorsServer).FreezeVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SnapshotCoordinators_FreezeVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotCoordinatorsServer).FreezeVolume(ctx, req.(*FreezeVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SnapshotCoordinators_ThawVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ThawVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotCoordinatorsServer).ThawVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SnapshotCoordinators_ThawVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotCoordinatorsServer).ThawVolume(ctx, req.(*ThawVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SnapshotCoordinators_LendVolume_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(SnapshotCoordinatorsServer).LendVolume(&grpc.GenericServerStream[LendVolumeRequest, LendVolumeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SnapshotCoordinators_LendVolumeServer = grpc.BidiStreamingServer[LendVolumeRequest, LendVolumeResponse]
+
 // SnapshotCoordinators_ServiceDesc is the grpc.ServiceDesc for SnapshotCoordinators service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -359,7 +463,22 @@ var SnapshotCoordinators_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "TakeSnapshot",
 			Handler:    _SnapshotCoordinators_TakeSnapshot_Handler,
 		},
+		{
+			MethodName: "FreezeVolume",
+			Handler:    _SnapshotCoordinators_FreezeVolume_Handler,
+		},
+		{
+			MethodName: "ThawVolume",
+			Handler:    _SnapshotCoordinators_ThawVolume_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "LendVolume",
+			Handler:       _SnapshotCoordinators_LendVolume_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "volume/volumepb/snapshot.proto",
 }

@@ -43,7 +43,7 @@ type cutCoordinators struct {
 	conns map[string]*grpc.ClientConn // by address and node
 }
 
-var _ volume.CutCoordinators = (*cutCoordinators)(nil)
+var _ volume.GroupTaker = (*cutCoordinators)(nil)
 
 // client returns what speaks with another node about groups.
 func (c *cutCoordinators) client(n replication.NodeID) (volume.GroupClient, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tandem-storage/tandem/cmd/internal/config"
+	"github.com/tandem-storage/tandem/csi/freeze"
 	"github.com/tandem-storage/tandem/datapath/frontend"
 	"github.com/tandem-storage/tandem/datapath/frontend/device"
 	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
@@ -41,6 +43,7 @@ type runtime struct {
 	nbd      *nbd.Server
 	fuseloop *fuseloop.Frontend
 	device   *device.Frontend
+	freezer  *freeze.Freezer
 	records  *attachments
 	left     []record // by the process before this one
 
@@ -82,6 +85,10 @@ func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security
 		c: c, volumes: m, suspect: suspect, lg: lg, shown: make(map[replication.VolumeID]*showing),
 		busy: make(map[replication.VolumeID]chan struct{}), resuming: make(map[attachment]context.CancelFunc),
 		prepared: make(map[replication.VolumeID]*prepared), boot: boot,
+	}
+	var err error
+	if r.freezer, err = freeze.New(filepath.Join(c.DataDir, "frozen"), freeze.System{}, lg); err != nil {
+		return nil, err
 	}
 	if c.Role == config.RoleWitness {
 		return r, nil
@@ -392,6 +399,7 @@ func (r *runtime) close() error {
 	r.mu.Lock()
 	shown := maps.Clone(r.shown)
 	r.mu.Unlock()
+	r.freezer.Close() // while its devices are served
 	var leave []*showing
 	for id, s := range shown {
 		if s.kind == frontend.KindDevice && s.recorded && !s.lost() {

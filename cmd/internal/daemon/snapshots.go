@@ -35,9 +35,43 @@ func (r *runtime) TakeSnapshot(ctx context.Context, id replication.VolumeID, sna
 	if !attach {
 		return nil, replication.ErrNotCoordinator
 	}
+	var holders []replication.ReplicaID
+	err := r.lend(ctx, id, func(v *replvolume.Volume) (err error) {
+		holders, err = v.Snapshot(ctx, snap, snapshotWait, snapshotHold)
+		return err
+	})
+	return holders, err
+}
+
+// TakeHeld implements volume.LocalTaker. The hold of op bounds it: what comes late finds none, and takes nothing.
+func (r *runtime) TakeHeld(ctx context.Context, id replication.VolumeID, snap replication.SnapshotID, op replication.UUID) ([]replication.ReplicaID, error) {
+	v := r.volumes.Volume(id)
+	if v == nil {
+		return nil, replication.ErrNotCoordinator
+	}
+	if _, held, err := v.Cut(ctx, op); err != nil || !held {
+		return nil, fmt.Errorf("%w: operation %s does not hold its writes any more: %w", replication.ErrNotCut, op, errors.Join(err, replication.ErrStalled))
+	}
+	left := volume.MaxCutHold
+	if end, ok := ctx.Deadline(); ok {
+		left = min(left, time.Until(end))
+	}
+	return v.Snapshot(ctx, snap, left/2, left/2) // it may not begin so late that it cannot end
+}
+
+// Lend implements volume.LocalTaker.
+func (r *runtime) Lend(ctx context.Context, id replication.VolumeID, use func() error) error {
+	return r.lend(ctx, id, func(*replvolume.Volume) error { return use() })
+}
+
+// lend has a volume attached here, without a device if it is not shown, while use runs. Nobody can write to one that is not shown, so that the mark of a blank volume stays.
+func (r *runtime) lend(ctx context.Context, id replication.VolumeID, use func(v *replvolume.Volume) error) error {
+	// An attach that is given up in the middle leaves the volume promised to this node: so it is ended though nobody waits for it any more, and taken back.
+	attach, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
+	defer cancel()
 	unlock, err := r.lock(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, err)
+		return fmt.Errorf("%w: %w", replication.ErrNotCut, err)
 	}
 	defer unlock()
 	if r.showing(id) == nil {
@@ -50,11 +84,14 @@ func (r *runtime) TakeSnapshot(ctx context.Context, id replication.VolumeID, sna
 			}
 		}()
 	}
-	v, err := r.volumes.Attach(ctx, id, replvolume.AttachOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, err)
+	v, err := r.volumes.Attach(attach, id, replvolume.AttachOptions{})
+	if err == nil {
+		err = ctx.Err()
 	}
-	return v.Snapshot(ctx, snap, snapshotWait, snapshotHold)
+	if err != nil {
+		return fmt.Errorf("%w: %w", replication.ErrNotCut, err)
+	}
+	return use(v)
 }
 
 // localTaker finds who takes snapshots here.
@@ -74,7 +111,84 @@ func (c *cutCoordinators) Take(ctx context.Context, n replication.NodeID, v repl
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, err)
 	}
-	holders, err := volume.TakeSnapshotOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v, id, attach)
+	return answered(volume.TakeSnapshotOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v, id, attach))
+}
+
+// TakeHeld implements volume.GroupTaker.
+func (c *cutCoordinators) TakeHeld(ctx context.Context, n replication.NodeID, v replication.VolumeID, id replication.SnapshotID, op replication.UUID) ([]replication.ReplicaID, error) {
+	if n == c.d.node {
+		return c.d.runtime.TakeHeld(ctx, v, id, op)
+	}
+	cc, err := c.conn(n)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, err)
+	}
+	return answered(volume.TakeHeldOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v, id, op))
+}
+
+// FreezeHere implements volume.LocalTaker.
+func (r *runtime) FreezeHere(ctx context.Context, id replication.VolumeID, op replication.UUID, hold time.Duration) (bool, error) {
+	return r.freezer.Freeze(ctx, id.String(), op.String(), hold)
+}
+
+// ThawHere implements volume.LocalTaker.
+func (r *runtime) ThawHere(id replication.VolumeID, op replication.UUID) error {
+	return r.freezer.Thaw(id.String(), op.String())
+}
+
+// Freeze implements volume.Freezer.
+func (c *cutCoordinators) Freeze(ctx context.Context, n replication.NodeID, v replication.VolumeID, op replication.UUID, hold time.Duration) (bool, error) {
+	if n == c.d.node {
+		return c.d.runtime.FreezeHere(ctx, v, op, hold)
+	}
+	cc, err := c.conn(n)
+	if err != nil {
+		return false, err
+	}
+	here, err := volume.FreezeOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v, op, hold)
+	return here, inWords(err)
+}
+
+// Thaw implements volume.Freezer.
+func (c *cutCoordinators) Thaw(ctx context.Context, n replication.NodeID, v replication.VolumeID, op replication.UUID) error {
+	if n == c.d.node {
+		return c.d.runtime.ThawHere(v, op)
+	}
+	cc, err := c.conn(n)
+	if err != nil {
+		return err
+	}
+	return inWords(volume.ThawOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v, op))
+}
+
+// inWords is what another node said was wrong, as a person reads it in a snapshot's record.
+func inWords(err error) error {
+	switch s := status.Convert(err); s.Code() {
+	case codes.OK:
+		return nil
+	case codes.Unimplemented:
+		return fmt.Errorf("%w: the version of that node freezes nothing", volume.ErrNotFrozen)
+	case codes.FailedPrecondition:
+		return errors.New(s.Message())
+	default:
+		return fmt.Errorf("%w: that node does not answer: %s", volume.ErrNotFrozen, s.Message())
+	}
+}
+
+// Lend implements volume.GroupTaker.
+func (c *cutCoordinators) Lend(ctx context.Context, n replication.NodeID, v replication.VolumeID) (giveBack func(), err error) {
+	if n == c.d.node {
+		return volume.LendHere(ctx, c.d.runtime, v)
+	}
+	cc, err := c.conn(n)
+	if err != nil {
+		return nil, err
+	}
+	return volume.LendOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), v)
+}
+
+// answered adds to the error of another node that it has taken no snapshot, if it says so.
+func answered(holders []replication.ReplicaID, err error) ([]replication.ReplicaID, error) {
 	switch status.Code(err) {
 	case codes.Aborted, codes.FailedPrecondition, codes.ResourceExhausted, codes.NotFound, codes.Unimplemented, codes.DataLoss:
 		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, err) // it has answered

@@ -26,10 +26,17 @@ var exempt = map[string]string{
 	"csi/mount.ErrNotZero":  csiWhy,
 	"csi/opgate.ErrPending": csiWhy,
 
+	"csi/freeze.ErrBusy":  freezeWhy,
+	"csi/freeze.ErrEnded": freezeWhy,
+	"csi/freeze.ErrSlow":  freezeWhy,
+	"csi/mount.ErrFrozen": freezeWhy,
+
 	"replication/transport/pki.ErrFile": "pki runs inside tandemctl and is asked by no request",
 }
 
 const csiWhy = "the CSI services answer with statuses of their own; the daemon's API knows nothing of them"
+
+const freezeWhy = "between nodes it is volume.ErrNotFrozen, and it becomes the words in a snapshot's record"
 
 const raftkvWhy = "of the daemon's start, or the daemon gives it another name; and tandemctl, which shares the table, must not link raft"
 

@@ -109,12 +109,16 @@ var table = []row{
 	{"volume.ErrNotBlank", volume.ErrNotBlank, codes.FailedPrecondition, "make the file system by hand if nothing on it is wanted"},
 	{"volume.ErrSnapshotNotFound", volume.ErrSnapshotNotFound, codes.NotFound, "see \"tandemctl volume snapshot list\""},
 	{"volume.ErrSnapshotExists", volume.ErrSnapshotExists, codes.AlreadyExists, "choose another name"},
+	{"volume.ErrGroupSnapshotExists", volume.ErrGroupSnapshotExists, codes.AlreadyExists, "choose another name"},
+	{"volume.ErrGroupSnapshotNotFound", volume.ErrGroupSnapshotNotFound, codes.NotFound, "see \"tandemctl volume snapshot list-groups\""},
+	{"volume.ErrNotFrozen", volume.ErrNotFrozen, codes.FailedPrecondition, ""},
+	{"volume.ErrInGroupSnapshot", volume.ErrInGroupSnapshot, codes.FailedPrecondition, "delete the whole group snapshot: \"tandemctl volume snapshot delete-group\""},
 	{"volume.ErrSnapshotSize", volume.ErrSnapshotSize, codes.OutOfRange, ""},
 	{"volume.ErrTooManySnapshots", volume.ErrTooManySnapshots, codes.ResourceExhausted, ""},
 	{"volume.ErrSnapshotNotHeld", volume.ErrSnapshotNotHeld, codes.NotFound, ""},
 	{"volume.ErrHoldersSilent", volume.ErrHoldersSilent, codes.Unavailable, "start a node that holds it, \"tandemctl volume snapshot inspect\" names them, and ask again behind the last range"},
 	{"volume.ErrHasSnapshots", volume.ErrHasSnapshots, codes.FailedPrecondition, ""},
-	{"volume.ErrNotCut", volume.ErrNotCut, codes.Aborted, "nothing was cut and writes go on: try again, or allow a longer --hold"},
+	{"volume.ErrNotCut", volume.ErrNotCut, codes.Aborted, "nothing was cut and writes go on: try again (\"group cut\" takes a longer --hold)"},
 
 	// replication
 	{"replication.ErrVolumeNotFound", replication.ErrVolumeNotFound, codes.NotFound, hintSeeVolume},
