@@ -2175,6 +2175,86 @@ func (*GrowVolumeResponse) Descriptor() ([]byte, []int) {
 	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
 }
 
+type ProtectVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *UpdateVolumeRequest   `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // its volume is an id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProtectVolumeRequest) Reset() {
+	*x = ProtectVolumeRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProtectVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProtectVolumeRequest) ProtoMessage() {}
+
+func (x *ProtectVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProtectVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ProtectVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ProtectVolumeRequest) GetRequest() *UpdateVolumeRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type ProtectVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProtectVolumeResponse) Reset() {
+	*x = ProtectVolumeResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProtectVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProtectVolumeResponse) ProtoMessage() {}
+
+func (x *ProtectVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProtectVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ProtectVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+}
+
 type DeleteVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -2188,7 +2268,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2280,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2293,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -2260,7 +2340,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2352,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2365,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -2311,7 +2391,7 @@ type ReplaceReplicaRequest struct {
 
 func (x *ReplaceReplicaRequest) Reset() {
 	*x = ReplaceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2403,7 @@ func (x *ReplaceReplicaRequest) String() string {
 func (*ReplaceReplicaRequest) ProtoMessage() {}
 
 func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2416,7 @@ func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReplaceReplicaRequest) GetVolume() string {
@@ -2404,7 +2484,7 @@ type ReplaceReplicaResponse struct {
 
 func (x *ReplaceReplicaResponse) Reset() {
 	*x = ReplaceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2496,7 @@ func (x *ReplaceReplicaResponse) String() string {
 func (*ReplaceReplicaResponse) ProtoMessage() {}
 
 func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2509,7 @@ func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReplaceReplicaResponse) GetVolume() *Volume {
@@ -2455,7 +2535,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2547,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2560,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -2543,7 +2623,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2635,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2648,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AttachVolumeResponse) GetPath() string {
@@ -2604,7 +2684,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2616,7 +2696,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2629,7 +2709,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DetachVolumeRequest) GetVolume() string {
@@ -2669,7 +2749,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2761,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +2774,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DetachVolumeResponse) GetVolume() *Volume {
@@ -2717,7 +2797,7 @@ type PublishVolumeRequest struct {
 
 func (x *PublishVolumeRequest) Reset() {
 	*x = PublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2729,7 +2809,7 @@ func (x *PublishVolumeRequest) String() string {
 func (*PublishVolumeRequest) ProtoMessage() {}
 
 func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2742,7 +2822,7 @@ func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PublishVolumeRequest) GetVolume() string {
@@ -2789,7 +2869,7 @@ type PublishVolumeResponse struct {
 
 func (x *PublishVolumeResponse) Reset() {
 	*x = PublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +2881,7 @@ func (x *PublishVolumeResponse) String() string {
 func (*PublishVolumeResponse) ProtoMessage() {}
 
 func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +2894,7 @@ func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PublishVolumeResponse) GetVolume() *Volume {
@@ -2836,7 +2916,7 @@ type UnpublishVolumeRequest struct {
 
 func (x *UnpublishVolumeRequest) Reset() {
 	*x = UnpublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2848,7 +2928,7 @@ func (x *UnpublishVolumeRequest) String() string {
 func (*UnpublishVolumeRequest) ProtoMessage() {}
 
 func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2861,7 +2941,7 @@ func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UnpublishVolumeRequest) GetVolume() string {
@@ -2900,7 +2980,7 @@ type UnpublishVolumeResponse struct {
 
 func (x *UnpublishVolumeResponse) Reset() {
 	*x = UnpublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +2992,7 @@ func (x *UnpublishVolumeResponse) String() string {
 func (*UnpublishVolumeResponse) ProtoMessage() {}
 
 func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3005,7 @@ func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
 }
 
 type FinishFormatRequest struct {
@@ -2937,7 +3017,7 @@ type FinishFormatRequest struct {
 
 func (x *FinishFormatRequest) Reset() {
 	*x = FinishFormatRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3029,7 @@ func (x *FinishFormatRequest) String() string {
 func (*FinishFormatRequest) ProtoMessage() {}
 
 func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3042,7 @@ func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatRequest.ProtoReflect.Descriptor instead.
 func (*FinishFormatRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FinishFormatRequest) GetVolume() string {
@@ -2981,7 +3061,7 @@ type FinishFormatResponse struct {
 
 func (x *FinishFormatResponse) Reset() {
 	*x = FinishFormatResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3073,7 @@ func (x *FinishFormatResponse) String() string {
 func (*FinishFormatResponse) ProtoMessage() {}
 
 func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3086,7 @@ func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatResponse.ProtoReflect.Descriptor instead.
 func (*FinishFormatResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FinishFormatResponse) GetVolume() *Volume {
@@ -3028,7 +3108,7 @@ type StartVerifyRequest struct {
 
 func (x *StartVerifyRequest) Reset() {
 	*x = StartVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3120,7 @@ func (x *StartVerifyRequest) String() string {
 func (*StartVerifyRequest) ProtoMessage() {}
 
 func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3133,7 @@ func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StartVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StartVerifyRequest) GetVolume() string {
@@ -3093,7 +3173,7 @@ type StartVerifyResponse struct {
 
 func (x *StartVerifyResponse) Reset() {
 	*x = StartVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3185,7 @@ func (x *StartVerifyResponse) String() string {
 func (*StartVerifyResponse) ProtoMessage() {}
 
 func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3198,7 @@ func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StartVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StartVerifyResponse) GetVolume() *Volume {
@@ -3139,7 +3219,7 @@ type StopVerifyRequest struct {
 
 func (x *StopVerifyRequest) Reset() {
 	*x = StopVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3151,7 +3231,7 @@ func (x *StopVerifyRequest) String() string {
 func (*StopVerifyRequest) ProtoMessage() {}
 
 func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3164,7 +3244,7 @@ func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StopVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StopVerifyRequest) GetVolume() string {
@@ -3197,7 +3277,7 @@ type StopVerifyResponse struct {
 
 func (x *StopVerifyResponse) Reset() {
 	*x = StopVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3209,7 +3289,7 @@ func (x *StopVerifyResponse) String() string {
 func (*StopVerifyResponse) ProtoMessage() {}
 
 func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3222,7 +3302,7 @@ func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StopVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StopVerifyResponse) GetVolume() *Volume {
@@ -3241,7 +3321,7 @@ type GetVerifyRequest struct {
 
 func (x *GetVerifyRequest) Reset() {
 	*x = GetVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +3333,7 @@ func (x *GetVerifyRequest) String() string {
 func (*GetVerifyRequest) ProtoMessage() {}
 
 func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3266,7 +3346,7 @@ func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyRequest.ProtoReflect.Descriptor instead.
 func (*GetVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetVerifyRequest) GetVolume() string {
@@ -3285,7 +3365,7 @@ type GetVerifyResponse struct {
 
 func (x *GetVerifyResponse) Reset() {
 	*x = GetVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3377,7 @@ func (x *GetVerifyResponse) String() string {
 func (*GetVerifyResponse) ProtoMessage() {}
 
 func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3390,7 @@ func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyResponse.ProtoReflect.Descriptor instead.
 func (*GetVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetVerifyResponse) GetVolume() *Volume {
@@ -3330,7 +3410,7 @@ type WatchVolumeRequest struct {
 
 func (x *WatchVolumeRequest) Reset() {
 	*x = WatchVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3342,7 +3422,7 @@ func (x *WatchVolumeRequest) String() string {
 func (*WatchVolumeRequest) ProtoMessage() {}
 
 func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3355,7 +3435,7 @@ func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WatchVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WatchVolumeRequest) GetVolume() string {
@@ -3381,7 +3461,7 @@ type WatchVolumeResponse struct {
 
 func (x *WatchVolumeResponse) Reset() {
 	*x = WatchVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +3473,7 @@ func (x *WatchVolumeResponse) String() string {
 func (*WatchVolumeResponse) ProtoMessage() {}
 
 func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3406,7 +3486,7 @@ func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WatchVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WatchVolumeResponse) GetVolume() *Volume {
@@ -3430,7 +3510,7 @@ type ImportKvdbRequest struct {
 
 func (x *ImportKvdbRequest) Reset() {
 	*x = ImportKvdbRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3522,7 @@ func (x *ImportKvdbRequest) String() string {
 func (*ImportKvdbRequest) ProtoMessage() {}
 
 func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3535,7 @@ func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbRequest.ProtoReflect.Descriptor instead.
 func (*ImportKvdbRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ImportKvdbRequest) GetVolumes() []string {
@@ -3511,7 +3591,7 @@ type ImportKvdbResponse struct {
 
 func (x *ImportKvdbResponse) Reset() {
 	*x = ImportKvdbResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3523,7 +3603,7 @@ func (x *ImportKvdbResponse) String() string {
 func (*ImportKvdbResponse) ProtoMessage() {}
 
 func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3536,7 +3616,7 @@ func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbResponse.ProtoReflect.Descriptor instead.
 func (*ImportKvdbResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ImportKvdbResponse) GetVolumes() []*ImportedVolume {
@@ -3577,7 +3657,7 @@ type ImportedVolume struct {
 
 func (x *ImportedVolume) Reset() {
 	*x = ImportedVolume{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3589,7 +3669,7 @@ func (x *ImportedVolume) String() string {
 func (*ImportedVolume) ProtoMessage() {}
 
 func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3602,7 +3682,7 @@ func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedVolume.ProtoReflect.Descriptor instead.
 func (*ImportedVolume) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ImportedVolume) GetId() string {
@@ -3678,7 +3758,7 @@ type SilentNode struct {
 
 func (x *SilentNode) Reset() {
 	*x = SilentNode{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3690,7 +3770,7 @@ func (x *SilentNode) String() string {
 func (*SilentNode) ProtoMessage() {}
 
 func (x *SilentNode) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3703,7 +3783,7 @@ func (x *SilentNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilentNode.ProtoReflect.Descriptor instead.
 func (*SilentNode) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SilentNode) GetNode() string {
@@ -3728,7 +3808,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3740,7 +3820,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3753,7 +3833,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
 }
 
 type ListReplicasResponse struct {
@@ -3768,7 +3848,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +3860,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +3873,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListReplicasResponse) GetNode() string {
@@ -3846,7 +3926,7 @@ type FoundReplica struct {
 
 func (x *FoundReplica) Reset() {
 	*x = FoundReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +3938,7 @@ func (x *FoundReplica) String() string {
 func (*FoundReplica) ProtoMessage() {}
 
 func (x *FoundReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +3951,7 @@ func (x *FoundReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundReplica.ProtoReflect.Descriptor instead.
 func (*FoundReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *FoundReplica) GetVolume() []byte {
@@ -3978,7 +4058,7 @@ type ForceReplicaRequest struct {
 
 func (x *ForceReplicaRequest) Reset() {
 	*x = ForceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3990,7 +4070,7 @@ func (x *ForceReplicaRequest) String() string {
 func (*ForceReplicaRequest) ProtoMessage() {}
 
 func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4003,7 +4083,7 @@ func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ForceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ForceReplicaRequest) GetVolume() string {
@@ -4052,7 +4132,7 @@ type ForceReplicaResponse struct {
 
 func (x *ForceReplicaResponse) Reset() {
 	*x = ForceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4064,7 +4144,7 @@ func (x *ForceReplicaResponse) String() string {
 func (*ForceReplicaResponse) ProtoMessage() {}
 
 func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4077,7 +4157,7 @@ func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ForceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ForceReplicaResponse) GetVolume() *Volume {
@@ -4110,7 +4190,7 @@ type GetExposureRequest struct {
 
 func (x *GetExposureRequest) Reset() {
 	*x = GetExposureRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4122,7 +4202,7 @@ func (x *GetExposureRequest) String() string {
 func (*GetExposureRequest) ProtoMessage() {}
 
 func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4135,7 +4215,7 @@ func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureRequest.ProtoReflect.Descriptor instead.
 func (*GetExposureRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetExposureRequest) GetVolume() string {
@@ -4157,7 +4237,7 @@ type GetExposureResponse struct {
 
 func (x *GetExposureResponse) Reset() {
 	*x = GetExposureResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4169,7 +4249,7 @@ func (x *GetExposureResponse) String() string {
 func (*GetExposureResponse) ProtoMessage() {}
 
 func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4182,7 +4262,7 @@ func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureResponse.ProtoReflect.Descriptor instead.
 func (*GetExposureResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetExposureResponse) GetVolumeId() string {
@@ -4230,7 +4310,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4242,7 +4322,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4255,7 +4335,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Exposure) GetOpen() *ExposedInterval {
@@ -4334,7 +4414,7 @@ type ExposedInterval struct {
 
 func (x *ExposedInterval) Reset() {
 	*x = ExposedInterval{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +4426,7 @@ func (x *ExposedInterval) String() string {
 func (*ExposedInterval) ProtoMessage() {}
 
 func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +4439,7 @@ func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExposedInterval.ProtoReflect.Descriptor instead.
 func (*ExposedInterval) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExposedInterval) GetFromUnixMs() int64 {
@@ -4451,7 +4531,7 @@ type MissingReplica struct {
 
 func (x *MissingReplica) Reset() {
 	*x = MissingReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4463,7 +4543,7 @@ func (x *MissingReplica) String() string {
 func (*MissingReplica) ProtoMessage() {}
 
 func (x *MissingReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4476,7 +4556,7 @@ func (x *MissingReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingReplica.ProtoReflect.Descriptor instead.
 func (*MissingReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *MissingReplica) GetReplicaId() string {
@@ -4521,7 +4601,7 @@ type SwitchOverRequest struct {
 
 func (x *SwitchOverRequest) Reset() {
 	*x = SwitchOverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4533,7 +4613,7 @@ func (x *SwitchOverRequest) String() string {
 func (*SwitchOverRequest) ProtoMessage() {}
 
 func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4546,7 +4626,7 @@ func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverRequest.ProtoReflect.Descriptor instead.
 func (*SwitchOverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SwitchOverRequest) GetVolume() string {
@@ -4600,7 +4680,7 @@ type SwitchOverResponse struct {
 
 func (x *SwitchOverResponse) Reset() {
 	*x = SwitchOverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4612,7 +4692,7 @@ func (x *SwitchOverResponse) String() string {
 func (*SwitchOverResponse) ProtoMessage() {}
 
 func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4625,7 +4705,7 @@ func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverResponse.ProtoReflect.Descriptor instead.
 func (*SwitchOverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SwitchOverResponse) GetMove() *Move {
@@ -4656,7 +4736,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4668,7 +4748,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4681,7 +4761,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Move) GetVolumeId() string {
@@ -4778,7 +4858,7 @@ type SwitchOverList struct {
 
 func (x *SwitchOverList) Reset() {
 	*x = SwitchOverList{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4790,7 +4870,7 @@ func (x *SwitchOverList) String() string {
 func (*SwitchOverList) ProtoMessage() {}
 
 func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4803,7 +4883,7 @@ func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverList.ProtoReflect.Descriptor instead.
 func (*SwitchOverList) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SwitchOverList) GetMoves() []*Move {
@@ -4822,7 +4902,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4834,7 +4914,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4847,7 +4927,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *MoveVolumeRequest) GetRequest() *SwitchOverRequest {
@@ -4866,7 +4946,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4878,7 +4958,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4891,7 +4971,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *MoveVolumeResponse) GetMove() *Move {
@@ -4910,7 +4990,7 @@ type PrepareHandoverRequest struct {
 
 func (x *PrepareHandoverRequest) Reset() {
 	*x = PrepareHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4922,7 +5002,7 @@ func (x *PrepareHandoverRequest) String() string {
 func (*PrepareHandoverRequest) ProtoMessage() {}
 
 func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4935,7 +5015,7 @@ func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PrepareHandoverRequest) GetVolume() string {
@@ -4957,7 +5037,7 @@ type PrepareHandoverResponse struct {
 
 func (x *PrepareHandoverResponse) Reset() {
 	*x = PrepareHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4969,7 +5049,7 @@ func (x *PrepareHandoverResponse) String() string {
 func (*PrepareHandoverResponse) ProtoMessage() {}
 
 func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4982,7 +5062,7 @@ func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PrepareHandoverResponse) GetAttachId() []byte {
@@ -5026,7 +5106,7 @@ type TakeHandoverRequest struct {
 
 func (x *TakeHandoverRequest) Reset() {
 	*x = TakeHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5038,7 +5118,7 @@ func (x *TakeHandoverRequest) String() string {
 func (*TakeHandoverRequest) ProtoMessage() {}
 
 func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5051,7 +5131,7 @@ func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverRequest.ProtoReflect.Descriptor instead.
 func (*TakeHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TakeHandoverRequest) GetVolume() string {
@@ -5091,7 +5171,7 @@ type TakeHandoverResponse struct {
 
 func (x *TakeHandoverResponse) Reset() {
 	*x = TakeHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5103,7 +5183,7 @@ func (x *TakeHandoverResponse) String() string {
 func (*TakeHandoverResponse) ProtoMessage() {}
 
 func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5116,7 +5196,7 @@ func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverResponse.ProtoReflect.Descriptor instead.
 func (*TakeHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TakeHandoverResponse) GetPath() string {
@@ -5311,7 +5391,10 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\"\x14\n" +
-	"\x12GrowVolumeResponse\"\xae\x01\n" +
+	"\x12GrowVolumeResponse\"W\n" +
+	"\x14ProtectVolumeRequest\x12?\n" +
+	"\arequest\x18\x01 \x01(\v2%.tandem.volume.v1.UpdateVolumeRequestR\arequest\"\x17\n" +
+	"\x15ProtectVolumeResponse\"\xae\x01\n" +
 	"\x13DeleteVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04wait\x18\x02 \x01(\bR\x04wait\x12\x16\n" +
@@ -5600,12 +5683,13 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"ImportKvdb\x12#.tandem.volume.v1.ImportKvdbRequest\x1a$.tandem.volume.v1.ImportKvdbResponse\x12]\n" +
 	"\fForceReplica\x12%.tandem.volume.v1.ForceReplicaRequest\x1a&.tandem.volume.v1.ForceReplicaResponse\x12W\n" +
 	"\n" +
-	"SwitchOver\x12#.tandem.volume.v1.SwitchOverRequest\x1a$.tandem.volume.v1.SwitchOverResponse2\x84\x03\n" +
+	"SwitchOver\x12#.tandem.volume.v1.SwitchOverRequest\x1a$.tandem.volume.v1.SwitchOverResponse2\xe6\x03\n" +
 	"\tHandovers\x12W\n" +
 	"\n" +
 	"MoveVolume\x12#.tandem.volume.v1.MoveVolumeRequest\x1a$.tandem.volume.v1.MoveVolumeResponse\x12W\n" +
 	"\n" +
-	"GrowVolume\x12#.tandem.volume.v1.GrowVolumeRequest\x1a$.tandem.volume.v1.GrowVolumeResponse\x12f\n" +
+	"GrowVolume\x12#.tandem.volume.v1.GrowVolumeRequest\x1a$.tandem.volume.v1.GrowVolumeResponse\x12`\n" +
+	"\rProtectVolume\x12&.tandem.volume.v1.ProtectVolumeRequest\x1a'.tandem.volume.v1.ProtectVolumeResponse\x12f\n" +
 	"\x0fPrepareHandover\x12(.tandem.volume.v1.PrepareHandoverRequest\x1a).tandem.volume.v1.PrepareHandoverResponse\x12]\n" +
 	"\fTakeHandover\x12%.tandem.volume.v1.TakeHandoverRequest\x1a&.tandem.volume.v1.TakeHandoverResponse2i\n" +
 	"\bReplicas\x12]\n" +
@@ -5624,7 +5708,7 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                  // 0: tandem.volume.v1.Protection
 	(Phase)(0),                       // 1: tandem.volume.v1.Phase
@@ -5656,61 +5740,63 @@ var file_volume_volumepb_volume_proto_goTypes = []any{
 	(*ResizeVolumeResponse)(nil),     // 27: tandem.volume.v1.ResizeVolumeResponse
 	(*GrowVolumeRequest)(nil),        // 28: tandem.volume.v1.GrowVolumeRequest
 	(*GrowVolumeResponse)(nil),       // 29: tandem.volume.v1.GrowVolumeResponse
-	(*DeleteVolumeRequest)(nil),      // 30: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),     // 31: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),    // 32: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil),   // 33: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),      // 34: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),     // 35: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),      // 36: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),     // 37: tandem.volume.v1.DetachVolumeResponse
-	(*PublishVolumeRequest)(nil),     // 38: tandem.volume.v1.PublishVolumeRequest
-	(*PublishVolumeResponse)(nil),    // 39: tandem.volume.v1.PublishVolumeResponse
-	(*UnpublishVolumeRequest)(nil),   // 40: tandem.volume.v1.UnpublishVolumeRequest
-	(*UnpublishVolumeResponse)(nil),  // 41: tandem.volume.v1.UnpublishVolumeResponse
-	(*FinishFormatRequest)(nil),      // 42: tandem.volume.v1.FinishFormatRequest
-	(*FinishFormatResponse)(nil),     // 43: tandem.volume.v1.FinishFormatResponse
-	(*StartVerifyRequest)(nil),       // 44: tandem.volume.v1.StartVerifyRequest
-	(*StartVerifyResponse)(nil),      // 45: tandem.volume.v1.StartVerifyResponse
-	(*StopVerifyRequest)(nil),        // 46: tandem.volume.v1.StopVerifyRequest
-	(*StopVerifyResponse)(nil),       // 47: tandem.volume.v1.StopVerifyResponse
-	(*GetVerifyRequest)(nil),         // 48: tandem.volume.v1.GetVerifyRequest
-	(*GetVerifyResponse)(nil),        // 49: tandem.volume.v1.GetVerifyResponse
-	(*WatchVolumeRequest)(nil),       // 50: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),      // 51: tandem.volume.v1.WatchVolumeResponse
-	(*ImportKvdbRequest)(nil),        // 52: tandem.volume.v1.ImportKvdbRequest
-	(*ImportKvdbResponse)(nil),       // 53: tandem.volume.v1.ImportKvdbResponse
-	(*ImportedVolume)(nil),           // 54: tandem.volume.v1.ImportedVolume
-	(*SilentNode)(nil),               // 55: tandem.volume.v1.SilentNode
-	(*ListReplicasRequest)(nil),      // 56: tandem.volume.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),     // 57: tandem.volume.v1.ListReplicasResponse
-	(*FoundReplica)(nil),             // 58: tandem.volume.v1.FoundReplica
-	(*ForceReplicaRequest)(nil),      // 59: tandem.volume.v1.ForceReplicaRequest
-	(*ForceReplicaResponse)(nil),     // 60: tandem.volume.v1.ForceReplicaResponse
-	(*GetExposureRequest)(nil),       // 61: tandem.volume.v1.GetExposureRequest
-	(*GetExposureResponse)(nil),      // 62: tandem.volume.v1.GetExposureResponse
-	(*Exposure)(nil),                 // 63: tandem.volume.v1.Exposure
-	(*ExposedInterval)(nil),          // 64: tandem.volume.v1.ExposedInterval
-	(*MissingReplica)(nil),           // 65: tandem.volume.v1.MissingReplica
-	(*SwitchOverRequest)(nil),        // 66: tandem.volume.v1.SwitchOverRequest
-	(*SwitchOverResponse)(nil),       // 67: tandem.volume.v1.SwitchOverResponse
-	(*Move)(nil),                     // 68: tandem.volume.v1.Move
-	(*SwitchOverList)(nil),           // 69: tandem.volume.v1.SwitchOverList
-	(*MoveVolumeRequest)(nil),        // 70: tandem.volume.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),       // 71: tandem.volume.v1.MoveVolumeResponse
-	(*PrepareHandoverRequest)(nil),   // 72: tandem.volume.v1.PrepareHandoverRequest
-	(*PrepareHandoverResponse)(nil),  // 73: tandem.volume.v1.PrepareHandoverResponse
-	(*TakeHandoverRequest)(nil),      // 74: tandem.volume.v1.TakeHandoverRequest
-	(*TakeHandoverResponse)(nil),     // 75: tandem.volume.v1.TakeHandoverResponse
-	nil,                              // 76: tandem.volume.v1.Volume.LabelsEntry
-	nil,                              // 77: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                              // 78: tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	(*clusterdomainpb.Verified)(nil), // 79: tandem.clusterdomain.v1.Verified
-	(*clusterdomainpb.Receipt)(nil),  // 80: tandem.clusterdomain.v1.Receipt
+	(*ProtectVolumeRequest)(nil),     // 30: tandem.volume.v1.ProtectVolumeRequest
+	(*ProtectVolumeResponse)(nil),    // 31: tandem.volume.v1.ProtectVolumeResponse
+	(*DeleteVolumeRequest)(nil),      // 32: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),     // 33: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),    // 34: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil),   // 35: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),      // 36: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),     // 37: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),      // 38: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),     // 39: tandem.volume.v1.DetachVolumeResponse
+	(*PublishVolumeRequest)(nil),     // 40: tandem.volume.v1.PublishVolumeRequest
+	(*PublishVolumeResponse)(nil),    // 41: tandem.volume.v1.PublishVolumeResponse
+	(*UnpublishVolumeRequest)(nil),   // 42: tandem.volume.v1.UnpublishVolumeRequest
+	(*UnpublishVolumeResponse)(nil),  // 43: tandem.volume.v1.UnpublishVolumeResponse
+	(*FinishFormatRequest)(nil),      // 44: tandem.volume.v1.FinishFormatRequest
+	(*FinishFormatResponse)(nil),     // 45: tandem.volume.v1.FinishFormatResponse
+	(*StartVerifyRequest)(nil),       // 46: tandem.volume.v1.StartVerifyRequest
+	(*StartVerifyResponse)(nil),      // 47: tandem.volume.v1.StartVerifyResponse
+	(*StopVerifyRequest)(nil),        // 48: tandem.volume.v1.StopVerifyRequest
+	(*StopVerifyResponse)(nil),       // 49: tandem.volume.v1.StopVerifyResponse
+	(*GetVerifyRequest)(nil),         // 50: tandem.volume.v1.GetVerifyRequest
+	(*GetVerifyResponse)(nil),        // 51: tandem.volume.v1.GetVerifyResponse
+	(*WatchVolumeRequest)(nil),       // 52: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),      // 53: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),        // 54: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),       // 55: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),           // 56: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),               // 57: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),      // 58: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),     // 59: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),             // 60: tandem.volume.v1.FoundReplica
+	(*ForceReplicaRequest)(nil),      // 61: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),     // 62: tandem.volume.v1.ForceReplicaResponse
+	(*GetExposureRequest)(nil),       // 63: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),      // 64: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),                 // 65: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),          // 66: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),           // 67: tandem.volume.v1.MissingReplica
+	(*SwitchOverRequest)(nil),        // 68: tandem.volume.v1.SwitchOverRequest
+	(*SwitchOverResponse)(nil),       // 69: tandem.volume.v1.SwitchOverResponse
+	(*Move)(nil),                     // 70: tandem.volume.v1.Move
+	(*SwitchOverList)(nil),           // 71: tandem.volume.v1.SwitchOverList
+	(*MoveVolumeRequest)(nil),        // 72: tandem.volume.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),       // 73: tandem.volume.v1.MoveVolumeResponse
+	(*PrepareHandoverRequest)(nil),   // 74: tandem.volume.v1.PrepareHandoverRequest
+	(*PrepareHandoverResponse)(nil),  // 75: tandem.volume.v1.PrepareHandoverResponse
+	(*TakeHandoverRequest)(nil),      // 76: tandem.volume.v1.TakeHandoverRequest
+	(*TakeHandoverResponse)(nil),     // 77: tandem.volume.v1.TakeHandoverResponse
+	nil,                              // 78: tandem.volume.v1.Volume.LabelsEntry
+	nil,                              // 79: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                              // 80: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*clusterdomainpb.Verified)(nil), // 81: tandem.clusterdomain.v1.Verified
+	(*clusterdomainpb.Receipt)(nil),  // 82: tandem.clusterdomain.v1.Receipt
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	76, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	78, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
 	12, // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
 	13, // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
@@ -5721,106 +5807,109 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	9,  // 9: tandem.volume.v1.Volume.publication:type_name -> tandem.volume.v1.Publication
 	3,  // 10: tandem.volume.v1.Volume.content:type_name -> tandem.volume.v1.Content
 	8,  // 11: tandem.volume.v1.Volume.limits:type_name -> tandem.volume.v1.Limits
-	79, // 12: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
+	81, // 12: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
 	2,  // 13: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 14: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	77, // 15: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	79, // 15: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
 	6,  // 16: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
 	8,  // 17: tandem.volume.v1.CreateVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
 	7,  // 18: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	78, // 19: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	80, // 19: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
 	7,  // 20: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
 	19, // 21: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
 	7,  // 22: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	63, // 23: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	65, // 23: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
 	0,  // 24: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
 	6,  // 25: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
 	7,  // 26: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
 	8,  // 27: tandem.volume.v1.LimitVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
 	7,  // 28: tandem.volume.v1.LimitVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
 	7,  // 29: tandem.volume.v1.ResizeVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 30: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 31: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 32: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 33: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 34: tandem.volume.v1.PublishVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 35: tandem.volume.v1.FinishFormatResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 36: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 37: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 38: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 39: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	54, // 40: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	55, // 41: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
-	4,  // 42: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	58, // 43: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	7,  // 44: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	63, // 45: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	80, // 46: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
-	64, // 47: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
-	64, // 48: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
-	65, // 49: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
-	68, // 50: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
-	5,  // 51: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
-	68, // 52: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
-	66, // 53: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
-	68, // 54: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
-	15, // 55: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	17, // 56: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	20, // 57: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	22, // 58: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
-	26, // 59: tandem.volume.v1.Volumes.ResizeVolume:input_type -> tandem.volume.v1.ResizeVolumeRequest
-	61, // 60: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
-	24, // 61: tandem.volume.v1.Volumes.LimitVolume:input_type -> tandem.volume.v1.LimitVolumeRequest
-	30, // 62: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	32, // 63: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	34, // 64: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	36, // 65: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	38, // 66: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
-	40, // 67: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
-	42, // 68: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
-	50, // 69: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	44, // 70: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	46, // 71: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	48, // 72: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	52, // 73: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	59, // 74: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	66, // 75: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
-	70, // 76: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
-	28, // 77: tandem.volume.v1.Handovers.GrowVolume:input_type -> tandem.volume.v1.GrowVolumeRequest
-	72, // 78: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
-	74, // 79: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
-	56, // 80: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	16, // 81: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	18, // 82: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	21, // 83: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	23, // 84: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
-	27, // 85: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
-	62, // 86: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
-	25, // 87: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
-	31, // 88: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	33, // 89: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	35, // 90: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	37, // 91: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	39, // 92: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
-	41, // 93: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
-	43, // 94: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
-	51, // 95: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	45, // 96: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	47, // 97: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	49, // 98: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	53, // 99: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	60, // 100: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	67, // 101: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
-	71, // 102: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
-	29, // 103: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
-	73, // 104: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
-	75, // 105: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
-	57, // 106: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	81, // [81:107] is the sub-list for method output_type
-	55, // [55:81] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	22, // 30: tandem.volume.v1.ProtectVolumeRequest.request:type_name -> tandem.volume.v1.UpdateVolumeRequest
+	7,  // 31: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 32: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 33: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 34: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 35: tandem.volume.v1.PublishVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 36: tandem.volume.v1.FinishFormatResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 37: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 38: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 39: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	7,  // 40: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	56, // 41: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	57, // 42: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	4,  // 43: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	60, // 44: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	7,  // 45: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	65, // 46: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	82, // 47: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
+	66, // 48: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	66, // 49: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	67, // 50: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	70, // 51: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	5,  // 52: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
+	70, // 53: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	68, // 54: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	70, // 55: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	15, // 56: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	17, // 57: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	20, // 58: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	22, // 59: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
+	26, // 60: tandem.volume.v1.Volumes.ResizeVolume:input_type -> tandem.volume.v1.ResizeVolumeRequest
+	63, // 61: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	24, // 62: tandem.volume.v1.Volumes.LimitVolume:input_type -> tandem.volume.v1.LimitVolumeRequest
+	32, // 63: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	34, // 64: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	36, // 65: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	38, // 66: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	40, // 67: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
+	42, // 68: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
+	44, // 69: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
+	52, // 70: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	46, // 71: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	48, // 72: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	50, // 73: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	54, // 74: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	61, // 75: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	68, // 76: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	72, // 77: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	28, // 78: tandem.volume.v1.Handovers.GrowVolume:input_type -> tandem.volume.v1.GrowVolumeRequest
+	30, // 79: tandem.volume.v1.Handovers.ProtectVolume:input_type -> tandem.volume.v1.ProtectVolumeRequest
+	74, // 80: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	76, // 81: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	58, // 82: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	16, // 83: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	18, // 84: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	21, // 85: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	23, // 86: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	27, // 87: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
+	64, // 88: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	25, // 89: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
+	33, // 90: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	35, // 91: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	37, // 92: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	39, // 93: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	41, // 94: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
+	43, // 95: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
+	45, // 96: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
+	53, // 97: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	47, // 98: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	49, // 99: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	51, // 100: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	55, // 101: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	62, // 102: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	69, // 103: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	73, // 104: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	29, // 105: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
+	31, // 106: tandem.volume.v1.Handovers.ProtectVolume:output_type -> tandem.volume.v1.ProtectVolumeResponse
+	75, // 107: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	77, // 108: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	59, // 109: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	83, // [83:110] is the sub-list for method output_type
+	56, // [56:83] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -5829,19 +5918,19 @@ func file_volume_volumepb_volume_proto_init() {
 		return
 	}
 	file_volume_volumepb_volume_proto_msgTypes[16].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[24].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[26].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[28].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[30].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[38].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[53].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[32].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[40].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[55].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   73,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
