@@ -25,7 +25,7 @@ func TestReference(t *testing.T) {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", p.Name, p.Values, p.Default, change, p.Text)
 	}
 	fmt.Fprintf(&b, "\n`csi.storage.k8s.io/fstype` is `xfs` (the default, 300 MiB at least) or `ext4`. What `--extra-create-metadata` adds (`%s`) becomes labels of the volume.\n", strings.Join(told, "`, `"))
-	b.WriteString("\nA VolumeSnapshotClass has none. A volume that is made from a snapshot or another volume has its size, and its replicas lie where that is held, in pools on XFS with reflink; it is never formatted.\n")
+	b.WriteString("\nA VolumeSnapshotClass has none. A volume that is made from a snapshot or another volume has its size or more, and its replicas lie where that is held, in pools on XFS with reflink; it is never formatted.\n")
 	fmt.Fprintf(&b, "\n## Topology\n\nA node has `%s` and `%s`. A volume is to be used in the domains that have a replica, on any node there.\n", TopologyDomain, TopologyNode)
 	b.WriteString("\n## Capabilities\n\n")
 	d := New(Options{})
