@@ -101,8 +101,9 @@ func (d *Driver) CreateVolume(ctx context.Context, r *spec.CreateVolumeRequest) 
 		return nil, err
 	}
 	defer leave()
+	grow := want.SizeBytes
 	if r.GetVolumeContentSource() != nil {
-		if err := d.fill(ctx, want, r); err != nil {
+		if grow, err = d.fill(ctx, want, r); err != nil {
 			return nil, err
 		}
 	}
@@ -112,6 +113,11 @@ func (d *Driver) CreateVolume(ctx context.Context, r *spec.CreateVolumeRequest) 
 	}
 	if v == nil {
 		if v, err = d.create(ctx, want, r.GetAccessibilityRequirements()); err != nil {
+			return nil, err
+		}
+	}
+	if copied(v) {
+		if v, err = d.grown(ctx, v, grow); err != nil {
 			return nil, err
 		}
 	}
@@ -141,7 +147,7 @@ func (d *Driver) existing(ctx context.Context, want *volumepb.CreateVolumeReques
 	switch n := int64(v.GetSizeBytes()); {
 	case v.GetPhase() == volumepb.Phase_PHASE_CREATING:
 		return nil, nil // it is waited for
-	case n < cr.GetRequiredBytes() || cr.GetLimitBytes() > 0 && n > cr.GetLimitBytes():
+	case n < cr.GetRequiredBytes() && !unfinished(v, want) || cr.GetLimitBytes() > 0 && n > cr.GetLimitBytes():
 		return nil, other("size")
 	case v.GetFromSnapshot() != want.FromSnapshot || v.GetFromVolume() != want.FromVolume:
 		return nil, other("source")

@@ -25,7 +25,7 @@ func TestReference(t *testing.T) {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", p.Name, p.Values, p.Default, change, p.Text)
 	}
 	fmt.Fprintf(&b, "\n`csi.storage.k8s.io/fstype` is `xfs` (the default, 300 MiB at least) or `ext4`. What `--extra-create-metadata` adds (`%s`) becomes labels of the volume.\n", strings.Join(told, "`, `"))
-	b.WriteString("\nA VolumeSnapshotClass and a VolumeGroupSnapshotClass have `freeze`: `true` (the default) freezes the file system, where it is mounted, for the moment of the cut, so that what was written to files is in the snapshot; `false` does not, and it has what a power cut would leave. So it has where the file system cannot be frozen within 10 seconds: `tandemctl volume snapshot inspect` tells. A volume that is made from a snapshot or another volume has its size, and its replicas lie where that is held, in pools on XFS with reflink; it is never formatted.\n")
+	b.WriteString("\nA VolumeSnapshotClass and a VolumeGroupSnapshotClass have `freeze`: `true` (the default) freezes the file system, where it is mounted, for the moment of the cut, so that what was written to files is in the snapshot; `false` does not, and it has what a power cut would leave. So it has where the file system cannot be frozen within 10 seconds: `tandemctl volume snapshot inspect` tells. A volume that is made from a snapshot or another volume has its size or more, and its replicas lie where that is held, in pools on XFS with reflink; it is never formatted.\n")
 	fmt.Fprintf(&b, "\n## Topology\n\nA node has `%s` and `%s`. A volume is to be used in the domains that have a replica, on any node there.\n", TopologyDomain, TopologyNode)
 	b.WriteString("\n## Capabilities\n\n")
 	d := New(Options{})

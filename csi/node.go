@@ -137,7 +137,9 @@ func (d *Driver) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReq
 	}
 	u.readOnly = u.readOnly || p.GetReadOnly()
 	if u.block {
-		_, err = d.attach(ctx, v, false)
+		if _, err = d.attach(ctx, v, false); err == nil {
+			err = d.whole(ctx, v)
+		}
 	} else {
 		err = d.stage(ctx, v, path, u, mkfs)
 	}
@@ -179,6 +181,9 @@ func (d *Driver) stage(ctx context.Context, v *volumepb.Volume, path string, u u
 		return err
 	}
 	device, err := d.prepare(ctx, v, u, mkfs)
+	if err == nil {
+		err = d.whole(ctx, v)
+	}
 	if err != nil {
 		return err
 	}
@@ -186,10 +191,13 @@ func (d *Driver) stage(ctx context.Context, v *volumepb.Volume, path string, u u
 	if u.readOnly {
 		options = append(options, "ro")
 	}
-	if copied := v.GetFromSnapshot() != "" || v.GetFromVolume() != ""; copied && u.fs == "xfs" {
+	if copied(v) && u.fs == mount.XFS {
 		options = append(options, "nouuid") // the one that it was made from has the same, and may be mounted on this node
 	}
 	if err := d.o.Mounter.Mount(ctx, device, path, u.fs, options); err != nil {
+		return err
+	}
+	if err := d.fillDevice(ctx, v, device, path, u); err != nil {
 		return err
 	}
 	return d.setGroup(path, u)

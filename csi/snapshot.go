@@ -156,16 +156,16 @@ func (d *Driver) ListSnapshots(ctx context.Context, r *spec.ListSnapshotsRequest
 	return resp, nil
 }
 
-// fill has a volume begin with the content source of r: it has its size, and its replicas lie where that is held. NOT_FOUND: there is no such source.
+// fill has a volume begin with the content source of r: it has its size, and its replicas lie where that is held. It returns the size that it has to get then. NOT_FOUND: there is no such source.
 // OUT_OF_RANGE: another size is asked for. RESOURCE_EXHAUSTED: it is not held where the CO requires the volume.
-func (d *Driver) fill(ctx context.Context, want *volumepb.CreateVolumeRequest, r *spec.CreateVolumeRequest) error {
+func (d *Driver) fill(ctx context.Context, want *volumepb.CreateVolumeRequest, r *spec.CreateVolumeRequest) (grow int64, _ error) {
 	var bytes uint64
 	var held []string
 	switch src := r.GetVolumeContentSource(); {
 	case src.GetSnapshot() != nil:
 		s, err := d.snapshot(ctx, src.GetSnapshot().GetSnapshotId())
 		if err != nil {
-			return err
+			return 0, err
 		}
 		want.FromSnapshot, bytes = s.GetId(), s.GetSizeBytes()
 		for _, h := range s.GetHolders() {
@@ -174,11 +174,11 @@ func (d *Driver) fill(ctx context.Context, want *volumepb.CreateVolumeRequest, r
 	case src.GetVolume() != nil:
 		id, err := ParseVolumeID(src.GetVolume().GetVolumeId())
 		if err != nil {
-			return err
+			return 0, err
 		}
 		v, err := d.volume(ctx, id)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		want.FromVolume, bytes = v.GetId(), v.GetSizeBytes()
 		for _, m := range v.GetReplicas() {
@@ -187,20 +187,20 @@ func (d *Driver) fill(ctx context.Context, want *volumepb.CreateVolumeRequest, r
 			}
 		}
 	default:
-		return invalid("volume_content_source: it is neither a snapshot nor a volume")
+		return 0, invalid("volume_content_source: it is neither a snapshot nor a volume")
 	}
-	n, c := int64(bytes), r.GetCapacityRange()
-	if n < c.GetRequiredBytes() || c.GetLimitBytes() > 0 && n > c.GetLimitBytes() {
-		return status.Errorf(codes.OutOfRange, "capacity_range: a volume has the size of what it is made from, which is %d bytes", n)
+	grow, err := copySize(want, int64(bytes), r.GetCapacityRange())
+	if err != nil {
+		return 0, err
 	}
-	want.SizeBytes, want.Thick = n, false // it shares the space of what it is made from
+	want.Thick = false // it shares the space of what it is made from
 	ds, err := required(r.GetAccessibilityRequirements())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	held = slices.DeleteFunc(held, func(d string) bool { return len(want.Domains) > 0 && !slices.Contains(want.Domains, d) })
 	if len(ds) > 0 && !slices.ContainsFunc(held, func(d string) bool { return slices.Contains(ds, d) }) {
-		return status.Errorf(codes.ResourceExhausted, "accessibility_requirements: what the volume is made from is held in %s only", strings.Join(slices.Compact(slices.Sorted(slices.Values(held))), ", "))
+		return 0, status.Errorf(codes.ResourceExhausted, "accessibility_requirements: what the volume is made from is held in %s only", strings.Join(slices.Compact(slices.Sorted(slices.Values(held))), ", "))
 	}
-	return nil
+	return grow, nil
 }

@@ -2,16 +2,40 @@ package volume
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
+	"github.com/tandem-storage/tandem/clusterdomain"
+	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
-// The protection is changed detached and attached, in the epoch that was meant only, and to what the replicas can meet; a coordinator's next
+// nowhere is the runtime of a node that has nothing attached.
+type nowhere struct{ Runtime }
+
+func (nowhere) SetPolicy(context.Context, replication.VolumeID, replication.Policy, replication.Epoch, string) error {
+	return replication.ErrNotCoordinator
+}
+
+func (nowhere) Status(context.Context, replication.VolumeID) Live { return Live{} }
+
+// called is another node, without a connection.
+type called struct {
+	volumepb.HandoversClient
+	s *Switcher
+}
+
+func (c called) ProtectVolume(ctx context.Context, r *volumepb.ProtectVolumeRequest, _ ...grpc.CallOption) (*volumepb.ProtectVolumeResponse, error) {
+	return c.s.ProtectVolume(ctx, r)
+}
+
+// The protection is changed detached and attached, on any node, in the epoch that was meant only, and to what the replicas can meet; a coordinator's next
 // change carries it on.
 func TestUpdateVolume(t *testing.T) {
 	w := newWorld(t, "a", "b")
@@ -26,7 +50,15 @@ func TestUpdateVolume(t *testing.T) {
 	defer cancel()
 	configs := w.configs(w.store)
 	s := NewServer(w.catalogue(w.store), ServerOptions{Node: "n-a", Runtime: runtime{configs, new(Verify)}, Orphans: func() []LocalReplica { return nil }})
-	other := NewServer(w.catalogue(w.store), ServerOptions{Node: "n-b", Runtime: runtime{configs, new(Verify)}, Orphans: func() []LocalReplica { return nil }})
+	here := &Switcher{Catalogue: s.c, Node: "n-a", SetPolicy: s.o.Runtime.SetPolicy}
+	var dialled []string
+	var down error
+	other := NewServer(w.catalogue(w.store), ServerOptions{Node: "n-b", Runtime: nowhere{}, Orphans: func() []LocalReplica { return nil }, Switcher: &Switcher{
+		Dial: func(n clusterdomain.Node) (volumepb.HandoversClient, func() error, error) {
+			dialled = append(dialled, n.Name)
+			return called{s: here}, func() error { return nil }, down
+		},
+	}})
 	create := func(name string, needs *volumepb.Needs) error {
 		_, err := s.CreateVolume(ctx, &volumepb.CreateVolumeRequest{Name: name, SizeBytes: gib, Needs: needs})
 		return err
@@ -85,8 +117,33 @@ func TestUpdateVolume(t *testing.T) {
 	if _, err := s.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: "v"}); err != nil {
 		t.Fatal(err)
 	}
-	_, err = update(other, 0, nil, 0)
-	wantErr(t, err, ErrOtherNode)
+	if len(dialled) > 0 {
+		t.Errorf("nodes %v were asked about a volume that is attached nowhere", dialled)
+	}
+	v, err = update(other, 0, &volumepb.Needs{Domains: []string{"b"}}, 0) // by the node where it is attached
+	if err != nil || v.Protection != volumepb.Protection_PROTECTION_MAX_AVAILABILITY || !slices.Equal(v.Needs.GetDomains(), []string{"b"}) || !slices.Equal(dialled, []string{"n-a"}) {
+		t.Fatal(v, err, dialled)
+	}
+	_, err = update(other, strict, nil, 1)
+	wantErr(t, err, ErrConflict) // in the epoch that was meant only
+	_, err = update(other, 0, &volumepb.Needs{InSync: 3}, 0)
+	wantErr(t, err, ErrInvalid)
+	down = kvdb.ErrUnavailable
+	_, err = update(other, strict, nil, 0)
+	wantErr(t, err, kvdb.ErrUnavailable)
+	if p, _, _ := policy(); p.Protection != replication.MaxAvailability || p.InSync != 0 {
+		t.Errorf("refused, and %+v is in force", p)
+	}
+	ask := func(s *Switcher, id string, n *volumepb.Needs) error {
+		_, err := s.ProtectVolume(ctx, &volumepb.ProtectVolumeRequest{Request: &volumepb.UpdateVolumeRequest{Volume: id, Needs: n}})
+		return err
+	}
+	for _, bad := range []error{
+		ask(here, "v", nil), ask(here, id.String(), &volumepb.Needs{Domains: []string{"c"}}), ask(here, id.String(), &volumepb.Needs{StallMs: 1}),
+	} {
+		wantErr(t, bad, ErrInvalid)
+	}
+	wantErr(t, ask(&Switcher{Catalogue: s.c, Node: "n-b"}, id.String(), nil), ErrConflict) // it has moved
 	wantErr(t, configs.protect(ctx, id, "n-b", replication.Policy{Protection: replication.MaxAvailability}, 0, ""), ErrConflict)
 	v, err = update(s, 0, &volumepb.Needs{InSync: 1}, 0)
 	if err != nil || v.Needs.InSync != 1 || v.Protection != volumepb.Protection_PROTECTION_MAX_AVAILABILITY || v.Phase != volumepb.Phase_PHASE_ACTIVE {

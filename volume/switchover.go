@@ -48,6 +48,8 @@ type Switcher struct {
 	Mover     Mover
 	// Grow gives a volume that is attached on this node another size: Runtime's.
 	Grow func(ctx context.Context, v replication.VolumeID, size int64) error
+	// SetPolicy changes the protection of a volume that is attached on this node: Runtime's.
+	SetPolicy func(ctx context.Context, v replication.VolumeID, p replication.Policy, expect replication.Epoch, reason string) error
 	// Dial connects to another node; hangUp ends that.
 	Dial func(n clusterdomain.Node) (c volumepb.HandoversClient, hangUp func() error, err error)
 	// RoundTrip is the median to another node, 0 if it is not known.

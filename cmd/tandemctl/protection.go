@@ -106,8 +106,8 @@ func (a *app) volumeUpdateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "update VOLUME",
 		Short: "Change the protection or the limits of a volume",
-		Long: `Change what has to be in sync for a write of the volume to be acknowledged, on the node where it is attached, while it is in use. What is
-not given stays as it is. When the command returns without an error the new protection is in force, and no write is acknowledged against it
+		Long: `Change what has to be in sync for a write of the volume to be acknowledged, while it is in use, on any node: it asks the one where the
+volume is attached. What is not given stays as it is. When the command returns without an error the new protection is in force, and no write is acknowledged against it
 from then on. Asking for less lets writes go on that wait.
 
 The change is made of the configuration that the command has read, or that --expect-epoch names: if that was changed

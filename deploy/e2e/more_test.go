@@ -8,7 +8,7 @@ import (
 )
 
 // TestProtection goes through the protections of a volume under a consumer while its remote replica is killed: writes stall with a
-// named cause and go on when it is back; they stall for a time and go on with an alarm; and they go on when the operator asks for less.
+// named cause and go on when it is back; they stall for a time and go on with an alarm; and they go on when the operator asks for less, on whatever node.
 func TestProtection(t *testing.T) {
 	c := shared(t)
 	c.ctl(t, "b1", "volume", "create", "strict", "--size", "64Mi", "--replicas", "2", "--protection", "max-protection")
@@ -45,12 +45,14 @@ func TestProtection(t *testing.T) {
 	t.Logf("stalled with cause %q after %d writes, went on %v after the replica's start", stall, n, time.Since(at))
 	c.inSync(t, v.home, v.name, 30*time.Second, v.home, v.away)
 
-	update := func(args ...string) {
+	update := func(node string, args ...string) { // attached is it at home
 		t.Helper()
-		c.ctl(t, v.home, append([]string{"volume", "update", v.name}, args...)...)
+		c.ctl(t, node, append([]string{"volume", "update", v.name}, args...)...)
 	}
-	c.refused(t, v.home, 7, []string{"epoch", "epoch 1 is expected"}, "volume", "update", v.name, "--stall-for", "5s", "--expect-epoch", "1")
-	update("--stall-for", "5s", "--reason", "test")
+	for _, node := range []string{v.home, v.away} {
+		c.refused(t, node, 7, []string{"epoch", "epoch 1 is expected"}, "volume", "update", v.name, "--stall-for", "5s", "--expect-epoch", "1")
+	}
+	update(v.away, "--stall-for", "5s", "--reason", "test")
 	m = c.mark(t, v.home)
 	if err := c.Node(v.away).Kill(); err != nil {
 		t.Fatal(err)
@@ -70,7 +72,7 @@ func TestProtection(t *testing.T) {
 	}
 	m.await(t, "protection met again", 30*time.Second)
 
-	update("--protection", "max-availability", "--stall-for", "0", "--min-in-sync", "2")
+	update(v.away, "--protection", "max-availability", "--stall-for", "0", "--min-in-sync", "2")
 	if err := c.Node(v.away).Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +80,7 @@ func TestProtection(t *testing.T) {
 		s := c.inspect(t, v.home, v.name).stall()
 		return s == "PROTECTION", fmt.Errorf("stall %q", s)
 	})
-	update("--min-in-sync", "0")
+	update(v.home, "--min-in-sync", "0")
 	w.more(t, 50, 20*time.Second)
 	if err := c.StartNode(c.Node(v.away)); err != nil {
 		t.Fatal(err)

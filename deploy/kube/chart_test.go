@@ -99,7 +99,10 @@ domains: [{name: a, nodeSelector: {zone: a, disk: fast}, pools: [%[1]s/p1, %[1]s
 kvdb: {etcd: {endpoints: ["https://10.0.0.5:2379"], tlsSecret: etcd, username: tandem, passwordSecret: etcd-password}}
 pki: {caSecret: ""}
 config: {failover: {profile: aggressive}, replication: {resyncFloor: 32Mi}, log: {level: debug}}
-storageClasses: [{name: other, default: true, reclaimPolicy: Retain, parameters: {replicas: 2, csi.storage.k8s.io/fstype: ext4}}]
+controller: {snapshotter: {groups: true}}
+snapshotController: {enabled: true}
+storageClasses: [{name: other, default: true, reclaimPolicy: Retain, allowVolumeExpansion: false, parameters: {replicas: 2, csi.storage.k8s.io/fstype: ext4}}]
+volumeAttributesClasses: [{name: slow, parameters: {iops: "500", bandwidth: 20MiB}}]
 `, dir)
 }
 

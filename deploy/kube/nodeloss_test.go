@@ -30,7 +30,7 @@ func TestNodeLoss(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := NewWorld(t.Context(), bin, dir, undo, tandem, postgres, SidecarImage(bin, "csi-provisioner"), SidecarImage(bin, "csi-attacher"))
+	w, err := NewWorld(t.Context(), bin, dir, undo, append(SidecarImages(bin), tandem, postgres)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
@@ -25,15 +26,20 @@ var sidecars = []string{
 	"github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller",
 }
 
-// Build makes all programs of a cluster in dir, from the modules of the tree at top, without cgo. It takes some ten minutes of two processors the
-// first time, and seconds when the go command's cache has it all. Programs of the last time are replaced.
-func Build(ctx context.Context, top, dir string) error {
+// linked are the flags of the linker, by which programs know the version.
+func linked() string {
 	flags := "-s -w"
 	for _, p := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
 		flags += fmt.Sprintf(" -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=1 -X %[1]s.gitMinor=36 -X %[1]s.gitTreeState=clean", p, version)
 	}
+	return flags
+}
+
+// Build makes all programs of a cluster in dir, from the modules of the tree at top, without cgo. It takes some ten minutes of two processors the
+// first time, and seconds when the go command's cache has it all. Programs of the last time are replaced.
+func Build(ctx context.Context, top, dir string) error {
 	build := func(module string, packages ...string) error {
-		argv := []string{"env", "CGO_ENABLED=0", "nice", "go", "-C", filepath.Join(top, module), "build", "-trimpath", "-ldflags", flags, "-o", dir + "/"}
+		argv := []string{"env", "CGO_ENABLED=0", "nice", "go", "-C", filepath.Join(top, module), "build", "-trimpath", "-ldflags", linked(), "-o", dir + "/"}
 		_, err := lab.Run(ctx, append(argv, packages...)...)
 		return err
 	}
@@ -70,6 +76,40 @@ func SidecarImage(bin, program string) Image {
 	return Image{
 		Name: "registry.local/" + program + ":1", Files: map[string]string{"/" + program: filepath.Join(bin, program)}, Entrypoint: []string{"/" + program},
 	}
+}
+
+// SidecarImages are those of the sidecars that the chart installs by default.
+func SidecarImages(bin string) []Image {
+	var all []Image
+	for _, p := range []string{"csi-provisioner", "csi-attacher", "csi-resizer", "csi-snapshotter"} {
+		all = append(all, SidecarImage(bin, p))
+	}
+	return all
+}
+
+// SnapshotCRDs returns what a Kubernetes has to be given before it has snapshots, of the version that the sidecars of the tree at top have: the manifests
+// that their project publishes.
+func SnapshotCRDs(ctx context.Context, top string) (string, error) {
+	out, err := lab.Run(ctx, "go", "-C", filepath.Join(top, "deploy", "kube", "tools"), "list", "-m", "-f", "{{.Dir}}", "github.com/kubernetes-csi/external-snapshotter/client/v8")
+	if err != nil {
+		return "", err
+	}
+	files, err := filepath.Glob(filepath.Join(strings.TrimSpace(out), "config", "crd", "*snapshot.storage.k8s.io_*.yaml"))
+	if err != nil {
+		return "", err
+	}
+	if len(files) != 6 {
+		return "", fmt.Errorf("kube: the module of the snapshot client has %d CRDs in config/crd, want 6: %v", len(files), files)
+	}
+	var all strings.Builder
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&all, "---\n%s\n", data)
+	}
+	return all.String(), nil
 }
 
 // TandemImage is registry.local/tandem:1, with what the Dockerfile of the tree at top puts into it; root is made for its files.

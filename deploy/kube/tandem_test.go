@@ -24,7 +24,8 @@ type stand struct {
 	t       *testing.T
 	c       *Cluster
 	domains map[*Node]string
-	a, b    *Node // two nodes that store
+	a, b    *Node    // two nodes that store
+	more    []string // arguments of helm, with more values
 }
 
 // must runs kubectl and wants it to succeed.
@@ -86,10 +87,13 @@ image: {repository: registry.local/tandem, tag: "1", pullPolicy: Never}
 controller:
   provisioner: {image: {repository: registry.local/csi-provisioner, tag: "1"}}
   attacher: {image: {repository: registry.local/csi-attacher, tag: "1"}}
+  resizer: {image: {repository: registry.local/csi-resizer, tag: "1"}}
+  snapshotter: {image: {repository: registry.local/csi-snapshotter, tag: "1"}}
 domains: [%s]
 kvdb: {raft: {bootstrap: true, members: [%s]}}
 `, strings.Join(domains, ", "), strings.Join(nodes, ", "))
-	if _, err := s.c.Helm(t.Context(), values, "install", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "-n", namespace, "-f", "-"); err != nil {
+	args := append([]string{"install", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "-n", namespace, "-f", "-"}, s.more...)
+	if _, err := s.c.Helm(t.Context(), values, args...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -222,7 +226,7 @@ func TestTandem(t *testing.T) {
 		t.Fatal(err)
 	}
 	lap := laps(t)
-	w, err := NewWorld(t.Context(), bin, dir, undo, tandem, postgres, SidecarImage(bin, "csi-provisioner"), SidecarImage(bin, "csi-attacher"))
+	w, err := NewWorld(t.Context(), bin, dir, undo, append(SidecarImages(bin), tandem, postgres)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +329,7 @@ func TestTwoKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 	lap := laps(t)
-	w, err := NewWorld(t.Context(), bin, dir, undo, tandem, SidecarImage(bin, "csi-provisioner"), SidecarImage(bin, "csi-attacher"))
+	w, err := NewWorld(t.Context(), bin, dir, undo, append(SidecarImages(bin), tandem)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -59,9 +59,9 @@ type VolumesClient interface {
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
 	InspectVolume(ctx context.Context, in *InspectVolumeRequest, opts ...grpc.CallOption) (*InspectVolumeResponse, error)
-	// UpdateVolume changes the protection, and returns when it is in force: from then on no write is acknowledged against it. Asked of the node
-	// where the volume is attached, of any if it is detached. Errors: NOT_FOUND; INVALID_ARGUMENT; ABORTED the volume's epoch is not
-	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
+	// UpdateVolume changes the protection, and returns when it is in force: from then on no write is acknowledged against it. Any node may be asked: it
+	// asks the one where the volume is attached. Errors: NOT_FOUND; INVALID_ARGUMENT; ABORTED the volume's epoch is not
+	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it, or the node where it is attached does not answer.
 	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
 	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*UpdateVolumeResponse, error)
 	// ResizeVolume makes the volume larger; it never shrinks. Of one that is attached it returns when every replica in sync and the device have the new size,
@@ -367,9 +367,9 @@ type VolumesServer interface {
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
 	InspectVolume(context.Context, *InspectVolumeRequest) (*InspectVolumeResponse, error)
-	// UpdateVolume changes the protection, and returns when it is in force: from then on no write is acknowledged against it. Asked of the node
-	// where the volume is attached, of any if it is detached. Errors: NOT_FOUND; INVALID_ARGUMENT; ABORTED the volume's epoch is not
-	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it; FAILED_PRECONDITION it is attached elsewhere (the message says where).
+	// UpdateVolume changes the protection, and returns when it is in force: from then on no write is acknowledged against it. Any node may be asked: it
+	// asks the one where the volume is attached. Errors: NOT_FOUND; INVALID_ARGUMENT; ABORTED the volume's epoch is not
+	// expected_epoch, or another change came first; UNAVAILABLE the kvdb did not take it, or the node where it is attached does not answer.
 	// After DEADLINE_EXCEEDED it may come into force later: InspectVolume tells.
 	UpdateVolume(context.Context, *UpdateVolumeRequest) (*UpdateVolumeResponse, error)
 	// ResizeVolume makes the volume larger; it never shrinks. Of one that is attached it returns when every replica in sync and the device have the new size,
@@ -999,6 +999,7 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 const (
 	Handovers_MoveVolume_FullMethodName      = "/tandem.volume.v1.Handovers/MoveVolume"
 	Handovers_GrowVolume_FullMethodName      = "/tandem.volume.v1.Handovers/GrowVolume"
+	Handovers_ProtectVolume_FullMethodName   = "/tandem.volume.v1.Handovers/ProtectVolume"
 	Handovers_PrepareHandover_FullMethodName = "/tandem.volume.v1.Handovers/PrepareHandover"
 	Handovers_TakeHandover_FullMethodName    = "/tandem.volume.v1.Handovers/TakeHandover"
 	Handovers_EndAttachment_FullMethodName   = "/tandem.volume.v1.Handovers/EndAttachment"
@@ -1014,6 +1015,8 @@ type HandoversClient interface {
 	MoveVolume(ctx context.Context, in *MoveVolumeRequest, opts ...grpc.CallOption) (*MoveVolumeResponse, error)
 	// GrowVolume is ResizeVolume, asked of the node where the volume is attached.
 	GrowVolume(ctx context.Context, in *GrowVolumeRequest, opts ...grpc.CallOption) (*GrowVolumeResponse, error)
+	// ProtectVolume is UpdateVolume, asked of the node where the volume is attached. ABORTED: it is not any more.
+	ProtectVolume(ctx context.Context, in *ProtectVolumeRequest, opts ...grpc.CallOption) (*ProtectVolumeResponse, error)
 	// PrepareHandover names the attachment under which the node would follow another one's. FAILED_PRECONDITION: it cannot.
 	PrepareHandover(ctx context.Context, in *PrepareHandoverRequest, opts ...grpc.CallOption) (*PrepareHandoverResponse, error)
 	// TakeHandover attaches what was handed over to an attachment that was prepared, once. It returns when that serves.
@@ -1045,6 +1048,16 @@ func (c *handoversClient) GrowVolume(ctx context.Context, in *GrowVolumeRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GrowVolumeResponse)
 	err := c.cc.Invoke(ctx, Handovers_GrowVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *handoversClient) ProtectVolume(ctx context.Context, in *ProtectVolumeRequest, opts ...grpc.CallOption) (*ProtectVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProtectVolumeResponse)
+	err := c.cc.Invoke(ctx, Handovers_ProtectVolume_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1091,6 +1104,8 @@ type HandoversServer interface {
 	MoveVolume(context.Context, *MoveVolumeRequest) (*MoveVolumeResponse, error)
 	// GrowVolume is ResizeVolume, asked of the node where the volume is attached.
 	GrowVolume(context.Context, *GrowVolumeRequest) (*GrowVolumeResponse, error)
+	// ProtectVolume is UpdateVolume, asked of the node where the volume is attached. ABORTED: it is not any more.
+	ProtectVolume(context.Context, *ProtectVolumeRequest) (*ProtectVolumeResponse, error)
 	// PrepareHandover names the attachment under which the node would follow another one's. FAILED_PRECONDITION: it cannot.
 	PrepareHandover(context.Context, *PrepareHandoverRequest) (*PrepareHandoverResponse, error)
 	// TakeHandover attaches what was handed over to an attachment that was prepared, once. It returns when that serves.
@@ -1113,6 +1128,9 @@ func (UnimplementedHandoversServer) MoveVolume(context.Context, *MoveVolumeReque
 }
 func (UnimplementedHandoversServer) GrowVolume(context.Context, *GrowVolumeRequest) (*GrowVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GrowVolume not implemented")
+}
+func (UnimplementedHandoversServer) ProtectVolume(context.Context, *ProtectVolumeRequest) (*ProtectVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ProtectVolume not implemented")
 }
 func (UnimplementedHandoversServer) PrepareHandover(context.Context, *PrepareHandoverRequest) (*PrepareHandoverResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PrepareHandover not implemented")
@@ -1176,6 +1194,24 @@ func _Handovers_GrowVolume_Handler(srv interface{}, ctx context.Context, dec fun
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(HandoversServer).GrowVolume(ctx, req.(*GrowVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Handovers_ProtectVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProtectVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HandoversServer).ProtectVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Handovers_ProtectVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HandoversServer).ProtectVolume(ctx, req.(*ProtectVolumeRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1248,6 +1284,10 @@ var Handovers_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GrowVolume",
 			Handler:    _Handovers_GrowVolume_Handler,
+		},
+		{
+			MethodName: "ProtectVolume",
+			Handler:    _Handovers_ProtectVolume_Handler,
 		},
 		{
 			MethodName: "PrepareHandover",

@@ -217,6 +217,15 @@ func (l *lateSwitcher) GrowVolume(ctx context.Context, r *volumepb.GrowVolumeReq
 	return s.GrowVolume(ctx, r)
 }
 
+// ProtectVolume implements volumepb.HandoversServer.
+func (l *lateSwitcher) ProtectVolume(ctx context.Context, r *volumepb.ProtectVolumeRequest) (*volumepb.ProtectVolumeResponse, error) {
+	s, err := l.get()
+	if err != nil {
+		return nil, err
+	}
+	return s.ProtectVolume(ctx, r)
+}
+
 // TakeHandover implements volumepb.HandoversServer.
 func (l *lateSwitcher) TakeHandover(ctx context.Context, r *volumepb.TakeHandoverRequest) (*volumepb.TakeHandoverResponse, error) {
 	s, err := l.get()
@@ -238,7 +247,7 @@ func (l *lateSwitcher) EndAttachment(ctx context.Context, r *volumepb.EndAttachm
 // switcher moves volumes on behalf of operators who ask this node, and of other nodes.
 func (d *daemon) switcher() *volume.Switcher {
 	return &volume.Switcher{
-		Catalogue: d.catalogue, Node: d.node, Mover: d.runtime, Grow: d.runtime.Grow, Logger: d.lg,
+		Catalogue: d.catalogue, Node: d.node, Mover: d.runtime, Grow: d.runtime.Grow, SetPolicy: d.runtime.SetPolicy, Logger: d.lg,
 		Dial: func(n clusterdomain.Node) (volumepb.HandoversClient, func() error, error) {
 			cc, err := d.dial(n.Name, n.Address)
 			if err != nil {

@@ -29,6 +29,7 @@ type Device struct {
 	Holds   string // what it holds: a file system, "" for zeros, anything else for other data
 	Formats int    // how often it was formatted
 	Grown   int    // how often its file system was
+	GrowErr error  // what Grow fails with
 }
 
 // Plug makes a device, or returns the one that is there, under another backing file.
@@ -66,6 +67,9 @@ func (m *Machine) Grow(_ context.Context, device, target, fs string) error {
 	d, at := m.devices[device], m.at(target)
 	if at == nil || at.Device != device || at.ReadOnly || d.Holds != fs {
 		return fmt.Errorf("%w: grow %s on %s at %s", mount.ErrCommand, fs, device, target)
+	}
+	if d.GrowErr != nil {
+		return d.GrowErr
 	}
 	d.Grown++
 	return nil

@@ -4,7 +4,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
+{{- /* Nothing is rendered with the image of values that make no sense, whatever template comes first. */ -}}
 {{- define "tandem.image" -}}
+{{- $_ := include "tandem.check" . -}}
 {{ required "image.repository: name the image that deploy/images/Dockerfile was built into" .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
