@@ -108,6 +108,9 @@ func TestSanity(t *testing.T) {
 	passed, skipped := 0, 0
 	for _, s := range suites[0].SpecReports {
 		name := strings.Join(append(s.ContainerHierarchyTexts, s.LeafNodeText), " ")
+		if s.State == "pending" {
+			s.State, s.Failure.Message = "skipped", "pending"
+		}
 		switch {
 		case s.LeafNodeType != "It":
 		case s.State == "passed":
