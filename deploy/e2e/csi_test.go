@@ -55,6 +55,16 @@ var onXFS = &spec.VolumeCapability{
 	AccessType: &spec.VolumeCapability_Mount{Mount: &spec.VolumeCapability_MountVolume{FsType: "xfs"}},
 }
 
+var onExt4 = &spec.VolumeCapability{
+	AccessMode: onXFS.GetAccessMode(),
+	AccessType: &spec.VolumeCapability_Mount{Mount: &spec.VolumeCapability_MountVolume{FsType: "ext4"}},
+}
+
+var rawBlock = &spec.VolumeCapability{
+	AccessMode: onXFS.GetAccessMode(),
+	AccessType: &spec.VolumeCapability_Block{Block: &spec.VolumeCapability_BlockVolume{}},
+}
+
 func (o *orchestrator) staged(id string) string { return filepath.Join(o.dir, id) }
 
 // use publishes a volume to node and stages it there.
