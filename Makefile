@@ -64,6 +64,11 @@ bench-pauses: build ## how long a consumer waits in evictions, switchovers, fail
 	@$(GO) build -trimpath -o $(BIN)/ ./bench/pauses
 	@$(BIN)/pauses -bin $(BIN) -out bench/results $(BENCHFLAGS)
 
+.PHONY: bench-idle
+bench-idle: build ## memory and processor time of daemons with 0, 100, 200 and 1,000 attached volumes that nobody uses, into bench/results/ (root; a quarter of an hour; BENCHFLAGS='-frontend nbd')
+	@$(GO) build -trimpath -o $(BIN)/ ./bench/idle
+	@$(BIN)/idle -bin $(BIN) -out bench/results $(BENCHFLAGS)
+
 ##@ test
 
 # Nothing is taken from the cache: it does not know what the end-to-end tests build.

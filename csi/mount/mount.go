@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -48,8 +49,12 @@ type Usage struct {
 	TotalInodes, FreeInodes               int64
 }
 
-// System mounts on this machine, as root. The zero value is ready.
-type System struct{}
+// System mounts on this machine, as root. The zero value is ready for a process that serves no devices.
+type System struct {
+	// Helper is a program, and its first arguments, that hands all that follow to Step. Required where devices are served by this process: it must
+	// not wait for a file system on one of them, see step.go.
+	Helper []string
+}
 
 // Format makes a file system on all of device, whatever is there. options are further arguments of mkfs. Nothing is discarded.
 func (System) Format(ctx context.Context, device, fs string, options []string) error {
@@ -127,7 +132,14 @@ func (System) Bind(source, target string, readOnly bool) error {
 }
 
 // Unmount takes away what is mounted at target. ErrBusy: it is in use. With lazy it goes when nobody uses it any more: for what can only fail.
-func (System) Unmount(target string, lazy bool) error {
+func (s System) Unmount(target string, lazy bool) error {
+	if len(s.Helper) > 0 {
+		return s.step("unmount "+target, stepUnmount, target, strconv.FormatBool(lazy))
+	}
+	return unmount(target, lazy)
+}
+
+func unmount(target string, lazy bool) error {
 	flags := unix.UMOUNT_NOFOLLOW
 	if lazy {
 		flags |= unix.MNT_DETACH
@@ -157,7 +169,14 @@ func (System) Usage(path string) (Usage, error) {
 
 // SetGroup gives everything below dir, which nobody else changes meanwhile, to group gid with the rights of its owner, and has what is made in its directories
 // belong to it too. Nothing is done if dir has that already. It never follows a symbolic link.
-func (System) SetGroup(dir string, gid int) error {
+func (s System) SetGroup(dir string, gid int) error {
+	if len(s.Helper) > 0 {
+		return s.step("group of "+dir, stepSetGroup, dir, strconv.Itoa(gid))
+	}
+	return setGroup(dir, gid)
+}
+
+func setGroup(dir string, gid int) error {
 	const setgid = os.ModeSetgid | 0o070
 	top, err := os.Lstat(dir)
 	if err != nil {

@@ -38,9 +38,31 @@ func orchestrate(t *testing.T, socket, dir string) *orchestrator {
 	return &orchestrator{spec.NewControllerClient(cc), spec.NewNodeClient(cc), dir}
 }
 
+// serveCSI has every node serve CSI, and fills in its socket.
+func serveCSI(sockets map[string]string) func(*lab.Spec) {
+	return func(s *lab.Spec) {
+		s.Adjust = func(node string, cfg map[string]any) {
+			if cfg["role"] == "node" {
+				sockets[node] = filepath.Join(cfg["runDir"].(string), "csi.sock")
+				cfg["csi"] = map[string]any{"socket": sockets[node]}
+			}
+		}
+	}
+}
+
 var onXFS = &spec.VolumeCapability{
 	AccessMode: &spec.VolumeCapability_AccessMode{Mode: spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
 	AccessType: &spec.VolumeCapability_Mount{Mount: &spec.VolumeCapability_MountVolume{FsType: "xfs"}},
+}
+
+var onExt4 = &spec.VolumeCapability{
+	AccessMode: onXFS.GetAccessMode(),
+	AccessType: &spec.VolumeCapability_Mount{Mount: &spec.VolumeCapability_MountVolume{FsType: "ext4"}},
+}
+
+var rawBlock = &spec.VolumeCapability{
+	AccessMode: onXFS.GetAccessMode(),
+	AccessType: &spec.VolumeCapability_Block{Block: &spec.VolumeCapability_BlockVolume{}},
 }
 
 func (o *orchestrator) staged(id string) string { return filepath.Join(o.dir, id) }
@@ -72,14 +94,7 @@ func TestCSI(t *testing.T) {
 	needRoot(t, "/dev/fuse", "/dev/loop-control")
 	need(t, "mkfs.xfs", "mount")
 	sockets := map[string]string{}
-	c := own(t, func(s *lab.Spec) {
-		s.Adjust = func(node string, cfg map[string]any) {
-			if cfg["role"] == "node" {
-				sockets[node] = filepath.Join(cfg["runDir"].(string), "csi.sock")
-				cfg["csi"] = map[string]any{"socket": sockets[node]}
-			}
-		}
-	})
+	c := own(t, serveCSI(sockets))
 	a := orchestrate(t, sockets["a1"], filepath.Join(c.dir, "stage-a"))
 	b := orchestrate(t, sockets["b1"], filepath.Join(c.dir, "stage-b"))
 	made, err := a.CreateVolume(t.Context(), &spec.CreateVolumeRequest{

@@ -166,14 +166,7 @@ func TestSnapshots(t *testing.T) {
 func TestCSISnapshots(t *testing.T) {
 	needDisks(t, "mkfs.xfs")
 	sockets := map[string]string{}
-	c := own(t, func(s *lab.Spec) {
-		s.Adjust = func(node string, cfg map[string]any) {
-			if cfg["role"] == "node" {
-				sockets[node] = filepath.Join(cfg["runDir"].(string), "csi.sock")
-				cfg["csi"] = map[string]any{"socket": sockets[node]}
-			}
-		}
-	}, func(u *lab.Undo, c *cluster) { disks(t, u, c, "mkfs.xfs", "-q", "-K") })
+	c := own(t, serveCSI(sockets), func(u *lab.Undo, c *cluster) { disks(t, u, c, "mkfs.xfs", "-q", "-K") })
 	a := orchestrate(t, sockets["a1"], filepath.Join(c.dir, "stage-a"))
 	b := orchestrate(t, sockets["b1"], filepath.Join(c.dir, "stage-b"))
 	create := func(name string, from *spec.VolumeContentSource) string {

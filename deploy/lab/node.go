@@ -54,6 +54,9 @@ func (c *Cluster) StartDevices(n *Node) (*Process, error) {
 // Running reports whether the node's daemon was started and has not ended.
 func (n *Node) Running() bool { return n.proc != nil && n.proc.Running() }
 
+// PID is the process id of the node's daemon, which was started.
+func (n *Node) PID() int { return n.proc.PID() }
+
 // Kill ends the daemon with SIGKILL and waits until it is gone.
 func (n *Node) Kill() error { return n.proc.Kill() }
 

@@ -35,6 +35,7 @@ type Options struct {
 	LossyTimeout   int64 // the same while all that answered lost power
 	StallTimeout   int64 // a request that cannot proceed for so long fails; 0 never
 	LeaseTime      int64 // how long a read lease lets the coordinator read; with ConfirmReads how long a confirmation may take before reads are held
+	LeaseRest      int64 // leases are not renewed when the consumer has asked for nothing for so long; 0: always
 	ConfirmReads   bool  // each read is confirmed by the in-sync replicas: no read leases, no trust in clocks
 	RetryInterval  int64 // between attempts of control requests, connections and joins
 	FlushInterval  int64 // writes are flushed in the background after so long
@@ -115,6 +116,7 @@ type Coordinator struct {
 	flight    flightTable
 	waiting   []*IO
 	proposed  int64  // when the consumer's last request came
+	servedAt  int64  // when the volume came to be served
 	answered  []*IO  // reads in flight whose data are there, and which wait for their confirmation
 	reads     uint64 // sent so far
 	grayAt    int64  // when the window began in which answers are counted
@@ -235,6 +237,7 @@ func (c *Coordinator) Start(now int64) {
 // Propose takes a request of the consumer. It is completed once, in this or a later Ready.
 func (c *Coordinator) Propose(now int64, io *IO) {
 	c.now = now
+	rested := c.idle()
 	c.proposed = now
 	io.slot, io.from, io.born = -1, -1, now
 	io.targets, io.acked, io.full, io.failed, io.damaged, io.spoilt, io.cover = 0, 0, 0, 0, 0, 0, 0
@@ -250,6 +253,9 @@ func (c *Coordinator) Propose(now int64, io *IO) {
 		c.dispatch(io)
 	default:
 		c.enqueue(io)
+	}
+	if rested {
+		c.askLeases()
 	}
 }
 

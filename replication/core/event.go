@@ -112,7 +112,7 @@ func (c *Coordinator) Stall() Stall {
 		return StallDetaching
 	case c.holding():
 		return c.hold.why
-	case !c.readable():
+	case !c.readable() && !(c.idle() && c.readers()&^c.openSet() == 0):
 		return StallReadLease
 	}
 	return StallNone

@@ -34,11 +34,40 @@ type lease struct {
 	confirmed uint64 // reads up to this are confirmed
 }
 
+// A coordinator whose consumer asks for nothing lets its leases run out. The next request asks for them before it is due: a read that comes first
+// waits for one answer of each reader.
+
+// idle reports whether the consumer has asked for nothing for so long that no lease is renewed.
+func (c *Coordinator) idle() bool {
+	return c.o.LeaseRest > 0 && c.stage == stageServing && c.now-max(c.proposed, c.servedAt) >= c.o.LeaseRest && len(c.flight.ios) == 0 && len(c.waiting) == 0
+}
+
+// Resting reports whether nothing is under way that time alone carries on: Tick may be late until another input comes.
+func (c *Coordinator) Resting() bool {
+	switch {
+	case !c.idle(), c.change != nil, c.changeSent, c.round != nil, len(c.ctl) > 0, c.evictReq != 0, c.detachReq, c.handTo != nil, c.holdAcks, c.holding():
+		return false
+	case c.cut != nil, c.snap != nil, c.group.in, c.join != nil, c.resize != nil, c.verify != nil, c.healing != nil, len(c.suspicions) > 0:
+		return false
+	case len(c.answered) > 0, len(c.reqs) > 0, c.copying(), c.wroteSeq, c.flushing, c.reconcile.Count() > 0, !c.reached().covers(c.need()):
+		return false
+	}
+	for i, m := range c.m {
+		if !c.isr.has(i) || !m.open || m.pending || m.lease.asking || !m.usable || !m.kept || m.stable < c.stable {
+			return false
+		}
+	}
+	return true
+}
+
 // askLeases asks for the leases that are due. A joiner is asked too: from the moment in which
 // it may be in the in-sync set a takeover may start from it.
 func (c *Coordinator) askLeases() {
 	if c.o.ConfirmReads {
 		c.confirmReads()
+		return
+	}
+	if c.idle() {
 		return
 	}
 	want := c.isr | c.syncing()

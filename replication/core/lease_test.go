@@ -27,6 +27,58 @@ func (w *simWorld) grantNow(c *Coordinator, now int64, i int, ms int64) {
 	w.nodes[0].drainCoord()
 }
 
+// A coordinator whose consumer asks for nothing lets its leases run out, tells of no stall, and rests; the next read asks at once, and waits for the answers.
+func TestLeasesRest(t *testing.T) {
+	w := servingWorld(t)
+	c := w.nodes[0].coord
+	w.client.at = nil // it asks for nothing more
+	w.run(3000)
+	for _, n := range w.nodes {
+		n.paused = true
+	}
+	c.o.LeaseRest = 1e9
+	tick := func(now int64, want bool) {
+		t.Helper()
+		c.Tick(now)
+		asked := c.m[0].lease.asking && c.m[1].lease.asking
+		w.nodes[0].drainCoord()
+		if asked != want {
+			t.Errorf("after %d ms of rest it has asked for leases: %v", (now-c.proposed)/1e6, asked)
+		}
+	}
+	grant := func(now int64) {
+		for i := range c.m {
+			w.grantNow(c, now, i, 250)
+		}
+	}
+	t0 := w.now + 1e9
+	c.proposed = t0
+	tick(t0, true)
+	grant(t0)
+	tick(t0+900e6, true)
+	grant(t0 + 900e6)
+	tick(t0+1000e6, false)
+	tick(t0+5000e6, false)
+	if c.readable() || c.Stall() != StallNone || !c.Resting() {
+		t.Errorf("at rest it is readable: %v, stalls for %q, rests: %v", c.readable(), c.Stall(), c.Resting())
+	}
+	t0 += 5000e6
+	io := &IO{Kind: replication.MsgRead, Len: 4096}
+	c.Propose(t0, io)
+	if c.Resting() || !c.m[0].lease.asking || !c.m[1].lease.asking || io.from >= 0 || c.Stall() != StallReadLease {
+		t.Errorf("asked for a read it rests: %v, asks: %+v, reads from %d, stalls for %q", c.Resting(), c.m[0].lease, io.from, c.Stall())
+	}
+	w.nodes[0].drainCoord()
+	grant(t0 + 1e6)
+	if io.from < 0 || c.Stall() != StallNone {
+		t.Errorf("with every lease it reads from %d, stalls for %q", io.from, c.Stall())
+	}
+	c.SessionDown(t0+2e6, 1, c.m[1].sess)
+	if c.now = t0 + 9000e6; c.Resting() || c.Stall() == StallNone {
+		t.Errorf("without a member it rests: %v, stalls for %q", c.Resting(), c.Stall())
+	}
+}
+
 // A lease counts from when it was asked for, for as long as both sides say, and ends with its session.
 func TestLeaseOfCoordinator(t *testing.T) {
 	w, c := leasingWorld(t)

@@ -62,6 +62,7 @@ var mutants = []mutant{
 	{"read_with_one_lease", "I8: of every in-sync member", "lease.go", "if s.has(i) && (!m.open", "if i == c.prefer(s) && (!m.open"},
 	{"lease_from_grant", "I8: the coordinator counts from before it asked", "lease.go", "l.until = false, l.asked+min(", "l.until = false, c.now+min("},
 	{"lease_own_term", "I8: no longer than the replica keeps it", "lease.go", "min(c.o.LeaseTime, kept-kept/ClockError)", "max(c.o.LeaseTime, 0*kept)"},
+	{"lease_rest_reads", "I8: a read after a rest waits for leases", "lease.go", "if s.has(i) && (!m.open || c.now >= m.lease.until) {", "if s.has(i) && (!m.open || c.now >= m.lease.until && c.now-c.servedAt < 1e9) {"},
 	{"lease_no_drift", "I8: clocks differ", "lease.go", "kept-kept/ClockError", "kept"},
 	{"lease_kept", "5.6: a lease ends with its session", "session.go", "\tm.lease = lease{}\n", ""},
 	{"lease_old_grant", "5.6: a grant answers one request", "lease.go", "if !l.asking || msg.Offset != l.asked {", "if msg.Offset != l.asked && false {"},

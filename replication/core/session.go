@@ -7,7 +7,7 @@ import (
 	"github.com/tandem-storage/tandem/replication"
 )
 
-// Tick tells the time. It is due every few hundred milliseconds.
+// Tick tells the time. It is due every few hundred milliseconds, while Resting every few seconds.
 func (c *Coordinator) Tick(now int64) {
 	c.now = now
 	c.proposeAgain()

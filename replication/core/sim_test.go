@@ -182,6 +182,7 @@ func (w *simWorld) buggify() {
 	if w.rng.IntN(4) == 0 {
 		w.cfg.SetPolicy(w.drawPolicy())
 	}
+	o.LeaseRest = pick(0, 20e6, 100e6, 500e6)
 }
 
 // simFailure carries a failed assertion out of a run.

@@ -318,7 +318,7 @@ func (c *Coordinator) bootOf(i int) replication.BootID {
 
 // serve is step 8.
 func (c *Coordinator) serve() {
-	c.stage = stageServing
+	c.stage, c.servedAt = stageServing, c.now
 	c.round, c.change = nil, nil
 	if c.isr&(c.isr-1) != 0 {
 		for i := range c.m {

@@ -272,7 +272,7 @@ func (n *countingConn) Close() error {
 
 var testTiming = Timing{
 	Suspect: 300 * time.Millisecond, Operation: 2 * time.Second, Seal: 500 * time.Millisecond,
-	Lease: 200 * time.Millisecond, LeaseGrant: 300 * time.Millisecond, Lossy: time.Second, Stall: 20 * time.Second, Retry: 20 * time.Millisecond, Flush: 50 * time.Millisecond,
+	Lease: 200 * time.Millisecond, LeaseRest: 300 * time.Millisecond, LeaseGrant: 300 * time.Millisecond, Lossy: time.Second, Stall: 20 * time.Second, Retry: 20 * time.Millisecond, Flush: 50 * time.Millisecond,
 }
 
 // newTestCluster starts nodes a and b in domains of the same names, each with a

@@ -32,6 +32,7 @@ type Timing struct {
 	SlowRest    time.Duration // one that was evicted for that is not resynced before, and twice as long each time, up to 64 times; default 60 s
 	Seal        time.Duration // how long a takeover waits for further replicas; default 5 s
 	Lease       time.Duration // how long a read lease lets a coordinator read; default 2 s
+	LeaseRest   time.Duration // leases are not renewed when the consumer has asked for nothing for so long; default 5 s
 	LeaseGrant  time.Duration // how long a replica keeps one, before which it follows no other coordinator; default 3 s
 	Lossy       time.Duration // the same while all that answered lost power; default 60 s
 	Handover    time.Duration // a volume that is handed over and not served by then is taken back; default 10 s
@@ -65,6 +66,7 @@ func (t *Timing) ensureDefaults() {
 	def(&t.SlowRest, 60*time.Second)
 	def(&t.Seal, 5*time.Second)
 	def(&t.Lease, 2*time.Second)
+	def(&t.LeaseRest, 5*time.Second)
 	def(&t.LeaseGrant, 3*time.Second)
 	def(&t.Lossy, 60*time.Second)
 	def(&t.Handover, 10*time.Second)
@@ -299,7 +301,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 			Incarnation: incarnation, Former: former, Local: local,
 			SuspectTimeout: int64(t.Suspect), OpTimeout: int64(t.Operation), SealTimeout: int64(t.Seal),
 			EvictSlow: int64(t.EvictSlow), SlowWindow: int64(t.SlowFor) / slowWindows, SlowWindows: slowWindows, SlowWrites: slowWrites, SlowRest: int64(t.SlowRest),
-			LeaseTime: int64(t.Lease), ConfirmReads: t.ConfirmReads, LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
+			LeaseTime: int64(t.Lease), LeaseRest: int64(t.LeaseRest), ConfirmReads: t.ConfirmReads, LossyTimeout: int64(t.Lossy), StallTimeout: int64(t.Stall), RetryInterval: int64(t.Retry),
 			FlushInterval: int64(t.Flush), FlushBytes: flushBytes, FlushRegions: flushRegions, ResyncRate: t.ResyncRate,
 			ResyncFloor: t.ResyncFloor, ResyncWindow: resyncWindow, JoinerLag: joinerLag, GroupTimeout: int64(t.Group), GroupRest: int64(t.GroupRest), Group: grouped, Rand: rand.Uint64,
 		},
@@ -328,6 +330,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 		return nil
 	}
 	m.mu.volumes[id] = v
+	v.ticker = time.NewTicker(tickInterval)
 	m.running.Go(v.tick) // before Close waits
 	m.mu.Unlock()
 	m.begin(v, cfg)

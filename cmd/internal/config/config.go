@@ -244,7 +244,7 @@ type Replication struct {
 	EvictSlow time.Duration `yaml:"evictSlow"`
 	// Deadline of one seal, prepare or commit of a takeover or an eviction. At least leaseGrant.
 	SealTimeout time.Duration `yaml:"sealTimeout"`
-	// How long a coordinator reads by a read lease. It renews it four times in that time. At most leaseGrant less 1 %.
+	// How long a coordinator reads by a read lease. It renews it four times in that time, unless its consumer has asked for nothing for 5 s. At most leaseGrant less 1 %.
 	LeaseTime time.Duration `yaml:"leaseTime"`
 	// How long a replica keeps a read lease: for so long after the last one, and after its own start, it follows no other coordinator.
 	LeaseGrant time.Duration `yaml:"leaseGrant"`

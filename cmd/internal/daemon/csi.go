@@ -13,6 +13,12 @@ import (
 	"github.com/tandem-storage/tandem/csi/mount"
 )
 
+// MountStep is the first argument of this program as what mount.System starts: the rest is for mount.Step.
+const MountStep = "mount-step"
+
+// mountHelper is this program, whatever is by now at the path that it was started from.
+var mountHelper = []string{"/proc/self/exe", MountStep}
+
 // startCSI serves orchestrators, if the node is to. The driver asks this daemon as an operator does, over its socket.
 func (d *daemon) startCSI(g *errgroup.Group, stops *stopper) error {
 	if d.c.CSI.Socket == "" {
@@ -32,7 +38,7 @@ func (d *daemon) startCSI(g *errgroup.Group, stops *stopper) error {
 		kind = config.FrontendDevice
 	}
 	s := csi.New(csi.Options{
-		Node: d.c.NodeID, Domain: d.c.Domain, Version: d.version, Backend: csi.NewClient(cc), Mounter: mount.System{}, Frontend: string(kind), Logger: d.lg,
+		Node: d.c.NodeID, Domain: d.c.Domain, Version: d.version, Backend: csi.NewClient(cc), Mounter: mount.System{Helper: mountHelper}, Frontend: string(kind), Logger: d.lg,
 	}).Server()
 	serveOn(g, s, l)
 	stops.push(func() error {

@@ -40,6 +40,10 @@ func (d *daemon) follow(ctx context.Context, g *errgroup.Group) {
 		return nil
 	})
 	g.Go(func() error {
+		d.trim(ctx)
+		return nil
+	})
+	g.Go(func() error {
 		resumed := false
 		for v := range d.domains.Watch(ctx) {
 			d.clusterChanged(v)
