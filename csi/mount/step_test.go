@@ -47,6 +47,12 @@ func TestSteps(t *testing.T) {
 		if err := s.SetGroup(filepath.Join(dir, "nothing"), 4711); err == nil || !strings.Contains(err.Error(), "no such file") {
 			t.Errorf("with %v the group of nothing: %v", s.Helper, err)
 		}
+		if _, err := s.Freeze(dir); !errors.Is(err, unix.EOPNOTSUPP) && (err == nil || !strings.Contains(err.Error(), "not supported")) {
+			t.Errorf("with %v a file system in memory is frozen: %v", s.Helper, err)
+		}
+		if was, err := s.Thaw(dir); was || err != nil {
+			t.Errorf("with %v what is not frozen: %v, %v", s.Helper, was, err)
+		}
 		f, err := os.Open(filepath.Join(dir, "file"))
 		if err != nil {
 			t.Fatal(err)
@@ -67,7 +73,7 @@ func TestSteps(t *testing.T) {
 }
 
 func TestNoStep(t *testing.T) {
-	for _, args := range [][]string{nil, {"unmount"}, {"unmount", "/a", "false", "more"}, {"set-group", "/nowhere/at/all", "x"}, {"format", "/a", "b"}} {
+	for _, args := range [][]string{nil, {"unmount"}, {"unmount", "/a", "false", "more"}, {"set-group", "/nowhere/at/all", "x"}, {"format", "/a", "b"}, {"freeze"}, {"thaw", "/a", "b"}} {
 		if code := Step(args); code != 1 {
 			t.Errorf("%q ends with %d", args, code)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tandem-storage/tandem/cmd/internal/config"
 	"github.com/tandem-storage/tandem/csi/freeze"
+	"github.com/tandem-storage/tandem/csi/mount"
 	"github.com/tandem-storage/tandem/datapath/frontend"
 	"github.com/tandem-storage/tandem/datapath/frontend/device"
 	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
@@ -87,7 +88,7 @@ func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security
 		prepared: make(map[replication.VolumeID]*prepared), boot: boot,
 	}
 	var err error
-	if r.freezer, err = freeze.New(filepath.Join(c.DataDir, "frozen"), freeze.System{}, lg); err != nil {
+	if r.freezer, err = freeze.New(filepath.Join(c.DataDir, "frozen"), freeze.System{System: mount.System{Helper: mountHelper}}, lg); err != nil {
 		return nil, err
 	}
 	if c.Role == config.RoleWitness {
