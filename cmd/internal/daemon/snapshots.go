@@ -12,7 +12,9 @@ import (
 
 	"github.com/tandem-storage/tandem/datapath/backing"
 	"github.com/tandem-storage/tandem/datapath/meta"
+	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
 	replvolume "github.com/tandem-storage/tandem/replication/volume"
 	"github.com/tandem-storage/tandem/volume"
 	"github.com/tandem-storage/tandem/volume/volumepb"
@@ -61,7 +63,21 @@ func (r *runtime) TakeHeld(ctx context.Context, id replication.VolumeID, snap re
 
 // Lend implements volume.LocalTaker.
 func (r *runtime) Lend(ctx context.Context, id replication.VolumeID, use func() error) error {
-	return r.lend(ctx, id, func(*replvolume.Volume) error { return use() })
+	return r.lend(ctx, id, func(v *replvolume.Volume) error {
+		settle(ctx, v)
+		return use()
+	})
+}
+
+// settle waits until a volume could be held at once: it has been told of its group, and its replicas have been compared. If that takes longer than snapshotWait, whoever holds it finds out.
+func settle(ctx context.Context, v *replvolume.Volume) {
+	ctx, cancel := context.WithTimeout(ctx, snapshotWait)
+	defer cancel()
+	for {
+		if st := v.Status(); st.Stall == core.StallNone && st.Unreconciled == 0 || !kvdb.Pause(ctx, 10*time.Millisecond) {
+			return
+		}
+	}
 }
 
 // lend has a volume attached here, without a device if it is not shown, while use runs. Nobody can write to one that is not shown, so that the mark of a blank volume stays.
