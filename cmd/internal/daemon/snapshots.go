@@ -256,3 +256,35 @@ func (l *localReplicas) DeleteSnapshot(_ context.Context, r volume.LocalReplica,
 	}
 	return nil
 }
+
+// FreesHere implements volume.LocalTaker.
+func (r *runtime) FreesHere(_ context.Context, l volume.LocalReplica, id replication.SnapshotID) (int64, error) {
+	return r.frees(l, id)
+}
+
+// frees is what the deletion of a snapshot of a replica here would give back to its pool.
+func (p *pools) frees(l volume.LocalReplica, id replication.SnapshotID) (int64, error) {
+	p.mu.Lock()
+	open := p.open[l]
+	p.mu.Unlock()
+	if open == nil {
+		return 0, fmt.Errorf("%w: replica %s is not served", backing.ErrNotFound, l.Replica)
+	}
+	return open.SnapshotFrees(meta.UUID(id))
+}
+
+// SnapshotFrees implements volume.SnapshotSpace.
+func (c *cutCoordinators) SnapshotFrees(ctx context.Context, n replication.NodeID, l volume.LocalReplica, id replication.SnapshotID) (int64, error) {
+	if n == c.d.node {
+		return c.d.runtime.FreesHere(ctx, l, id)
+	}
+	cc, err := c.conn(n)
+	if err != nil {
+		return 0, err
+	}
+	bytes, err := volume.MeasureOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), l, id)
+	if err != nil {
+		return 0, errors.New(status.Convert(err).Message())
+	}
+	return bytes, nil
+}
