@@ -28,6 +28,9 @@ func NewGroupSnapshotServer(c *Catalogue, taker GroupTaker) *GroupSnapshotServer
 // CreateGroupSnapshot implements GroupSnapshots.
 func (s *GroupSnapshotServer) CreateGroupSnapshot(ctx context.Context, r *volumepb.CreateGroupSnapshotRequest) (*volumepb.CreateGroupSnapshotResponse, error) {
 	req := GroupSnapshotRequest{Name: r.Name, Group: r.Group, Frozen: !r.NoFreeze}
+	if len(r.Volumes) > MaxGroupSnapshot {
+		return nil, fmt.Errorf("%w: group snapshot %s: %d volumes, want 1 to %d", ErrInvalid, r.Name, len(r.Volumes), MaxGroupSnapshot)
+	}
 	for _, ref := range r.Volumes {
 		v, err := s.c.Resolve(ctx, ref)
 		if err != nil {

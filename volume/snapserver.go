@@ -15,13 +15,14 @@ type SnapshotServer struct {
 	volumepb.UnimplementedSnapshotsServer
 	c     *Catalogue
 	taker SnapshotTaker
+	space SnapshotSpace
 }
 
 var _ volumepb.SnapshotsServer = (*SnapshotServer)(nil)
 
 // NewSnapshotServer returns the service over c.
-func NewSnapshotServer(c *Catalogue, taker SnapshotTaker) *SnapshotServer {
-	return &SnapshotServer{c: c, taker: taker}
+func NewSnapshotServer(c *Catalogue, taker SnapshotTaker, space SnapshotSpace) *SnapshotServer {
+	return &SnapshotServer{c: c, taker: taker, space: space}
 }
 
 // CreateSnapshot implements Snapshots.
@@ -65,7 +66,11 @@ func (s *SnapshotServer) GetSnapshot(ctx context.Context, r *volumepb.GetSnapsho
 	if err != nil {
 		return nil, err
 	}
-	return &volumepb.GetSnapshotResponse{Snapshot: snapshotPB(rec)}, nil
+	m := snapshotPB(rec)
+	if r.Space && rec.State == Ready {
+		measure(ctx, s.space, rec, m)
+	}
+	return &volumepb.GetSnapshotResponse{Snapshot: m}, nil
 }
 
 // DeleteSnapshot implements Snapshots.
@@ -110,6 +115,8 @@ func snapshotPB(s *SnapshotRecord) *volumepb.Snapshot {
 // LocalTaker has snapshots taken of volumes that are attached on this node, or attaches them for that.
 type LocalTaker interface {
 	LocalFreezer
+	// FreesHere is what the deletion of a snapshot of a replica on this node would give back, bytes.
+	FreesHere(ctx context.Context, r LocalReplica, id replication.SnapshotID) (int64, error)
 	TakeSnapshot(ctx context.Context, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error)
 	// TakeHeld takes one while op holds the writes of v here. ctx has a deadline. Errors: replication.ErrNotCoordinator; replication.ErrNotCut, also: op does not hold them.
 	TakeHeld(ctx context.Context, v replication.VolumeID, id replication.SnapshotID, op replication.UUID) ([]replication.ReplicaID, error)

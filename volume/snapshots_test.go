@@ -37,7 +37,10 @@ func (f *fakeTaker) Take(_ context.Context, n replication.NodeID, v replication.
 			continue
 		}
 		holders = append(holders, p.Replica)
-		f.w.disks[string(p.Node)].snaps[heldSnapshot{LocalReplica{v, p.Replica, p.Pool}, id}] = true
+		d := f.w.disks[string(p.Node)]
+		d.mu.Lock()
+		d.snaps[heldSnapshot{LocalReplica{v, p.Replica, p.Pool}, id}] = true
+		d.mu.Unlock()
 	}
 	if f.during != nil {
 		f.during()

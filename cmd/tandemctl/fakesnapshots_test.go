@@ -13,7 +13,7 @@ func heldSnapshot() *volumepb.Snapshot {
 		Id: "5a000000-0000-4000-8000-000000000001", Name: "before-upgrade", VolumeId: "11111111-1111-4111-8111-111111111111", VolumeName: "data",
 		SizeBytes: 2 << 30, CreatedUnixMs: 1_760_000_000_000, State: volumepb.SnapshotState_SNAPSHOT_STATE_READY,
 		Holders: []*volumepb.SnapshotHolder{
-			{Replica: "r-a", Node: "a1", Domain: "primary", Pool: "pool-a"}, {Replica: "r-b", Node: "b1", Domain: "dr-site", Pool: "pool-b"},
+			{Replica: "r-a", Node: "a1", Domain: "primary", Pool: "pool-a", FreesBytes: 5 << 20}, {Replica: "r-b", Node: "b1", Domain: "dr-site", Pool: "pool-b", FreesUnknown: "node b1 does not answer"},
 		},
 	}
 }

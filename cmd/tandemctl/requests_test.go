@@ -48,7 +48,7 @@ func TestRequests(t *testing.T) {
 		{"volume snapshot create v s --reason x", &volumepb.CreateSnapshotRequest{Volume: "v", Name: "s", Reason: "x"}},
 		{"volume snapshot create v s --freeze=false", &volumepb.CreateSnapshotRequest{Volume: "v", Name: "s", NoFreeze: true}},
 		{"volume snapshot list --volume v", &volumepb.ListSnapshotsRequest{Volume: "v"}},
-		{"volume snapshot inspect s", &volumepb.GetSnapshotRequest{Snapshot: "s"}},
+		{"volume snapshot inspect s", &volumepb.GetSnapshotRequest{Snapshot: "s", Space: true}},
 		{"volume snapshot blocks s --base r --offset 4096", &volumepb.ListBlocksRequest{Snapshot: "s", Base: "r", Offset: 4096, Most: 4096}},
 		{"volume snapshot delete s --yes --reason x", &volumepb.DeleteSnapshotRequest{Snapshot: "s", Reason: "x"}},
 		{"volume snapshot create-group s --volumes v,u --reason x", &volumepb.CreateGroupSnapshotRequest{Name: "s", Volumes: []string{"v", "u"}, Reason: "x"}},

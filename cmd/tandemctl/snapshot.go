@@ -53,6 +53,14 @@ func consistencyText(s *pb.Snapshot) string {
 	}
 }
 
+// freesText is what the deletion of a snapshot would give back where it is held.
+func freesText(h *pb.SnapshotHolder) string {
+	if why := h.GetFreesUnknown(); why != "" {
+		return "unknown (" + why + ")"
+	}
+	return bytesText(uint64(h.GetFreesBytes()))
+}
+
 func (a *app) snapshotCreateCommand() *cobra.Command {
 	var order orderFlags
 	var freeze bool
@@ -118,13 +126,15 @@ func (a *app) snapshotListCommand() *cobra.Command {
 func (a *app) snapshotInspectCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "inspect SNAPSHOT",
-		Short: "Show one snapshot, and which replicas hold it",
-		Args:  oneName("SNAPSHOT"),
+		Short: "Show one snapshot, which replicas hold it, and what it takes",
+		Long: `Show one snapshot, and which replicas hold it. FREES is what its deletion would give back to the pool at this moment: what neither the volume, nor another snapshot, nor a volume that was made
+from it shares with it. That of two together may be more than the sum.`,
+		Args: oneName("SNAPSHOT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			call := func(c pb.SnapshotsClient, ctx context.Context, q *pb.GetSnapshotRequest) (*pb.GetSnapshotResponse, error) {
 				return c.GetSnapshot(ctx, q)
 			}
-			resp, err := askSnapshot(cmd.Context(), a, call, &pb.GetSnapshotRequest{Snapshot: args[0]})
+			resp, err := askSnapshot(cmd.Context(), a, call, &pb.GetSnapshotRequest{Snapshot: args[0], Space: true})
 			if err != nil {
 				return err
 			}
@@ -134,9 +144,9 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 					[]string{"Size", bytesText(s.GetSizeBytes())}, []string{"Created", timeText(s.GetCreatedUnixMs())},
 					[]string{"State", enumText(s.GetState(), "SNAPSHOT_STATE_")}, []string{"Group snapshot", s.GetGroupSnapshotId()}, []string{"Consistency", consistencyText(s)})
 				fmt.Fprintln(w)
-				rows := [][]string{{"DOMAIN", "NODE", "POOL", "REPLICA"}}
+				rows := [][]string{{"DOMAIN", "NODE", "POOL", "REPLICA", "FREES"}}
 				for _, h := range s.GetHolders() {
-					rows = append(rows, []string{h.GetDomain(), h.GetNode(), h.GetPool(), h.GetReplica()})
+					rows = append(rows, []string{h.GetDomain(), h.GetNode(), h.GetPool(), h.GetReplica(), freesText(h)})
 				}
 				table(w, rows...)
 			})

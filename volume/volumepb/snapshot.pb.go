@@ -203,11 +203,15 @@ func (x *Snapshot) GetNotFrozen() string {
 
 // SnapshotHolder is a replica that has the snapshot, or, while it is CREATING or DELETING, may.
 type SnapshotHolder struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Replica       string                 `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Domain        string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
-	Pool          string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Replica string                 `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	Node    string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Domain  string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
+	Pool    string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`
+	// What its deletion would give back to the pool at this moment, bytes: what neither the volume nor another snapshot shares with it. That of two is more than the sum if they share something. Only where it was
+	// asked for, and frees_unknown is "".
+	FreesBytes    int64  `protobuf:"varint,5,opt,name=frees_bytes,json=freesBytes,proto3" json:"frees_bytes,omitempty"`
+	FreesUnknown  string `protobuf:"bytes,6,opt,name=frees_unknown,json=freesUnknown,proto3" json:"frees_unknown,omitempty"` // why that is not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -266,6 +270,20 @@ func (x *SnapshotHolder) GetDomain() string {
 func (x *SnapshotHolder) GetPool() string {
 	if x != nil {
 		return x.Pool
+	}
+	return ""
+}
+
+func (x *SnapshotHolder) GetFreesBytes() int64 {
+	if x != nil {
+		return x.FreesBytes
+	}
+	return 0
+}
+
+func (x *SnapshotHolder) GetFreesUnknown() string {
+	if x != nil {
+		return x.FreesUnknown
 	}
 	return ""
 }
@@ -481,6 +499,7 @@ func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
 type GetSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshot      string                 `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Space         bool                   `protobuf:"varint,2,opt,name=space,proto3" json:"space,omitempty"` // ask the holders what its deletion would give back; it takes them a look at each chunk
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -520,6 +539,13 @@ func (x *GetSnapshotRequest) GetSnapshot() string {
 		return x.Snapshot
 	}
 	return ""
+}
+
+func (x *GetSnapshotRequest) GetSpace() bool {
+	if x != nil {
+		return x.Space
+	}
+	return false
 }
 
 type GetSnapshotResponse struct {
@@ -1046,6 +1072,118 @@ func (*ThawVolumeResponse) Descriptor() ([]byte, []int) {
 	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{17}
 }
 
+type MeasureSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	ReplicaId     []byte                 `protobuf:"bytes,2,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	Pool          string                 `protobuf:"bytes,3,opt,name=pool,proto3" json:"pool,omitempty"`
+	SnapshotId    []byte                 `protobuf:"bytes,4,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeasureSnapshotRequest) Reset() {
+	*x = MeasureSnapshotRequest{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeasureSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeasureSnapshotRequest) ProtoMessage() {}
+
+func (x *MeasureSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeasureSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*MeasureSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *MeasureSnapshotRequest) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *MeasureSnapshotRequest) GetReplicaId() []byte {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return nil
+}
+
+func (x *MeasureSnapshotRequest) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *MeasureSnapshotRequest) GetSnapshotId() []byte {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return nil
+}
+
+type MeasureSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FreesBytes    int64                  `protobuf:"varint,1,opt,name=frees_bytes,json=freesBytes,proto3" json:"frees_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeasureSnapshotResponse) Reset() {
+	*x = MeasureSnapshotResponse{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeasureSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeasureSnapshotResponse) ProtoMessage() {}
+
+func (x *MeasureSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeasureSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*MeasureSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *MeasureSnapshotResponse) GetFreesBytes() int64 {
+	if x != nil {
+		return x.FreesBytes
+	}
+	return 0
+}
+
 var File_volume_volumepb_snapshot_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_snapshot_proto_rawDesc = "" +
@@ -1066,12 +1204,15 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\x06frozen\x18\n" +
 	" \x01(\bR\x06frozen\x12\x1d\n" +
 	"\n" +
-	"not_frozen\x18\v \x01(\tR\tnotFrozen\"j\n" +
+	"not_frozen\x18\v \x01(\tR\tnotFrozen\"\xb0\x01\n" +
 	"\x0eSnapshotHolder\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\tR\areplica\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
 	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\x12\n" +
-	"\x04pool\x18\x04 \x01(\tR\x04pool\"\x8e\x01\n" +
+	"\x04pool\x18\x04 \x01(\tR\x04pool\x12\x1f\n" +
+	"\vfrees_bytes\x18\x05 \x01(\x03R\n" +
+	"freesBytes\x12#\n" +
+	"\rfrees_unknown\x18\x06 \x01(\tR\ffreesUnknown\"\x8e\x01\n" +
 	"\x15CreateSnapshotRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x16\n" +
@@ -1083,9 +1224,10 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\x14ListSnapshotsRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\"Q\n" +
 	"\x15ListSnapshotsResponse\x128\n" +
-	"\tsnapshots\x18\x01 \x03(\v2\x1a.tandem.volume.v1.SnapshotR\tsnapshots\"0\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x1a.tandem.volume.v1.SnapshotR\tsnapshots\"F\n" +
 	"\x12GetSnapshotRequest\x12\x1a\n" +
-	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"M\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x14\n" +
+	"\x05space\x18\x02 \x01(\bR\x05space\"M\n" +
 	"\x13GetSnapshotResponse\x126\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x1a.tandem.volume.v1.SnapshotR\bsnapshot\"a\n" +
 	"\x15DeleteSnapshotRequest\x12\x1a\n" +
@@ -1113,7 +1255,17 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\x11ThawVolumeRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\fR\x02op\"\x14\n" +
-	"\x12ThawVolumeResponse*\x83\x01\n" +
+	"\x12ThawVolumeResponse\"\x89\x01\n" +
+	"\x16MeasureSnapshotRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x02 \x01(\fR\treplicaId\x12\x12\n" +
+	"\x04pool\x18\x03 \x01(\tR\x04pool\x12\x1f\n" +
+	"\vsnapshot_id\x18\x04 \x01(\fR\n" +
+	"snapshotId\":\n" +
+	"\x17MeasureSnapshotResponse\x12\x1f\n" +
+	"\vfrees_bytes\x18\x01 \x01(\x03R\n" +
+	"freesBytes*\x83\x01\n" +
 	"\rSnapshotState\x12\x1e\n" +
 	"\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SNAPSHOT_STATE_CREATING\x10\x01\x12\x18\n" +
@@ -1123,12 +1275,13 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\x0eCreateSnapshot\x12'.tandem.volume.v1.CreateSnapshotRequest\x1a(.tandem.volume.v1.CreateSnapshotResponse\x12`\n" +
 	"\rListSnapshots\x12&.tandem.volume.v1.ListSnapshotsRequest\x1a'.tandem.volume.v1.ListSnapshotsResponse\x12Z\n" +
 	"\vGetSnapshot\x12$.tandem.volume.v1.GetSnapshotRequest\x1a%.tandem.volume.v1.GetSnapshotResponse\x12c\n" +
-	"\x0eDeleteSnapshot\x12'.tandem.volume.v1.DeleteSnapshotRequest\x1a(.tandem.volume.v1.DeleteSnapshotResponse2\x8a\x03\n" +
+	"\x0eDeleteSnapshot\x12'.tandem.volume.v1.DeleteSnapshotRequest\x1a(.tandem.volume.v1.DeleteSnapshotResponse2\xf2\x03\n" +
 	"\x14SnapshotCoordinators\x12]\n" +
 	"\fTakeSnapshot\x12%.tandem.volume.v1.TakeSnapshotRequest\x1a&.tandem.volume.v1.TakeSnapshotResponse\x12]\n" +
 	"\fFreezeVolume\x12%.tandem.volume.v1.FreezeVolumeRequest\x1a&.tandem.volume.v1.FreezeVolumeResponse\x12W\n" +
 	"\n" +
-	"ThawVolume\x12#.tandem.volume.v1.ThawVolumeRequest\x1a$.tandem.volume.v1.ThawVolumeResponse\x12[\n" +
+	"ThawVolume\x12#.tandem.volume.v1.ThawVolumeRequest\x1a$.tandem.volume.v1.ThawVolumeResponse\x12f\n" +
+	"\x0fMeasureSnapshot\x12(.tandem.volume.v1.MeasureSnapshotRequest\x1a).tandem.volume.v1.MeasureSnapshotResponse\x12[\n" +
 	"\n" +
 	"LendVolume\x12#.tandem.volume.v1.LendVolumeRequest\x1a$.tandem.volume.v1.LendVolumeResponse(\x010\x01B2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
 
@@ -1145,27 +1298,29 @@ func file_volume_volumepb_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_volume_volumepb_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_volume_volumepb_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_volume_volumepb_snapshot_proto_goTypes = []any{
-	(SnapshotState)(0),             // 0: tandem.volume.v1.SnapshotState
-	(*Snapshot)(nil),               // 1: tandem.volume.v1.Snapshot
-	(*SnapshotHolder)(nil),         // 2: tandem.volume.v1.SnapshotHolder
-	(*CreateSnapshotRequest)(nil),  // 3: tandem.volume.v1.CreateSnapshotRequest
-	(*CreateSnapshotResponse)(nil), // 4: tandem.volume.v1.CreateSnapshotResponse
-	(*ListSnapshotsRequest)(nil),   // 5: tandem.volume.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),  // 6: tandem.volume.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),     // 7: tandem.volume.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),    // 8: tandem.volume.v1.GetSnapshotResponse
-	(*DeleteSnapshotRequest)(nil),  // 9: tandem.volume.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil), // 10: tandem.volume.v1.DeleteSnapshotResponse
-	(*TakeSnapshotRequest)(nil),    // 11: tandem.volume.v1.TakeSnapshotRequest
-	(*TakeSnapshotResponse)(nil),   // 12: tandem.volume.v1.TakeSnapshotResponse
-	(*LendVolumeRequest)(nil),      // 13: tandem.volume.v1.LendVolumeRequest
-	(*LendVolumeResponse)(nil),     // 14: tandem.volume.v1.LendVolumeResponse
-	(*FreezeVolumeRequest)(nil),    // 15: tandem.volume.v1.FreezeVolumeRequest
-	(*FreezeVolumeResponse)(nil),   // 16: tandem.volume.v1.FreezeVolumeResponse
-	(*ThawVolumeRequest)(nil),      // 17: tandem.volume.v1.ThawVolumeRequest
-	(*ThawVolumeResponse)(nil),     // 18: tandem.volume.v1.ThawVolumeResponse
+	(SnapshotState)(0),              // 0: tandem.volume.v1.SnapshotState
+	(*Snapshot)(nil),                // 1: tandem.volume.v1.Snapshot
+	(*SnapshotHolder)(nil),          // 2: tandem.volume.v1.SnapshotHolder
+	(*CreateSnapshotRequest)(nil),   // 3: tandem.volume.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),  // 4: tandem.volume.v1.CreateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),    // 5: tandem.volume.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),   // 6: tandem.volume.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),      // 7: tandem.volume.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),     // 8: tandem.volume.v1.GetSnapshotResponse
+	(*DeleteSnapshotRequest)(nil),   // 9: tandem.volume.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),  // 10: tandem.volume.v1.DeleteSnapshotResponse
+	(*TakeSnapshotRequest)(nil),     // 11: tandem.volume.v1.TakeSnapshotRequest
+	(*TakeSnapshotResponse)(nil),    // 12: tandem.volume.v1.TakeSnapshotResponse
+	(*LendVolumeRequest)(nil),       // 13: tandem.volume.v1.LendVolumeRequest
+	(*LendVolumeResponse)(nil),      // 14: tandem.volume.v1.LendVolumeResponse
+	(*FreezeVolumeRequest)(nil),     // 15: tandem.volume.v1.FreezeVolumeRequest
+	(*FreezeVolumeResponse)(nil),    // 16: tandem.volume.v1.FreezeVolumeResponse
+	(*ThawVolumeRequest)(nil),       // 17: tandem.volume.v1.ThawVolumeRequest
+	(*ThawVolumeResponse)(nil),      // 18: tandem.volume.v1.ThawVolumeResponse
+	(*MeasureSnapshotRequest)(nil),  // 19: tandem.volume.v1.MeasureSnapshotRequest
+	(*MeasureSnapshotResponse)(nil), // 20: tandem.volume.v1.MeasureSnapshotResponse
 }
 var file_volume_volumepb_snapshot_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Snapshot.state:type_name -> tandem.volume.v1.SnapshotState
@@ -1180,17 +1335,19 @@ var file_volume_volumepb_snapshot_proto_depIdxs = []int32{
 	11, // 9: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:input_type -> tandem.volume.v1.TakeSnapshotRequest
 	15, // 10: tandem.volume.v1.SnapshotCoordinators.FreezeVolume:input_type -> tandem.volume.v1.FreezeVolumeRequest
 	17, // 11: tandem.volume.v1.SnapshotCoordinators.ThawVolume:input_type -> tandem.volume.v1.ThawVolumeRequest
-	13, // 12: tandem.volume.v1.SnapshotCoordinators.LendVolume:input_type -> tandem.volume.v1.LendVolumeRequest
-	4,  // 13: tandem.volume.v1.Snapshots.CreateSnapshot:output_type -> tandem.volume.v1.CreateSnapshotResponse
-	6,  // 14: tandem.volume.v1.Snapshots.ListSnapshots:output_type -> tandem.volume.v1.ListSnapshotsResponse
-	8,  // 15: tandem.volume.v1.Snapshots.GetSnapshot:output_type -> tandem.volume.v1.GetSnapshotResponse
-	10, // 16: tandem.volume.v1.Snapshots.DeleteSnapshot:output_type -> tandem.volume.v1.DeleteSnapshotResponse
-	12, // 17: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:output_type -> tandem.volume.v1.TakeSnapshotResponse
-	16, // 18: tandem.volume.v1.SnapshotCoordinators.FreezeVolume:output_type -> tandem.volume.v1.FreezeVolumeResponse
-	18, // 19: tandem.volume.v1.SnapshotCoordinators.ThawVolume:output_type -> tandem.volume.v1.ThawVolumeResponse
-	14, // 20: tandem.volume.v1.SnapshotCoordinators.LendVolume:output_type -> tandem.volume.v1.LendVolumeResponse
-	13, // [13:21] is the sub-list for method output_type
-	5,  // [5:13] is the sub-list for method input_type
+	19, // 12: tandem.volume.v1.SnapshotCoordinators.MeasureSnapshot:input_type -> tandem.volume.v1.MeasureSnapshotRequest
+	13, // 13: tandem.volume.v1.SnapshotCoordinators.LendVolume:input_type -> tandem.volume.v1.LendVolumeRequest
+	4,  // 14: tandem.volume.v1.Snapshots.CreateSnapshot:output_type -> tandem.volume.v1.CreateSnapshotResponse
+	6,  // 15: tandem.volume.v1.Snapshots.ListSnapshots:output_type -> tandem.volume.v1.ListSnapshotsResponse
+	8,  // 16: tandem.volume.v1.Snapshots.GetSnapshot:output_type -> tandem.volume.v1.GetSnapshotResponse
+	10, // 17: tandem.volume.v1.Snapshots.DeleteSnapshot:output_type -> tandem.volume.v1.DeleteSnapshotResponse
+	12, // 18: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:output_type -> tandem.volume.v1.TakeSnapshotResponse
+	16, // 19: tandem.volume.v1.SnapshotCoordinators.FreezeVolume:output_type -> tandem.volume.v1.FreezeVolumeResponse
+	18, // 20: tandem.volume.v1.SnapshotCoordinators.ThawVolume:output_type -> tandem.volume.v1.ThawVolumeResponse
+	20, // 21: tandem.volume.v1.SnapshotCoordinators.MeasureSnapshot:output_type -> tandem.volume.v1.MeasureSnapshotResponse
+	14, // 22: tandem.volume.v1.SnapshotCoordinators.LendVolume:output_type -> tandem.volume.v1.LendVolumeResponse
+	14, // [14:23] is the sub-list for method output_type
+	5,  // [5:14] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -1207,7 +1364,7 @@ func file_volume_volumepb_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_snapshot_proto_rawDesc), len(file_volume_volumepb_snapshot_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -255,10 +255,11 @@ var Snapshots_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	SnapshotCoordinators_TakeSnapshot_FullMethodName = "/tandem.volume.v1.SnapshotCoordinators/TakeSnapshot"
-	SnapshotCoordinators_FreezeVolume_FullMethodName = "/tandem.volume.v1.SnapshotCoordinators/FreezeVolume"
-	SnapshotCoordinators_ThawVolume_FullMethodName   = "/tandem.volume.v1.SnapshotCoordinators/ThawVolume"
-	SnapshotCoordinators_LendVolume_FullMethodName   = "/tandem.volume.v1.SnapshotCoordinators/LendVolume"
+	SnapshotCoordinators_TakeSnapshot_FullMethodName    = "/tandem.volume.v1.SnapshotCoordinators/TakeSnapshot"
+	SnapshotCoordinators_FreezeVolume_FullMethodName    = "/tandem.volume.v1.SnapshotCoordinators/FreezeVolume"
+	SnapshotCoordinators_ThawVolume_FullMethodName      = "/tandem.volume.v1.SnapshotCoordinators/ThawVolume"
+	SnapshotCoordinators_MeasureSnapshot_FullMethodName = "/tandem.volume.v1.SnapshotCoordinators/MeasureSnapshot"
+	SnapshotCoordinators_LendVolume_FullMethodName      = "/tandem.volume.v1.SnapshotCoordinators/LendVolume"
 )
 
 // SnapshotCoordinatorsClient is the client API for SnapshotCoordinators service.
@@ -275,6 +276,8 @@ type SnapshotCoordinatorsClient interface {
 	FreezeVolume(ctx context.Context, in *FreezeVolumeRequest, opts ...grpc.CallOption) (*FreezeVolumeResponse, error)
 	// ThawVolume errors: FAILED_PRECONDITION it was not frozen any more.
 	ThawVolume(ctx context.Context, in *ThawVolumeRequest, opts ...grpc.CallOption) (*ThawVolumeResponse, error)
+	// MeasureSnapshot tells what the deletion of a snapshot would give back there. Errors: NOT_FOUND; UNAVAILABLE the replica is not served.
+	MeasureSnapshot(ctx context.Context, in *MeasureSnapshotRequest, opts ...grpc.CallOption) (*MeasureSnapshotResponse, error)
 	// LendVolume attaches a detached volume there, without a device, and has it detached again when the stream of requests ends, however that is. There is one request, and one
 	// response, when it is attached; the call ends when it is detached. Errors: FAILED_PRECONDITION it is attached elsewhere, or may not be attached there.
 	LendVolume(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LendVolumeRequest, LendVolumeResponse], error)
@@ -318,6 +321,16 @@ func (c *snapshotCoordinatorsClient) ThawVolume(ctx context.Context, in *ThawVol
 	return out, nil
 }
 
+func (c *snapshotCoordinatorsClient) MeasureSnapshot(ctx context.Context, in *MeasureSnapshotRequest, opts ...grpc.CallOption) (*MeasureSnapshotResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MeasureSnapshotResponse)
+	err := c.cc.Invoke(ctx, SnapshotCoordinators_MeasureSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *snapshotCoordinatorsClient) LendVolume(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LendVolumeRequest, LendVolumeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &SnapshotCoordinators_ServiceDesc.Streams[0], SnapshotCoordinators_LendVolume_FullMethodName, cOpts...)
@@ -345,6 +358,8 @@ type SnapshotCoordinatorsServer interface {
 	FreezeVolume(context.Context, *FreezeVolumeRequest) (*FreezeVolumeResponse, error)
 	// ThawVolume errors: FAILED_PRECONDITION it was not frozen any more.
 	ThawVolume(context.Context, *ThawVolumeRequest) (*ThawVolumeResponse, error)
+	// MeasureSnapshot tells what the deletion of a snapshot would give back there. Errors: NOT_FOUND; UNAVAILABLE the replica is not served.
+	MeasureSnapshot(context.Context, *MeasureSnapshotRequest) (*MeasureSnapshotResponse, error)
 	// LendVolume attaches a detached volume there, without a device, and has it detached again when the stream of requests ends, however that is. There is one request, and one
 	// response, when it is attached; the call ends when it is detached. Errors: FAILED_PRECONDITION it is attached elsewhere, or may not be attached there.
 	LendVolume(grpc.BidiStreamingServer[LendVolumeRequest, LendVolumeResponse]) error
@@ -366,6 +381,9 @@ func (UnimplementedSnapshotCoordinatorsServer) FreezeVolume(context.Context, *Fr
 }
 func (UnimplementedSnapshotCoordinatorsServer) ThawVolume(context.Context, *ThawVolumeRequest) (*ThawVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ThawVolume not implemented")
+}
+func (UnimplementedSnapshotCoordinatorsServer) MeasureSnapshot(context.Context, *MeasureSnapshotRequest) (*MeasureSnapshotResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MeasureSnapshot not implemented")
 }
 func (UnimplementedSnapshotCoordinatorsServer) LendVolume(grpc.BidiStreamingServer[LendVolumeRequest, LendVolumeResponse]) error {
 	return status.Error(codes.Unimplemented, "method LendVolume not implemented")
@@ -445,6 +463,24 @@ func _SnapshotCoordinators_ThawVolume_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SnapshotCoordinators_MeasureSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MeasureSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotCoordinatorsServer).MeasureSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SnapshotCoordinators_MeasureSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotCoordinatorsServer).MeasureSnapshot(ctx, req.(*MeasureSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SnapshotCoordinators_LendVolume_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(SnapshotCoordinatorsServer).LendVolume(&grpc.GenericServerStream[LendVolumeRequest, LendVolumeResponse]{ServerStream: stream})
 }
@@ -470,6 +506,10 @@ var SnapshotCoordinators_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ThawVolume",
 			Handler:    _SnapshotCoordinators_ThawVolume_Handler,
+		},
+		{
+			MethodName: "MeasureSnapshot",
+			Handler:    _SnapshotCoordinators_MeasureSnapshot_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

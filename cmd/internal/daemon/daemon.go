@@ -268,7 +268,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 	if d.runtime, err = newRuntime(d.c, d.volumes, d.security, d.boot, d.suspect, d.lg); err != nil {
 		return err
 	}
-	d.runtime.formatting = d.configs.Formatting
+	d.runtime.formatting, d.runtime.frees = d.configs.Formatting, d.pools.frees
 	stops.push(d.runtime.close)
 	return nil
 }

@@ -109,7 +109,7 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	d.service = volume.NewServer(d.catalogue, volume.ServerOptions{
 		Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher(), Snapshots: coords, Logger: d.lg,
 	})
-	ss := volume.NewSnapshotServer(d.catalogue, coords)
+	ss := volume.NewSnapshotServer(d.catalogue, coords, coords)
 	blocks := volume.NewSnapshotBlocksServer(d.catalogue, d.node, d.pools, coords)
 	gss := volume.NewGroupSnapshotServer(d.catalogue, coords)
 	gs := volume.NewGroupServer(d.catalogue, coords, d.lg)

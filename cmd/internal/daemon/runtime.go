@@ -38,8 +38,10 @@ type runtime struct {
 	suspect func() // the kvdb was found to know less than a replica
 	// formatting lets the attachments of a volume that begin until done is called keep the mark of a blank volume.
 	formatting func(replication.VolumeID) (done func())
-	lg         *zap.Logger
-	boot       replication.BootID // of this node
+	// frees is what the deletion of a snapshot of a replica on this node would give back, bytes.
+	frees func(volume.LocalReplica, replication.SnapshotID) (int64, error)
+	lg    *zap.Logger
+	boot  replication.BootID // of this node
 
 	nbd      *nbd.Server
 	fuseloop *fuseloop.Frontend

@@ -12,7 +12,9 @@ import (
 
 	"github.com/tandem-storage/tandem/datapath/backing"
 	"github.com/tandem-storage/tandem/datapath/meta"
+	"github.com/tandem-storage/tandem/kvdb"
 	"github.com/tandem-storage/tandem/replication"
+	"github.com/tandem-storage/tandem/replication/core"
 	replvolume "github.com/tandem-storage/tandem/replication/volume"
 	"github.com/tandem-storage/tandem/volume"
 	"github.com/tandem-storage/tandem/volume/volumepb"
@@ -61,7 +63,21 @@ func (r *runtime) TakeHeld(ctx context.Context, id replication.VolumeID, snap re
 
 // Lend implements volume.LocalTaker.
 func (r *runtime) Lend(ctx context.Context, id replication.VolumeID, use func() error) error {
-	return r.lend(ctx, id, func(*replvolume.Volume) error { return use() })
+	return r.lend(ctx, id, func(v *replvolume.Volume) error {
+		settle(ctx, v)
+		return use()
+	})
+}
+
+// settle waits until a volume could be held at once: it has been told of its group, and its replicas have been compared. If that takes longer than snapshotWait, whoever holds it finds out.
+func settle(ctx context.Context, v *replvolume.Volume) {
+	ctx, cancel := context.WithTimeout(ctx, snapshotWait)
+	defer cancel()
+	for {
+		if st := v.Status(); st.Stall == core.StallNone && st.Unreconciled == 0 || !kvdb.Pause(ctx, 10*time.Millisecond) {
+			return
+		}
+	}
 }
 
 // lend has a volume attached here, without a device if it is not shown, while use runs. Nobody can write to one that is not shown, so that the mark of a blank volume stays.
@@ -239,4 +255,36 @@ func (l *localReplicas) DeleteSnapshot(_ context.Context, r volume.LocalReplica,
 		}
 	}
 	return nil
+}
+
+// FreesHere implements volume.LocalTaker.
+func (r *runtime) FreesHere(_ context.Context, l volume.LocalReplica, id replication.SnapshotID) (int64, error) {
+	return r.frees(l, id)
+}
+
+// frees is what the deletion of a snapshot of a replica here would give back to its pool.
+func (p *pools) frees(l volume.LocalReplica, id replication.SnapshotID) (int64, error) {
+	p.mu.Lock()
+	open := p.open[l]
+	p.mu.Unlock()
+	if open == nil {
+		return 0, fmt.Errorf("%w: replica %s is not served", backing.ErrNotFound, l.Replica)
+	}
+	return open.SnapshotFrees(meta.UUID(id))
+}
+
+// SnapshotFrees implements volume.SnapshotSpace.
+func (c *cutCoordinators) SnapshotFrees(ctx context.Context, n replication.NodeID, l volume.LocalReplica, id replication.SnapshotID) (int64, error) {
+	if n == c.d.node {
+		return c.d.runtime.FreesHere(ctx, l, id)
+	}
+	cc, err := c.conn(n)
+	if err != nil {
+		return 0, err
+	}
+	bytes, err := volume.MeasureOn(ctx, volumepb.NewSnapshotCoordinatorsClient(cc), l, id)
+	if err != nil {
+		return 0, errors.New(status.Convert(err).Message())
+	}
+	return bytes, nil
 }
