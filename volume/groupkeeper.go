@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,11 +28,17 @@ type GroupKeeper struct {
 	volumes func() []GroupVolume
 	lg      *zap.Logger
 	wake    chan struct{}
+
+	// By look alone: volumes that were told, as this attachment, that they are in no group; and when it was last told to all.
+	alone  map[replication.VolumeID]GroupVolume
+	allAt  time.Time
+	mu     sync.Mutex
+	events map[replication.VolumeID]bool // volumes that have had any since the last look; by mu
 }
 
 // NewGroupKeeper returns the keeper of a node in domain d; volumes are those attached there.
 func NewGroupKeeper(c *Catalogue, d replication.DomainID, volumes func() []GroupVolume, lg *zap.Logger) *GroupKeeper {
-	return &GroupKeeper{c: c, domain: d, volumes: volumes, lg: lg, wake: make(chan struct{}, 1)}
+	return &GroupKeeper{c: c, domain: d, volumes: volumes, lg: lg, wake: make(chan struct{}, 1), events: map[replication.VolumeID]bool{}}
 }
 
 // Grouped reports whether v is in a group (a linearizable read).
@@ -41,7 +48,10 @@ func (k *GroupKeeper) Grouped(ctx context.Context, v replication.VolumeID) (bool
 }
 
 // Changed tells that a volume attached here may stand otherwise to its group. It does not block.
-func (k *GroupKeeper) Changed(replication.VolumeID) {
+func (k *GroupKeeper) Changed(v replication.VolumeID) {
+	k.mu.Lock()
+	k.events[v] = true
+	k.mu.Unlock()
 	select {
 	case k.wake <- struct{}{}:
 	default: // it is due already
@@ -52,6 +62,7 @@ func (k *GroupKeeper) Changed(replication.VolumeID) {
 const (
 	groupLookTimeout = 2 * time.Second // of one look at one volume
 	groupLookAgain   = 5 * time.Second // even when nothing is known to have changed
+	groupLookAll     = time.Minute     // at those too that are in no group, and were told so
 	groupRetry       = 100 * time.Millisecond
 )
 
@@ -78,16 +89,51 @@ func (k *GroupKeeper) Run(ctx context.Context) {
 	}
 }
 
-// look looks after every volume once, and reports whether all is as it should be.
+// due are the volumes to be looked after: those in a group, and of the others, which may be many, those that were not told yet that they are in none,
+// those to which something has happened, and now and then all.
+func (k *GroupKeeper) due(ctx context.Context) []GroupVolume {
+	k.mu.Lock()
+	events := k.events
+	k.events = map[replication.VolumeID]bool{}
+	k.mu.Unlock()
+	vs := k.volumes()
+	ctx, cancel := context.WithTimeout(ctx, groupLookTimeout)
+	defer cancel()
+	in, err := k.c.groupedVolumes(ctx)
+	if err != nil || time.Since(k.allAt) >= groupLookAll {
+		k.alone = nil // what keeps from knowing is told of each
+	}
+	if k.alone == nil {
+		k.allAt = time.Now()
+	}
+	alone := map[replication.VolumeID]GroupVolume{}
+	vs = slices.DeleteFunc(vs, func(v GroupVolume) bool {
+		id := v.ID()
+		if k.alone[id] != v || in[id] || events[id] {
+			return false
+		}
+		alone[id] = v
+		return true
+	})
+	k.alone = alone
+	return vs
+}
+
+// look looks after every volume that is due once, and reports whether all is as it should be.
 func (k *GroupKeeper) look(ctx context.Context) bool {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	well := true
-	for _, v := range k.volumes() {
+	for _, v := range k.due(ctx) {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, groupLookTimeout)
 			defer cancel()
-			err := k.tend(ctx, v)
+			alone, err := k.tend(ctx, v)
+			if alone && err == nil {
+				mu.Lock()
+				k.alone[v.ID()] = v
+				mu.Unlock()
+			}
 			if err == nil || errors.Is(err, replication.ErrClosed) {
 				return
 			}
@@ -103,40 +149,41 @@ func (k *GroupKeeper) look(ctx context.Context) bool {
 	return well
 }
 
-// tend brings one volume and its group's record in step. What the volume is told was read after its term was asked for.
-func (k *GroupKeeper) tend(ctx context.Context, v GroupVolume) error {
+// tend brings one volume and its group's record in step. What the volume is told was read after its term was asked for. alone: it was
+// told that it is in none.
+func (k *GroupKeeper) tend(ctx context.Context, v GroupVolume) (alone bool, _ error) {
 	st, err := v.GroupStatus(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	name, err := k.c.groupOf(ctx, v.ID())
 	if err != nil {
-		return err
+		return false, err
 	}
 	if name == "" {
 		_, err = v.SetGroup(ctx, replication.GroupOrder{})
-		return err
+		return true, err
 	}
 	for {
 		e, err := k.c.Group(ctx, name)
 		if errors.Is(err, ErrGroupNotFound) || err == nil && !e.Has(v.ID()) {
-			return nil // it was taken out a moment ago, and a signal is on its way
+			return false, nil // it was taken out a moment ago, and a signal is on its way
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 		leave, left := e.Tell(v.ID(), k.domain, e.Configs)
 		if st, err = v.SetGroup(ctx, replication.GroupOrder{Term: st.Term, In: true, Leave: leave, Left: left}); err != nil {
-			return err
+			return false, err
 		}
 		next, linked := e.Advance(&replication.Standing{
 			Volume: v.ID(), Domain: k.domain, Term: st.Term, Lost: st.Lost, Kept: st.Kept, Late: st.Late,
 		}, e.Configs, time.Now().UTC())
 		if next == &e.Group {
-			return nil
+			return false, nil
 		}
 		if err := k.c.swapGroup(ctx, e, next, linked); err != nil && !errors.Is(err, ErrConflict) {
-			return err
+			return false, err
 		}
 		k.tell(&e.Group, next)
 	}

@@ -255,6 +255,21 @@ func (c *Catalogue) groupOf(ctx context.Context, v replication.VolumeID) (string
 	return string(kv.Value), err
 }
 
+// groupedVolumes are all volumes that are in a group (a linearizable read).
+func (c *Catalogue) groupedVolumes(ctx context.Context) (map[replication.VolumeID]bool, error) {
+	kvs, _, err := c.store.List(ctx, c.keys.groupedVolumes())
+	if err != nil {
+		return nil, err
+	}
+	in := make(map[replication.VolumeID]bool, len(kvs))
+	for _, kv := range kvs {
+		if v, err := replication.ParseVolumeID(strings.TrimPrefix(kv.Key, c.keys.groupedVolumes())); err == nil {
+			in[v] = true
+		}
+	}
+	return in, nil
+}
+
 // swapGroup writes next over e if nobody has changed the group since e was read, nor, with linked, one of the configurations.
 func (c *Catalogue) swapGroup(ctx context.Context, e *GroupEntry, next *replication.Group, linked bool) error {
 	record, err := put(c.keys.group(e.Name), next)

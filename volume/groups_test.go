@@ -160,15 +160,17 @@ func TestGroupedDuringAttach(t *testing.T) {
 
 // grouped is a volume of which the test says how it stands.
 type grouped struct {
-	id   replication.VolumeID
-	st   replication.GroupStatus
-	told replication.GroupOrder
+	id    replication.VolumeID
+	st    replication.GroupStatus
+	told  replication.GroupOrder
+	asked int
 }
 
 func (g *grouped) ID() replication.VolumeID                                     { return g.id }
 func (g *grouped) GroupStatus(context.Context) (replication.GroupStatus, error) { return g.st, nil }
 func (g *grouped) SetGroup(_ context.Context, v replication.GroupOrder) (replication.GroupStatus, error) {
 	g.told = v
+	g.asked++
 	if slices.Contains(v.Left, "b") {
 		g.st.Kept, g.st.Lost = append(g.st.Kept, g.st.Lost...), nil
 	}
@@ -189,7 +191,7 @@ func TestGroupKeeper(t *testing.T) {
 	k := NewGroupKeeper(c, "a", nil, zap.NewNop())
 	tend := func(g *grouped) *GroupEntry {
 		t.Helper()
-		if err := k.tend(ctx, g); err != nil {
+		if _, err := k.tend(ctx, g); err != nil {
 			t.Fatal(err)
 		}
 		e, err := c.Group(ctx, "g")
@@ -241,6 +243,52 @@ func TestGroupKeeper(t *testing.T) {
 	if e := tend(gu); e.State() != replication.Linked {
 		t.Errorf("all are back: %+v", e.Group)
 	}
+}
+
+// Volumes in no group are told so once, and again when something has happened to them, when they are attached anew, and now and then. One that comes into a group, or
+// leaves it, is told with the next look.
+func TestGroupKeeperOfMany(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	c, ctx := w.catalogue(w.store), t.Context()
+	v, u := pair(w)
+	gv, gu := &grouped{id: v.ID, st: replication.GroupStatus{Term: 2}}, &grouped{id: u.ID, st: replication.GroupStatus{Term: 2}}
+	vs := []GroupVolume{gv, gu}
+	k := NewGroupKeeper(c, "a", func() []GroupVolume { return slices.Clone(vs) }, zap.NewNop())
+	look := func(what string, first, second int) {
+		t.Helper()
+		gv.asked, gu.asked = 0, 0
+		if !k.look(ctx) {
+			t.Fatalf("%s: not looked after", what)
+		}
+		if gv.asked != first || gu.asked != second {
+			t.Errorf("%s: told %d and %d times, want %d and %d", what, gv.asked, gu.asked, first, second)
+		}
+	}
+	look("first", 1, 1)
+	look("nothing happened", 0, 0)
+	k.Changed(u.ID)
+	look("to one something has", 0, 1)
+	look("and no more", 0, 0)
+	gu = &grouped{id: u.ID, st: gu.st}
+	vs[1] = gu
+	look("attached anew", 0, 1)
+	if _, err := c.CreateGroup(ctx, "g", replication.FailoverAutomatic, []replication.VolumeID{v.ID, u.ID}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if look("in a group", 1, 1); !gv.told.In || !gu.told.In {
+			t.Errorf("told %+v and %+v", gv.told, gu.told)
+		}
+	}
+	if err := c.DeleteGroup(ctx, "g"); err != nil {
+		t.Fatal(err)
+	}
+	if look("out of it", 1, 1); gv.told.In || gu.told.In {
+		t.Errorf("told %+v and %+v", gv.told, gu.told)
+	}
+	look("and no more", 0, 0)
+	k.allAt = k.allAt.Add(-groupLookAll)
+	look("now and then", 1, 1)
 }
 
 // cutters are coordinators that note what they are asked, and do wrong what the test says.
