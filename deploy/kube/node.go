@@ -55,6 +55,11 @@ func (c *Cluster) newNode(ctx context.Context, name string) (*Node, error) {
 			return nil, err
 		}
 	}
+	if w.disk > 0 {
+		if err := n.giveDisk(ctx, w.disk); err != nil {
+			return nil, err
+		}
+	}
 	if err := w.plug(ctx, n); err != nil {
 		return nil, err
 	}

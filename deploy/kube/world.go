@@ -16,7 +16,8 @@ type World struct {
 	bin, dir string
 	space    *lab.Namespace
 	undo     *lab.Undo
-	nodes    int // made so far: their addresses follow from it
+	nodes    int   // made so far: their addresses follow from it
+	disk     int64 // bytes of the XFS that each node made from now on has as /var/lib/tandem; 0 = what this machine has there
 }
 
 // The addresses. Nodes are 10.99.0.11 and so on; that of the bridge is the way out of each, though there is nothing outside.
