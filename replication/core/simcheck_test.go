@@ -74,6 +74,8 @@ type simOp struct {
 	sector int // the first one
 	n      int // how many; 0 for a flush
 	tag    uint64
+	kind   replication.MessageType    // of what is sent again: io is somebody else's by then
+	flags  replication.MessageFlags   // of it
 	covers [simBlocks]uint64          // flush: values known at its start
 	acks   [simBlocks]int             // flush: writes acknowledged at its start
 	unsure [simBlocks]bool            // flush: it may cover something else than is known
@@ -197,6 +199,7 @@ func (c *simClient) propose(o *simOp) {
 func (c *simClient) await() {
 	for _, o := range c.flight {
 		if o.io.Kind != replication.MsgRead && o.io.Kind != replication.MsgFlush {
+			o.kind, o.flags = o.io.Kind, o.io.Flags
 			c.unanswered = append(c.unanswered, o)
 		}
 	}
@@ -207,8 +210,8 @@ func (c *simClient) again() {
 	ops := c.unanswered
 	c.unanswered = nil
 	for _, was := range ops {
-		o := c.op(was.sector, was.n, was.io.Kind)
-		o.tag, o.io.Flags = was.tag, was.io.Flags
+		o := c.op(was.sector, was.n, was.kind)
+		o.tag, o.io.Flags = was.tag, was.flags
 		c.modify(o)
 	}
 }
