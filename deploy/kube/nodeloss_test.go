@@ -71,9 +71,24 @@ func TestNodeLoss(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("from the death of a node to its database Ready on another one, %d times: least %v, median %v, most %v; all: %v", len(took), took[0], took[len(took)/2], took[len(took)-1], took)
+	t.Log("by two seconds:\n" + histogram(took))
 	s.must("", "delete", "statefulset", "db")
 	s.must("", "delete", "pvc", "--all", "--wait=false")
 	s.nothingLeft()
+}
+
+// histogram has a line for each two seconds in which there is any of these, which are in order.
+func histogram(took []time.Duration) string {
+	const wide = 2 * time.Second
+	counts := map[time.Duration]int{}
+	for _, d := range took {
+		counts[d.Truncate(wide)]++
+	}
+	var b strings.Builder
+	for at := took[0].Truncate(wide); at <= took[len(took)-1]; at += wide {
+		fmt.Fprintf(&b, "%8.2f s %4d %s\n", at.Seconds(), counts[at], strings.Repeat("#", counts[at]))
+	}
+	return b.String()
 }
 
 // fill inserts rows, each in a transaction of its own, and returns how many there are now.
