@@ -26,26 +26,25 @@ func (m *Manager) grouped(ctx context.Context, v replication.VolumeID) (bool, er
 }
 
 // SetGroup tells the volume of its group, and returns how it stands to it (core.Coordinator.SetGroup). replication.ErrClosed: it has ended.
-func (v *Volume) SetGroup(ctx context.Context, g replication.GroupOrder) (st replication.GroupStatus, err error) {
-	err = v.call(ctx, func(t int64) { st = v.core.SetGroup(t, g) })
-	return st, err
+func (v *Volume) SetGroup(ctx context.Context, g replication.GroupOrder) (replication.GroupStatus, error) {
+	return ask(ctx, v, func(t int64) replication.GroupStatus { return v.core.SetGroup(t, g) })
 }
 
 // GroupStatus returns how the volume stands to its group.
-func (v *Volume) GroupStatus(ctx context.Context) (st replication.GroupStatus, err error) {
-	err = v.call(ctx, func(int64) { st = v.core.GroupStatus() })
-	return st, err
+func (v *Volume) GroupStatus(ctx context.Context) (replication.GroupStatus, error) {
+	return ask(ctx, v, func(int64) replication.GroupStatus { return v.core.GroupStatus() })
 }
 
 // HoldForCut holds the volume's writes back for the operation op, for at most d, and returns when nothing is in flight any more. ReleaseCut ends it, also after an error.
 // Errors: replication.ErrBusy another operation holds them, replication.ErrStalled they do not proceed or did not end in time, replication.ErrClosed.
 func (v *Volume) HoldForCut(ctx context.Context, op replication.UUID, d time.Duration) error {
 	held := make(chan struct{})
-	var refused error
-	err := v.call(ctx, func(t int64) {
-		if refused = v.core.HoldForCut(t, op, t+int64(d)); refused == nil {
+	refused, err := ask(ctx, v, func(t int64) error {
+		err := v.core.HoldForCut(t, op, t+int64(d))
+		if err == nil {
 			v.held = held
 		}
+		return err
 	})
 	if err != nil || refused != nil {
 		return firstError(err, refused)
@@ -62,17 +61,32 @@ func (v *Volume) HoldForCut(ctx context.Context, op replication.UUID, d time.Dur
 
 // Cut returns where the volume stands while op holds it; held is false when it does not, or not any more.
 func (v *Volume) Cut(ctx context.Context, op replication.UUID) (at replication.CutPosition, held bool, err error) {
-	err = v.call(ctx, func(t int64) { at, held = v.core.Cut(t, op) })
-	return at, held, err
+	type answer struct {
+		at   replication.CutPosition
+		held bool
+	}
+	a, err := ask(ctx, v, func(t int64) (a answer) {
+		a.at, a.held = v.core.Cut(t, op)
+		return a
+	})
+	return a.at, a.held, err
 }
 
 // ReleaseCut lets writes go on, and reports whether op held them until now.
 func (v *Volume) ReleaseCut(ctx context.Context, op replication.UUID) (held bool, err error) {
-	err = v.call(ctx, func(t int64) { held = v.core.ReleaseCut(t, op) })
-	return held, err
+	return ask(ctx, v, func(t int64) bool { return v.core.ReleaseCut(t, op) })
 }
 
-// call has the volume's worker do f, which it does even when ctx ends first.
+// ask has the volume's worker do f, which it does even when ctx ends first, and returns what f does, the zero value with an error.
+func ask[T any](ctx context.Context, v *Volume, f func(t int64) T) (r T, _ error) {
+	answer := make(chan T, 1) // f may end when nobody looks any more
+	if err := v.call(ctx, func(t int64) { answer <- f(t) }); err != nil {
+		return r, err
+	}
+	return <-answer, nil
+}
+
+// call has the volume's worker do f, which it does even when ctx ends first: what f writes to is to be read only if there is no error.
 func (v *Volume) call(ctx context.Context, f func(t int64)) error {
 	done := make(chan struct{})
 	v.post(volumeInput{kind: inCall, call: func(t int64) {
