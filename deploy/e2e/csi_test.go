@@ -60,11 +60,6 @@ var onExt4 = &spec.VolumeCapability{
 	AccessType: &spec.VolumeCapability_Mount{Mount: &spec.VolumeCapability_MountVolume{FsType: "ext4"}},
 }
 
-var rawBlock = &spec.VolumeCapability{
-	AccessMode: onXFS.GetAccessMode(),
-	AccessType: &spec.VolumeCapability_Block{Block: &spec.VolumeCapability_BlockVolume{}},
-}
-
 func (o *orchestrator) staged(id string) string { return filepath.Join(o.dir, id) }
 
 // use publishes a volume to node and stages it there.

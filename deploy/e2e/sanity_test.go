@@ -11,6 +11,10 @@ import (
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
@@ -26,6 +30,47 @@ type sanityReport []struct {
 		LeafNodeText, State     string
 		Failure                 struct{ Message string }
 	}
+}
+
+// tellSecrets makes every call whose request has room for secrets, csi-sanity's and others, of a volume that is not there, and returns how many those are.
+func tellSecrets(t *testing.T, socket string) (calls int) {
+	t.Helper()
+	cc, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cc.Close() })
+	for i := range spec.File_csi_proto.Services().Len() {
+		service := spec.File_csi_proto.Services().Get(i)
+		for k := range service.Methods().Len() {
+			m := service.Methods().Get(k)
+			secrets := m.Input().Fields().ByName("secrets")
+			in, err := protoregistry.GlobalTypes.FindMessageByName(m.Input().FullName())
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := protoregistry.GlobalTypes.FindMessageByName(m.Output().FullName())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if secrets == nil || m.IsStreamingServer() {
+				continue
+			}
+			req := in.New()
+			req.Mutable(secrets).Map().Set(protoreflect.ValueOfString(marker).MapKey(), protoreflect.ValueOfString(marker))
+			if f := m.Input().Fields().ByName("volume_id"); f != nil {
+				req.Set(f, protoreflect.ValueOfString("00000009-0000-4000-8000-000000000007"))
+			}
+			err = cc.Invoke(t.Context(), "/"+string(service.FullName())+"/"+string(m.Name()), req.Interface(), out.New().Interface())
+			if err != nil && strings.Contains(err.Error(), marker) {
+				t.Errorf("%s answers with a secret: %v", m.Name(), err)
+			}
+			if !strings.Contains(fmt.Sprint(err), "unknown service") { // which no driver is asked
+				calls++
+			}
+		}
+	}
+	return calls
 }
 
 // withoutSecrets fails the test if a daemon's log has the marker; at least least lines have to tell of calls.
@@ -51,20 +96,36 @@ func (c *cluster) withoutSecrets(t *testing.T, least int, nodes ...string) {
 	}
 }
 
-// TestSanity has csi-sanity, the specification's own tests, talk to the controller of one domain and to a node of the other, each call ten times over,
-// with secrets that no log may have afterwards. A test may be skipped only for a reason that docs/testing.md gives.
-func TestSanity(t *testing.T) {
-	needDisks(t, "mkfs.xfs")
-	need(t, "xfs_growfs")
-	sockets := map[string]string{}
-	c := own(t, func(s *lab.Spec) {
+// serveCSITalkatively is serveCSI with all that a daemon can log.
+func serveCSITalkatively(sockets map[string]string) func(*lab.Spec) {
+	return func(s *lab.Spec) {
 		serveCSI(sockets)(s)
 		csi := s.Adjust
 		s.Adjust = func(node string, cfg map[string]any) {
 			csi(node, cfg)
 			cfg["log"] = map[string]any{"level": "debug"}
 		}
-	}, func(u *lab.Undo, c *cluster) { disks(t, u, c, "mkfs.xfs", "-q", "-K") })
+	}
+}
+
+// TestSecrets: no secret of any call is in a log of a daemon, or in an answer.
+func TestSecrets(t *testing.T) {
+	sockets := map[string]string{}
+	c := own(t, serveCSITalkatively(sockets))
+	n := tellSecrets(t, sockets["a1"])
+	if n < 12 {
+		t.Errorf("only %d requests have room for secrets", n)
+	}
+	c.withoutSecrets(t, n, "a1")
+}
+
+// TestSanity has csi-sanity, the specification's own tests, talk to the controller of one domain and to a node of the other, each call ten times over,
+// with secrets that no log may have afterwards. A test may be skipped only for a reason that docs/testing.md gives.
+func TestSanity(t *testing.T) {
+	needDisks(t, "mkfs.xfs")
+	need(t, "xfs_growfs")
+	sockets := map[string]string{}
+	c := own(t, serveCSITalkatively(sockets), func(u *lab.Undo, c *cluster) { disks(t, u, c, "mkfs.xfs", "-q", "-K") })
 	file := func(name, text string) string {
 		path := filepath.Join(c.dir, name)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -127,9 +188,8 @@ func TestSanity(t *testing.T) {
 	if passed < 93 {
 		t.Errorf("%d passed, there were 93 once", passed)
 	}
-	c.withoutSecrets(t, 500, "a1", "b1")
-
 	o := orchestrate(t, sockets["a1"], filepath.Join(c.dir, "stage"))
+	c.withoutSecrets(t, 500, "a1", "b1")
 	vols, err := o.ListVolumes(t.Context(), &spec.ListVolumesRequest{})
 	if err != nil || len(vols.GetEntries()) > 0 {
 		t.Errorf("volumes are left over: %v, %v", vols, err)

@@ -26,7 +26,7 @@ type heap struct {
 // live is what was alive after the last time.
 func (h heap) worthTrimming(before heap, live uint64) bool {
 	garbage := h.objects - min(live, h.objects)
-	return h.allocated-before.allocated < trimIdle && h.free+garbage >= max(trimLeast, live/2)
+	return h.allocated-before.allocated < trimIdle && h.free+garbage >= max(trimLeast, live/4)
 }
 
 // trim gives memory back to the machine that many attaches at once, a resync or a busy consumer needed, when the process is at rest: the runtime would
