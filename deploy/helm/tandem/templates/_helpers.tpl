@@ -5,6 +5,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
 {{- define "tandem.image" -}}
+{{- include "tandem.check" . }}{{- /* whichever file is rendered first */ -}}
 {{ required "image.repository: name the image that deploy/images/Dockerfile was built into" .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
@@ -62,6 +63,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- $pools := list }}
 {{- range .domain.pools }}{{ $pools = append $pools (dict "path" .) }}{{ end }}
 {{- if $pools }}{{ $_ := set $c "pools" $pools }}{{ end }}
+{{- if $v.devices.enabled }}{{ $_ := set $c "frontends" (dict "default" "device") }}{{ end }}
 {{- end }}
 {{- toYaml (mergeOverwrite $c (deepCopy $v.config)) }}
 {{- end }}
