@@ -104,8 +104,10 @@ type Node struct {
 	Witness  bool   `json:"witness,omitempty"` // a kvdb member without data; makes no domain
 	Pools    []Pool `json:"pools,omitempty"`
 	// Labels are what its configuration says of it, for the placing of replicas.
-	Labels map[string]string `json:"labels,omitempty"`
-	Time   time.Time         `json:"ts"` // of the registration, by the node's clock
+	Labels   map[string]string `json:"labels,omitempty"`
+	Time     time.Time         `json:"ts"`                 // of the registration, by the node's clock
+	Instance string            `json:"instance,omitempty"` // of the daemon's process: another one after a restart
+	Fragile  int               `json:"fragile,omitempty"`  // volumes whose devices end with that process
 
 	Online bool `json:"-"` // its registration is alive
 }
@@ -147,6 +149,7 @@ var (
 	ErrNodeDomain       = errors.New("clusterdomain: the node belongs to another domain")
 	ErrInvalid          = errors.New("clusterdomain: invalid request")
 	ErrBadRecord        = errors.New("clusterdomain: unreadable record")
+	ErrNodeNotFound     = errors.New("clusterdomain: no such node")
 	ErrKvdbMember       = errors.New("clusterdomain: the kvdb has no such member")
 	ErrKvdbMajority     = errors.New("clusterdomain: the kvdb would lose its majority")
 	ErrNoKvdbMember     = errors.New("clusterdomain: to be asked of a member of the kvdb")

@@ -25,6 +25,9 @@ func nodePrefix(cluster string) string { return root(cluster) + "node/" }
 // knownPrefix: the same records, which stay when the node is gone.
 func knownPrefix(cluster string) string { return root(cluster) + "known/" }
 
+// restartsKey holds the nodes that were given leave to restart and are not back, see PlanRestart.
+func restartsKey(cluster string) string { return root(cluster) + "restarts" }
+
 // lastFailoverKey holds the FailoverRecord of the last automatic failover without its volumes. Each one compares and
 // writes it, so that two never take place at once.
 func lastFailoverKey(cluster string) string { return root(cluster) + "failover/last" }

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/tandem-storage/tandem/audit"
@@ -31,8 +32,9 @@ type Volumes interface {
 // Options of a Manager. Cluster, Node.Name, Node.Domain and Volumes are required.
 type Options struct {
 	Cluster string
-	Node    Node          // what this node tells of itself, but for Pools
+	Node    Node          // what this node tells of itself, but for Pools, Instance and Fragile
 	Pools   func() []Pool // called at every Refresh; nil: none. Must not block.
+	Fragile func() int    // how many devices end with this process; as Pools
 	Volumes Volumes
 
 	TTL     time.Duration // of the registration; default 10 s
@@ -46,6 +48,9 @@ type Options struct {
 func (o *Options) ensureDefaults() {
 	if o.Pools == nil {
 		o.Pools = func() []Pool { return nil }
+	}
+	if o.Fragile == nil {
+		o.Fragile = func() int { return 0 }
 	}
 	if o.TTL == 0 {
 		o.TTL = 10 * time.Second
@@ -95,6 +100,7 @@ func New(store kvdb.Store, o Options) (*Manager, error) {
 	if o.Volumes == nil {
 		return nil, fmt.Errorf("%w: no Volumes given", ErrInvalid)
 	}
+	o.Node.Instance = uuid.NewString()
 	m := &Manager{store: store, o: o, lg: o.Logger, trail: audit.New(store, o.Cluster, o.Node.Name), ready: make(chan struct{}), refreshing: make(chan struct{}, 1)}
 	m.subs.m = make(map[chan *View]struct{})
 	m.view.Store(&View{Local: o.Node.Name})

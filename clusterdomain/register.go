@@ -58,7 +58,7 @@ func (m *Manager) hold(ctx context.Context) error {
 	}()
 	for written, failing := (Node{}), false; ; {
 		n := m.o.Node
-		n.Pools = m.o.Pools()
+		n.Pools, n.Fragile = m.o.Pools(), m.o.Fragile()
 		wait := m.o.Refresh
 		if !reflect.DeepEqual(n, written) {
 			switch err := m.write(ctx, n, lease.ID()); {

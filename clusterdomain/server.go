@@ -148,6 +148,25 @@ func (s *Server) GetStatus(ctx context.Context, _ *clusterdomainpb.GetStatusRequ
 	return r, nil
 }
 
+// PlanRestart implements Cluster.
+func (s *Server) PlanRestart(ctx context.Context, r *clusterdomainpb.PlanRestartRequest) (*clusterdomainpb.PlanRestartResponse, error) {
+	var members []string
+	if s.o.Kvdb != nil {
+		st := s.o.Kvdb(ctx)
+		if st.Err != nil {
+			return nil, fmt.Errorf("plan the restart of node %s: %w", r.Node, st.Err)
+		}
+		for _, m := range st.Members {
+			members = append(members, m.Name)
+		}
+	}
+	waits, err := s.m.PlanRestart(ctx, r.Node, r.Cancel, members)
+	if err != nil {
+		return nil, fmt.Errorf("plan the restart of node %s: %w", r.Node, err)
+	}
+	return &clusterdomainpb.PlanRestartResponse{Granted: !r.Cancel && len(waits) == 0, Waits: waits}, nil
+}
+
 // RemoveKvdbMember implements Cluster.
 func (s *Server) RemoveKvdbMember(ctx context.Context, r *clusterdomainpb.RemoveKvdbMemberRequest) (*clusterdomainpb.RemoveKvdbMemberResponse, error) {
 	switch {

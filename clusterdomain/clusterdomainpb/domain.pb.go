@@ -2336,6 +2336,110 @@ func (x *RemoveKvdbMemberResponse) GetKvdb() *Kvdb {
 	return nil
 }
 
+type PlanRestartRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Cancel        bool                   `protobuf:"varint,2,opt,name=cancel,proto3" json:"cancel,omitempty"` // the node is not restarted after all: its leave is taken back
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanRestartRequest) Reset() {
+	*x = PlanRestartRequest{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanRestartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanRestartRequest) ProtoMessage() {}
+
+func (x *PlanRestartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanRestartRequest.ProtoReflect.Descriptor instead.
+func (*PlanRestartRequest) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *PlanRestartRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PlanRestartRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+type PlanRestartResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Granted       bool                   `protobuf:"varint,1,opt,name=granted,proto3" json:"granted,omitempty"` // false with cancel
+	Waits         []string               `protobuf:"bytes,2,rep,name=waits,proto3" json:"waits,omitempty"`      // why not yet, for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanRestartResponse) Reset() {
+	*x = PlanRestartResponse{}
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanRestartResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanRestartResponse) ProtoMessage() {}
+
+func (x *PlanRestartResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanRestartResponse.ProtoReflect.Descriptor instead.
+func (*PlanRestartResponse) Descriptor() ([]byte, []int) {
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PlanRestartResponse) GetGranted() bool {
+	if x != nil {
+		return x.Granted
+	}
+	return false
+}
+
+func (x *PlanRestartResponse) GetWaits() []string {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
 type Alert struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"` // machine-readable: domain-fenced, node-offline, rtt-high, volume-not-in-sync, pool-nearly-full, ...
@@ -2348,7 +2452,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2360,7 +2464,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[26]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2373,7 +2477,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{26}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Alert) GetCode() string {
@@ -2425,7 +2529,7 @@ type Verified struct {
 
 func (x *Verified) Reset() {
 	*x = Verified{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2541,7 @@ func (x *Verified) String() string {
 func (*Verified) ProtoMessage() {}
 
 func (x *Verified) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[27]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2554,7 @@ func (x *Verified) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verified.ProtoReflect.Descriptor instead.
 func (*Verified) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{27}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Verified) GetNode() string {
@@ -2549,7 +2653,7 @@ type Receipt_Attachment struct {
 
 func (x *Receipt_Attachment) Reset() {
 	*x = Receipt_Attachment{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +2665,7 @@ func (x *Receipt_Attachment) String() string {
 func (*Receipt_Attachment) ProtoMessage() {}
 
 func (x *Receipt_Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[28]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2722,7 @@ type Receipt_Fence struct {
 
 func (x *Receipt_Fence) Reset() {
 	*x = Receipt_Fence{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +2734,7 @@ func (x *Receipt_Fence) String() string {
 func (*Receipt_Fence) ProtoMessage() {}
 
 func (x *Receipt_Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[29]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2804,7 @@ type Receipt_Replica struct {
 
 func (x *Receipt_Replica) Reset() {
 	*x = Receipt_Replica{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[30]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2712,7 +2816,7 @@ func (x *Receipt_Replica) String() string {
 func (*Receipt_Replica) ProtoMessage() {}
 
 func (x *Receipt_Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[30]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +2913,7 @@ type Receipt_Exposed struct {
 
 func (x *Receipt_Exposed) Reset() {
 	*x = Receipt_Exposed{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[31]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +2925,7 @@ func (x *Receipt_Exposed) String() string {
 func (*Receipt_Exposed) ProtoMessage() {}
 
 func (x *Receipt_Exposed) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[31]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +2974,7 @@ type Verified_Side struct {
 
 func (x *Verified_Side) Reset() {
 	*x = Verified_Side{}
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[33]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +2986,7 @@ func (x *Verified_Side) String() string {
 func (*Verified_Side) ProtoMessage() {}
 
 func (x *Verified_Side) ProtoReflect() protoreflect.Message {
-	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[33]
+	mi := &file_clusterdomain_clusterdomainpb_domain_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +2999,7 @@ func (x *Verified_Side) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verified_Side.ProtoReflect.Descriptor instead.
 func (*Verified_Side) Descriptor() ([]byte, []int) {
-	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{27, 0}
+	return file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP(), []int{29, 0}
 }
 
 func (x *Verified_Side) GetId() string {
@@ -3151,7 +3255,13 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\"M\n" +
 	"\x18RemoveKvdbMemberResponse\x121\n" +
-	"\x04kvdb\x18\x01 \x01(\v2\x1d.tandem.clusterdomain.v1.KvdbR\x04kvdb\"\x8a\x01\n" +
+	"\x04kvdb\x18\x01 \x01(\v2\x1d.tandem.clusterdomain.v1.KvdbR\x04kvdb\"@\n" +
+	"\x12PlanRestartRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"E\n" +
+	"\x13PlanRestartResponse\x12\x18\n" +
+	"\agranted\x18\x01 \x01(\bR\agranted\x12\x14\n" +
+	"\x05waits\x18\x02 \x03(\tR\x05waits\"\x8a\x01\n" +
 	"\x05Alert\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12=\n" +
 	"\bseverity\x18\x02 \x01(\x0e2!.tandem.clusterdomain.v1.SeverityR\bseverity\x12\x1a\n" +
@@ -3206,10 +3316,11 @@ const file_clusterdomain_clusterdomainpb_domain_proto_rawDesc = "" +
 	"\x0eActivateDomain\x12..tandem.clusterdomain.v1.ActivateDomainRequest\x1a/.tandem.clusterdomain.v1.ActivateDomainResponse\x12w\n" +
 	"\x10DeactivateDomain\x120.tandem.clusterdomain.v1.DeactivateDomainRequest\x1a1.tandem.clusterdomain.v1.DeactivateDomainResponse\x12n\n" +
 	"\rListFailovers\x12-.tandem.clusterdomain.v1.ListFailoversRequest\x1a..tandem.clusterdomain.v1.ListFailoversResponse\x12h\n" +
-	"\vGetFailover\x12+.tandem.clusterdomain.v1.GetFailoverRequest\x1a,.tandem.clusterdomain.v1.GetFailoverResponse2\xe6\x01\n" +
+	"\vGetFailover\x12+.tandem.clusterdomain.v1.GetFailoverRequest\x1a,.tandem.clusterdomain.v1.GetFailoverResponse2\xd0\x02\n" +
 	"\aCluster\x12b\n" +
 	"\tGetStatus\x12).tandem.clusterdomain.v1.GetStatusRequest\x1a*.tandem.clusterdomain.v1.GetStatusResponse\x12w\n" +
-	"\x10RemoveKvdbMember\x120.tandem.clusterdomain.v1.RemoveKvdbMemberRequest\x1a1.tandem.clusterdomain.v1.RemoveKvdbMemberResponseB@Z>github.com/tandem-storage/tandem/clusterdomain/clusterdomainpbb\x06proto3"
+	"\x10RemoveKvdbMember\x120.tandem.clusterdomain.v1.RemoveKvdbMemberRequest\x1a1.tandem.clusterdomain.v1.RemoveKvdbMemberResponse\x12h\n" +
+	"\vPlanRestart\x12+.tandem.clusterdomain.v1.PlanRestartRequest\x1a,.tandem.clusterdomain.v1.PlanRestartResponseB@Z>github.com/tandem-storage/tandem/clusterdomain/clusterdomainpbb\x06proto3"
 
 var (
 	file_clusterdomain_clusterdomainpb_domain_proto_rawDescOnce sync.Once
@@ -3224,7 +3335,7 @@ func file_clusterdomain_clusterdomainpb_domain_proto_rawDescGZIP() []byte {
 }
 
 var file_clusterdomain_clusterdomainpb_domain_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_clusterdomain_clusterdomainpb_domain_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(DomainState)(0),                 // 0: tandem.clusterdomain.v1.DomainState
 	(SyncStatus)(0),                  // 1: tandem.clusterdomain.v1.SyncStatus
@@ -3256,14 +3367,16 @@ var file_clusterdomain_clusterdomainpb_domain_proto_goTypes = []any{
 	(*KvdbMember)(nil),               // 27: tandem.clusterdomain.v1.KvdbMember
 	(*RemoveKvdbMemberRequest)(nil),  // 28: tandem.clusterdomain.v1.RemoveKvdbMemberRequest
 	(*RemoveKvdbMemberResponse)(nil), // 29: tandem.clusterdomain.v1.RemoveKvdbMemberResponse
-	(*Alert)(nil),                    // 30: tandem.clusterdomain.v1.Alert
-	(*Verified)(nil),                 // 31: tandem.clusterdomain.v1.Verified
-	(*Receipt_Attachment)(nil),       // 32: tandem.clusterdomain.v1.Receipt.Attachment
-	(*Receipt_Fence)(nil),            // 33: tandem.clusterdomain.v1.Receipt.Fence
-	(*Receipt_Replica)(nil),          // 34: tandem.clusterdomain.v1.Receipt.Replica
-	(*Receipt_Exposed)(nil),          // 35: tandem.clusterdomain.v1.Receipt.Exposed
-	nil,                              // 36: tandem.clusterdomain.v1.Node.LabelsEntry
-	(*Verified_Side)(nil),            // 37: tandem.clusterdomain.v1.Verified.Side
+	(*PlanRestartRequest)(nil),       // 30: tandem.clusterdomain.v1.PlanRestartRequest
+	(*PlanRestartResponse)(nil),      // 31: tandem.clusterdomain.v1.PlanRestartResponse
+	(*Alert)(nil),                    // 32: tandem.clusterdomain.v1.Alert
+	(*Verified)(nil),                 // 33: tandem.clusterdomain.v1.Verified
+	(*Receipt_Attachment)(nil),       // 34: tandem.clusterdomain.v1.Receipt.Attachment
+	(*Receipt_Fence)(nil),            // 35: tandem.clusterdomain.v1.Receipt.Fence
+	(*Receipt_Replica)(nil),          // 36: tandem.clusterdomain.v1.Receipt.Replica
+	(*Receipt_Exposed)(nil),          // 37: tandem.clusterdomain.v1.Receipt.Exposed
+	nil,                              // 38: tandem.clusterdomain.v1.Node.LabelsEntry
+	(*Verified_Side)(nil),            // 39: tandem.clusterdomain.v1.Verified.Side
 }
 var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	0,  // 0: tandem.clusterdomain.v1.Domain.state:type_name -> tandem.clusterdomain.v1.DomainState
@@ -3276,27 +3389,27 @@ var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	12, // 7: tandem.clusterdomain.v1.FailoverReport.volumes:type_name -> tandem.clusterdomain.v1.FailoverVolume
 	11, // 8: tandem.clusterdomain.v1.FailoverReport.sum:type_name -> tandem.clusterdomain.v1.FailoverSum
 	13, // 9: tandem.clusterdomain.v1.FailoverVolume.receipt:type_name -> tandem.clusterdomain.v1.Receipt
-	32, // 10: tandem.clusterdomain.v1.Receipt.from:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
-	32, // 11: tandem.clusterdomain.v1.Receipt.to:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
-	33, // 12: tandem.clusterdomain.v1.Receipt.fence:type_name -> tandem.clusterdomain.v1.Receipt.Fence
-	34, // 13: tandem.clusterdomain.v1.Receipt.replicas:type_name -> tandem.clusterdomain.v1.Receipt.Replica
-	35, // 14: tandem.clusterdomain.v1.Receipt.exposed:type_name -> tandem.clusterdomain.v1.Receipt.Exposed
-	31, // 15: tandem.clusterdomain.v1.Receipt.verified:type_name -> tandem.clusterdomain.v1.Verified
+	34, // 10: tandem.clusterdomain.v1.Receipt.from:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
+	34, // 11: tandem.clusterdomain.v1.Receipt.to:type_name -> tandem.clusterdomain.v1.Receipt.Attachment
+	35, // 12: tandem.clusterdomain.v1.Receipt.fence:type_name -> tandem.clusterdomain.v1.Receipt.Fence
+	36, // 13: tandem.clusterdomain.v1.Receipt.replicas:type_name -> tandem.clusterdomain.v1.Receipt.Replica
+	37, // 14: tandem.clusterdomain.v1.Receipt.exposed:type_name -> tandem.clusterdomain.v1.Receipt.Exposed
+	33, // 15: tandem.clusterdomain.v1.Receipt.verified:type_name -> tandem.clusterdomain.v1.Verified
 	4,  // 16: tandem.clusterdomain.v1.ListDomainsResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
 	4,  // 17: tandem.clusterdomain.v1.ActivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
 	4,  // 18: tandem.clusterdomain.v1.DeactivateDomainResponse.domain:type_name -> tandem.clusterdomain.v1.Domain
 	23, // 19: tandem.clusterdomain.v1.GetStatusResponse.nodes:type_name -> tandem.clusterdomain.v1.Node
 	26, // 20: tandem.clusterdomain.v1.GetStatusResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
 	25, // 21: tandem.clusterdomain.v1.GetStatusResponse.rtts:type_name -> tandem.clusterdomain.v1.Rtt
-	30, // 22: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
+	32, // 22: tandem.clusterdomain.v1.GetStatusResponse.alerts:type_name -> tandem.clusterdomain.v1.Alert
 	4,  // 23: tandem.clusterdomain.v1.GetStatusResponse.domains:type_name -> tandem.clusterdomain.v1.Domain
 	2,  // 24: tandem.clusterdomain.v1.Node.state:type_name -> tandem.clusterdomain.v1.NodeState
 	24, // 25: tandem.clusterdomain.v1.Node.pools:type_name -> tandem.clusterdomain.v1.Pool
-	36, // 26: tandem.clusterdomain.v1.Node.labels:type_name -> tandem.clusterdomain.v1.Node.LabelsEntry
+	38, // 26: tandem.clusterdomain.v1.Node.labels:type_name -> tandem.clusterdomain.v1.Node.LabelsEntry
 	27, // 27: tandem.clusterdomain.v1.Kvdb.members:type_name -> tandem.clusterdomain.v1.KvdbMember
 	26, // 28: tandem.clusterdomain.v1.RemoveKvdbMemberResponse.kvdb:type_name -> tandem.clusterdomain.v1.Kvdb
 	3,  // 29: tandem.clusterdomain.v1.Alert.severity:type_name -> tandem.clusterdomain.v1.Severity
-	37, // 30: tandem.clusterdomain.v1.Verified.sides:type_name -> tandem.clusterdomain.v1.Verified.Side
+	39, // 30: tandem.clusterdomain.v1.Verified.sides:type_name -> tandem.clusterdomain.v1.Verified.Side
 	15, // 31: tandem.clusterdomain.v1.ClusterDomains.ListDomains:input_type -> tandem.clusterdomain.v1.ListDomainsRequest
 	17, // 32: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:input_type -> tandem.clusterdomain.v1.ActivateDomainRequest
 	19, // 33: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:input_type -> tandem.clusterdomain.v1.DeactivateDomainRequest
@@ -3304,15 +3417,17 @@ var file_clusterdomain_clusterdomainpb_domain_proto_depIdxs = []int32{
 	8,  // 35: tandem.clusterdomain.v1.ClusterDomains.GetFailover:input_type -> tandem.clusterdomain.v1.GetFailoverRequest
 	21, // 36: tandem.clusterdomain.v1.Cluster.GetStatus:input_type -> tandem.clusterdomain.v1.GetStatusRequest
 	28, // 37: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:input_type -> tandem.clusterdomain.v1.RemoveKvdbMemberRequest
-	16, // 38: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
-	18, // 39: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
-	20, // 40: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
-	7,  // 41: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:output_type -> tandem.clusterdomain.v1.ListFailoversResponse
-	9,  // 42: tandem.clusterdomain.v1.ClusterDomains.GetFailover:output_type -> tandem.clusterdomain.v1.GetFailoverResponse
-	22, // 43: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
-	29, // 44: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
-	38, // [38:45] is the sub-list for method output_type
-	31, // [31:38] is the sub-list for method input_type
+	30, // 38: tandem.clusterdomain.v1.Cluster.PlanRestart:input_type -> tandem.clusterdomain.v1.PlanRestartRequest
+	16, // 39: tandem.clusterdomain.v1.ClusterDomains.ListDomains:output_type -> tandem.clusterdomain.v1.ListDomainsResponse
+	18, // 40: tandem.clusterdomain.v1.ClusterDomains.ActivateDomain:output_type -> tandem.clusterdomain.v1.ActivateDomainResponse
+	20, // 41: tandem.clusterdomain.v1.ClusterDomains.DeactivateDomain:output_type -> tandem.clusterdomain.v1.DeactivateDomainResponse
+	7,  // 42: tandem.clusterdomain.v1.ClusterDomains.ListFailovers:output_type -> tandem.clusterdomain.v1.ListFailoversResponse
+	9,  // 43: tandem.clusterdomain.v1.ClusterDomains.GetFailover:output_type -> tandem.clusterdomain.v1.GetFailoverResponse
+	22, // 44: tandem.clusterdomain.v1.Cluster.GetStatus:output_type -> tandem.clusterdomain.v1.GetStatusResponse
+	29, // 45: tandem.clusterdomain.v1.Cluster.RemoveKvdbMember:output_type -> tandem.clusterdomain.v1.RemoveKvdbMemberResponse
+	31, // 46: tandem.clusterdomain.v1.Cluster.PlanRestart:output_type -> tandem.clusterdomain.v1.PlanRestartResponse
+	39, // [39:47] is the sub-list for method output_type
+	31, // [31:39] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -3331,7 +3446,7 @@ func file_clusterdomain_clusterdomainpb_domain_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc), len(file_clusterdomain_clusterdomainpb_domain_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

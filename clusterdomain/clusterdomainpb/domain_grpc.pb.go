@@ -301,6 +301,7 @@ var ClusterDomains_ServiceDesc = grpc.ServiceDesc{
 const (
 	Cluster_GetStatus_FullMethodName        = "/tandem.clusterdomain.v1.Cluster/GetStatus"
 	Cluster_RemoveKvdbMember_FullMethodName = "/tandem.clusterdomain.v1.Cluster/RemoveKvdbMember"
+	Cluster_PlanRestart_FullMethodName      = "/tandem.clusterdomain.v1.Cluster/PlanRestart"
 )
 
 // ClusterClient is the client API for Cluster service.
@@ -314,6 +315,10 @@ type ClusterClient interface {
 	// that is a member has to be asked. Errors: NOT_FOUND no such member; FAILED_PRECONDITION of the members that remain no
 	// majority answers, or the node that is asked is no member.
 	RemoveKvdbMember(ctx context.Context, in *RemoveKvdbMemberRequest, opts ...grpc.CallOption) (*RemoveKvdbMemberResponse, error)
+	// PlanRestart asks for leave to restart the daemon of a node. One node of the cluster has it at a time, until its daemon has registered
+	// anew; for whoever asks meanwhile it is away. It is refused while the restart would take the last in-sync copy of an attached volume
+	// away, the majority of the kvdb, or a device. Asking again is no harm. Errors: NOT_FOUND no such node.
+	PlanRestart(ctx context.Context, in *PlanRestartRequest, opts ...grpc.CallOption) (*PlanRestartResponse, error)
 }
 
 type clusterClient struct {
@@ -344,6 +349,16 @@ func (c *clusterClient) RemoveKvdbMember(ctx context.Context, in *RemoveKvdbMemb
 	return out, nil
 }
 
+func (c *clusterClient) PlanRestart(ctx context.Context, in *PlanRestartRequest, opts ...grpc.CallOption) (*PlanRestartResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanRestartResponse)
+	err := c.cc.Invoke(ctx, Cluster_PlanRestart_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServer is the server API for Cluster service.
 // All implementations must embed UnimplementedClusterServer
 // for forward compatibility.
@@ -355,6 +370,10 @@ type ClusterServer interface {
 	// that is a member has to be asked. Errors: NOT_FOUND no such member; FAILED_PRECONDITION of the members that remain no
 	// majority answers, or the node that is asked is no member.
 	RemoveKvdbMember(context.Context, *RemoveKvdbMemberRequest) (*RemoveKvdbMemberResponse, error)
+	// PlanRestart asks for leave to restart the daemon of a node. One node of the cluster has it at a time, until its daemon has registered
+	// anew; for whoever asks meanwhile it is away. It is refused while the restart would take the last in-sync copy of an attached volume
+	// away, the majority of the kvdb, or a device. Asking again is no harm. Errors: NOT_FOUND no such node.
+	PlanRestart(context.Context, *PlanRestartRequest) (*PlanRestartResponse, error)
 	mustEmbedUnimplementedClusterServer()
 }
 
@@ -370,6 +389,9 @@ func (UnimplementedClusterServer) GetStatus(context.Context, *GetStatusRequest) 
 }
 func (UnimplementedClusterServer) RemoveKvdbMember(context.Context, *RemoveKvdbMemberRequest) (*RemoveKvdbMemberResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveKvdbMember not implemented")
+}
+func (UnimplementedClusterServer) PlanRestart(context.Context, *PlanRestartRequest) (*PlanRestartResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanRestart not implemented")
 }
 func (UnimplementedClusterServer) mustEmbedUnimplementedClusterServer() {}
 func (UnimplementedClusterServer) testEmbeddedByValue()                 {}
@@ -428,6 +450,24 @@ func _Cluster_RemoveKvdbMember_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_PlanRestart_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanRestartRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).PlanRestart(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_PlanRestart_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).PlanRestart(ctx, req.(*PlanRestartRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Cluster_ServiceDesc is the grpc.ServiceDesc for Cluster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -442,6 +482,10 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveKvdbMember",
 			Handler:    _Cluster_RemoveKvdbMember_Handler,
+		},
+		{
+			MethodName: "PlanRestart",
+			Handler:    _Cluster_PlanRestart_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1,5 +1,5 @@
-// Command tandem-controller looks after the pods of nodes that die, in Kubernetes (docs/design/0033-node-loss.md). It runs on nodes with a
-// tandemd and asks that on its socket; of several one acts.
+// Command tandem-controller looks after the pods of nodes that die, in Kubernetes (docs/design/0033-node-loss.md), and carries updates of tandemd from
+// node to node (docs/design/0034-rolling-update.md). It runs on nodes with a tandemd and asks that on its socket; of several one acts.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,9 +23,11 @@ import (
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
+	"github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 	"github.com/tandem-storage/tandem/cmd/internal/config"
 	"github.com/tandem-storage/tandem/cmd/internal/logging"
 	"github.com/tandem-storage/tandem/nodeloss"
+	"github.com/tandem-storage/tandem/rollout"
 )
 
 // version is set by the build.
@@ -50,6 +53,8 @@ func run() int {
 	identity := flag.String("identity", "", "name in that lease, unique; without it the host's")
 	grace := flag.Duration("grace", nodeloss.DefaultGrace, "how long a kubelet has to be silent until its node can be lost; its tandemd has to be gone, too")
 	outOfService := flag.Bool("out-of-service-taint", false, "put the taint node.kubernetes.io/out-of-service on lost nodes: moves pods and volumes that are not Tandem's, too")
+	nodeLoss := flag.Bool("node-loss", true, "move the pods of lost nodes")
+	updates := flag.Bool("rollout", false, "replace the pods of tandemd that are of an old revision, one after the other, when Tandem gives leave")
 	level := flag.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
@@ -85,10 +90,18 @@ func run() int {
 	defer cc.Close()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	c := nodeloss.New(nodeloss.Options{
-		Kubernetes: &nodeloss.Kubernetes{Client: client, OutOfService: *outOfService}, Tandem: nodeloss.NewTandem(cc), Grace: *grace, Logger: lg,
-	})
-	if err := serve(ctx, c, client, *namespace, *identity, lg); err != nil {
+	var all []leader
+	if *nodeLoss {
+		all = append(all, nodeloss.New(nodeloss.Options{
+			Kubernetes: &nodeloss.Kubernetes{Client: client, OutOfService: *outOfService}, Tandem: nodeloss.NewTandem(cc), Grace: *grace, Logger: lg,
+		}))
+	}
+	if *updates {
+		all = append(all, rollout.New(rollout.Options{
+			Kubernetes: &rollout.Kubernetes{Client: client, Namespace: *namespace}, Tandem: clusterdomainpb.NewClusterClient(cc), Logger: lg,
+		}))
+	}
+	if err := serve(ctx, all, client, *namespace, *identity, lg); err != nil {
 		fmt.Fprintln(os.Stderr, "tandem-controller:", err)
 		return 1
 	}
@@ -119,8 +132,19 @@ func connect(kubeconfig string) (*kubernetes.Clientset, error) {
 	return kubernetes.NewForConfig(c)
 }
 
-// serve runs c until ctx ends, as the leader or not. Who has lost the lease applies for it again.
-func serve(ctx context.Context, c *nodeloss.Controller, client kubernetes.Interface, namespace, identity string, lg *zap.Logger) error {
+// leader is one that acts while it leads.
+type leader interface {
+	Lead(yes bool)
+	Run(ctx context.Context)
+}
+
+// serve runs all until ctx ends, as the leader or not. Who has lost the lease applies for it again.
+func serve(ctx context.Context, all []leader, client kubernetes.Interface, namespace, identity string, lg *zap.Logger) error {
+	lead := func(yes bool) {
+		for _, c := range all {
+			c.Lead(yes)
+		}
+	}
 	e, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
 			LeaseMeta: metav1.ObjectMeta{Namespace: namespace, Name: lease}, Client: client.CoordinationV1(),
@@ -128,21 +152,20 @@ func serve(ctx context.Context, c *nodeloss.Controller, client kubernetes.Interf
 		},
 		LeaseDuration: leaseTime, RenewDeadline: renewTime, RetryPeriod: renewEvery, ReleaseOnCancel: true, Name: lease,
 		Callbacks: leaderelection.LeaderCallbacks{
-			OnStartedLeading: func(context.Context) { c.Lead(true); lg.Info("this one leads") },
-			OnStoppedLeading: func() { c.Lead(false); lg.Info("this one does not lead any more") },
+			OnStartedLeading: func(context.Context) { lead(true); lg.Info("this one leads") },
+			OnStoppedLeading: func() { lead(false); lg.Info("this one does not lead any more") },
 		},
 	})
 	if err != nil {
 		return err
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c.Run(ctx)
-	}()
+	var running sync.WaitGroup
+	for _, c := range all {
+		running.Go(func() { c.Run(ctx) })
+	}
 	for ctx.Err() == nil {
 		e.Run(ctx)
 	}
-	<-done
+	running.Wait()
 	return nil
 }

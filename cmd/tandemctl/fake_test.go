@@ -20,6 +20,7 @@ import (
 	domainpb "github.com/tandem-storage/tandem/clusterdomain/clusterdomainpb"
 	"github.com/tandem-storage/tandem/cmd/internal/doctor/doctorpb"
 	"github.com/tandem-storage/tandem/cmd/internal/rpcstatus"
+	"github.com/tandem-storage/tandem/datapath/frontend/device/devicepb"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
 
@@ -35,6 +36,7 @@ type fakeDaemon struct {
 	volumepb.UnimplementedGroupSnapshotsServer
 	auditpb.UnimplementedAuditServer
 	doctorpb.UnimplementedDoctorServer
+	devicepb.UnimplementedDevicesServer
 
 	err      error // of every call but GetStatus
 	status   *domainpb.GetStatusResponse
@@ -45,7 +47,7 @@ type fakeDaemon struct {
 	trail    *auditpb.ListAuditResponse
 	verdict  *auditpb.VerifyAuditResponse
 	exposure *volumepb.Exposure
-	refusal  string // of every SwitchOver
+	refusal  string // of every SwitchOver and PlanRestart
 	group    string // of a volume whose replica is forced
 	examined *doctorpb.ExamineResponse
 	block    <-chan struct{} // DetachVolume answers when it is closed
@@ -77,6 +79,17 @@ func next[T any](f *fakeDaemon, list *[]*T) *T {
 func (f *fakeDaemon) GetStatus(_ context.Context, r *domainpb.GetStatusRequest) (*domainpb.GetStatusResponse, error) {
 	f.note(r)
 	return f.status, nil
+}
+
+func (f *fakeDaemon) PlanRestart(_ context.Context, r *domainpb.PlanRestartRequest) (*domainpb.PlanRestartResponse, error) {
+	f.note(r)
+	return &domainpb.PlanRestartResponse{Granted: !r.GetCancel() && f.refusal == "", Waits: strings.Fields(f.refusal)}, f.err
+}
+
+// ListDevices is of the device process, which is another one.
+func (f *fakeDaemon) ListDevices(_ context.Context, r *devicepb.ListDevicesRequest) (*devicepb.ListDevicesResponse, error) {
+	f.note(r)
+	return &devicepb.ListDevicesResponse{}, f.err
 }
 
 func (f *fakeDaemon) RemoveKvdbMember(_ context.Context, r *domainpb.RemoveKvdbMemberRequest) (*domainpb.RemoveKvdbMemberResponse, error) {
@@ -305,6 +318,7 @@ func newHarness(t *testing.T, f *fakeDaemon) *harness {
 		volumepb.RegisterGroupSnapshotsServer(srv, f)
 		auditpb.RegisterAuditServer(srv, f)
 		doctorpb.RegisterDoctorServer(srv, f)
+		devicepb.RegisterDevicesServer(srv, f)
 		done := make(chan error, 1)
 		go func() { done <- srv.Serve(ln) }()
 		t.Cleanup(func() {

@@ -38,6 +38,12 @@ func TestGolden(t *testing.T) {
 			f.status.Kvdb.Healthy, f.status.Kvdb.Error, f.status.Kvdb.Leader, f.status.Alerts, f.status.Rtts = false, "no leader", "", nil, nil
 		}},
 		{name: "cluster-list", args: "cluster list"},
+		{name: "plan-restart-json", args: "cluster plan-restart a1 -o json"},
+		{name: "plan-restart-waits", args: "cluster plan-restart a1", fake: func(f *fakeDaemon) { f.refusal = "resync kvdb" }},
+		{name: "plan-restart-cancel", args: "cluster plan-restart a1 --cancel"},
+		{name: "plan-restart-unknown", args: "cluster plan-restart a9", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: %q", clusterdomain.ErrNodeNotFound, "a9")
+		}},
 		{name: "domains-show", args: "cluster domains show"},
 		{name: "domains-show-json", args: "cluster domains show -o json"},
 		{name: "domains-activate", args: "cluster domains activate --name primary --reason back"},
@@ -254,6 +260,13 @@ func TestGolden(t *testing.T) {
 		{name: "host-attach-frontend", args: "host attach data --frontend iscsi"},
 		{name: "host-detach", args: "host detach data"},
 		{name: "host-detach-in-use", args: "host detach data", fake: func(f *fakeDaemon) { f.err = fmt.Errorf("volume data: %w", frontend.ErrBusy) }},
+		{name: "host-ready", args: "host ready"},
+		{name: "host-ready-all-json", args: "host ready daemon devices -o json"},
+		{name: "host-ready-unknown", args: "host ready kvdb"},
+		{name: "host-ready-relative", args: "host ready devices --device-socket device.sock"},
+		{name: "host-ready-no-devices", args: "host ready devices", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("%w: nobody listens", kvdb.ErrUnavailable)
+		}},
 		{name: "host-unpublish", args: "host unpublish data --node a1"},
 		{name: "host-unpublish-no-node", args: "host unpublish data"},
 		{name: "host-unpublish-attached", args: "host unpublish data --node a1", fake: func(f *fakeDaemon) {

@@ -229,7 +229,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 			ProtoMin: uint32(wire.MinVersion), ProtoMax: uint32(wire.MaxVersion), Version: d.version,
 			Witness: d.c.Role == config.RoleWitness, Labels: d.c.Labels,
 		},
-		Pools: d.pools.summary, Volumes: volume.NewDomainView(d.configs), TTL: d.c.Failover.NodeTTL, Failover: d.failover(), Logger: d.lg,
+		Pools: d.pools.summary, Fragile: func() int { return d.runtime.fragile() }, Volumes: volume.NewDomainView(d.configs), TTL: d.c.Failover.NodeTTL, Failover: d.failover(), Logger: d.lg,
 	})
 	if err != nil {
 		return err

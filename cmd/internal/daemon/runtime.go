@@ -81,6 +81,9 @@ func (s *showing) lost() bool {
 	return true
 }
 
+// ends reports whether the device ends with this process.
+func (s *showing) ends() bool { return s.kind != frontend.KindDevice || !s.recorded }
+
 var _ volume.Runtime = (*runtime)(nil)
 
 func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security, boot replication.BootID, suspect func(), lg *zap.Logger) (*runtime, error) {
@@ -167,6 +170,18 @@ func (r *runtime) lock(ctx context.Context, id replication.VolumeID) (unlock fun
 			return nil, fmt.Errorf("%w: another attach or detach of the volume is under way: %w", replication.ErrStalled, ctx.Err())
 		}
 	}
+}
+
+// fragile is how many volumes are shown as devices that end with this process.
+func (r *runtime) fragile() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.shown {
+		if s.ends() {
+			n++
+		}
+	}
+	return n
 }
 
 func (r *runtime) showing(id replication.VolumeID) *showing {
@@ -405,7 +420,7 @@ func (r *runtime) close() error {
 	r.freezer.Close() // while its devices are served
 	var leave []*showing
 	for id, s := range shown {
-		if s.kind == frontend.KindDevice && s.recorded && !s.lost() {
+		if !s.ends() && !s.lost() {
 			leave = append(leave, s)
 			continue
 		}

@@ -62,6 +62,7 @@ const (
 var table = []row{
 	// clusterdomain
 	{"clusterdomain.ErrDomainNotFound", clusterdomain.ErrDomainNotFound, codes.NotFound, hintSeeDomain},
+	{"clusterdomain.ErrNodeNotFound", clusterdomain.ErrNodeNotFound, codes.NotFound, "see \"tandemctl cluster list\""},
 	{"clusterdomain.ErrFailoverNotFound", clusterdomain.ErrFailoverNotFound, codes.NotFound, "see \"tandemctl failover list\""},
 	{"clusterdomain.ErrUnknownVolume", clusterdomain.ErrUnknownVolume, codes.NotFound, hintSeeVolume},
 	{"clusterdomain.ErrEpochChanged", clusterdomain.ErrEpochChanged, codes.Aborted, "somebody changed the domain meanwhile: " + hintSeeDomain + ", then try again"},

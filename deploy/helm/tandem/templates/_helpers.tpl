@@ -64,6 +64,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- $pools := list }}
 {{- range .domain.pools }}{{ $pools = append $pools (dict "path" .) }}{{ end }}
 {{- if $pools }}{{ $_ := set $c "pools" $pools }}{{ end }}
+{{- if $v.devices.enabled }}{{ $_ := set $c "frontends" (dict "default" "device") }}{{ end }}
 {{- end }}
 {{- toYaml (mergeOverwrite $c (deepCopy $v.config)) }}
 {{- end }}
