@@ -95,7 +95,7 @@ image: {repository: registry.local/tandem}
 imagePullSecrets: [{name: registry}]
 dataDir: %[1]s/data
 runDir: %[1]s/run
-domains: [{name: a, nodeSelector: {zone: a, disk: fast}, pools: [%[1]s/p1, %[1]s/p2]}]
+domains: [{name: a, nodeSelector: {zone: a, disk: fast}, pools: [%[1]s/p1, {path: %[1]s/p2, class: fast}], labels: {rack: "7"}}]
 kvdb: {etcd: {endpoints: ["https://10.0.0.5:2379"], tlsSecret: etcd, username: tandem, passwordSecret: etcd-password}}
 pki: {caSecret: ""}
 config: {failover: {profile: aggressive}, replication: {resyncFloor: 32Mi}, log: {level: debug}}

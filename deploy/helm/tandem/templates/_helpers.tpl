@@ -15,6 +15,11 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{ .Values.kubeletDir }}/plugins/csi.tandem.storage
 {{- end }}
 
+{{- /* Where an entry of a domain's pools is: a path, or a block of tandemd's configuration. */ -}}
+{{- define "tandem.poolPath" -}}
+{{ if kindIs "string" . }}{{ . }}{{ else }}{{ required "domains: an entry of pools has no path" .path }}{{ end }}
+{{- end }}
+
 {{- /* What values.yaml asks for in words. */ -}}
 {{- define "tandem.check" -}}
 {{- if not .Values.domains }}{{ fail "domains: name at least one, with the nodeSelector of its nodes" }}{{ end }}
@@ -62,8 +67,9 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if ne (.domain.role | default "node") "witness" }}
 {{- $_ := set $c "csi" (dict "socket" (printf "%s/csi.sock" (include "tandem.pluginDir" .root)) "registrationSocket" (printf "%s/plugins_registry/csi.tandem.storage-reg.sock" $v.kubeletDir)) }}
 {{- $pools := list }}
-{{- range .domain.pools }}{{ $pools = append $pools (dict "path" .) }}{{ end }}
+{{- range .domain.pools }}{{ $pools = append $pools (ternary (dict "path" .) . (kindIs "string" .)) }}{{ end }}
 {{- if $pools }}{{ $_ := set $c "pools" $pools }}{{ end }}
+{{- with .domain.labels }}{{ $_ := set $c "labels" . }}{{ end }}
 {{- if $v.devices.enabled }}{{ $_ := set $c "frontends" (dict "default" "device") }}{{ end }}
 {{- end }}
 {{- toYaml (mergeOverwrite $c (deepCopy $v.config)) }}
