@@ -14,10 +14,17 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// TestResize grows a volume under a mounted file system that is written all the time, asked of another node than the one where it is attached: device and file
+// TestResize: with each front end that shows devices.
+func TestResize(t *testing.T) {
+	for _, kind := range []string{"fuseloop", "device"} {
+		t.Run(kind, func(t *testing.T) { resizes(t, kind) })
+	}
+}
+
+// resizes grows a volume under a mounted file system that is written all the time, asked of another node than the one where it is attached: device and file
 // system are larger, and nothing is missing. More than the pool of one replica has room for is refused, and changes nothing. Detached it grows with the
 // next attach.
-func TestResize(t *testing.T) {
+func resizes(t *testing.T, kind string) {
 	needRoot(t, "/dev/fuse", "/dev/loop-control")
 	need(t, "mkfs.ext4", "losetup", "mkfs.xfs", "xfs_growfs", "mount")
 	c := own(t, nil, func(u *lab.Undo, c *cluster) {
@@ -27,7 +34,11 @@ func TestResize(t *testing.T) {
 	})
 	const mib = 1 << 20
 	v := c.create(t, "grows", "304Mi")
-	dev := c.attach(t, v.home, v.name, "fuseloop")
+	if kind == "device" {
+		c.devices(t, v.home)
+		c.devices(t, v.away)
+	}
+	dev := c.attach(t, v.home, v.name, kind)
 	dir := filepath.Join(c.dir, "mounted")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -116,7 +127,7 @@ func TestResize(t *testing.T) {
 	c.identical(t, v.name)
 
 	c.ctl(t, v.home, "volume", "resize", v.name, "--size", "340Mi")
-	dev = c.attach(t, v.away, v.name, "fuseloop")
+	dev = c.attach(t, v.away, v.name, kind)
 	if n := size(); n != 340*mib {
 		t.Errorf("attached again, the device has %d bytes", n)
 	}

@@ -5,6 +5,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -104,6 +105,25 @@ func (s *stand) isReady(n *Node, uid, restarts string) {
 			"-o", `jsonpath={.items[0].metadata.uid} {.items[0].status.containerStatuses[0].restartCount} {.items[0].status.conditions[?(@.type=="Ready")].status}`)
 		f := strings.Fields(out)
 		return err == nil && len(f) == 3 && (f[0] != uid || f[1] != restarts) && f[2] == "True", err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.ready()
+}
+
+// rolled waits until all pods of tandemd are of the newest revision and Ready.
+func (s *stand) rolled() {
+	s.t.Helper()
+	err := lab.Until(s.t.Context(), "the update is through", 6*time.Minute, time.Second, func() (bool, error) {
+		out, err := s.c.Kubectl(s.t.Context(), "", "-n", namespace, "get", "daemonsets", "-l", "app.kubernetes.io/component=node",
+			"-o", `jsonpath={range .items[*]}{.metadata.generation} {.status.observedGeneration} {.status.desiredNumberScheduled} {.status.updatedNumberScheduled} {.status.numberReady}{"\n"}{end}`)
+		through := err == nil
+		for line := range strings.Lines(out) {
+			f := strings.Fields(line)
+			through = through && len(f) == 5 && f[0] == f[1] && f[2] == f[3] && f[2] == f[4]
+		}
+		return through, errors.Join(err, errors.New(out))
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -272,21 +292,15 @@ func TestRolling(t *testing.T) {
 		_, before[n.Name], _ = s.tandemd(n)
 	}
 	look := s.watch()
+	defer look.end()
 	start := time.Now()
 	if _, err := c.Helm(t.Context(), "", "upgrade", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "-n", namespace, "--reuse-values",
 		"--set", "kvdb.raft.bootstrap=false", "--set", "image.tag=2"); err != nil {
 		t.Fatal(err)
 	}
-	err = lab.Until(t.Context(), "the update is through", 6*time.Minute, time.Second, func() (bool, error) {
-		out, err := c.Kubectl(t.Context(), "", "-n", namespace, "get", "pods", "-l", "app.kubernetes.io/component=node",
-			"-o", `jsonpath={range .items[*]}{.spec.containers[0].image} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
-		return err == nil && strings.Count(out, second.Name+" True") == len(s.domains), fmt.Errorf("%w: %s", err, out)
-	})
+	s.rolled()
 	took := time.Since(start).Round(100 * time.Millisecond)
 	look.end()
-	if err != nil {
-		t.Fatal(err)
-	}
 	s.goesOn(writers...)
 	pauses("updated")
 	t.Logf("the update of %d nodes took %v; of %d looks at volumes the fewest in-sync copies were %d; away: %v", len(s.domains), took, look.looks, look.fewest, look.away)

@@ -101,7 +101,7 @@ func (s *stand) founded(top string) {
 	if _, err := s.c.Helm(s.t.Context(), "", "upgrade", "tandem", filepath.Join(top, "deploy", "helm", "tandem"), "-n", namespace, "--reuse-values", "--set", "kvdb.raft.bootstrap=false"); err != nil {
 		s.t.Fatal(err)
 	}
-	s.ready()
+	s.rolled()
 }
 
 // ready waits until all pods are, and the kubelets know the driver with its topology.

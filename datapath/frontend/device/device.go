@@ -212,9 +212,20 @@ func (a *attachment) Detach(ctx context.Context) error {
 	}
 }
 
-// Resize implements frontend.Attachment. The client of the keeper keeps the size that it has connected with: ErrUnavailable.
-func (a *attachment) Resize(context.Context) error {
-	return fmt.Errorf("%w: the volume is larger, %s is not: front end device shows the new size after a detach and an attach", frontend.ErrUnavailable, a.path)
+// Resize implements frontend.Attachment. The keeper learns the size from the export, without a pause for the consumer.
+func (a *attachment) Resize(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	_, err := a.f.keeper.ResizeDevice(ctx, &devicepb.ResizeDeviceRequest{Id: a.id})
+	switch status.Code(err) {
+	case codes.OK:
+		return nil
+	case codes.Unimplemented: // by a process that is older than this one
+		return fmt.Errorf("%w: the volume is larger, %s is not: the device process of this node is of an older version, restart it when the node is drained; the new size is there after a detach and an attach",
+			frontend.ErrUnavailable, a.path)
+	default:
+		return fmt.Errorf("resize %s: the volume is larger, %s is not, resize it again: %w", a.id, a.path, a.f.unavailable(err))
+	}
 }
 
 // Kill implements frontend.Attachment. The export is unknown when it returns; the keeper finds that out and fails the device.

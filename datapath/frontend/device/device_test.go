@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/zap/zaptest"
@@ -36,6 +37,7 @@ type showing struct {
 	end  sync.Once
 	err  error
 	busy bool
+	size int64 // of the last Resize
 }
 
 func (m *machine) Kind() frontend.Kind { return frontend.KindFuseLoop }
@@ -68,8 +70,11 @@ func (s *showing) finish(err error) {
 	})
 }
 
-func (s *showing) Path() string                 { return "/dev/test-" + s.id }
-func (s *showing) Resize(context.Context) error { return nil }
+func (s *showing) Path() string { return "/dev/test-" + s.id }
+func (s *showing) Resize(context.Context) error {
+	s.size = s.dev.Info().Size
+	return nil
+}
 func (s *showing) Detach(context.Context) error {
 	if s.busy {
 		return fmt.Errorf("it is mounted: %w", frontend.ErrBusy)
@@ -343,4 +348,88 @@ func TestOtherServer(t *testing.T) {
 	if resp, err := k.WatchDevice(t.Context(), &devicepb.WatchDeviceRequest{Id: "vol.2"}); err != nil || resp.GetReason() == "" {
 		t.Errorf("a watch of nothing: %v, %v", resp, err)
 	}
+}
+
+// growing is a device of which so many bytes are shown.
+type growing struct {
+	*blocktest.Mem
+	size atomic.Int64
+}
+
+func (g *growing) Info() block.Info {
+	i := g.Mem.Info()
+	i.Size = g.size.Load()
+	return i
+}
+
+// TestResize: the device has the size of the export, also for the daemon after the one that said so.
+func TestResize(t *testing.T) {
+	dir := short(t)
+	k := startKeeper(t, dir)
+	d := startDaemon(t, dir)
+	g := &growing{Mem: newMem()}
+	g.size.Store(size / 4)
+	a := attach(t, d, g)
+	shown := k.m.get()
+	g.size.Store(size / 2)
+	for range 2 { // again is no harm
+		if err := a.Resize(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := shown.size; n != size/2 {
+		t.Errorf("the device has %d bytes", n)
+	}
+	write(t, shown.dev, size/2/4096-1, 1)
+	d.end(t)
+	d = startDaemon(t, dir, id)
+	g.size.Store(size)
+	a = attach(t, d, g)
+	if err := a.Resize(t.Context()); err != nil || shown.size != size {
+		t.Errorf("after a restart: %v, %d bytes", err, shown.size)
+	}
+	read(t, shown.dev, size/2/4096-1, 1)
+	write(t, shown.dev, size/4096-1, 2)
+	shown.finish(errors.New("losetup -d"))
+	<-a.Done()
+	if err := a.Resize(t.Context()); !errors.Is(err, frontend.ErrUnavailable) || !strings.Contains(err.Error(), "not shown") {
+		t.Errorf("a device that is gone: %v", err)
+	}
+}
+
+// TestResizeByOldKeeper: the device process may be older than tandemd, which it outlives.
+func TestResizeByOldKeeper(t *testing.T) {
+	dir := short(t)
+	srv := grpc.NewServer()
+	devicepb.RegisterDevicesServer(srv, old{})
+	l, err := net.Listen("unix", filepath.Join(dir, "keeper"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	d := startDaemon(t, dir)
+	a := attach(t, d, newMem())
+	if err := a.Resize(t.Context()); !errors.Is(err, frontend.ErrUnavailable) || !strings.Contains(err.Error(), "older version") {
+		t.Errorf("%v", err)
+	}
+	srv.Stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	<-a.Done()
+}
+
+// old is a keeper of a version that resized nothing.
+type old struct {
+	devicepb.UnimplementedDevicesServer
+}
+
+func (old) AttachDevice(context.Context, *devicepb.AttachDeviceRequest) (*devicepb.AttachDeviceResponse, error) {
+	return &devicepb.AttachDeviceResponse{Path: "/dev/old"}, nil
+}
+
+func (old) WatchDevice(ctx context.Context, _ *devicepb.WatchDeviceRequest) (*devicepb.WatchDeviceResponse, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
 }

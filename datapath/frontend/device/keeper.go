@@ -183,6 +183,29 @@ func (k *Keeper) DetachDevice(ctx context.Context, r *devicepb.DetachDeviceReque
 	return &devicepb.DetachDeviceResponse{}, nil
 }
 
+// ResizeDevice implements devicepb.DevicesServer.
+func (k *Keeper) ResizeDevice(ctx context.Context, r *devicepb.ResizeDeviceRequest) (*devicepb.ResizeDeviceResponse, error) {
+	unlock, err := k.lock(ctx, r.GetId())
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	d, err := k.get(r.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if d == nil {
+		return nil, status.Errorf(codes.NotFound, "%s is not shown", r.GetId())
+	}
+	if err := d.export.Refresh(ctx); err != nil {
+		return nil, refusal(err)
+	}
+	if err := d.att.Resize(ctx); err != nil {
+		return nil, refusal(err)
+	}
+	return &devicepb.ResizeDeviceResponse{SizeBytes: d.export.Info().Size}, nil
+}
+
 // WatchDevice implements devicepb.DevicesServer.
 func (k *Keeper) WatchDevice(ctx context.Context, r *devicepb.WatchDeviceRequest) (*devicepb.WatchDeviceResponse, error) {
 	k.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -55,10 +56,10 @@ type DialOptions struct {
 //
 // Discards mean what the server makes of them: zeroes, if it is a Server over a device of this project. AsIs is not supported.
 type Device struct {
-	o      DialOptions
-	lg     *zap.Logger
-	export remote // of the first connection; later ones can do no less
-	info   block.Info
+	o    DialOptions
+	lg   *zap.Logger
+	info block.Info   // of the first connection
+	size atomic.Int64 // as of the last Refresh
 
 	ctx    context.Context
 	cancel context.CancelFunc // by Close
@@ -66,7 +67,8 @@ type Device struct {
 	wake   chan struct{}      // has room for one: there may be something to send
 
 	mu          sync.Mutex
-	err         error // why nothing is served any more; nil while it is
+	export      remote // of the first connection, with the size of the last Refresh; later ones can do no less
+	err         error  // why nothing is served any more; nil while it is
 	first, last *piece
 	unsent      *piece // the first one that was not sent on this connection
 	table       []*piece
@@ -96,13 +98,40 @@ func Dial(ctx context.Context, o DialOptions) (*Device, error) {
 		return nil, fmt.Errorf("nbd: export %.64s of %s: %w", o.Export, o.Socket, err)
 	}
 	d.export, d.info = c.export, c.export.info()
+	d.size.Store(d.info.Size)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	go d.run(c)
 	return d, nil
 }
 
-// Info implements block.Device. It is that of the first connection.
-func (d *Device) Info() block.Info { return d.info }
+// Info implements block.Device. It is that of the first connection, but for the size, which Refresh changes.
+func (d *Device) Info() block.Info {
+	i := d.info
+	i.Size = d.size.Load()
+	return i
+}
+
+// Refresh asks the server for the size of the export, on a connection of its own, and has Info tell it if it is larger. Requests go on meanwhile on the one
+// that they are on: whoever serves there is the same, or it is dead. An export that is another one, or refused, is an error and changes
+// nothing; its requests find that out by themselves.
+func (d *Device) Refresh(ctx context.Context) error {
+	c, err := d.connect(ctx)
+	if err != nil {
+		return fmt.Errorf("nbd: ask for the size of export %.64s of %s: %w", d.o.Export, d.o.Socket, err)
+	}
+	c.link.abort()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch err := c.export.follows(&d.export); {
+	case d.err != nil:
+		return d.err
+	case err != nil:
+		return fmt.Errorf("nbd: the size of export %.64s of %s: %w", d.o.Export, d.o.Socket, err)
+	}
+	d.export.size = c.export.size
+	d.size.Store(int64(c.export.size))
+	return nil
+}
 
 // Done is closed when no request is served any more: after Close, or because of what Err tells.
 func (d *Device) Done() <-chan struct{} { return d.done }
@@ -177,7 +206,7 @@ func (d *Device) refuses(r *block.Request) error {
 	if r.Flags&block.AsIs != 0 {
 		return &block.RequestError{Op: r.Op, Off: r.Off, Len: r.Len, Err: block.ErrNotSupported}
 	}
-	return r.Check(d.info)
+	return r.Check(d.Info())
 }
 
 // rouse tells the sender that there may be something to send.
@@ -327,7 +356,10 @@ func (d *Device) reconnect() (*serverConn, error) {
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		c, err := d.connect(ctx)
 		if err == nil {
-			if err = c.export.follows(&d.export); err != nil {
+			d.mu.Lock()
+			err = c.export.follows(&d.export)
+			d.mu.Unlock()
+			if err != nil {
 				c.link.abort()
 			}
 		}

@@ -28,6 +28,7 @@ func FuzzAnswers(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
 		d := &Device{lg: zap.NewNop(), wake: make(chan struct{}, 1), export: remote{size: 1 << 20, flags: fakeFlags, minBlock: 4096, maxPayload: 8192}}
 		d.info = d.export.info()
+		d.size.Store(d.info.Size)
 		completed := map[*block.Request]int{}
 		by := block.CompleterFunc(func(r *block.Request, _ error) { completed[r]++ })
 		reqs := []*block.Request{

@@ -201,6 +201,94 @@ func (*DetachDeviceResponse) Descriptor() ([]byte, []int) {
 	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{3}
 }
 
+type ResizeDeviceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeDeviceRequest) Reset() {
+	*x = ResizeDeviceRequest{}
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeDeviceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeDeviceRequest) ProtoMessage() {}
+
+func (x *ResizeDeviceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeDeviceRequest.ProtoReflect.Descriptor instead.
+func (*ResizeDeviceRequest) Descriptor() ([]byte, []int) {
+	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ResizeDeviceRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ResizeDeviceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SizeBytes     int64                  `protobuf:"varint,1,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // of the device
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeDeviceResponse) Reset() {
+	*x = ResizeDeviceResponse{}
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeDeviceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeDeviceResponse) ProtoMessage() {}
+
+func (x *ResizeDeviceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeDeviceResponse.ProtoReflect.Descriptor instead.
+func (*ResizeDeviceResponse) Descriptor() ([]byte, []int) {
+	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ResizeDeviceResponse) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
 type WatchDeviceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -210,7 +298,7 @@ type WatchDeviceRequest struct {
 
 func (x *WatchDeviceRequest) Reset() {
 	*x = WatchDeviceRequest{}
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[4]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +310,7 @@ func (x *WatchDeviceRequest) String() string {
 func (*WatchDeviceRequest) ProtoMessage() {}
 
 func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[4]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +323,7 @@ func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{4}
+	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchDeviceRequest) GetId() string {
@@ -254,7 +342,7 @@ type WatchDeviceResponse struct {
 
 func (x *WatchDeviceResponse) Reset() {
 	*x = WatchDeviceResponse{}
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[5]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +354,7 @@ func (x *WatchDeviceResponse) String() string {
 func (*WatchDeviceResponse) ProtoMessage() {}
 
 func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[5]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +367,7 @@ func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{5}
+	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchDeviceResponse) GetReason() string {
@@ -297,7 +385,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[6]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +397,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[6]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +410,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{6}
+	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{8}
 }
 
 type ListDevicesResponse struct {
@@ -334,7 +422,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[7]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +434,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[7]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +447,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{7}
+	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -380,7 +468,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[8]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -392,7 +480,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[8]
+	mi := &file_datapath_frontend_device_devicepb_device_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -405,7 +493,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{8}
+	return file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Device) GetId() string {
@@ -441,7 +529,12 @@ const file_datapath_frontend_device_devicepb_device_proto_rawDesc = "" +
 	"\x04path\x18\x01 \x01(\tR\x04path\"%\n" +
 	"\x13DetachDeviceRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
-	"\x14DetachDeviceResponse\"$\n" +
+	"\x14DetachDeviceResponse\"%\n" +
+	"\x13ResizeDeviceRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"5\n" +
+	"\x14ResizeDeviceResponse\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\"$\n" +
 	"\x12WatchDeviceRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"-\n" +
 	"\x13WatchDeviceResponse\x12\x16\n" +
@@ -452,10 +545,11 @@ const file_datapath_frontend_device_devicepb_device_proto_rawDesc = "" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
-	"\x06socket\x18\x03 \x01(\tR\x06socket2\xff\x02\n" +
+	"\x06socket\x18\x03 \x01(\tR\x06socket2\xde\x03\n" +
 	"\aDevices\x12]\n" +
 	"\fAttachDevice\x12%.tandem.device.v1.AttachDeviceRequest\x1a&.tandem.device.v1.AttachDeviceResponse\x12]\n" +
-	"\fDetachDevice\x12%.tandem.device.v1.DetachDeviceRequest\x1a&.tandem.device.v1.DetachDeviceResponse\x12Z\n" +
+	"\fDetachDevice\x12%.tandem.device.v1.DetachDeviceRequest\x1a&.tandem.device.v1.DetachDeviceResponse\x12]\n" +
+	"\fResizeDevice\x12%.tandem.device.v1.ResizeDeviceRequest\x1a&.tandem.device.v1.ResizeDeviceResponse\x12Z\n" +
 	"\vWatchDevice\x12$.tandem.device.v1.WatchDeviceRequest\x1a%.tandem.device.v1.WatchDeviceResponse\x12Z\n" +
 	"\vListDevices\x12$.tandem.device.v1.ListDevicesRequest\x1a%.tandem.device.v1.ListDevicesResponseBDZBgithub.com/tandem-storage/tandem/datapath/frontend/device/devicepbb\x06proto3"
 
@@ -471,33 +565,37 @@ func file_datapath_frontend_device_devicepb_device_proto_rawDescGZIP() []byte {
 	return file_datapath_frontend_device_devicepb_device_proto_rawDescData
 }
 
-var file_datapath_frontend_device_devicepb_device_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_datapath_frontend_device_devicepb_device_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_datapath_frontend_device_devicepb_device_proto_goTypes = []any{
 	(*AttachDeviceRequest)(nil),  // 0: tandem.device.v1.AttachDeviceRequest
 	(*AttachDeviceResponse)(nil), // 1: tandem.device.v1.AttachDeviceResponse
 	(*DetachDeviceRequest)(nil),  // 2: tandem.device.v1.DetachDeviceRequest
 	(*DetachDeviceResponse)(nil), // 3: tandem.device.v1.DetachDeviceResponse
-	(*WatchDeviceRequest)(nil),   // 4: tandem.device.v1.WatchDeviceRequest
-	(*WatchDeviceResponse)(nil),  // 5: tandem.device.v1.WatchDeviceResponse
-	(*ListDevicesRequest)(nil),   // 6: tandem.device.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),  // 7: tandem.device.v1.ListDevicesResponse
-	(*Device)(nil),               // 8: tandem.device.v1.Device
+	(*ResizeDeviceRequest)(nil),  // 4: tandem.device.v1.ResizeDeviceRequest
+	(*ResizeDeviceResponse)(nil), // 5: tandem.device.v1.ResizeDeviceResponse
+	(*WatchDeviceRequest)(nil),   // 6: tandem.device.v1.WatchDeviceRequest
+	(*WatchDeviceResponse)(nil),  // 7: tandem.device.v1.WatchDeviceResponse
+	(*ListDevicesRequest)(nil),   // 8: tandem.device.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),  // 9: tandem.device.v1.ListDevicesResponse
+	(*Device)(nil),               // 10: tandem.device.v1.Device
 }
 var file_datapath_frontend_device_devicepb_device_proto_depIdxs = []int32{
-	8, // 0: tandem.device.v1.ListDevicesResponse.devices:type_name -> tandem.device.v1.Device
-	0, // 1: tandem.device.v1.Devices.AttachDevice:input_type -> tandem.device.v1.AttachDeviceRequest
-	2, // 2: tandem.device.v1.Devices.DetachDevice:input_type -> tandem.device.v1.DetachDeviceRequest
-	4, // 3: tandem.device.v1.Devices.WatchDevice:input_type -> tandem.device.v1.WatchDeviceRequest
-	6, // 4: tandem.device.v1.Devices.ListDevices:input_type -> tandem.device.v1.ListDevicesRequest
-	1, // 5: tandem.device.v1.Devices.AttachDevice:output_type -> tandem.device.v1.AttachDeviceResponse
-	3, // 6: tandem.device.v1.Devices.DetachDevice:output_type -> tandem.device.v1.DetachDeviceResponse
-	5, // 7: tandem.device.v1.Devices.WatchDevice:output_type -> tandem.device.v1.WatchDeviceResponse
-	7, // 8: tandem.device.v1.Devices.ListDevices:output_type -> tandem.device.v1.ListDevicesResponse
-	5, // [5:9] is the sub-list for method output_type
-	1, // [1:5] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	10, // 0: tandem.device.v1.ListDevicesResponse.devices:type_name -> tandem.device.v1.Device
+	0,  // 1: tandem.device.v1.Devices.AttachDevice:input_type -> tandem.device.v1.AttachDeviceRequest
+	2,  // 2: tandem.device.v1.Devices.DetachDevice:input_type -> tandem.device.v1.DetachDeviceRequest
+	4,  // 3: tandem.device.v1.Devices.ResizeDevice:input_type -> tandem.device.v1.ResizeDeviceRequest
+	6,  // 4: tandem.device.v1.Devices.WatchDevice:input_type -> tandem.device.v1.WatchDeviceRequest
+	8,  // 5: tandem.device.v1.Devices.ListDevices:input_type -> tandem.device.v1.ListDevicesRequest
+	1,  // 6: tandem.device.v1.Devices.AttachDevice:output_type -> tandem.device.v1.AttachDeviceResponse
+	3,  // 7: tandem.device.v1.Devices.DetachDevice:output_type -> tandem.device.v1.DetachDeviceResponse
+	5,  // 8: tandem.device.v1.Devices.ResizeDevice:output_type -> tandem.device.v1.ResizeDeviceResponse
+	7,  // 9: tandem.device.v1.Devices.WatchDevice:output_type -> tandem.device.v1.WatchDeviceResponse
+	9,  // 10: tandem.device.v1.Devices.ListDevices:output_type -> tandem.device.v1.ListDevicesResponse
+	6,  // [6:11] is the sub-list for method output_type
+	1,  // [1:6] is the sub-list for method input_type
+	1,  // [1:1] is the sub-list for extension type_name
+	1,  // [1:1] is the sub-list for extension extendee
+	0,  // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_datapath_frontend_device_devicepb_device_proto_init() }
@@ -511,7 +609,7 @@ func file_datapath_frontend_device_devicepb_device_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_datapath_frontend_device_devicepb_device_proto_rawDesc), len(file_datapath_frontend_device_devicepb_device_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

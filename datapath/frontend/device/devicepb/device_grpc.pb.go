@@ -25,6 +25,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Devices_AttachDevice_FullMethodName = "/tandem.device.v1.Devices/AttachDevice"
 	Devices_DetachDevice_FullMethodName = "/tandem.device.v1.Devices/DetachDevice"
+	Devices_ResizeDevice_FullMethodName = "/tandem.device.v1.Devices/ResizeDevice"
 	Devices_WatchDevice_FullMethodName  = "/tandem.device.v1.Devices/WatchDevice"
 	Devices_ListDevices_FullMethodName  = "/tandem.device.v1.Devices/ListDevices"
 )
@@ -40,6 +41,8 @@ type DevicesClient interface {
 	AttachDevice(ctx context.Context, in *AttachDeviceRequest, opts ...grpc.CallOption) (*AttachDeviceResponse, error)
 	// DetachDevice takes a device away. Not shown is no error. FAILED_PRECONDITION: a consumer has it open, and nothing was changed.
 	DetachDevice(ctx context.Context, in *DetachDeviceRequest, opts ...grpc.CallOption) (*DetachDeviceResponse, error)
+	// ResizeDevice has a device ask its server for its size anew, and tells the kernel. Asking again is no harm. NOT_FOUND: it is not shown.
+	ResizeDevice(ctx context.Context, in *ResizeDeviceRequest, opts ...grpc.CallOption) (*ResizeDeviceResponse, error)
 	// WatchDevice returns when a device is gone, at once if it is not shown.
 	WatchDevice(ctx context.Context, in *WatchDeviceRequest, opts ...grpc.CallOption) (*WatchDeviceResponse, error)
 	ListDevices(ctx context.Context, in *ListDevicesRequest, opts ...grpc.CallOption) (*ListDevicesResponse, error)
@@ -67,6 +70,16 @@ func (c *devicesClient) DetachDevice(ctx context.Context, in *DetachDeviceReques
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DetachDeviceResponse)
 	err := c.cc.Invoke(ctx, Devices_DetachDevice_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *devicesClient) ResizeDevice(ctx context.Context, in *ResizeDeviceRequest, opts ...grpc.CallOption) (*ResizeDeviceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResizeDeviceResponse)
+	err := c.cc.Invoke(ctx, Devices_ResizeDevice_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +117,8 @@ type DevicesServer interface {
 	AttachDevice(context.Context, *AttachDeviceRequest) (*AttachDeviceResponse, error)
 	// DetachDevice takes a device away. Not shown is no error. FAILED_PRECONDITION: a consumer has it open, and nothing was changed.
 	DetachDevice(context.Context, *DetachDeviceRequest) (*DetachDeviceResponse, error)
+	// ResizeDevice has a device ask its server for its size anew, and tells the kernel. Asking again is no harm. NOT_FOUND: it is not shown.
+	ResizeDevice(context.Context, *ResizeDeviceRequest) (*ResizeDeviceResponse, error)
 	// WatchDevice returns when a device is gone, at once if it is not shown.
 	WatchDevice(context.Context, *WatchDeviceRequest) (*WatchDeviceResponse, error)
 	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
@@ -122,6 +137,9 @@ func (UnimplementedDevicesServer) AttachDevice(context.Context, *AttachDeviceReq
 }
 func (UnimplementedDevicesServer) DetachDevice(context.Context, *DetachDeviceRequest) (*DetachDeviceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DetachDevice not implemented")
+}
+func (UnimplementedDevicesServer) ResizeDevice(context.Context, *ResizeDeviceRequest) (*ResizeDeviceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResizeDevice not implemented")
 }
 func (UnimplementedDevicesServer) WatchDevice(context.Context, *WatchDeviceRequest) (*WatchDeviceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WatchDevice not implemented")
@@ -186,6 +204,24 @@ func _Devices_DetachDevice_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Devices_ResizeDevice_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResizeDeviceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DevicesServer).ResizeDevice(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Devices_ResizeDevice_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DevicesServer).ResizeDevice(ctx, req.(*ResizeDeviceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Devices_WatchDevice_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WatchDeviceRequest)
 	if err := dec(in); err != nil {
@@ -236,6 +272,10 @@ var Devices_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DetachDevice",
 			Handler:    _Devices_DetachDevice_Handler,
+		},
+		{
+			MethodName: "ResizeDevice",
+			Handler:    _Devices_ResizeDevice_Handler,
 		},
 		{
 			MethodName: "WatchDevice",
