@@ -118,7 +118,10 @@ func restartWaits(v *View, vols []arbiter.Volume, members []string, others resta
 			waits = append(waits, "the kvdb would have no majority: its members on "+strings.Join(away, ", ")+" are away, too")
 		}
 	}
-	if node.Online && node.Fragile > 0 {
+	switch {
+	case node.Online && node.Instance == "":
+		waits = append(waits, "its daemon is of a version that does not tell whether devices end with it: drain the node and restart it by hand, this once")
+	case node.Online && node.Fragile > 0:
 		waits = append(waits, fmt.Sprintf("%d volumes are attached there with devices that end with the daemon (front ends fuseloop and nbd): drain the node, or detach them", node.Fragile))
 	}
 	var last []string

@@ -68,6 +68,7 @@ func TestRestartWaits(t *testing.T) {
 		"the only member":                 {members: []string{"n1"}},
 		"no member itself":                {members: []string{"n2", "w"}, change: offline("w")},
 		"devices end with it":             {change: func(v *View) { v.Nodes[0].Fragile = 2 }, says: []string{"2 volumes are attached there with devices"}},
+		"of a version before":             {change: func(v *View) { v.Nodes[0].Instance = "" }, says: []string{"restart it by hand, this once"}},
 		"they have ended":                 {change: func(v *View) { v.Nodes[0].Fragile = 2; v.Nodes[0].Online = false }},
 		"many volumes":                    {vols: many, says: []string{"v0", "v1", "v2", "v3", "v4", "and 2 more"}},
 	} {
