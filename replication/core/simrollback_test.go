@@ -96,7 +96,7 @@ func (w *simWorld) misled(n *simNode, cause string) bool {
 		return w.marked
 	case cause == "takeover":
 		w.marked = !slices.ContainsFunc(w.nodes, func(m *simNode) bool { return w.cfg.InISR(m.rid) && w.ahead(m) })
-	case n.refused == n.coord:
+	case n.coord != nil && n.refused == n.coord: // it was told, and has not ended
 		w.fail("I22: %s goes on (%s) though a replica knows more than the kvdb", n.id, cause)
 	default:
 		w.marked = true // who knows better did not answer it
