@@ -148,7 +148,7 @@ func (n *Node) Start(ctx context.Context) error {
 	if err := makeGroups(n.groups()); err != nil {
 		return err
 	}
-	plan := nodeplan.Plan{Name: n.Name, Needs: []string{c.world.dir, c.world.bin}, Binds: []nodeplan.Bind{
+	plan := nodeplan.Plan{Name: n.Name, Needs: []string{c.world.dir, c.world.bin, filepath.Join(n.dir, "tandem")}, Binds: []nodeplan.Bind{
 		{From: n.kubeletDir(), At: "/var/lib/kubelet"},
 		{From: filepath.Join(n.dir, "containerd"), At: "/var/lib/containerd"},
 		{From: filepath.Join(n.dir, "pods"), At: "/var/log/pods"},
