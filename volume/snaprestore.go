@@ -134,7 +134,7 @@ func (c *Catalogue) placeFrom(ctx context.Context, r Request, by *rules) (placed
 		want = len(placed)
 	}
 	if len(placed) < want {
-		return nil, nil, fmt.Errorf("%w: a volume is made from snapshot %s of volume %s only where that is held, which is so for %d replicas%s: ask for so many, and add others later",
+		return nil, nil, fmt.Errorf("%w: snapshot %s of volume %s is held by %d replicas that may be copied%s, and a volume is made from it only where it is held: ask for so many, and add others later",
 			ErrTooFewNodes, s.Name, s.VolumeName, len(placed), why.detail())
 	}
 	return placed, look.Gets[0], nil
