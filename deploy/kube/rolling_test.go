@@ -220,7 +220,7 @@ func TestRolling(t *testing.T) {
 	second := tandem
 	second.Name = strings.TrimSuffix(tandem.Name, ":1") + ":2"
 	lap := laps(t)
-	w, err := NewWorld(t.Context(), bin, dir, undo, tandem, second, SidecarImage(bin, "csi-provisioner"), SidecarImage(bin, "csi-attacher"))
+	w, err := NewWorld(t.Context(), bin, dir, undo, append(SidecarImages(bin), tandem, second)...)
 	if err != nil {
 		t.Fatal(err)
 	}
