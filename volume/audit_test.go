@@ -63,6 +63,9 @@ func TestOrdersAreRecorded(t *testing.T) {
 	for range 2 {
 		do(s.AttachVolume(ctx, &volumepb.AttachVolumeRequest{Volume: "v", Actor: "kim", Reason: "use"}))
 	}
+	for range 2 { // a driver asks each time that it stages a copy
+		do(s.ResizeVolume(ctx, &volumepb.ResizeVolumeRequest{Volume: "v", SizeBytes: 2 * gib, Actor: "kim", Reason: "full"}))
+	}
 	do(s.StartVerify(ctx, &volumepb.StartVerifyRequest{Volume: "v", Actor: "lee", Reason: "doubt"}))
 	do(s.StopVerify(ctx, &volumepb.StopVerifyRequest{Volume: "v", Actor: "lee"}))
 	if _, err := s.DeleteVolume(ctx, &volumepb.DeleteVolumeRequest{Volume: "v", Actor: "lee"}); err == nil {
@@ -75,8 +78,8 @@ func TestOrdersAreRecorded(t *testing.T) {
 		do(s.DeleteVolume(ctx, &volumepb.DeleteVolumeRequest{Volume: "v", Wait: true, Actor: "kim", Reason: "old"}))
 	}
 	want := []string{
-		"kim: volume create 0: new", "kim: host attach 3: use", "lee: volume verify start 3: doubt", "lee: volume verify stop 3: ",
-		"kim: host detach 4: ", "kim: volume delete 5: old",
+		"kim: volume create 0: new", "kim: host attach 3: use", "kim: volume resize 4: full", "lee: volume verify start 4: doubt", "lee: volume verify stop 4: ",
+		"kim: host detach 5: ", "kim: volume delete 6: old",
 	}
 	if got := trailOf(t, w); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)

@@ -23,7 +23,9 @@ func (s *Server) ResizeVolume(ctx context.Context, r *volumepb.ResizeVolumeReque
 		return nil, err
 	}
 	err = s.resize(ctx, e.ID, r.SizeBytes)
-	s.record(ctx, r, "volume resize", e, err)
+	if err != nil || e.Size != r.SizeBytes || e.Config == nil || e.Config.Size != r.SizeBytes { // nothing else is an order that changed something
+		s.record(ctx, r, "volume resize", e, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("resize volume %s: %w", e.Name, err)
 	}
