@@ -57,9 +57,6 @@ func parseUse(c *spec.VolumeCapability) (use, error) {
 	switch t := c.GetAccessType().(type) {
 	case *spec.VolumeCapability_Block:
 		u.block = true
-		if u.readOnly {
-			return u, invalid("volume_capability: a raw block volume cannot be had read-only")
-		}
 	case *spec.VolumeCapability_Mount:
 		if err := u.mount(t.Mount); err != nil {
 			return u, invalid("volume_capability: %v", err)

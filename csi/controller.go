@@ -262,9 +262,6 @@ func (d *Driver) ControllerPublishVolume(ctx context.Context, r *spec.Controller
 	if err != nil {
 		return nil, err
 	}
-	if u.block && r.GetReadonly() {
-		return nil, invalid("readonly: a raw block volume cannot be had read-only")
-	}
 	id, leave, err := d.enter(r.GetVolumeId(), "ControllerPublishVolume")
 	if err != nil {
 		return nil, err

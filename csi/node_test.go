@@ -186,7 +186,30 @@ func TestRawBlock(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wantCode(t, h.publishAt(t.Context(), v, raw(), target, true), codes.InvalidArgument)
+	wantCode(t, h.publishAt(t.Context(), v, raw(), target, true), codes.AlreadyExists)
+	reader := h.path(v, "reader")
+	for range 2 {
+		if err := h.publishAt(t.Context(), v, raw(), reader, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantCode(t, h.publishAt(t.Context(), v, raw(), reader, false), codes.AlreadyExists)
+	if at, err := h.c.machine.At(reader); err != nil || at == nil || !at.ReadOnly || !at.Block {
+		t.Errorf("read-only: %+v, %v", at, err)
+	}
+	if _, err := h.NodeUnpublishVolume(t.Context(), &spec.NodeUnpublishVolumeRequest{VolumeId: v.Id, TargetPath: reader}); err != nil {
+		t.Fatal(err)
+	}
+	v.Publication.ReadOnly = true // the volume was published to the node for reading
+	if err := h.publishAt(t.Context(), v, raw(), reader, false); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := h.c.machine.At(reader); err != nil || at == nil || !at.ReadOnly {
+		t.Errorf("published read-only: %+v, %v", at, err)
+	}
+	if _, err := h.NodeUnpublishVolume(t.Context(), &spec.NodeUnpublishVolumeRequest{VolumeId: v.Id, TargetPath: reader}); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if _, err := h.NodeUnpublishVolume(t.Context(), &spec.NodeUnpublishVolumeRequest{VolumeId: v.Id, TargetPath: target}); err != nil {
 			t.Fatal(err)

@@ -30,9 +30,6 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolum
 		return nil, err
 	}
 	u.readOnly = u.readOnly || r.GetReadonly()
-	if u.block && u.readOnly {
-		return nil, invalid("readonly: a raw block volume cannot be had read-only")
-	}
 	if staged == "" {
 		return nil, refused("staging_target_path is missing: the volume is staged first")
 	}
@@ -61,7 +58,9 @@ func (d *Driver) publish(v *volumepb.Volume, staged, target string, u use) error
 		return refused("volume %s is not attached on node %s: it is staged first", v.GetName(), d.o.Node)
 	}
 	source, stagedAt := a.GetPath(), ""
-	if !u.block {
+	if u.block {
+		u.readOnly = u.readOnly || v.GetPublication().GetReadOnly()
+	} else {
 		at, err := d.o.Mounter.At(staged)
 		if err != nil {
 			return err
@@ -79,7 +78,7 @@ func (d *Driver) publish(v *volumepb.Volume, staged, target string, u use) error
 	case err != nil:
 		return err
 	case current(at, v, d.o.Node):
-		if at.ReadOnly != u.readOnly && !u.block || at.Block != u.block {
+		if at.ReadOnly != u.readOnly || at.Block != u.block {
 			return status.Errorf(codes.AlreadyExists, "volume %s is published at %s in another way", v.GetName(), target)
 		}
 		return nil

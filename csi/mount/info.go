@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // List returns what is mounted on this machine, the older first.
@@ -97,17 +95,29 @@ func (e entry) point() Point {
 	p := Point{Target: e.target, FS: e.fs, ReadOnly: e.readOnly}
 	dev := e.device
 	if e.root != "/" && (e.fs == "devtmpfs" || e.fs == "tmpfs") { // a file of /dev, perhaps
-		var st unix.Stat_t
-		if err := unix.Lstat(e.target, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
-			dev, p.Block = fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)), true
+		if bound, ok := boundDevice(e.target); ok {
+			dev, p.Block = bound, true
 		}
 	}
 	sys := "/sys/dev/block/" + dev
 	if name, err := os.Readlink(sys); err == nil {
 		p.Device = "/dev/" + filepath.Base(name)
 	}
-	if file, err := os.ReadFile(sys + "/loop/backing_file"); err == nil {
-		p.Backing = strings.TrimSuffix(string(file), "\n")
+	if ro, err := os.ReadFile(sys + "/ro"); err == nil && p.Block {
+		p.ReadOnly = string(ro) == "1\n"
+	}
+	p.Backing = backing(sys)
+	if name := filepath.Base(p.Backing); p.Block && p.ReadOnly && strings.HasPrefix(name, "loop") { // bound read-only, over the one that counts
+		p.Backing = backing("/sys/block/" + name) // by name: the folder is lost with the mount namespace of who opened it
 	}
 	return p
+}
+
+// backing is the file behind the loop device of which sys is the folder.
+func backing(sys string) string {
+	file, err := os.ReadFile(sys + "/loop/backing_file")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(string(file), "\n")
 }

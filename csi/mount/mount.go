@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tandem-storage/tandem/internal/loopdev"
 )
 
 // File systems that can be made.
@@ -38,9 +40,9 @@ type Point struct {
 	Target   string
 	FS       string
 	Device   string // path of the block device that is mounted, or that a bound file is; "" = none
-	Backing  string // file behind the loop device; "" = it is none
-	ReadOnly bool
-	Block    bool // a block device's file, bound
+	Backing  string // file behind the loop device, and behind the one that it is over; "" = it is none
+	ReadOnly bool   // of a block device's file: the device is
+	Block    bool   // a block device's file, bound
 }
 
 // Usage of a file system.
@@ -117,16 +119,26 @@ func (System) Mount(ctx context.Context, device, target, fs string, options []st
 	return run(ctx, "mount", append(argv, "--", device, target)...)
 }
 
-// Bind shows source at target too. With readOnly nobody can write through target; nothing is mounted on an error.
-func (System) Bind(source, target string, readOnly bool) error {
-	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount: bind %s to %s: %w", source, target, err)
+// Bind shows source at target too. With readOnly nobody can write through target, also if source is a block device; nothing is mounted on an error.
+func (s System) Bind(source, target string, readOnly bool) error {
+	switch {
+	case readOnly && isDevice(source) && len(s.Helper) > 0:
+		return s.step("show "+source+" read-only at "+target, stepReadOnly, source, target)
+	case readOnly && isDevice(source):
+		return bindReadOnly(source, target)
 	}
-	if !readOnly {
-		return nil
+	if err := bind(source, target); err != nil || !readOnly {
+		return err
 	}
 	if err := unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		return errors.Join(fmt.Errorf("mount: make %s read-only: %w", target, err), unix.Unmount(target, unix.UMOUNT_NOFOLLOW))
+	}
+	return nil
+}
+
+func bind(source, target string) error {
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount: bind %s to %s: %w", source, target, err)
 	}
 	return nil
 }
@@ -144,7 +156,17 @@ func unmount(target string, lazy bool) error {
 	if lazy {
 		flags |= unix.MNT_DETACH
 	}
-	err := unix.Unmount(target, flags)
+	device, err := letGo(target)
+	if err != nil {
+		return err
+	}
+	err = unix.Unmount(target, flags)
+	if device != nil {
+		if err != nil {
+			err = errors.Join(err, loopdev.SetAutoclear(int(device.Fd()), false))
+		}
+		err = errors.Join(err, device.Close())
+	}
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%w: %s", ErrBusy, target)
 	}

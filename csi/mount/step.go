@@ -16,6 +16,7 @@ import (
 // them the mount, the device and who calls sync(2). So a child does it, which has none of that open. It outlives its parent by no more than its errors.
 const (
 	stepUnmount  = "unmount"
+	stepReadOnly = "read-only"
 	stepSetGroup = "set-group"
 	stepFreeze   = "freeze"
 	stepThaw     = "thaw"
@@ -33,6 +34,8 @@ func Step(args []string) int {
 	switch {
 	case len(args) == 3 && args[0] == stepUnmount:
 		err = unmount(args[1], args[2] == strconv.FormatBool(true))
+	case len(args) == 3 && args[0] == stepReadOnly:
+		err = bindReadOnly(args[1], args[2])
 	case len(args) == 3 && args[0] == stepSetGroup:
 		gid, aerr := strconv.Atoi(args[2])
 		if err = aerr; err == nil {

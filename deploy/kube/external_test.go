@@ -32,8 +32,8 @@ var (
 )
 
 // notHere are specs for what no CSI driver has of this kind (Windows, volumes in pods, volumes that the test makes by itself, ext3), or that want a way into the nodes by
-// ssh, 256 volumes on a node, or the images of a volume populator; and the one that wants a raw device read-only, which the driver refuses.
-const notHere = `block volmode.*single read-only volume|any volume data source|\[Feature:Windows\]|Inline-volume|CSI Ephemeral|Pre-provisioned PV|\(ext3\)|\[Disruptive\]|volumeLimits`
+// ssh, 256 volumes on a node, or the images of a volume populator.
+const notHere = `any volume data source|\[Feature:Windows\]|Inline-volume|CSI Ephemeral|Pre-provisioned PV|\(ext3\)|\[Disruptive\]|volumeLimits`
 
 // spec is what became of one.
 type spec struct {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/invariant"
+	"github.com/tandem-storage/tandem/internal/loopdev"
 )
 
 // settle is how long Detach waits for somebody who has the device open but does
@@ -116,7 +117,7 @@ func (a *Attachment) setUp(ctx context.Context) (err error) {
 		return fmt.Errorf("%w: the kernel's FUSE has no asynchronous direct I/O", ErrUnavailable)
 	}
 	file := filepath.Join(a.mount, fileName)
-	fd, err := openRetry(file, unix.O_RDWR|unix.O_NOFOLLOW)
+	fd, err := loopdev.Open(file, unix.O_RDWR|unix.O_NOFOLLOW)
 	if err != nil {
 		return fmt.Errorf("fuseloop: open %s: %w", file, err)
 	}

@@ -57,6 +57,7 @@ import (
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/frontend"
+	"github.com/tandem-storage/tandem/internal/loopdev"
 )
 
 // What can be wrong. Test with errors.Is.
@@ -113,7 +114,7 @@ func Available() error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%w: mounting needs root, the user is %d", ErrUnavailable, os.Geteuid())
 	}
-	for _, dev := range []string{"/dev/fuse", loopControl} {
+	for _, dev := range []string{"/dev/fuse", loopdev.Control} {
 		fd, err := unix.Open(dev, unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("%w: open %s: %w", ErrUnavailable, dev, err)

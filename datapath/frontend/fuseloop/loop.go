@@ -1,7 +1,6 @@
 package fuseloop
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -12,18 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tandem-storage/tandem/datapath/frontend"
+	"github.com/tandem-storage/tandem/internal/loopdev"
 )
 
 const (
-	loopControl = "/dev/loop-control"
 	// loopBlock is the logical block size of the loop devices, bytes.
 	loopBlock = 4096
 	// loopRequestKiB is the largest request of a loop device. A FUSE request
 	// carries 256 pages; of memory that is not aligned to pages a request of this
 	// size takes a few more than 128.
 	loopRequestKiB = 512
-	// bindTries bounds how often somebody else may bind the free device first.
-	bindTries = 64
 )
 
 // errOpened means that somebody has the device open without claiming it.
@@ -41,62 +38,21 @@ func tag(dir, id string) string {
 	return fmt.Sprintf("tandem:%x:%.39s", h[:6], id)
 }
 
-func openRetry(path string, flags int) (int, error) {
-	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
-}
-
 // bindLoop binds a free loop device to file, with direct I/O.
 func bindLoop(ctx context.Context, file int, tag string) (loopDevice, error) {
-	control, err := openRetry(loopControl, unix.O_RDWR)
-	if err != nil {
-		return loopDevice{}, fmt.Errorf("%w: open %s: %w", ErrUnavailable, loopControl, err)
+	path, fd, err := loopdev.Bind(ctx, file, loopdev.Options{BlockSize: loopBlock, Flags: unix.LO_FLAGS_DIRECT_IO, Tag: tag})
+	switch {
+	case errors.Is(err, loopdev.ErrNoControl):
+		return loopDevice{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case errors.Is(err, loopdev.ErrRace):
+		return loopDevice{}, fmt.Errorf("%w: %w", frontend.ErrBusy, err)
+	case err != nil:
+		return loopDevice{}, err
 	}
-	defer unix.Close(control)
-	for range bindTries {
-		if err := ctx.Err(); err != nil {
-			return loopDevice{}, err
-		}
-		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return loopDevice{}, fmt.Errorf("fuseloop: find a free loop device: %w", err)
-		}
-		l := loopDevice{path: fmt.Sprintf("/dev/loop%d", n), tag: tag}
-		switch err := l.bind(file); {
-		case err == nil:
-			return l, nil
-		case !errors.Is(err, unix.EBUSY):
-			return loopDevice{}, err
-		}
+	if err := unix.Close(fd); err != nil {
+		return loopDevice{}, fmt.Errorf("fuseloop: close %s: %w", path, err)
 	}
-	return loopDevice{}, fmt.Errorf("fuseloop: somebody else bound the free loop device %d times in a row: %w", bindTries, frontend.ErrBusy)
-}
-
-func (l loopDevice) bind(file int) error {
-	fd, err := openRetry(l.path, unix.O_RDWR)
-	if err != nil {
-		return fmt.Errorf("fuseloop: open %s (does the node exist?): %w", l.path, err)
-	}
-	defer unix.Close(fd)
-	c := unix.LoopConfig{Fd: uint32(file), Size: loopBlock}
-	c.Info.Flags = unix.LO_FLAGS_DIRECT_IO
-	copy(c.Info.File_name[:len(c.Info.File_name)-1], l.tag)
-	if err := unix.IoctlLoopConfigure(fd, &c); err != nil {
-		return fmt.Errorf("fuseloop: bind %s: %w", l.path, err)
-	}
-	info, err := unix.IoctlLoopGetStatus64(fd)
-	if err == nil && info.Flags&unix.LO_FLAGS_DIRECT_IO == 0 {
-		err = errors.New("the loop driver does not take direct I/O")
-	}
-	if err != nil {
-		// Nobody has it yet: it goes away when fd is closed.
-		return errors.Join(fmt.Errorf("fuseloop: bind %s: %w", l.path, err), unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0))
-	}
-	return nil
+	return loopDevice{path: path, tag: tag}, nil
 }
 
 // tune sets limits that the kernel would choose otherwise.
@@ -124,7 +80,7 @@ func (l loopDevice) tune() error {
 // which a plain opener gets a device that is just being unbound and reads
 // nothing from it; it cannot lose a write, since none was taken.
 func (l loopDevice) release() error {
-	fd, err := openRetry(l.path, unix.O_RDWR|unix.O_EXCL)
+	fd, err := loopdev.Open(l.path, unix.O_RDWR|unix.O_EXCL)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%s is claimed%s: %w", l.path, l.holders(), frontend.ErrBusy)
 	}
@@ -133,7 +89,7 @@ func (l loopDevice) release() error {
 	}
 	defer unix.Close(fd)
 	info, err := unix.IoctlLoopGetStatus64(fd)
-	if errors.Is(err, unix.ENXIO) || err == nil && fileName64(info) != l.tag {
+	if errors.Is(err, unix.ENXIO) || err == nil && loopdev.Tag(info) != l.tag {
 		return nil
 	}
 	if err != nil {
@@ -149,13 +105,9 @@ func (l loopDevice) release() error {
 	if err := unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0); err != nil {
 		return fmt.Errorf("fuseloop: unbind %s: %w", l.path, err)
 	}
-	info, err = unix.IoctlLoopGetStatus64(fd)
+	err = loopdev.SetAutoclear(fd, false)
 	if errors.Is(err, unix.ENXIO) {
 		return nil
-	}
-	if err == nil {
-		info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
-		err = unix.IoctlLoopSetStatus64(fd, info)
 	}
 	if err != nil {
 		return fmt.Errorf("fuseloop: keep %s, which is in use: %w", l.path, err)
@@ -169,7 +121,7 @@ func (l loopDevice) abandon() error {
 	if l.path == "" {
 		return nil
 	}
-	fd, err := openRetry(l.path, unix.O_RDONLY)
+	fd, err := loopdev.Open(l.path, unix.O_RDONLY)
 	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) {
 		return nil // being unbound
 	}
@@ -179,7 +131,7 @@ func (l loopDevice) abandon() error {
 	defer unix.Close(fd)
 	// A file system that is gone may not answer; then only we have seen the device.
 	info, err := unix.IoctlLoopGetStatus64(fd)
-	if errors.Is(err, unix.ENXIO) || err == nil && fileName64(info) != l.tag {
+	if errors.Is(err, unix.ENXIO) || err == nil && loopdev.Tag(info) != l.tag {
 		return nil
 	}
 	if err := unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
@@ -190,7 +142,7 @@ func (l loopDevice) abandon() error {
 
 // resize makes the device as large as its file, which has size bytes at least.
 func (l loopDevice) resize(size int64) error {
-	fd, err := openRetry(l.path, unix.O_RDONLY)
+	fd, err := loopdev.Open(l.path, unix.O_RDONLY)
 	if err != nil {
 		return fmt.Errorf("fuseloop: open %s: %w", l.path, err)
 	}
@@ -218,12 +170,4 @@ func (l loopDevice) holders() string {
 		names = append(names, e.Name())
 	}
 	return " by " + strings.Join(names, ", ")
-}
-
-func fileName64(i *unix.LoopInfo64) string {
-	n := bytes.IndexByte(i.File_name[:], 0)
-	if n < 0 {
-		n = len(i.File_name)
-	}
-	return string(i.File_name[:n])
 }
