@@ -66,13 +66,16 @@ domains: [{name: a, nodeSelector: {zone: a}}]
 kvdb: {raft: {members: [{node: a1, address: 10.0.0.1}]}}
 `
 	for name, tc := range map[string]struct{ values, says string }{
-		"nothing":      {"", "domains: name at least one"},
-		"no image":     {strings.Replace(good, "r/t", `""`, 1), "image.repository: name the image"},
-		"everywhere":   {strings.Replace(good, "{zone: a}", "{}", 1), `"a" has no nodeSelector`},
-		"domain twice": {strings.Replace(good, "}]\nkvdb", "}, {name: a, nodeSelector: {zone: b}}]\nkvdb", 1), `"a" is there twice`},
-		"no kvdb":      {strings.Replace(good, "{node: a1, address: 10.0.0.1}", "", 1), "set raft.members, or etcd.endpoints"},
-		"two kvdbs":    {strings.Replace(good, "kvdb: {", `kvdb: {etcd: {endpoints: ["https://e:1"]}, `, 1), "both set"},
-		"good":         {good, ""},
+		"nothing":                  {"", "domains: name at least one"},
+		"no image":                 {strings.Replace(good, "r/t", `""`, 1), "image.repository: name the image"},
+		"everywhere":               {strings.Replace(good, "{zone: a}", "{}", 1), `"a" has no nodeSelector`},
+		"domain twice":             {strings.Replace(good, "}]\nkvdb", "}, {name: a, nodeSelector: {zone: b}}]\nkvdb", 1), `"a" is there twice`},
+		"a set and all the others": {strings.Replace(good, "}]\nkvdb", "}, {name: a, nodeSet: x, nodeSelector: {zone: b}}]\nkvdb", 1), `"a" is there twice`},
+		"set twice":                {strings.Replace(good, "{name: a,", "{name: a, nodeSet: x, nodeSelector: {zone: b}}, {name: a, nodeSet: x,", 1), `"a" is there twice`},
+		"two sets":                 {strings.Replace(good, "{name: a,", "{name: a, nodeSet: x, nodeSelector: {zone: b}}, {name: a, nodeSet: y,", 1), ""},
+		"no kvdb":                  {strings.Replace(good, "{node: a1, address: 10.0.0.1}", "", 1), "set raft.members, or etcd.endpoints"},
+		"two kvdbs":                {strings.Replace(good, "kvdb: {", `kvdb: {etcd: {endpoints: ["https://e:1"]}, `, 1), "both set"},
+		"good":                     {good, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			values := filepath.Join(t.TempDir(), "values.yaml")
@@ -95,7 +98,9 @@ image: {repository: registry.local/tandem}
 imagePullSecrets: [{name: registry}]
 dataDir: %[1]s/data
 runDir: %[1]s/run
-domains: [{name: a, nodeSelector: {zone: a, disk: fast}, pools: [%[1]s/p1, {path: %[1]s/p2, class: fast}], labels: {rack: "7"}}]
+domains:
+  - {name: a, nodeSet: r7, nodeSelector: {zone: a, rack: "7"}, pools: [%[1]s/p1, {path: %[1]s/p2, class: fast}], labels: {rack: "7"}}
+  - {name: a, nodeSet: r8, nodeSelector: {zone: a, rack: "8"}, pools: [%[1]s/p1], labels: {rack: "8"}}
 kvdb: {etcd: {endpoints: ["https://10.0.0.5:2379"], tlsSecret: etcd, username: tandem, passwordSecret: etcd-password}}
 pki: {caSecret: ""}
 config: {failover: {profile: aggressive}, replication: {resyncFloor: 32Mi}, log: {level: debug}}

@@ -20,14 +20,22 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{ if kindIs "string" . }}{{ . }}{{ else }}{{ required "domains: an entry of pools has no path" .path }}{{ end }}
 {{- end }}
 
+{{- /* The name of an entry of domains: of its DaemonSets and its configuration. */ -}}
+{{- define "tandem.nodes" -}}
+{{ .name }}{{ with .nodeSet }}-{{ . }}{{ end }}
+{{- end }}
+
 {{- /* What values.yaml asks for in words. */ -}}
 {{- define "tandem.check" -}}
 {{- if not .Values.domains }}{{ fail "domains: name at least one, with the nodeSelector of its nodes" }}{{ end }}
 {{- $seen := dict }}
 {{- range .Values.domains }}
 {{- if not .nodeSelector }}{{ fail (printf "domains: %q has no nodeSelector: all nodes would be in it, also those of other domains" .name) }}{{ end }}
-{{- if hasKey $seen .name }}{{ fail (printf "domains: %q is there twice" .name) }}{{ end }}
-{{- $_ := set $seen .name true }}
+{{- $sets := get $seen .name | default list }}
+{{- if and (hasKey $seen .name) (or (not .nodeSet) (has "" $sets) (has .nodeSet $sets)) }}
+{{- fail (printf "domains: %q is there twice: its entries, one for each part of its nodes, have a nodeSet each, and different ones" .name) }}
+{{- end }}
+{{- $_ := set $seen .name (append $sets (.nodeSet | default "")) }}
 {{- end }}
 {{- $raft := len .Values.kvdb.raft.members }}
 {{- if and $raft .Values.kvdb.etcd.endpoints }}{{ fail "kvdb: raft.members and etcd.endpoints are both set: choose one" }}{{ end }}
