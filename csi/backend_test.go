@@ -28,6 +28,7 @@ type cluster struct {
 	machine  *mounttest.Machine
 	attaches int
 	made     int
+	near     string        // NearNode of the last CreateVolume
 	full     bool          // no volume can grow
 	cut      error         // how streams end, if not nil
 	hold     chan struct{} // CreateVolume waits for it, if not nil
@@ -75,6 +76,7 @@ func (c *cluster) CreateVolume(_ context.Context, r *volumepb.CreateVolumeReques
 		domains = domains[:min(int(r.Replicas), len(domains))]
 	}
 	c.made++
+	c.near = r.NearNode
 	v := &volumepb.Volume{
 		Id: fmt.Sprintf("%08x-0000-4000-8000-%012x", c.made, 7), Name: r.Name, SizeBytes: uint64(r.SizeBytes), Phase: volumepb.Phase_PHASE_DETACHED,
 		Protection: r.Protection, Needs: r.Needs, Labels: r.Labels, ManualFailover: r.ManualFailover, Epoch: 1, Content: volumepb.Content_CONTENT_BLANK,

@@ -198,6 +198,9 @@ func (d *Driver) create(ctx context.Context, want *volumepb.CreateVolumeRequest,
 	if err != nil {
 		return nil, err
 	}
+	if p := top.GetPreferred(); len(p) > 0 { // the first one is where the scheduler puts the first pod, of a class that waits for it
+		want.NearNode = p[0].GetSegments()[TopologyNode]
+	}
 	if want.FromSnapshot == "" && want.FromVolume == "" { // its place is that of the source, see fill
 		if err := place(want, s, top); err != nil {
 			return nil, err

@@ -100,6 +100,23 @@ func TestPlace(t *testing.T) {
 	}
 }
 
+// The node that a claim waits for has a replica, not those that only could have one.
+func TestNear(t *testing.T) {
+	h := newHost(t)
+	at := func(node, domain string) *spec.Topology {
+		return &spec.Topology{Segments: map[string]string{TopologyDomain: domain, TopologyNode: node}}
+	}
+	r := &spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{raw()}, AccessibilityRequirements: &spec.TopologyRequirement{
+		Requisite: []*spec.Topology{at("node-a", "a"), at("node-b", "b")}, Preferred: []*spec.Topology{at("node-b", "b"), at("node-a", "a")},
+	}}
+	for want, near := range map[string]*spec.TopologyRequirement{"node-b": r.AccessibilityRequirements, "": {Requisite: r.AccessibilityRequirements.Requisite}} {
+		r.Name, r.AccessibilityRequirements = "v-"+want, near
+		if _, err := h.CreateVolume(t.Context(), r); err != nil || h.c.near != want {
+			t.Errorf("near %q, want %q: %v", h.c.near, want, err)
+		}
+	}
+}
+
 func TestRoom(t *testing.T) {
 	s := nodes(map[string]uint64{"a": 40960, "b": 20480, "c": 8192})
 	for _, n := range s.Nodes {

@@ -15,12 +15,13 @@ import (
 // candidate is a pool that a replica could go to.
 type candidate struct {
 	node, domain, pool string
+	near               bool   // it comes before others
 	free               int64  // what nobody uses or was promised
 	spread             string // of two with the same one is taken; "": any number
 }
 
 // place chooses the pools of a new volume's replicas: at most one on a node, one per
-// domain before a second in any, and where there is most room. The same view and request give the same places.
+// domain before a second in any, one where it is wished for, and where there is most room. The same view and request give the same places.
 // The ids of the replicas are left empty.
 func place(v *clusterdomain.View, r Request, by *rules) ([]Placement, error) {
 	for _, name := range r.Domains {
@@ -49,10 +50,13 @@ func place(v *clusterdomain.View, r Request, by *rules) ([]Placement, error) {
 }
 
 // choose picks want pools of cands, or as many as can be: over as many domains as can be, and each time the best that is left, in the domain with fewest so far and
-// there where most room is. Where replicas are spread by a label the best may leave too few for the others, or none in another domain: then the next
+// there where it is wished for, or most room is. Where replicas are spread by a label the best may leave too few for the others, or none in another domain: then the next
 // one is tried.
 func choose(cands []candidate, want int) []Placement {
 	slices.SortFunc(cands, func(a, b candidate) int {
+		if a.near != b.near {
+			return map[bool]int{true: -1, false: 1}[a.near]
+		}
 		return cmp.Or(cmp.Compare(b.free, a.free), cmp.Compare(a.node, b.node), cmp.Compare(a.pool, b.pool))
 	})
 	var most []candidate
@@ -155,7 +159,7 @@ func candidates(v *clusterdomain.View, r Request, by *rules) ([]candidate, reaso
 				why.add("pool %s on node %s has %s left, and a thick replica takes all its space at once", p.Path, n.Name, humanize.IBytes(uint64(max(p.Total-p.Used, 0))))
 			default:
 				ok = true
-				cands = append(cands, candidate{n.Name, n.Domain, p.UUID, p.Total - max(p.Used, p.Provisioned), n.Labels[by.Spread]})
+				cands = append(cands, candidate{n.Name, n.Domain, p.UUID, n.Name == string(r.NearNode), p.Total - max(p.Used, p.Provisioned), n.Labels[by.Spread]})
 			}
 		}
 		switch {

@@ -106,6 +106,13 @@ func TestPlace(t *testing.T) {
 		{"the best leaves too few", "a1 a rack=1 300\na1x a rack=2 200\nb1 b rack=1 100", Request{Replicas: 3, Placing: Placing{Spread: "rack"}}, "no two replicas may lie where the label rack is the same", ErrTooFewNodes},
 		{"thick", "a1 a 100:50:0\nb1 b 100:20", Request{Size: 60 * gib, Replicas: 1, Thick: true}, "b1.0", nil},
 		{"no room for a thick one", "a1 a 100:50:0\nb1 b 100:50", Request{Size: 60 * gib, Thick: true, Replicas: 2}, "50 GiB left, and a thick replica", ErrNoRoom},
+		{"near", metro, Request{NearNode: "a1"}, "a1.0 b2.0", nil},
+		{"near, the other domain", metro, Request{Replicas: 3, NearNode: "b1"}, "b1.0 a2.0 a1.0", nil},
+		{"near, the best pool there", "a1 a 100:80 100:10\na2 a 300", Request{Replicas: 1, NearNode: "a1"}, "a1.1", nil},
+		{"near a node that cannot have one", "a1 a offline 100\na2 a 100", Request{Replicas: 1, NearNode: "a1"}, "a2.0", nil},
+		{"near, against the rules", racks, Request{Replicas: 1, NearNode: "a1", Placing: Placing{Nodes: "!disk"}}, "a3.0", nil},
+		{"near, and domains before it", "a1 a rack=1 300\nb1 b rack=1 100\na2 a rack=2 200", Request{Replicas: 2, NearNode: "a1", Placing: Placing{Spread: "rack"}}, "a2.0 b1.0", nil},
+		{"near nobody", metro, Request{NearNode: "z"}, "a2.0 b2.0", nil},
 		{"nobody", "", Request{}, "0 can take one", ErrTooFewNodes},
 		{"unknown domain", metro, Request{Domains: []string{"z"}}, `"z"`, clusterdomain.ErrDomainNotFound},
 	} {

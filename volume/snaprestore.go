@@ -122,7 +122,7 @@ func (c *Catalogue) placeFrom(ctx context.Context, r Request, by *rules) (placed
 		case by.Class != "" && (i < 0 || n.Pools[i].Class != by.Class):
 			why.add("node %s holds it in a pool of another class than %s", p.Node, by.Class)
 		default:
-			cands = append(cands, candidate{node: string(p.Node), domain: string(p.Domain), pool: p.Pool, spread: n.Labels[by.Spread]})
+			cands = append(cands, candidate{node: string(p.Node), domain: string(p.Domain), pool: p.Pool, near: p.Node == r.NearNode, spread: n.Labels[by.Spread]})
 		}
 	}
 	want := r.Replicas

@@ -54,6 +54,8 @@ type Request struct {
 	Limits   Limits   `json:"limits,omitzero"`
 	Placing  Placing  `json:"placing,omitzero"`
 	Thick    bool     `json:"thick,omitempty"` // all its space is taken when it is made, and when it grows
+	// NearNode has a replica if one may lie there, "": none before others. It is a wish of the moment, and no part of the record.
+	NearNode replication.NodeID `json:"-"`
 	// From is the snapshot that it begins with, nil: none, and it is blank.
 	From *Source `json:"from,omitempty"`
 }

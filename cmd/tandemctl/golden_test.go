@@ -165,6 +165,7 @@ func TestGolden(t *testing.T) {
 		{name: "volume-list-kvdb", args: "volume list", fake: func(f *fakeDaemon) { f.err = kvdb.ErrNoLeader }},
 		{name: "volume-list-bug", args: "volume list", fake: func(f *fakeDaemon) { f.err = errors.New("nil map") }},
 		{name: "volume-inspect", args: "volume inspect data"},
+		{name: "volume-inspect-remote", args: "volume inspect data", fake: func(f *fakeDaemon) { f.volumes[0].Volumes[0].Replicas[1].Node = "a2" }},
 		{name: "volume-inspect-degraded", args: "volume inspect ledger"},
 		{name: "volume-inspect-damaged", args: "volume inspect data", fake: func(f *fakeDaemon) { f.volumes[0].Volumes[0] = verifying() }},
 		{name: "volume-verify-start", args: "volume verify start data"},

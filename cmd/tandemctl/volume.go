@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -198,9 +199,18 @@ func attachedText(v *pb.Volume) string {
 		return "detached"
 	case v.GetPhase() == pb.Phase_PHASE_RECOVERING:
 		return "recovering on " + at.GetNode()
+	case remote(v):
+		return "attached on " + at.GetNode() + ", remote"
 	default:
 		return "attached on " + at.GetNode()
 	}
+}
+
+// remote reports whether the node where v is attached has no replica of it in sync: what is read comes from another node.
+func remote(v *pb.Volume) bool {
+	return v.GetAttachment() != nil && v.GetInSync() > 0 && !slices.ContainsFunc(v.GetReplicas(), func(r *pb.Replica) bool {
+		return r.GetNode() == v.GetAttachment().GetNode() && r.GetState() == pb.ReplicaState_REPLICA_STATE_IN_SYNC
+	})
 }
 
 func (a *app) volumeInspectCommand() *cobra.Command {
@@ -251,6 +261,9 @@ func inspectTable(w io.Writer, v *pb.Volume, x *pb.Exposure) {
 		pairs = append(pairs,
 			"Attached", fmt.Sprintf("on %s (domain %s) by %s", at.GetNode(), at.GetDomain(), at.GetFrontend()),
 			"Device path", at.GetPath())
+		if remote(v) {
+			pairs = append(pairs, "Remote", "yes: no replica is in sync on this node, every read goes over the network")
+		}
 	}
 	if v.GetPhase() != pb.Phase_PHASE_CREATING && v.GetPhase() != pb.Phase_PHASE_DELETING && v.GetProgress() != "" {
 		pairs = append(pairs, "In progress", v.GetProgress())

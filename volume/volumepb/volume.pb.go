@@ -1303,6 +1303,7 @@ type CreateVolumeRequest struct {
 	Limits         *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"`                                        // unset: none
 	Placing        *Placing               `protobuf:"bytes,43,opt,name=placing,proto3" json:"placing,omitempty"`                                      // unset: replicas may lie anywhere in the domains
 	Thick          bool                   `protobuf:"varint,44,opt,name=thick,proto3" json:"thick,omitempty"`                                         // take all its space when it is made, and when it grows; not with from_snapshot or from_volume
+	NearNode       string                 `protobuf:"bytes,45,opt,name=near_node,json=nearNode,proto3" json:"near_node,omitempty"`                    // have a replica on this node, where the volume will be attached, if one may lie there and has room; "" = on none before others
 	// Begin with what a snapshot has, by its id or name. The replicas are made where it is held, without copying: size_bytes is its size or 0, replicas at most as many
 	// as hold it, 0 = all. Such a volume is never BLANK. FAILED_PRECONDITION: too few hold it in the domains that were asked for.
 	FromSnapshot  string `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
@@ -1430,6 +1431,13 @@ func (x *CreateVolumeRequest) GetThick() bool {
 		return x.Thick
 	}
 	return false
+}
+
+func (x *CreateVolumeRequest) GetNearNode() string {
+	if x != nil {
+		return x.NearNode
+	}
+	return ""
 }
 
 func (x *CreateVolumeRequest) GetFromSnapshot() string {
@@ -5523,7 +5531,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
 	"\asuspect\x18\x0f \x01(\bR\asuspect\x12!\n" +
 	"\fresync_waits\x18\x10 \x01(\bR\vresyncWaits\x120\n" +
-	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\x8b\x05\n" +
+	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\xa8\x05\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -5540,7 +5548,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x120\n" +
 	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x123\n" +
 	"\aplacing\x18+ \x01(\v2\x19.tandem.volume.v1.PlacingR\aplacing\x12\x14\n" +
-	"\x05thick\x18, \x01(\bR\x05thick\x12#\n" +
+	"\x05thick\x18, \x01(\bR\x05thick\x12\x1b\n" +
+	"\tnear_node\x18- \x01(\tR\bnearNode\x12#\n" +
 	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
 	"\vfrom_volume\x183 \x01(\tR\n" +
 	"fromVolume\x1a9\n" +
