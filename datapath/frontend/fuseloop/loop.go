@@ -2,7 +2,6 @@ package fuseloop
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -50,17 +49,29 @@ func openRetry(path string, flags int) (int, error) {
 	}
 }
 
-// bindLoop binds a free loop device to file, with direct I/O.
-func bindLoop(ctx context.Context, file int, tag string) (loopDevice, error) {
+// bindFile binds a free loop device to the file at a path, with direct I/O. The loop driver has a reference to the file of its own then.
+func bindFile(path, tag string) (loopDevice, error) {
+	file, err := openRetry(path, unix.O_RDWR|unix.O_NOFOLLOW)
+	if err != nil {
+		return loopDevice{}, fmt.Errorf("fuseloop: open %s: %w", path, err)
+	}
+	l, err := bindLoop(file, tag)
+	if cerr := unix.Close(file); err == nil && cerr != nil {
+		err = errors.Join(fmt.Errorf("fuseloop: close %s: %w", path, cerr), l.abandon())
+	}
+	if err != nil {
+		return loopDevice{}, err
+	}
+	return l, nil
+}
+
+func bindLoop(file int, tag string) (loopDevice, error) {
 	control, err := openRetry(loopControl, unix.O_RDWR)
 	if err != nil {
 		return loopDevice{}, fmt.Errorf("%w: open %s: %w", ErrUnavailable, loopControl, err)
 	}
 	defer unix.Close(control)
 	for range bindTries {
-		if err := ctx.Err(); err != nil {
-			return loopDevice{}, err
-		}
 		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return loopDevice{}, fmt.Errorf("fuseloop: find a free loop device: %w", err)
@@ -188,8 +199,12 @@ func (l loopDevice) abandon() error {
 	return nil
 }
 
-// resize makes the device as large as its file, which has size bytes at least.
-func (l loopDevice) resize(size int64) error {
+// resize has the kernel ask for the size of the device's file anew, and makes the device as large as that, which is size bytes at least.
+func (l loopDevice) resize(file string, size int64) error {
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return fmt.Errorf("fuseloop: look at %s: %w", file, err)
+	}
 	fd, err := openRetry(l.path, unix.O_RDONLY)
 	if err != nil {
 		return fmt.Errorf("fuseloop: open %s: %w", l.path, err)
