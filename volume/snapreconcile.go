@@ -17,7 +17,7 @@ import (
 const (
 	snapshotTimeout = 2 * time.Minute  // one that is CREATING for longer has no maker any more: that takes a few seconds
 	snapshotLinger  = time.Minute      // one that was not taken is looked for after so long: a replica may be at it still
-	lateLingers     = 3                // times that for one that a coordinator may be about to take, which has a minute for it (attachTimeout of the daemon)
+	lateLingers     = 2                // times that for one that a coordinator may be about to take, which has a minute for it (attachTimeout of the daemon)
 	cloneTimeout    = 10 * time.Minute // one that was taken for a clone is not needed for longer
 )
 

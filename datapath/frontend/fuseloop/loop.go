@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -40,24 +41,24 @@ func tag(dir, id string) string {
 	return fmt.Sprintf("tandem:%x:%.39s", h[:6], id)
 }
 
-func openRetry(path string, flags int) (int, error) {
+func openRetry(name string, flags int) (int, error) {
 	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0)
 		if !errors.Is(err, unix.EINTR) {
 			return fd, err
 		}
 	}
 }
 
-// bindFile binds a free loop device to the file at a path, with direct I/O. The loop driver has a reference to the file of its own then.
-func bindFile(path, tag string) (loopDevice, error) {
-	file, err := openRetry(path, unix.O_RDWR|unix.O_NOFOLLOW)
+// bindFile binds a free loop device to the file of that name, with direct I/O. The loop driver has a reference to the file of its own then.
+func bindFile(name, tag string) (loopDevice, error) {
+	file, err := openRetry(name, unix.O_RDWR|unix.O_NOFOLLOW)
 	if err != nil {
-		return loopDevice{}, fmt.Errorf("fuseloop: open %s: %w", path, err)
+		return loopDevice{}, fmt.Errorf("fuseloop: open %s: %w", name, err)
 	}
 	l, err := bindLoop(file, tag)
 	if cerr := unix.Close(file); err == nil && cerr != nil {
-		err = errors.Join(fmt.Errorf("fuseloop: close %s: %w", path, cerr), l.abandon())
+		err = errors.Join(fmt.Errorf("fuseloop: close %s: %w", name, cerr), l.abandon())
 	}
 	if err != nil {
 		return loopDevice{}, err
@@ -72,7 +73,7 @@ func bindLoop(file int, tag string) (loopDevice, error) {
 	}
 	defer unix.Close(control)
 	for range bindTries {
-		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+		n, err := freeLoop(control)
 		if err != nil {
 			return loopDevice{}, fmt.Errorf("fuseloop: find a free loop device: %w", err)
 		}
@@ -85,6 +86,44 @@ func bindLoop(file int, tag string) (loopDevice, error) {
 		}
 	}
 	return loopDevice{}, fmt.Errorf("fuseloop: somebody else bound the free loop device %d times in a row: %w", bindTries, frontend.ErrBusy)
+}
+
+// freeLoop returns the number of a loop device that is bound to nothing, and shown nowhere. Where the device node of one is bind-mounted, as an orchestrator shows
+// raw devices, whoever opens it there believes that it is what it was: a consumer of an attachment that ended with its process would write to another volume.
+func freeLoop(control int) (int, error) {
+	n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+	for err == nil {
+		// After it was found to be free: nobody shows a device that is none.
+		var mounts []byte
+		if mounts, err = os.ReadFile("/proc/self/mountinfo"); err != nil || !shown(mounts, n) {
+			break
+		}
+		n, err = addLoop(control)
+	}
+	return n, err
+}
+
+// shown reports whether the node of loop device n is mounted somewhere, as mountinfo tells.
+func shown(mountinfo []byte, n int) bool {
+	if !bytes.Contains(mountinfo, fmt.Appendf(nil, "/loop%d ", n)) { // mostly
+		return false
+	}
+	for line := range bytes.Lines(mountinfo) {
+		// 36 35 0:5 /loop7 /mount/point options ...
+		if f := bytes.Fields(line); len(f) > 3 && path.Base(string(f[3])) == fmt.Sprintf("loop%d", n) {
+			return true
+		}
+	}
+	return false
+}
+
+// addLoop makes a loop device of the first number that has none.
+func addLoop(control int) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(control), unix.LOOP_CTL_ADD, ^uintptr(0))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 func (l loopDevice) bind(file int) error {
