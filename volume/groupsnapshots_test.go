@@ -384,6 +384,7 @@ func TestGroupSnapshotMakerDies(t *testing.T) {
 			_, err := w.catalogue(f).CreateGroupSnapshot(ctx, g, r)
 			finished = err == nil
 			// The next process of that node, before and after which others look.
+			w.restart()
 			for _, n := range []string{"n-b", "n-a", "n-b"} {
 				must(t, w.reconciler(w.store, n).Reconcile(ctx))
 			}

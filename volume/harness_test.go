@@ -180,12 +180,13 @@ type world struct {
 	view    *clusterdomain.View
 	disks   map[string]*disks
 	domains []string
-	follows bool // Refresh reads the domains anew
+	follows bool             // Refresh reads the domains anew
+	process replication.UUID // that runs on each node
 }
 
 func newWorld(t *testing.T, domains ...string) *world {
 	t.Helper()
-	w := &world{t: t, server: memkv.NewServer(memkv.Options{}), disks: map[string]*disks{}, domains: domains}
+	w := &world{t: t, server: memkv.NewServer(memkv.Options{}), disks: map[string]*disks{}, domains: domains, process: replication.NewUUID()}
 	w.store = w.server.Open()
 	t.Cleanup(func() { w.store.Close() })
 	if _, err := clusterdomain.Incarnation(t.Context(), w.store, "c", "test"); err != nil {
@@ -245,8 +246,13 @@ func (w *world) configs(s kvdb.Store) *Configs {
 }
 
 func (w *world) catalogue(s kvdb.Store) *Catalogue {
-	return NewCatalogue(w.configs(s), fixedView{w.view, w.refresh})
+	c := NewCatalogue(w.configs(s), fixedView{w.view, w.refresh})
+	c.process = w.process
+	return c
 }
+
+// restart has all that is made from now on be of other processes.
+func (w *world) restart() { w.process = replication.NewUUID() }
 
 func (w *world) reconciler(s kvdb.Store, node string) *Reconciler {
 	return NewReconciler(w.catalogue(s), ReconcilerOptions{Node: replication.NodeID(node), Replicas: w.disks[node]})

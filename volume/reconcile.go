@@ -56,7 +56,7 @@ type ReconcilerOptions struct {
 
 	CreateTimeout  time.Duration // after which a volume that is still CREATING is given up; default 2 min
 	OpTimeout      time.Duration // of one Make or Remove; default 1 min
-	SnapshotLinger time.Duration // how long a replica may be at a snapshot that was given up; default 1 min
+	SnapshotLinger time.Duration // how long a replica may be at a snapshot that was given up; twice that if it may not have begun; default 1 min
 	Poll           time.Duration // how often the records are read in any case; default 10 s
 	Logger         *zap.Logger
 }

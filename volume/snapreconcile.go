@@ -17,6 +17,7 @@ import (
 const (
 	snapshotTimeout = 2 * time.Minute  // one that is CREATING for longer has no maker any more: that takes a few seconds
 	snapshotLinger  = time.Minute      // one that was not taken is looked for after so long: a replica may be at it still
+	lateLingers     = 2                // times that for one that a coordinator may be about to take, which has a minute for it (attachTimeout of the daemon)
 	cloneTimeout    = 10 * time.Minute // one that was taken for a clone is not needed for longer
 )
 
@@ -60,15 +61,24 @@ func (r *Reconciler) snapshots(ctx context.Context) error {
 		if _, ok := r.seen[k]; !ok {
 			r.seen[k] = time.Now()
 		}
+		linger := r.o.SnapshotLinger
+		if s.Late {
+			linger *= lateLingers
+		}
+		died := s.Node == r.o.Node && s.Process != r.c.process
 		switch since := time.Since(r.seen[k]); {
 		case s.State == Creating && (groups[s.Group] || groupsErr != nil && !isNil(s.Group)):
 			err = nil // it is given up with its group snapshot
-		case s.State == Creating && since >= snapshotTimeout:
+		case s.State == Creating && (died || since >= snapshotTimeout):
 			r.lg.Warn("snapshot given up, whoever asked for it has gone", zap.Stringer("volume-id", s.Volume), zap.Stringer("snapshot-id", id))
-			_, err = r.c.dropSnapshot(ctx, id, Creating, true)
+			why := notTaken
+			if since < snapshotTimeout {
+				why = late
+			}
+			_, err = r.c.dropSnapshot(ctx, id, Creating, why)
 		case s.State == Ready && s.Clone != "" && since >= cloneTimeout:
 			err = r.c.DeleteSnapshot(ctx, id)
-		case s.State == Deleting && (!s.Failed || since >= r.o.SnapshotLinger):
+		case s.State == Deleting && (!s.Failed || since >= linger):
 			err = r.deleteSnapshot(ctx, s, mods[id], gone[id])
 		default:
 			err = nil

@@ -27,8 +27,12 @@ type SnapshotRecord struct {
 	State      State                  `json:"state"`
 	// Holders have it when it is READY. Before, and while it is DELETING, they may.
 	Holders []Placement `json:"holders"`
-	// Failed: it is DELETING because it was not taken, and a replica may be at it still.
+	// Failed: it is DELETING because it was not taken, and a replica may be at it still. Late: or may begin with it yet.
 	Failed bool `json:"failed,omitempty"`
+	Late   bool `json:"late,omitempty"`
+	// Node has it taken, in its process Process: when it runs another one, nobody waits for it any more.
+	Node    replication.NodeID `json:"node,omitempty"`
+	Process replication.UUID   `json:"process,omitzero"`
 	// Clone: it is there for the volume of that name alone, and is deleted when that is made.
 	Clone string `json:"clone,omitempty"`
 	// Group is the group snapshot that it is part of: both are there or neither is. Zero: none.
@@ -103,13 +107,14 @@ func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, nam
 	holders, err := taker.Take(ctx, node, v, s.ID, attach)
 	s.noteFrozen(frozen, attach, thaw())
 	if err != nil {
-		// What is not known to have ended is left to the Reconcilers.
+		why := late // a coordinator that does not answer may be about to take it
 		if errors.Is(err, replication.ErrNotCut) || errors.Is(err, replication.ErrNotCoordinator) {
-			drop, cancel := context.WithTimeout(context.WithoutCancel(ctx), audit.NoteTimeout)
-			defer cancel()
-			if _, dropErr := c.dropSnapshot(drop, s.ID, Creating, true); dropErr != nil {
-				err = fmt.Errorf("%w (and its record stays for some minutes: %s)", err, dropErr.Error())
-			}
+			why = notTaken
+		}
+		drop, cancel := context.WithTimeout(context.WithoutCancel(ctx), audit.NoteTimeout)
+		defer cancel()
+		if _, dropErr := c.dropSnapshot(drop, s.ID, Creating, why); dropErr != nil {
+			err = fmt.Errorf("%w (and its record stays for some minutes: %s)", err, dropErr.Error())
 		}
 		return nil, err
 	}
@@ -154,6 +159,7 @@ func (c *Catalogue) beginSnapshot(ctx context.Context, name string, v replicatio
 		s := &SnapshotRecord{
 			ID: replication.SnapshotID(replication.NewUUID()), Name: name, Volume: v, VolumeName: e.Name, Size: e.Config.Size,
 			Created: time.Now().UTC(), State: Creating, Holders: slices.Clone(e.Placed), Clone: clone,
+			Node: replication.NodeID(c.cluster.View().Local), Process: c.process,
 		}
 		record, err := put(c.keys.snapshot(s.ID), s)
 		if err != nil {
@@ -234,7 +240,7 @@ func (c *Catalogue) endSnapshot(ctx context.Context, s *SnapshotRecord, holders 
 		err = fmt.Errorf("%w: the volume grew meanwhile; take the snapshot again", replication.ErrNotCut)
 	}
 	if err != nil {
-		_, dropErr := c.dropSnapshot(ctx, s.ID, Creating, true)
+		_, dropErr := c.dropSnapshot(ctx, s.ID, Creating, notTaken)
 		return nil, errors.Join(err, dropErr)
 	}
 	record, err := put(c.keys.snapshot(s.ID), done)
@@ -283,15 +289,24 @@ func (c *Catalogue) DeleteSnapshot(ctx context.Context, id replication.SnapshotI
 	if err == nil && s.State == Ready && !isNil(s.Group) {
 		return fmt.Errorf("%w: snapshot %s of volume %s, group snapshot %s", ErrInGroupSnapshot, s.Name, s.VolumeName, s.Group)
 	}
-	s, err = c.dropSnapshot(ctx, id, Ready, false)
+	s, err = c.dropSnapshot(ctx, id, Ready, deleted)
 	if err == nil && s != nil && s.State == Creating {
 		return fmt.Errorf("%w: snapshot %s is being taken", ErrNotReady, s.Name)
 	}
 	return err
 }
 
+// dropping is why a snapshot turns to DELETING.
+type dropping int
+
+const (
+	deleted  dropping = iota
+	notTaken          // no replica begins with it any more
+	late              // a replica may begin with it yet
+)
+
 // dropSnapshot turns a snapshot that is in state from to DELETING, and returns it as it was found, nil if there is none.
-func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID, from State, failed bool) (*SnapshotRecord, error) {
+func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID, from State, why dropping) (*SnapshotRecord, error) {
 	for {
 		kv, err := c.store.Get(ctx, c.keys.snapshot(id))
 		if errors.Is(err, kvdb.ErrNotFound) {
@@ -309,7 +324,7 @@ func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID,
 			return nil, err
 		}
 		next := *s
-		next.State, next.Failed = Deleting, failed
+		next.State, next.Failed, next.Late = Deleting, why != deleted, why == late
 		ops, err := c.unlist(&next, look.Gets[0])
 		if err != nil {
 			return nil, err
@@ -318,7 +333,7 @@ func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID,
 			If:   []kvdb.Cmp{{Key: kv.Key, Target: kvdb.CmpMod, Revision: kv.Mod}, unchanged(c.keys.snapshotsOf(s.Volume), look.Gets[0]), c.configs.guard()},
 			Then: ops,
 		}
-		if !failed {
+		if why == deleted {
 			entry, err := c.trail.Stage(ctx, audit.Record{Verb: "snapshot delete", Object: snapshotObject(id), Outcome: s.Name + " of volume " + s.VolumeName})
 			if err != nil {
 				return nil, err

@@ -180,21 +180,47 @@ func TestSnapshotNotTaken(t *testing.T) {
 	}
 	must(t, c.DeleteSnapshot(ctx, s.ID))
 
-	// Its maker ends in the middle: the record is there until it is given up.
+	// Whether it is taken is not known: its name can be used at once, and it is looked for later, when nobody begins with it any more.
 	taker.fail = context.DeadlineExceeded
 	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatal(err)
 	}
 	taker.fail = nil
+	s, err = c.CreateSnapshot(ctx, taker, "s", e.ID, true)
+	must(t, err)
+	must(t, c.DeleteSnapshot(ctx, s.ID))
+	ra, rb := w.reconciler(w.store, "n-a"), w.reconciler(w.store, "n-b")
+	ago := func(d time.Duration) {
+		t.Helper()
+		for range 3 {
+			for _, r := range []*Reconciler{ra, rb} {
+				for k := range r.seen {
+					r.seen[k] = time.Now().Add(-d)
+				}
+				must(t, r.Reconcile(ctx))
+			}
+		}
+	}
+	ago(lateLingers*snapshotLinger - time.Minute)
+	if w.held() != 1 || len(w.leftovers()) != 1 {
+		t.Errorf("looked for while a coordinator may begin with it: %d are held, records %v", w.held(), w.leftovers())
+	}
+	ago(lateLingers * snapshotLinger)
+	if left := w.leftovers(); w.held() != 0 || len(left) != 0 {
+		t.Errorf("%d are held still, records %v", w.held(), left)
+	}
+
+	// Its maker is at it, or has gone with its node: it is given up when it can have no maker any more.
+	_, _, _, err = c.beginSnapshot(ctx, "s", e.ID, "")
+	must(t, err)
 	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true); !errors.Is(err, ErrNotReady) {
 		t.Errorf("beside another one: %v", err)
 	}
-	r := w.reconciler(w.store, "n-b")
-	must(t, r.Reconcile(ctx))
-	for k := range r.seen {
-		r.seen[k] = time.Now().Add(-snapshotTimeout)
+	ago(snapshotTimeout - time.Minute)
+	if all, err := c.Snapshots(ctx); err != nil || len(all) != 1 || all[0].State != Creating {
+		t.Errorf("given up too early: %+v, %v", all, err)
 	}
-	must(t, r.Reconcile(ctx))
+	ago(snapshotTimeout)
 	w.reconcileSnapshots()
 	if left := w.leftovers(); w.held() != 0 || len(left) != 0 {
 		t.Errorf("%d are held still, records %v", w.held(), left)
@@ -204,7 +230,7 @@ func TestSnapshotNotTaken(t *testing.T) {
 	taker.during = func() {
 		all, err := c.Snapshots(ctx)
 		must(t, err)
-		_, err = c.dropSnapshot(ctx, all[0].ID, Creating, true)
+		_, err = c.dropSnapshot(ctx, all[0].ID, Creating, notTaken)
 		must(t, err)
 	}
 	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true); !errors.Is(err, replication.ErrNotCut) {
@@ -213,6 +239,41 @@ func TestSnapshotNotTaken(t *testing.T) {
 	w.reconcileSnapshots()
 	if left := w.leftovers(); w.held() != 0 || len(left) != 0 {
 		t.Errorf("%d are held still, records %v", w.held(), left)
+	}
+}
+
+// Whoever takes a snapshot dies at any of its calls of the kvdb. When its node runs again the snapshot is there, or its name can be used.
+func TestSnapshotMakerDies(t *testing.T) {
+	finished := false
+	for at := int64(1); !finished; at++ {
+		for _, answerLost := range []bool{false, true} {
+			w := newWorld(t, "a", "b")
+			v := w.create(Request{Name: "data", Size: gib})
+			f := &filter{Store: w.store, cutAt: at, cutLate: answerLost}
+			ctx, taker := t.Context(), &fakeTaker{w: w}
+			_, err := w.catalogue(f).CreateSnapshot(ctx, taker, "s", v.ID, false)
+			finished = err == nil
+			w.restart()
+			must(t, w.reconciler(w.store, "n-b").Reconcile(ctx)) // which may have it be taken by a process that lives
+			must(t, w.reconciler(w.store, "n-a").Reconcile(ctx))
+			c := w.catalogue(w.store)
+			all, err := c.Snapshots(ctx)
+			must(t, err)
+			for _, s := range all {
+				if s.State == Creating {
+					t.Errorf("call %d: snapshot %s is %s for ever", at, s.Name, s.State)
+				}
+			}
+			s, err := c.CreateSnapshot(ctx, taker, "s", v.ID, false)
+			if err != nil {
+				t.Fatalf("call %d: again: %v", at, err)
+			}
+			must(t, c.DeleteSnapshot(ctx, s.ID))
+			w.reconcileSnapshots()
+			if left := w.leftovers(); w.held() != 0 || len(left) != 0 {
+				t.Errorf("call %d: %d are held still, records %v", at, w.held(), left)
+			}
+		}
 	}
 }
 
@@ -316,7 +377,7 @@ func TestSnapshotThroughLosses(t *testing.T) {
 	must(t, err)
 	for _, s := range all {
 		if s.State == Creating {
-			_, err = clean.dropSnapshot(t.Context(), s.ID, Creating, true)
+			_, err = clean.dropSnapshot(t.Context(), s.ID, Creating, notTaken)
 		} else {
 			err = clean.DeleteSnapshot(t.Context(), s.ID)
 		}

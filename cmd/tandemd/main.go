@@ -14,7 +14,6 @@ import (
 	"github.com/tandem-storage/tandem/cmd/internal/config"
 	"github.com/tandem-storage/tandem/cmd/internal/daemon"
 	"github.com/tandem-storage/tandem/cmd/internal/logging"
-	"github.com/tandem-storage/tandem/csi/mount"
 )
 
 // version is set by the build.
@@ -30,8 +29,8 @@ tandemd device [flags]   keeps the devices of this machine over restarts of the 
 // run returns the exit code: 0 after an orderly end, 1 after a failure, 2 for a
 // configuration that cannot be used.
 func run() int {
-	if len(os.Args) > 1 && os.Args[1] == daemon.MountStep {
-		return mount.Step(os.Args[2:]) // this program has started itself
+	if code, is := daemon.Step(os.Args[1:]); is {
+		return code
 	}
 	var f config.Flags
 	file := flag.String("config", "", "configuration file (YAML); without one a single node on loopback starts")

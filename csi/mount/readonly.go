@@ -1,7 +1,6 @@
 package mount
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -35,7 +34,7 @@ func bindReadOnly(device, target string) (err error) {
 	if err != nil {
 		return fmt.Errorf("mount: block size of %s: %w", device, err)
 	}
-	path, fd, err := loopdev.Bind(context.Background(), file, loopdev.Options{
+	path, fd, err := loopdev.Bind(file, loopdev.Options{
 		BlockSize: uint32(blockSize), Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_DIRECT_IO | unix.LO_FLAGS_AUTOCLEAR, Tag: readOnlyTag + device,
 	})
 	if err != nil {

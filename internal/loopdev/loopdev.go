@@ -3,9 +3,10 @@ package loopdev
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,10 +32,10 @@ type Options struct {
 	Tag       string // kept in lo_file_name, 63 bytes at most; says whose it is
 }
 
-// Open opens path, again if a signal came. The descriptor is closed on exec.
-func Open(path string, flags int) (int, error) {
+// Open opens name, again if a signal came. The descriptor is closed on exec.
+func Open(name string, flags int) (int, error) {
 	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0)
 		if !errors.Is(err, unix.EINTR) {
 			return fd, err
 		}
@@ -43,24 +44,21 @@ func Open(path string, flags int) (int, error) {
 
 // Bind binds a free loop device to the open file, of which the driver has a reference of its own then. It returns the path of the device, and the device open, for
 // the caller to close. Flags that the driver does not take are an error, with which no device is bound.
-func Bind(ctx context.Context, file int, o Options) (path string, fd int, err error) {
+func Bind(file int, o Options) (device string, fd int, err error) {
 	control, err := Open(Control, unix.O_RDWR)
 	if err != nil {
 		return "", -1, fmt.Errorf("%w: open %s: %w", ErrNoControl, Control, err)
 	}
 	defer unix.Close(control)
 	for range tries {
-		if err := ctx.Err(); err != nil {
-			return "", -1, err
-		}
-		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+		n, err := free(control)
 		if err != nil {
 			return "", -1, fmt.Errorf("loopdev: find a free loop device: %w", err)
 		}
-		path := fmt.Sprintf("/dev/loop%d", n)
-		switch fd, err := bind(path, file, o); {
+		device := fmt.Sprintf("/dev/loop%d", n)
+		switch fd, err := bind(device, file, o); {
 		case err == nil:
-			return path, fd, nil
+			return device, fd, nil
 		case !errors.Is(err, unix.EBUSY):
 			return "", -1, err
 		}
@@ -68,14 +66,52 @@ func Bind(ctx context.Context, file int, o Options) (path string, fd int, err er
 	return "", -1, fmt.Errorf("%w, %d times in a row", ErrRace, tries)
 }
 
-func bind(path string, file int, o Options) (fd int, err error) {
+// free returns the number of a device that is bound to nothing, and shown nowhere. Where the device node of one is bind-mounted, as an orchestrator shows raw devices,
+// whoever opens it there believes that it is what it was: a consumer of an attachment that ended with its process would write to another volume.
+func free(control int) (int, error) {
+	n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+	for err == nil {
+		// After it was found to be free: nobody shows a device that is none.
+		var mounts []byte
+		if mounts, err = os.ReadFile("/proc/self/mountinfo"); err != nil || !shown(mounts, n) {
+			break
+		}
+		n, err = add(control)
+	}
+	return n, err
+}
+
+// shown reports whether the node of loop device n is mounted somewhere, as mountinfo tells.
+func shown(mountinfo []byte, n int) bool {
+	if !bytes.Contains(mountinfo, fmt.Appendf(nil, "/loop%d ", n)) { // mostly
+		return false
+	}
+	for line := range bytes.Lines(mountinfo) {
+		// 36 35 0:5 /loop7 /mount/point options ...
+		if f := bytes.Fields(line); len(f) > 3 && path.Base(string(f[3])) == fmt.Sprintf("loop%d", n) {
+			return true
+		}
+	}
+	return false
+}
+
+// add makes a loop device of the first number that has none.
+func add(control int) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(control), unix.LOOP_CTL_ADD, ^uintptr(0))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+func bind(device string, file int, o Options) (fd int, err error) {
 	mode := unix.O_RDWR
 	if o.Flags&unix.LO_FLAGS_READ_ONLY != 0 {
 		mode = unix.O_RDONLY
 	}
-	fd, err = Open(path, mode)
+	fd, err = Open(device, mode)
 	if err != nil {
-		return -1, fmt.Errorf("loopdev: open %s (does the node exist?): %w", path, err)
+		return -1, fmt.Errorf("loopdev: open %s (does the node exist?): %w", device, err)
 	}
 	defer func() {
 		if err != nil {
@@ -87,14 +123,14 @@ func bind(path string, file int, o Options) (fd int, err error) {
 	c.Info.Flags = o.Flags
 	copy(c.Info.File_name[:len(c.Info.File_name)-1], o.Tag)
 	if err := unix.IoctlLoopConfigure(fd, &c); err != nil {
-		return fd, fmt.Errorf("loopdev: bind %s: %w", path, err)
+		return fd, fmt.Errorf("loopdev: bind %s: %w", device, err)
 	}
 	info, err := unix.IoctlLoopGetStatus64(fd)
 	if err == nil && info.Flags&o.Flags != o.Flags {
 		err = fmt.Errorf("the loop driver does not take all of the flags %#x", o.Flags)
 	}
 	if err != nil { // nobody has it yet: it goes away when fd is closed
-		return fd, errors.Join(fmt.Errorf("loopdev: bind %s: %w", path, err), unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0))
+		return fd, errors.Join(fmt.Errorf("loopdev: bind %s: %w", device, err), unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0))
 	}
 	return fd, nil
 }

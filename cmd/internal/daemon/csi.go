@@ -13,12 +13,6 @@ import (
 	"github.com/tandem-storage/tandem/csi/mount"
 )
 
-// MountStep is the first argument of this program as what mount.System starts: the rest is for mount.Step.
-const MountStep = "mount-step"
-
-// mountHelper is this program, whatever is by now at the path that it was started from.
-var mountHelper = []string{"/proc/self/exe", MountStep}
-
 // startCSI serves orchestrators, if the node is to. The driver asks this daemon as an operator does, over its socket.
 func (d *daemon) startCSI(g *errgroup.Group, stops *stopper) error {
 	if d.c.CSI.Socket == "" {

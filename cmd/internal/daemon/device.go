@@ -22,7 +22,7 @@ func RunDevices(ctx context.Context, c *config.Config, version string, lg *zap.L
 	lg.Info("device process starting", zap.String("version", version), zap.String("socket", d.Socket), zap.String("dir", d.Dir), zap.Duration("patience", d.Patience))
 	defer func() { lg.Info("device process stopped", zap.Error(err)) }()
 	// The directory first: it belongs to one process, which alone may take the socket.
-	fuse, err := fuseloop.New(fuseloop.Options{Dir: d.Dir, MaxRequests: c.Replication.MaxInflight, Logger: lg})
+	fuse, err := fuseloop.New(fuseloop.Options{Dir: d.Dir, MaxRequests: c.Replication.MaxInflight, Helper: fuseloopHelper, Logger: lg})
 	if err != nil {
 		return err
 	}

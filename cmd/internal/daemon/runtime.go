@@ -122,7 +122,7 @@ func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security
 		lg.Info("no loop devices on this machine", zap.Error(err))
 		return r, nil
 	}
-	if r.fuseloop, err = fuseloop.New(fuseloop.Options{Dir: c.Frontends.FuseLoop.Dir, MaxRequests: c.Replication.MaxInflight, Logger: lg}); err != nil {
+	if r.fuseloop, err = fuseloop.New(fuseloop.Options{Dir: c.Frontends.FuseLoop.Dir, MaxRequests: c.Replication.MaxInflight, Helper: fuseloopHelper, Logger: lg}); err != nil {
 		return nil, errors.Join(err, r.device.Close(), r.nbd.Close())
 	}
 	return r, nil

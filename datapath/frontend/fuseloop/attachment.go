@@ -84,14 +84,16 @@ func (a *Attachment) setUp(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("fuseloop: %w", err)
 	}
-	server, err := fuse.NewServer(newFileSystem(a), a.mount, &fuse.MountOptions{
-		FsName:            "tandem",
-		Name:              fsType,
-		DirectMountStrict: true,
-		MaxWrite:          maxWrite,
-		MaxBackground:     a.front.most,
-		DisableXAttrs:     true,
-		DisableSplice:     true, // replies come from memory
+	// Not by go-fuse, whose /dev/fuse every child would have, and which opens a file of the mount itself when that is done.
+	dev, err := mountFUSE(a.mount)
+	if err != nil {
+		return err
+	}
+	server, err := fuse.NewServer(newFileSystem(a), fmt.Sprintf("/dev/fd/%d", dev), &fuse.MountOptions{
+		MaxWrite:      maxWrite,
+		MaxBackground: a.front.most,
+		DisableXAttrs: true,
+		DisableSplice: true, // replies come from memory
 		// Without it the loop driver would take a short write for a whole one.
 		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
 		Logger:            logger,
@@ -101,32 +103,21 @@ func (a *Attachment) setUp(ctx context.Context) (err error) {
 			return fuse.EIO
 		},
 	})
-	if err != nil {
-		return fmt.Errorf("fuseloop: mount %s: %w", a.mount, err)
+	if err != nil { // it has closed dev
+		return fmt.Errorf("fuseloop: serve %s: %w", a.mount, err)
 	}
 	a.fuse = server
 	go func() {
 		server.Serve()
 		a.end(ErrLost)
 	}()
-	// Besides waiting, this lets the kernel know that files here are not polled.
-	if err := server.WaitMount(); err != nil {
-		return fmt.Errorf("fuseloop: mount %s: %w", a.mount, err)
-	}
 	if server.KernelSettings().Flags64()&fuse.CAP_ASYNC_DIO == 0 {
 		return fmt.Errorf("%w: the kernel's FUSE has no asynchronous direct I/O", ErrUnavailable)
 	}
-	file := filepath.Join(a.mount, fileName)
-	fd, err := loopdev.Open(file, unix.O_RDWR|unix.O_NOFOLLOW)
-	if err != nil {
-		return fmt.Errorf("fuseloop: open %s: %w", file, err)
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	a.loop, err = bindLoop(ctx, fd, tag(a.front.dir, a.id))
-	// The loop driver has a reference of its own.
-	if cerr := unix.Close(fd); err == nil && cerr != nil {
-		err = fmt.Errorf("fuseloop: close %s: %w", file, cerr)
-	}
-	if err != nil {
+	if a.loop, err = a.front.steps.bind(filepath.Join(a.mount, fileName), tag(a.front.dir, a.id)); err != nil {
 		return err
 	}
 	if err := a.loop.tune(); err != nil {
@@ -134,6 +125,18 @@ func (a *Attachment) setUp(ctx context.Context) (err error) {
 	}
 	a.lg.Info("device attached", zap.String("path", a.loop.path))
 	return nil
+}
+
+// mountFUSE mounts a file system of ours and returns what it is served by, which no child gets.
+func mountFUSE(path string) (dev int, err error) {
+	if dev, err = loopdev.Open("/dev/fuse", unix.O_RDWR); err != nil {
+		return -1, fmt.Errorf("fuseloop: open /dev/fuse: %w", err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d", dev, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxWrite)
+	if err := unix.Mount("tandem", path, "fuse."+fsType, unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return -1, errors.Join(fmt.Errorf("fuseloop: mount %s: %w", path, err), unix.Close(dev))
+	}
+	return dev, nil
 }
 
 // Path implements frontend.Attachment.
@@ -166,12 +169,7 @@ func (a *Attachment) resize() error {
 	if s := a.fuse.InodeNotify(fileNode, -1, 0); !s.Ok() && s != fuse.ENOENT {
 		return fmt.Errorf("fuseloop: tell the kernel of the new size: %v", s)
 	}
-	file := filepath.Join(a.mount, fileName)
-	var st unix.Stat_t
-	if err := unix.Stat(file, &st); err != nil {
-		return fmt.Errorf("fuseloop: look at %s: %w", file, err)
-	}
-	return a.loop.resize(a.gate.Info().Size)
+	return a.front.steps.resize(a.loop, filepath.Join(a.mount, fileName), a.gate.Info().Size)
 }
 
 // Done implements frontend.Attachment.
@@ -227,7 +225,7 @@ func (a *Attachment) Detach(ctx context.Context) error {
 func (a *Attachment) detach(ctx context.Context) error {
 	deadline := time.Now().Add(settle)
 	for !a.ending.Load() {
-		err := a.loop.release()
+		err := a.front.steps.release(a.loop)
 		if err == nil || a.ending.Load() {
 			break // in the latter case it was killed meanwhile
 		}

@@ -27,13 +27,10 @@
 //
 // # Deadlocks, and how they are kept away
 //
-// A process that waits for its own FUSE mount needs a thread on both sides.
-// Every call of this package that may end in its own mount is a system call that
-// the Go scheduler knows to block (never a poll, which it does not), and the
-// file is closed again as soon as the loop driver has it. The file is opened
-// with NOFLUSH: otherwise the close-on-exec of a child would be a request to this
-// process in the middle of its fork. Nothing else may open files below Dir from
-// within the daemon.
+// A process that is killed while a thread of it waits in the kernel for its own answer never ends (step.go): what may wait for one is done by a child. Without
+// Options.Helper, as in tests, it is a system call of this process that the Go scheduler knows to block (never a poll, which it does not). The file is
+// closed again as soon as the loop driver has it. It is opened with NOFLUSH: otherwise its close would be a request, too.
+// Nothing else may open files below Dir from within the daemon.
 //
 // Memory reclaim must not wait for the devices of the process that it feeds: New
 // makes the process an I/O flusher (frontend.IOFlusher) where it can.
@@ -87,16 +84,20 @@ type Options struct {
 	// MaxRequests bounds the reads and writes in flight of one attachment; more wait in the kernel. 0, and
 	// more than the depth of a loop device, mean that: 128.
 	MaxRequests int
+	// Helper is a program, and its first arguments, that hands all that follow to Step. Required in a process that has to end when it is killed, see step.go:
+	// without it the process does what waits for its own answers itself.
+	Helper []string
 	// Logger may be nil.
 	Logger *zap.Logger
 }
 
 // Frontend implements frontend.Frontend.
 type Frontend struct {
-	dir  string // absolute, without symbolic links
-	most int    // requests in flight of one attachment
-	lg   *zap.Logger
-	lock *os.File // held while the process lives or until Close
+	dir   string // absolute, without symbolic links
+	most  int    // requests in flight of one attachment
+	steps steps
+	lg    *zap.Logger
+	lock  *os.File // held while the process lives or until Close
 
 	mu          sync.Mutex
 	closed      bool
@@ -153,7 +154,7 @@ func New(o Options) (*Frontend, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Frontend{dir: dir, most: o.MaxRequests, lg: o.Logger, lock: lock, attachments: make(map[string]*Attachment)}
+	f := &Frontend{dir: dir, most: o.MaxRequests, steps: steps{o.Helper}, lg: o.Logger, lock: lock, attachments: make(map[string]*Attachment)}
 	if err := f.recover(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}

@@ -19,6 +19,18 @@ import (
 
 const mib = 1 << 20
 
+const stepArgument = "fuseloop-step"
+
+// helper is this program as Options.Helper.
+var helper = []string{"/proc/self/exe", stepArgument}
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == stepArgument {
+		os.Exit(Step(os.Args[2:]))
+	}
+	os.Exit(m.Run())
+}
+
 // newFront makes a front end in a directory of its own. At the end nothing of
 // it may be left on the machine; what a failed test left is taken away first.
 func newFront(t *testing.T) *Frontend {
@@ -27,7 +39,7 @@ func newFront(t *testing.T) *Frontend {
 		t.Skip(err)
 	}
 	dir := t.TempDir()
-	f, err := New(Options{Dir: dir, Logger: zaptest.NewLogger(t)})
+	f, err := New(Options{Dir: dir, Helper: helper, Logger: zaptest.NewLogger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -308,6 +308,31 @@ func TestForeignLoopDevice(t *testing.T) {
 	}
 }
 
+// A loop device whose node is still shown somewhere is not given to anybody else: who opens it there would have another volume.
+func TestShownDeviceIsNotReused(t *testing.T) {
+	f := newFront(t)
+	a := attach(t, f, "first", memory(mib))
+	target := filepath.Join(t.TempDir(), "target")
+	if err := os.WriteFile(target, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mount", "--bind", a.Path(), target)
+	t.Cleanup(func() { _, _ = try(t, "umount", target) }) // of a test that failed
+	detach(t, a)
+	var others []*Attachment
+	for _, id := range []string{"second", "third"} {
+		b := attach(t, f, id, memory(mib))
+		if b.Path() == a.Path() {
+			t.Errorf("%s is shown at the target of the first", id)
+		}
+		others = append(others, b)
+	}
+	run(t, "umount", target)
+	for _, b := range others {
+		detach(t, b)
+	}
+}
+
 const childDir = "FUSELOOP_TEST_DIR"
 
 // TestChildDaemon is not a test: it is the process that TestRecover kills.

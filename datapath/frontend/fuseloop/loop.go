@@ -1,7 +1,6 @@
 package fuseloop
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -38,21 +37,29 @@ func tag(dir, id string) string {
 	return fmt.Sprintf("tandem:%x:%.39s", h[:6], id)
 }
 
-// bindLoop binds a free loop device to file, with direct I/O.
-func bindLoop(ctx context.Context, file int, tag string) (loopDevice, error) {
-	path, fd, err := loopdev.Bind(ctx, file, loopdev.Options{BlockSize: loopBlock, Flags: unix.LO_FLAGS_DIRECT_IO, Tag: tag})
+// bindFile binds a free loop device to the file of that name, with direct I/O. The loop driver has a reference to the file of its own then.
+func bindFile(name, tag string) (loopDevice, error) {
+	file, err := loopdev.Open(name, unix.O_RDWR|unix.O_NOFOLLOW)
+	if err != nil {
+		return loopDevice{}, fmt.Errorf("fuseloop: open %s: %w", name, err)
+	}
+	path, fd, err := loopdev.Bind(file, loopdev.Options{BlockSize: loopBlock, Flags: unix.LO_FLAGS_DIRECT_IO, Tag: tag})
+	l := loopDevice{path: path, tag: tag}
 	switch {
 	case errors.Is(err, loopdev.ErrNoControl):
-		return loopDevice{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errors.Is(err, loopdev.ErrRace):
-		return loopDevice{}, fmt.Errorf("%w: %w", frontend.ErrBusy, err)
-	case err != nil:
-		return loopDevice{}, err
+		err = fmt.Errorf("%w: %w", frontend.ErrBusy, err)
+	case err == nil:
+		err = unix.Close(fd)
 	}
-	if err := unix.Close(fd); err != nil {
-		return loopDevice{}, fmt.Errorf("fuseloop: close %s: %w", path, err)
+	if cerr := unix.Close(file); err == nil && cerr != nil {
+		err = fmt.Errorf("fuseloop: close %s: %w", name, cerr)
 	}
-	return loopDevice{path: path, tag: tag}, nil
+	if err != nil {
+		return loopDevice{}, errors.Join(err, l.abandon())
+	}
+	return l, nil
 }
 
 // tune sets limits that the kernel would choose otherwise.
@@ -140,8 +147,12 @@ func (l loopDevice) abandon() error {
 	return nil
 }
 
-// resize makes the device as large as its file, which has size bytes at least.
-func (l loopDevice) resize(size int64) error {
+// resize has the kernel ask for the size of the device's file anew, and makes the device as large as that, which is size bytes at least.
+func (l loopDevice) resize(file string, size int64) error {
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return fmt.Errorf("fuseloop: look at %s: %w", file, err)
+	}
 	fd, err := loopdev.Open(l.path, unix.O_RDONLY)
 	if err != nil {
 		return fmt.Errorf("fuseloop: open %s: %w", l.path, err)
