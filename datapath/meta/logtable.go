@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/tandem-storage/tandem/datapath/invariant"
 )
@@ -22,10 +23,11 @@ type LogTable struct {
 	stable uint64
 	lost   bool
 
-	slots  []logSlot
+	count  int            // of slots
+	slots  []logSlot      // the first of them, up to the last one that was ever in use here: those behind are free, and stored as free
 	slotOf map[uint32]int // slot by region: of those active, and of those retired whose slot still has them stored
 	active int
-	free   []int // slots that are free, and some that were: see logSlot.listed
+	free   []int // of slots, those that are free, and some that were: see logSlot.listed
 	window int   // first slot of the next context
 
 	// Changes that somebody may wait for have numbers, from 1 on.
@@ -50,6 +52,9 @@ type logSlot struct {
 	lazy   bool   // in lazy
 }
 
+// logContexts are lent to records while they are made: tables that rest have none.
+var logContexts = sync.Pool{New: func() any { return new([maxLogContext]uint32) }}
+
 type logEntry struct {
 	slot   int // noSlot: the record itself is wanted
 	number uint64
@@ -67,13 +72,15 @@ func newLogTable(s *logState, owner logOwner, n int) *LogTable {
 	}
 	t := &LogTable{
 		owner: owner, tx: s.tx, term: s.term, stable: s.stable, lost: s.lost,
-		slots: make([]logSlot, n), slotOf: make(map[uint32]int),
+		count: n, slotOf: make(map[uint32]int),
 	}
-	for i := n - 1; i >= 0; i-- {
-		g := LogFree
-		if i < len(s.slots) {
-			g = s.slots[i]
-		}
+	used := min(len(s.slots), n)
+	for used > 0 && s.slots[used-1] == LogFree {
+		used--
+	}
+	t.slots = make([]logSlot, used)
+	for i := used - 1; i >= 0; i-- {
+		g := s.slots[i]
 		t.slots[i] = logSlot{want: g, made: g}
 		if g == LogFree {
 			t.release(i)
@@ -89,7 +96,7 @@ func newLogTable(s *logState, owner logOwner, n int) *LogTable {
 }
 
 // Slots is how many regions may be active at once.
-func (t *LogTable) Slots() int { return len(t.slots) }
+func (t *LogTable) Slots() int { return t.count }
 
 // Active lists the active regions in ascending order.
 func (t *LogTable) Active() []uint32 {
@@ -131,8 +138,8 @@ func (t *LogTable) Activate(regions []uint32) (number uint64, err error) {
 			need++
 		}
 	}
-	if t.active+need > len(t.slots) {
-		return 0, fmt.Errorf("%w: %d of %d regions are active, %d more do not fit", ErrLogFull, t.active, len(t.slots), need)
+	if t.active+need > t.count {
+		return 0, fmt.Errorf("%w: %d of %d regions are active, %d more do not fit", ErrLogFull, t.active, t.count, need)
 	}
 	for _, g := range regions {
 		number = max(number, t.activate(g))
@@ -166,7 +173,11 @@ func (t *LogTable) activate(g uint32) uint64 {
 // takeFree takes a slot that is free off the list.
 func (t *LogTable) takeFree() int {
 	for {
-		invariant.Check(len(t.free) > 0, "activity log with %d of %d active regions has no free slot", t.active, len(t.slots))
+		if len(t.free) == 0 {
+			invariant.Check(len(t.slots) < t.count, "activity log with %d of %d active regions has no free slot", t.active, t.count)
+			t.slots = append(t.slots, logSlot{want: LogFree, made: LogFree})
+			return len(t.slots) - 1
+		}
 		i := t.free[len(t.free)-1]
 		t.free = t.free[:len(t.free)-1]
 		t.slots[i].listed = false
@@ -275,15 +286,21 @@ func (t *LogTable) Next(page []byte) (places [2]int64, ok bool) {
 	t.tx++
 	t.busy = true
 	rec.owner, rec.tx, rec.lost, rec.term, rec.stable = t.owner, t.tx, t.lost, t.term, t.stable
-	rec.slots, rec.first, rec.context = len(t.slots), t.window, rec.context[:0]
-	for _, s := range t.slots[t.window:min(t.window+maxLogContext, len(t.slots))] {
-		rec.context = append(rec.context, s.made)
+	context := logContexts.Get().(*[maxLogContext]uint32)
+	rec.slots, rec.first, rec.context = t.count, t.window, context[:min(maxLogContext, t.count-t.window)]
+	for i := range rec.context {
+		rec.context[i] = LogFree
+		if at := t.window + i; at < len(t.slots) {
+			rec.context[i] = t.slots[at].made
+		}
 	}
 	t.window += len(rec.context)
-	if t.window == len(t.slots) {
+	if t.window == t.count {
 		t.window = 0
 	}
 	rec.encode(page)
+	rec.context = nil
+	logContexts.Put(context)
 	at := int64(t.tx%LogPositions) * PageSize
 	return [2]int64{at, at + LogPositions*PageSize}, true
 }

@@ -170,7 +170,7 @@ func (m *LocalMember) openRaft(id identity, leads chan<- bool) (_ *raftNode, err
 		}
 		m.lg.Info("new cluster", zap.String("cluster-id", id.ClusterID), zap.String("member", id.MemberID))
 	}
-	r, err := raft.NewRaft(config, m.fsm, disk.log, disk.stable, disk.snapshots, transport)
+	r, err := raft.NewRaft(config, m.fsm, disk.log, disk.stable, disk.snapshots, newQuietTransport(transport))
 	if err != nil {
 		return nil, fmt.Errorf("raftkv: start raft from %s: %w", m.o.Dir, err)
 	}

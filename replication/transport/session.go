@@ -36,7 +36,8 @@ type frameConn struct {
 	raw    *net.TCPConn // what the others write to in the end
 	sys    syscall.RawConn
 	below  *gather
-	w      *bufio.Writer
+	out    io.Writer     // to below
+	w      *bufio.Writer // to out, within Send
 	dec    *wire.Decoder
 	closed atomic.Bool
 	end    func(error) // called, maybe more than once, when the Conn is of no more use, and why
@@ -63,10 +64,13 @@ func newFrameConn(secured net.Conn, below *gather) (*frameConn, error) {
 		return nil, err
 	}
 	below.begin()
-	c.w = bufio.NewWriterSize(secured, maxRecord) // frames share records, and long payloads go round it
+	c.out = secured
 	c.dec = wire.NewDecoder(secured)
 	return c, nil
 }
+
+// writers are lent to connections while they send: thousands may have nothing to send. Frames share records, and long payloads go round them.
+var writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, maxRecord) }}
 
 // tune makes the kernel give the connection up when the other end is gone, should
 // beats not do it.
@@ -85,6 +89,13 @@ func (c *frameConn) tune() error {
 
 // Send implements Conn.
 func (c *frameConn) Send(batch []replication.Message) error {
+	c.w = writers.Get().(*bufio.Writer)
+	c.w.Reset(c.out)
+	defer func() {
+		c.w.Reset(nil)
+		writers.Put(c.w)
+		c.w = nil
+	}()
 	for i := range batch {
 		m := &batch[i]
 		err := c.write(m)
@@ -230,8 +241,14 @@ type gather struct {
 	net.Conn
 	mu      sync.Mutex // TLS may write while it reads: alerts, new keys
 	holding bool
-	buf     []byte
+	buf     *[]byte // nil while nothing is held
 }
+
+// gathers are lent to those that hold something.
+var gathers = sync.Pool{New: func() any {
+	b := make([]byte, 0, gatherLen+maxRecord)
+	return &b
+}}
 
 func (g *gather) begin() {
 	g.mu.Lock()
@@ -246,8 +263,11 @@ func (g *gather) Write(p []byte) (int, error) {
 	if !g.holding {
 		return g.Conn.Write(p)
 	}
-	g.buf = append(g.buf, p...)
-	if len(g.buf) < gatherLen {
+	if g.buf == nil {
+		g.buf = gathers.Get().(*[]byte)
+	}
+	*g.buf = append(*g.buf, p...)
+	if len(*g.buf) < gatherLen {
 		return len(p), nil
 	}
 	return len(p), g.flushLocked()
@@ -262,10 +282,12 @@ func (g *gather) flush() error {
 // flushLocked writes what was held. After an error TLS is out of step, and so the
 // connection is of no more use.
 func (g *gather) flushLocked() error {
-	if len(g.buf) == 0 {
+	if g.buf == nil {
 		return nil
 	}
-	_, err := g.Conn.Write(g.buf)
-	g.buf = g.buf[:0]
+	_, err := g.Conn.Write(*g.buf)
+	*g.buf = (*g.buf)[:0]
+	gathers.Put(g.buf)
+	g.buf = nil
 	return err
 }

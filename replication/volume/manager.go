@@ -132,7 +132,8 @@ type Manager struct {
 
 	budget  budget         // of resyncs
 	running sync.WaitGroup // goroutines of volumes that wait for something
-	telling sync.Mutex     // see tellDomains; before mu
+	resting resting
+	telling sync.Mutex // see tellDomains; before mu
 	mu      struct {
 		sync.Mutex
 		closed   bool
@@ -330,7 +331,7 @@ func (m *Manager) start(id replication.VolumeID, cfg *replication.Config, rev ui
 		return nil
 	}
 	m.mu.volumes[id] = v
-	v.ticker = time.NewTicker(tickInterval)
+	v.clock.runs = true
 	m.running.Go(v.tick) // before Close waits
 	m.mu.Unlock()
 	m.begin(v, cfg)

@@ -16,18 +16,17 @@ import (
 const maxBatchBytes = 1 << 20
 
 // sender sends messages on a connection without blocking whoever has them: at
-// once if the connection is idle, because waking a goroutine takes longer than
-// sending, and from a goroutine of its own otherwise, in batches. Payload goes out
-// as far as the credit that the receiver gave allows.
+// once if the connection is idle, because starting a goroutine takes longer than
+// sending, and from a goroutine of its own otherwise, in batches, which ends when nothing is
+// left that may go out. Payload goes out as far as the credit that the receiver gave allows.
 type sender struct {
 	conn transport.Conn
 
 	mu      sync.Mutex
-	wake    sync.Cond
 	queue   []replication.Message
 	credit  int64
 	limit   int64 // the most that credit can be
-	sending bool  // somebody is in conn.Send
+	sending bool  // somebody is in conn.Send, or will be
 	closed  bool
 	err     error // why it was closed
 }
@@ -36,9 +35,7 @@ type sender struct {
 const unlimited = int64(1) << 62
 
 func newSender(c transport.Conn, credit int64) *sender {
-	s := &sender{conn: c, credit: credit, limit: credit}
-	s.wake.L = &s.mu
-	return s
+	return &sender{conn: c, credit: credit, limit: credit}
 }
 
 // put sends a batch or queues it, and takes over a reference of each message's
@@ -66,11 +63,8 @@ func (s *sender) put(batch []replication.Message) {
 		}
 		s.queue = append(s.queue, m)
 	}
-	busy := s.sending // whoever it is looks at the queue next
+	s.startLocked() // or whoever is in conn.Send looks at the queue next
 	s.mu.Unlock()
-	if !busy {
-		s.wake.Signal()
-	}
 }
 
 // nowLocked reports whether the caller is to send batch at once.
@@ -95,13 +89,26 @@ func (s *sender) nowLocked(batch []replication.Message) bool {
 func (s *sender) sent(err error) {
 	s.mu.Lock()
 	s.sending = false
-	more := len(s.queue) > 0
+	if err == nil {
+		s.startLocked()
+	}
 	s.mu.Unlock()
 	if err != nil {
 		s.close(err)
-	} else if more {
-		s.wake.Signal()
 	}
+}
+
+// startLocked has a goroutine send what may go out, unless somebody sends.
+func (s *sender) startLocked() {
+	if !s.sending && s.mayLocked() {
+		s.sending = true
+		go s.run()
+	}
+}
+
+// mayLocked reports whether any of the queue may go out.
+func (s *sender) mayLocked() bool {
+	return !s.closed && len(s.queue) > 0 && (s.credit > 0 || len(s.queue[0].Data) == 0)
 }
 
 // addCredit lets n more payload bytes go out, as many as the receiver has room for
@@ -112,33 +119,31 @@ func (s *sender) addCredit(n int64) {
 	}
 	s.mu.Lock()
 	s.credit = min(s.credit+n, s.limit)
+	s.startLocked()
 	s.mu.Unlock()
-	s.wake.Signal()
 }
 
-// run sends until the connection fails or close is called.
+// run sends until nothing may go out, the connection fails or close is called.
 func (s *sender) run() {
 	var batch []replication.Message
 	for {
-		batch = s.take(batch[:0])
-		if len(batch) == 0 {
+		if batch = s.take(batch[:0]); len(batch) == 0 {
 			return
 		}
-		s.sent(s.conn.Send(batch))
+		if err := s.conn.Send(batch); err != nil {
+			s.sent(err)
+			return
+		}
 	}
 }
 
-// take waits for messages that may go out.
+// take takes messages that may go out off the queue; if there are none nobody sends any more.
 func (s *sender) take(batch []replication.Message) []replication.Message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for !s.closed && (s.sending || len(s.queue) == 0 || s.credit <= 0 && len(s.queue[0].Data) > 0) {
-		s.wake.Wait()
-	}
-	if s.closed {
+	if s.sending = s.mayLocked(); !s.sending {
 		return batch
 	}
-	s.sending = true
 	n, size := 0, 0
 	for n < len(s.queue) && size < maxBatchBytes {
 		d := len(s.queue[n].Data)
@@ -166,7 +171,6 @@ func (s *sender) close(err error) error {
 	}
 	err = s.err
 	s.mu.Unlock()
-	s.wake.Signal()
 	for i := range q {
 		releaseBuf(&q[i])
 	}
@@ -213,7 +217,6 @@ func (v *Volume) connectRemote(ctx context.Context, node replication.NodeID, s c
 	defer func() { err = l.close(err) }()
 	stop := context.AfterFunc(ctx, func() { l.close(context.Cause(ctx)) })
 	defer stop()
-	go l.run()
 	hello := replication.Message{Type: replication.MsgHello, Session: s.ID, Term: s.Term}
 	fillHello(&hello, s.Hello)
 	l.put([]replication.Message{hello})
@@ -248,6 +251,7 @@ func (v *Volume) connectRemote(ctx context.Context, node replication.NodeID, s c
 func (s *sender) setCredit(n int64) {
 	s.mu.Lock()
 	s.credit, s.limit = n, n
+	s.startLocked()
 	s.mu.Unlock()
 }
 
@@ -276,7 +280,6 @@ func (h *host) serve(ctx context.Context, conn transport.Conn, first []replicati
 	}()
 	stop := context.AfterFunc(ctx, c.end)
 	defer stop()
-	go c.run()
 	var ins []hostInput
 	for msgs := first; ; {
 		ins = ins[:0]

@@ -17,7 +17,7 @@ func TestRest(t *testing.T) {
 	v := a.attach()
 	rests := func() bool {
 		was := make(chan bool, 1)
-		v.post(volumeInput{kind: inCall, call: func(int64) { was <- v.rested }})
+		v.post(volumeInput{kind: inCall, call: func(int64) { was <- v.clock.rests }})
 		return <-was
 	}
 	want, got := bytes.Repeat([]byte{7}, 64<<10), make([]byte, 64<<10)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -28,12 +27,11 @@ type Volume struct {
 	ctx    context.Context // ends with the volume
 	cancel context.CancelFunc
 
-	in     inbox[volumeInput]
-	ticker *time.Ticker
-	rested bool              // the ticker has restInterval; by the worker
-	core   *core.Coordinator // by the worker only
-	opts   core.Options      // of core
-	links  []*link           // by member index
+	in    inbox[volumeInput]
+	clock clock
+	core  *core.Coordinator // by the worker only
+	opts  core.Options      // of core
+	links []*link           // by member index
 	// farFirst has the links in the order of sending: what has the longer way leaves
 	// before the local write is submitted.
 	farFirst []*link
@@ -373,37 +371,3 @@ func (v *Volume) AttachID() replication.AttachID { return v.attach }
 
 // ID is the volume's.
 func (v *Volume) ID() replication.VolumeID { return v.id }
-
-// tick drives time until the volume ends.
-func (v *Volume) tick() {
-	defer v.ticker.Stop()
-	for {
-		select {
-		case <-v.ticker.C:
-			v.post(volumeInput{kind: inTick})
-		case <-v.ctx.Done():
-			return
-		}
-	}
-}
-
-// How often the core is told the time, while something is under way, and while nothing is that time alone carries on. With a thousand volumes that nobody
-// uses the one is a tenth of a processor, the other nothing.
-const (
-	tickInterval = 100 * time.Millisecond
-	restInterval = 2 * time.Second
-)
-
-// pace has the core be told the time as often as it needs it, after a batch of inputs: only ticks, or others too.
-func (v *Volume) pace(others bool) {
-	rests := !others && v.core.Resting()
-	if rests == v.rested {
-		return
-	}
-	v.rested = rests
-	if rests {
-		v.ticker.Reset(restInterval)
-	} else {
-		v.ticker.Reset(tickInterval)
-	}
-}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/replication"
@@ -24,16 +25,64 @@ const (
 	sumLen = 64 << 10
 )
 
-// Decoder takes a stream of frames apart. Not safe for concurrent use.
+// Decoder takes a stream of frames apart. Not safe for concurrent use. While it waits for a frame it holds next to no
+// memory: there may be thousands of streams on which nothing comes.
 type Decoder struct {
-	r    *bufio.Reader
+	src  io.Reader
+	r    *bufio.Reader // of from; nil while nothing is buffered
+	from begun
+	head [1]byte
 	slab []uint32
 	err  error // the first; the stream is of no further use
 }
 
 // NewDecoder returns a Decoder of the frames that r delivers.
-func NewDecoder(r io.Reader) *Decoder {
-	return &Decoder{r: bufio.NewReaderSize(r, readLen)}
+func NewDecoder(r io.Reader) *Decoder { return &Decoder{src: r} }
+
+// readers are lent to Decoders while they have something to read.
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readLen) }}
+
+// begin waits for the first byte of a frame, unless something is buffered. It takes no more: what comes with it is for the reader, all at once.
+func (d *Decoder) begin() error {
+	if d.r != nil {
+		return nil
+	}
+	n := 0
+	for n == 0 {
+		var err error
+		if n, err = d.src.Read(d.head[:]); n == 0 && err != nil {
+			return err // what it returns beside bytes it returns again
+		}
+	}
+	d.r = readers.Get().(*bufio.Reader)
+	d.from = begun{head: d.head[:n], rest: d.src}
+	d.r.Reset(&d.from)
+	return nil
+}
+
+// idle gives the reader back if nothing is buffered.
+func (d *Decoder) idle() {
+	if d.r != nil && d.r.Buffered() == 0 {
+		d.r.Reset(nil)
+		readers.Put(d.r)
+		d.r = nil
+	}
+}
+
+// begun is a stream of which the first bytes were read already.
+type begun struct {
+	head []byte
+	rest io.Reader
+}
+
+// Read implements io.Reader.
+func (b *begun) Read(p []byte) (int, error) {
+	if len(b.head) == 0 {
+		return b.rest.Read(p)
+	}
+	n := copy(p, b.head)
+	b.head = b.head[n:]
+	return n, nil
 }
 
 // Next returns the next message, and waits for it as long as r does. Messages of
@@ -53,6 +102,7 @@ func (d *Decoder) Next() (replication.Message, error) {
 	}
 	for {
 		m, err := d.next()
+		d.idle()
 		if errors.Is(err, errIgnored) {
 			continue
 		}
@@ -63,8 +113,11 @@ func (d *Decoder) Next() (replication.Message, error) {
 
 // Ready says that Next will return without reading.
 func (d *Decoder) Ready() bool {
-	if d.err != nil {
+	switch {
+	case d.err != nil:
 		return true
+	case d.r == nil:
+		return false
 	}
 	have := d.r.Buffered()
 	if have < HeaderLen {
@@ -82,6 +135,9 @@ func (d *Decoder) Ready() bool {
 var errIgnored = errors.New("wire: ignored")
 
 func (d *Decoder) next() (replication.Message, error) {
+	if err := d.begin(); err != nil {
+		return replication.Message{}, err
+	}
 	b, err := d.r.Peek(HeaderLen)
 	if err != nil {
 		if len(b) > 0 {
