@@ -26,6 +26,9 @@ const (
 // contextMkfs is where a volume context carries the options of mkfs to the node.
 const contextMkfs = "mkfsOptions"
 
+// paramEncryption is reserved: whoever asks for it is not to believe that he has it.
+const paramEncryption = "encryption"
+
 // Parameter is one that a StorageClass may set, or a VolumeAttributesClass if it is Mutable.
 type Parameter struct {
 	Name    string
@@ -33,10 +36,10 @@ type Parameter struct {
 	Values  string // what it may be
 	Default string
 	Text    string
-	set     func(r *volumepb.CreateVolumeRequest, v string) bool // false: not a value of it
+	set     func(r *volumepb.CreateVolumeRequest, v string) bool // false: not a value of it. nil: it is reserved, and takes none
 }
 
-// Parameters returns all that are known, by name.
+// Parameters returns all that are known or reserved, by name.
 func Parameters() []Parameter {
 	return []Parameter{
 		{"apart", false, "a selector, as in `app=db`", "none", "Replicas lie on no node that has one of a volume with these labels.", func(r *volumepb.CreateVolumeRequest, v string) bool {
@@ -51,6 +54,7 @@ func Parameters() []Parameter {
 			r.Domains, ok = names(v)
 			return ok
 		}},
+		{paramEncryption, false, "none", "none", "Reserved. Nothing is encrypted yet: a class that sets it, to whatever value, is refused.", nil},
 		{"failover", false, "`manual`, `automatic`", "`manual`", "Who attaches the volume elsewhere when its domain is lost. `manual` leaves it to Kubernetes, which starts the pod elsewhere; `automatic` lets the arbiters do it, for consumers outside of Kubernetes.", func(r *volumepb.CreateVolumeRequest, v string) bool {
 			r.ManualFailover = v == failoverManual
 			return v == failoverManual || v == failoverAutomatic
@@ -120,7 +124,10 @@ var told = []string{"csi.storage.k8s.io/pv/name", "csi.storage.k8s.io/pvc/name",
 func apply(r *volumepb.CreateVolumeRequest, params map[string]string, mutable bool) error {
 	all := map[string]Parameter{}
 	for _, p := range Parameters() {
-		if p.Mutable || !mutable {
+		switch _, set := params[p.Name]; {
+		case p.set == nil && set:
+			return invalid("parameter %s is reserved: nothing is encrypted yet, so that no value of it is true; leave it out, and encrypt the disks of the pools or what the pod writes", p.Name)
+		case p.set != nil && (p.Mutable || !mutable):
 			all[p.Name] = p
 		}
 	}

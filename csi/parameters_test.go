@@ -34,6 +34,9 @@ func TestParameters(t *testing.T) {
 		"replicas":    {[]string{"1", "3"}, []string{"0", "4", "", "1.5"}},
 	}
 	for _, p := range Parameters() {
+		if p.Name == paramEncryption {
+			continue // TestReserved
+		}
 		v, ok := values[p.Name]
 		if !ok {
 			t.Errorf("%s is not tested", p.Name)
@@ -58,6 +61,35 @@ func TestParameters(t *testing.T) {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%v does not name %s", err, name)
 		}
+	}
+}
+
+// Nobody who asks for encryption gets a volume without it, whatever he says and wherever, and he is told so.
+func TestReserved(t *testing.T) {
+	d := New(Options{Backend: newCluster(), Node: "node-a"})
+	for _, v := range []string{"", "true", "false", "none", "luks2"} {
+		params := map[string]string{paramEncryption: v}
+		_, made := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{raw()}, Parameters: params})
+		_, mutable := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{raw()}, MutableParameters: params})
+		_, room := d.GetCapacity(t.Context(), &spec.GetCapacityRequest{Parameters: params})
+		for what, err := range map[string]error{"made": made, "made with a VolumeAttributesClass": mutable, "room": room} {
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "reserved: nothing is encrypted yet") {
+				t.Errorf("%s, %q: %v", what, v, err)
+			}
+		}
+	}
+	plain, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{raw()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.ControllerModifyVolume(t.Context(), &spec.ControllerModifyVolumeRequest{
+		VolumeId: plain.GetVolume().GetVolumeId(), MutableParameters: map[string]string{paramEncryption: "true"},
+	})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "reserved") {
+		t.Errorf("changed: %v", err)
+	}
+	if err := apply(&volumepb.CreateVolumeRequest{}, map[string]string{"other": ""}, false); strings.Contains(err.Error(), paramEncryption) {
+		t.Errorf("%v offers what is reserved", err)
 	}
 }
 
