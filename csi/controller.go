@@ -90,6 +90,9 @@ func (d *Driver) CreateVolume(ctx context.Context, r *spec.CreateVolumeRequest) 
 	if err := apply(want, r.GetParameters(), false); err != nil {
 		return nil, err
 	}
+	if err := nameGroup(want, r.GetParameters()); err != nil {
+		return nil, err
+	}
 	if err := apply(want, r.GetMutableParameters(), true); err != nil {
 		return nil, err
 	}
@@ -155,6 +158,8 @@ func (d *Driver) existing(ctx context.Context, want *volumepb.CreateVolumeReques
 		return nil, other("number of replicas")
 	case v.GetProtection() != protection:
 		return nil, other("protection")
+	case v.GetJoinedGroup() != want.Group:
+		return nil, other("group")
 	case v.GetManualFailover() != want.ManualFailover:
 		return nil, other("failover")
 	case !samePlacing(v.GetPlacing(), want.GetPlacing()):

@@ -26,6 +26,9 @@ const (
 // contextMkfs is where a volume context carries the options of mkfs to the node.
 const contextMkfs = "mkfsOptions"
 
+// paramEncryption is reserved: whoever asks for it is not to believe that he has it.
+const paramEncryption = "encryption"
+
 // Parameter is one that a StorageClass may set, or a VolumeAttributesClass if it is Mutable.
 type Parameter struct {
 	Name    string
@@ -33,10 +36,10 @@ type Parameter struct {
 	Values  string // what it may be
 	Default string
 	Text    string
-	set     func(r *volumepb.CreateVolumeRequest, v string) bool // false: not a value of it
+	set     func(r *volumepb.CreateVolumeRequest, v string) bool // false: not a value of it. nil: it is reserved, and takes none
 }
 
-// Parameters returns all that are known, by name.
+// Parameters returns all that are known or reserved, by name.
 func Parameters() []Parameter {
 	return []Parameter{
 		{"apart", false, "a selector, as in `app=db`", "none", "Replicas lie on no node that has one of a volume with these labels.", func(r *volumepb.CreateVolumeRequest, v string) bool {
@@ -51,10 +54,17 @@ func Parameters() []Parameter {
 			r.Domains, ok = names(v)
 			return ok
 		}},
+		{paramEncryption, false, "none", "none", "Reserved. Nothing is encrypted yet: a class that sets it, to whatever value, is refused.", nil},
 		{"failover", false, "`manual`, `automatic`", "`manual`", "Who attaches the volume elsewhere when its domain is lost. `manual` leaves it to Kubernetes, which starts the pod elsewhere; `automatic` lets the arbiters do it, for consumers outside of Kubernetes.", func(r *volumepb.CreateVolumeRequest, v string) bool {
 			r.ManualFailover = v == failoverManual
 			return v == failoverManual || v == failoverAutomatic
 		}},
+		{paramGroup, false, "1 to 128 letters, digits, `.`, `_` and `-`, in which `" + claimNamespace + "` is the namespace of the claim", "none",
+			"The consistency group that the volume is in from its beginning until it is deleted. All with the same value are in one, of all namespaces and Kubernetes of the Tandem cluster; at most 50. It is made with its first volume, whose `failover` is the group's, and goes with the last.",
+			func(r *volumepb.CreateVolumeRequest, v string) bool {
+				r.Group = v
+				return isGroup(strings.ReplaceAll(v, claimNamespace, "n"))
+			}},
 		{"iops", true, "10 or more, `0`", "`0`: no limit", "How many requests the pod makes in a second at the most. A flush is none.", func(r *volumepb.CreateVolumeRequest, v string) bool {
 			n, err := strconv.ParseUint(v, 10, 31)
 			limits(r).Iops = int64(n)
@@ -114,13 +124,43 @@ func Parameters() []Parameter {
 }
 
 // told are parameters that the external-provisioner adds; they become labels of the volume.
-var told = []string{"csi.storage.k8s.io/pv/name", "csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace"}
+var told = []string{"csi.storage.k8s.io/pv/name", "csi.storage.k8s.io/pvc/name", toldNamespace}
+
+const toldNamespace = "csi.storage.k8s.io/pvc/namespace"
+
+const paramGroup = "group"
+
+// claimNamespace stands for the namespace of the claim in paramGroup, written as the external-provisioner has it in the names of secrets.
+const claimNamespace = "${pvc.namespace}"
+
+var groupSyntax = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
+
+func isGroup(v string) bool { return groupSyntax.MatchString(v) }
+
+// nameGroup writes the namespace of the claim into the name of the group that r asks for. INVALID_ARGUMENT: it is not known, or makes no name of it.
+func nameGroup(r *volumepb.CreateVolumeRequest, params map[string]string) error {
+	if !strings.Contains(r.Group, claimNamespace) {
+		return nil
+	}
+	ns := params[toldNamespace]
+	if ns == "" {
+		return invalid("parameter %s: %s is not known: the external-provisioner has to run with --extra-create-metadata", paramGroup, claimNamespace)
+	}
+	r.Group = strings.ReplaceAll(r.Group, claimNamespace, ns)
+	if !isGroup(r.Group) {
+		return invalid("parameter %s: with the namespace of the claim it is %.200q, want 1 to 128 letters, digits, '.', '_' or '-', the first and the last a letter or digit", paramGroup, r.Group)
+	}
+	return nil
+}
 
 // apply sets what params say in r. With mutable only those that may be changed are known.
 func apply(r *volumepb.CreateVolumeRequest, params map[string]string, mutable bool) error {
 	all := map[string]Parameter{}
 	for _, p := range Parameters() {
-		if p.Mutable || !mutable {
+		switch _, set := params[p.Name]; {
+		case p.set == nil && set:
+			return invalid("parameter %s is reserved: nothing is encrypted yet, so that no value of it is true; leave it out, and encrypt the disks of the pools or what the pod writes", p.Name)
+		case p.set != nil && (p.Mutable || !mutable):
 			all[p.Name] = p
 		}
 	}

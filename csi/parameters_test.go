@@ -17,6 +17,7 @@ func TestParameters(t *testing.T) {
 	values := map[string]struct{ good, bad []string }{
 		"bandwidth":   {[]string{"1MiB", "100Mi", "1048576", "0", "1024TiB"}, []string{"", "1023KiB", "1MB", "-1", "1.5GiB", "1025TiB", "9999999999999999TiB", "99999999999999999"}},
 		"iops":        {[]string{"10", "0", "100000"}, []string{"", "9", "-10", "1k", "99999999999"}},
+		"group":       {[]string{"db", "k1-${pvc.namespace}", "${pvc.namespace}", strings.Repeat("x", 128)}, []string{"", "-db", "a b", "../x", "${pvc.name}", "${pvc.namespace", strings.Repeat("x", 129)}},
 		"domains":     {[]string{"a", "b,a", "a, b"}, []string{"", "A", "a,,b", "../x"}},
 		"failover":    {[]string{"manual", "automatic"}, []string{"", "never"}},
 		"apart":       {[]string{"app=db", "tier in (1,2)"}, []string{"", "==", strings.Repeat("x", 1025)}},
@@ -34,6 +35,9 @@ func TestParameters(t *testing.T) {
 		"replicas":    {[]string{"1", "3"}, []string{"0", "4", "", "1.5"}},
 	}
 	for _, p := range Parameters() {
+		if p.Name == paramEncryption {
+			continue // TestReserved
+		}
 		v, ok := values[p.Name]
 		if !ok {
 			t.Errorf("%s is not tested", p.Name)
@@ -58,6 +62,35 @@ func TestParameters(t *testing.T) {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%v does not name %s", err, name)
 		}
+	}
+}
+
+// Nobody who asks for encryption gets a volume without it, whatever he says and wherever, and he is told so.
+func TestReserved(t *testing.T) {
+	d := New(Options{Backend: newCluster(), Node: "node-a"})
+	for _, v := range []string{"", "true", "false", "none", "luks2"} {
+		params := map[string]string{paramEncryption: v}
+		_, made := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{raw()}, Parameters: params})
+		_, mutable := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{raw()}, MutableParameters: params})
+		_, room := d.GetCapacity(t.Context(), &spec.GetCapacityRequest{Parameters: params})
+		for what, err := range map[string]error{"made": made, "made with a VolumeAttributesClass": mutable, "room": room} {
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "reserved: nothing is encrypted yet") {
+				t.Errorf("%s, %q: %v", what, v, err)
+			}
+		}
+	}
+	plain, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{raw()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.ControllerModifyVolume(t.Context(), &spec.ControllerModifyVolumeRequest{
+		VolumeId: plain.GetVolume().GetVolumeId(), MutableParameters: map[string]string{paramEncryption: "true"},
+	})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "reserved") {
+		t.Errorf("changed: %v", err)
+	}
+	if err := apply(&volumepb.CreateVolumeRequest{}, map[string]string{"other": ""}, false); strings.Contains(err.Error(), paramEncryption) {
+		t.Errorf("%v offers what is reserved", err)
 	}
 }
 
@@ -151,5 +184,67 @@ func TestRoom(t *testing.T) {
 	}
 	if got, err := room(&volumepb.CreateVolumeRequest{}, nodes(nil), nil); got != 0 || err != nil {
 		t.Errorf("no nodes: %d, %v", got, err)
+	}
+}
+
+// A class says which group a volume comes into, or that each namespace of claims has one. A volume of that name in another group is not the one that is asked for.
+func TestGroupOfClass(t *testing.T) {
+	c := newCluster()
+	d := New(Options{Backend: c, Node: "node-a"})
+	source := ""
+	create := func(name, group, namespace string) (*volumepb.Volume, error) {
+		params := map[string]string{paramGroup: group}
+		if group == "" {
+			delete(params, paramGroup)
+		}
+		if namespace != "" {
+			params[toldNamespace] = namespace
+		}
+		r := &spec.CreateVolumeRequest{Name: name, VolumeCapabilities: []*spec.VolumeCapability{raw()}, Parameters: params}
+		if source != "" {
+			r.VolumeContentSource = &spec.VolumeContentSource{Type: &spec.VolumeContentSource_Volume{Volume: &spec.VolumeContentSource_VolumeSource{VolumeId: source}}}
+		}
+		resp, err := d.CreateVolume(t.Context(), r)
+		return c.volumes[resp.GetVolume().GetVolumeId()], err
+	}
+	for _, tc := range []struct {
+		name, group, namespace, want string
+		code                         codes.Code
+	}{
+		{"u", "db", "", "db", codes.OK},
+		{"v", "${pvc.namespace}", "shop", "shop", codes.OK},
+		{"v", "${pvc.namespace}", "shop", "shop", codes.OK},
+		{"v", "shop", "", "shop", codes.OK},
+		{"v", "${pvc.namespace}", "bank", "", codes.AlreadyExists},
+		{"v", "", "shop", "", codes.AlreadyExists},
+		{"w", "", "shop", "", codes.OK},
+		{"w", "db", "", "", codes.AlreadyExists},
+		{"x", "k1.${pvc.namespace}-${pvc.namespace}", "a", "k1.a-a", codes.OK},
+		{"y", "${pvc.namespace}", "", "", codes.InvalidArgument},
+		{"y", "${pvc.namespace}", "../a", "", codes.InvalidArgument},
+		{"y", "${pvc.namespace}" + strings.Repeat("x", 120), strings.Repeat("n", 63), "", codes.InvalidArgument},
+		{"copy", "db", "", "db", codes.OK},
+	} {
+		if tc.name == "copy" {
+			source = c.volumes["00000001-0000-4000-8000-000000000007"].GetId()
+		}
+		v, err := create(tc.name, tc.group, tc.namespace)
+		if status.Code(err) != tc.code || v.GetGroup() != tc.want {
+			t.Errorf("%s, group %q, namespace %q: in %q, %v", tc.name, tc.group, tc.namespace, v.GetGroup(), err)
+		}
+	}
+	for _, tc := range []struct {
+		params map[string]string
+		ok     bool
+	}{{map[string]string{paramGroup: claimNamespace}, true}, {map[string]string{paramGroup: "${pvc.name}"}, false}} {
+		_, err := d.GetCapacity(t.Context(), &spec.GetCapacityRequest{Parameters: tc.params}) // of no claim
+		if (err == nil) != tc.ok {
+			t.Errorf("%v: %v", tc.params, err)
+		}
+	}
+	c.volumes["00000001-0000-4000-8000-000000000007"].Group = "" // somebody took it out since
+	source = ""
+	if _, err := create("u", "db", ""); err != nil {
+		t.Error(err)
 	}
 }

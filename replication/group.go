@@ -16,6 +16,8 @@ type Group struct {
 	Created  time.Time  `json:"created"`
 	Volumes  []VolumeID `json:"volumes"` // sorted
 	Failover Failover   `json:"failover"`
+	// Made: by the creation of a volume, and it goes with the deletion of its last one.
+	Made bool `json:"made,omitempty"`
 	// Splits has the domains whose replicas do not follow all volumes any more. None: the group is LINKED.
 	Splits map[DomainID]GroupSplit `json:"splits,omitempty"`
 }

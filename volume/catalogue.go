@@ -96,7 +96,7 @@ func (e *Entry) replaceProgress() string {
 // Create makes a volume and returns when it is READY. It is idempotent by name: if the same volume exists it is returned, or
 // waited for. When ctx ends first the creation goes on.
 //
-// Errors: ErrInvalid, ErrVolumeExists, ErrTooFewNodes, ErrTooLarge, ErrNoRoom, clusterdomain.ErrDomainNotFound,
+// Errors: ErrInvalid, ErrVolumeExists, ErrGroupFull, ErrTooFewNodes, ErrTooLarge, ErrNoRoom, clusterdomain.ErrDomainNotFound,
 // ErrCreateFailed (a replica could not be made; what was made is removed again), ErrNotReady (ctx ended), those of the store.
 func (c *Catalogue) Create(ctx context.Context, r Request) (*Entry, error) {
 	r = r.normalise()
@@ -107,7 +107,12 @@ func (c *Catalogue) Create(ctx context.Context, r Request) (*Entry, error) {
 	for {
 		found, err := c.create(ctx, id, r)
 		if err == nil && found != nil {
-			return c.wait(ctx, found.ID, found.Name)
+			e, err := c.wait(ctx, found.ID, found.Name)
+			if err == nil && e.Joins != r.Joins {
+				return nil, fmt.Errorf("create volume %s: %w: id %s, which a node of an older version has put into no group: delete it, and create it when all nodes are updated",
+					r.Name, ErrVolumeExists, e.ID)
+			}
+			return e, err
 		}
 		if err == nil {
 			err = ctx.Err()
@@ -126,11 +131,16 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	case err == nil && old.State == Deleting:
 		return nil, nil // its name is free by now
 	case err == nil && !old.Request.equal(r):
-		return nil, fmt.Errorf("%w: id %s, %d bytes, %d replicas, %s", ErrVolumeExists, old.ID, old.Size, old.Replicas, old.Protection)
+		return nil, fmt.Errorf("%w: id %s, %d bytes, %d replicas, %s, made for group %q", ErrVolumeExists, old.ID, old.Size, old.Replicas, old.Protection, old.Joins)
 	case err == nil:
 		return &old, nil
 	case !errors.Is(err, replication.ErrVolumeNotFound):
 		return nil, err
+	}
+	if r.Joins != "" {
+		if err := c.checkJoin(ctx, r.Joins); err != nil {
+			return nil, err
+		}
 	}
 	var placed []Placement
 	var source *kvdb.KV
@@ -170,9 +180,11 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	if source != nil { // it is what somebody has written, whatever that is: never to be formatted
 		begin, guards = nil, append(guards, unchanged(source.Key, source))
 	}
-	entry, err := c.trail.Stage(ctx, audit.Record{
-		Verb: "volume create", Object: object(id), Outcome: fmt.Sprintf("%s, %d bytes, %d replicas", r.Name, r.Size, len(placed)),
-	})
+	outcome := fmt.Sprintf("%s, %d bytes, %d replicas", r.Name, r.Size, len(placed))
+	if r.Joins != "" {
+		outcome += ", for group " + r.Joins
+	}
+	entry, err := c.trail.Stage(ctx, audit.Record{Verb: "volume create", Object: object(id), Outcome: outcome})
 	if err != nil {
 		return nil, err
 	}
@@ -469,9 +481,6 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 	if mark := look.Gets[3]; mark != nil {
 		return false, rolledBack(id, mark)
 	}
-	if g := look.Gets[4]; g != nil {
-		return false, fmt.Errorf("%w: %s: take it out first", ErrInGroup, g.Value)
-	}
 	if kv == nil {
 		return true, nil
 	}
@@ -499,13 +508,15 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 	t := kvdb.Txn{
 		If: []kvdb.Cmp{
 			{Key: c.keys.spec(id), Target: kvdb.CmpMod, Revision: kv.Mod},
-			c.configs.guard(), c.configs.unmarked(id),
-			{Key: c.keys.grouped(id), Target: kvdb.CmpAbsent}, unchanged(c.keys.snapshotsOf(id), look.Gets[5]),
+			c.configs.guard(), c.configs.unmarked(id), unchanged(c.keys.snapshotsOf(id), look.Gets[5]),
 		},
 		Then: []kvdb.Op{
 			record,
 			{Kind: kvdb.OpDelete, Key: c.keys.name(s.Name)},
 		},
+	}
+	if err := c.leave(ctx, &t, &s, look.Gets[4]); err != nil {
+		return false, err
 	}
 	rec := audit.Record{Verb: "volume delete", Object: object(id), Reason: failure, Outcome: s.Name + " is being deleted"}
 	guard := kvdb.Cmp{Key: c.keys.config(id), Target: kvdb.CmpAbsent}

@@ -40,7 +40,7 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 	v.Verify, v.Damage = verifyPB(live.Verify), damagePB(&live.Damage)
 	v.Unprotected = live.Unprotected
 	v.Content, v.Limits = blankPB(e.Blank), limitsPB(e.limits())
-	v.Placing, v.Thick = placingPB(e.Placing), e.Thick
+	v.Placing, v.Thick, v.JoinedGroup = placingPB(e.Placing), e.Thick, e.Joins
 	switch s := e.From; {
 	case s == nil:
 	case s.Clone:

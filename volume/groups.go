@@ -33,8 +33,8 @@ type GroupEntry struct {
 func (c *Catalogue) CreateGroup(ctx context.Context, name string, f replication.Failover, vols []replication.VolumeID) (*GroupEntry, error) {
 	vols = sortVolumes(vols)
 	switch {
-	case len(name) > MaxName || !nameSyntax.MatchString(name):
-		return nil, fmt.Errorf("%w: group %q: want at most %d letters, digits, '.', '_' or '-', the first and the last a letter or digit", ErrInvalid, name, MaxName)
+	case checkGroupName(name) != nil:
+		return nil, checkGroupName(name)
 	case len(vols) > MaxGroup:
 		return nil, fmt.Errorf("%w: %d volumes, a group has at most %d", ErrInvalid, len(vols), MaxGroup)
 	}
@@ -131,22 +131,7 @@ func (c *Catalogue) regroup(ctx context.Context, e *GroupEntry, add, remove []re
 	for _, v := range remove {
 		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.grouped(v)})
 	}
-	g := e.Clone()
-	g.Volumes = slices.DeleteFunc(sortVolumes(append(g.Volumes, add...)), func(v replication.VolumeID) bool { return slices.Contains(remove, v) })
-	if g.Splits == nil {
-		g.Splits = map[replication.DomainID]replication.GroupSplit{}
-	}
-	for d, s := range g.Splits {
-		if len(add) > 0 && s.Broken == "" {
-			s.Broken = fmt.Sprintf("volume %s came into the group later", add[0])
-			g.Splits[d] = s
-		}
-	}
-	added := replication.Group{Volumes: add}
-	for d, s := range added.NotInSync(cfgs, time.Now().UTC()) {
-		g.Splits[d] = s
-	}
-	record, err := put(c.keys.group(e.Name), g)
+	record, err := put(c.keys.group(e.Name), changed(&e.Group, add, remove, cfgs))
 	if err != nil {
 		return false, err
 	}
@@ -165,6 +150,26 @@ func (c *Catalogue) regroup(ctx context.Context, e *GroupEntry, add, remove []re
 		*e = *now
 	}
 	return true, err
+}
+
+// changed is the group with other volumes; cfgs are the configurations of those that are added.
+func changed(e *replication.Group, add, remove []replication.VolumeID, cfgs map[replication.VolumeID]*replication.Config) *replication.Group {
+	g := e.Clone()
+	g.Volumes = slices.DeleteFunc(sortVolumes(append(g.Volumes, add...)), func(v replication.VolumeID) bool { return slices.Contains(remove, v) })
+	if g.Splits == nil {
+		g.Splits = map[replication.DomainID]replication.GroupSplit{}
+	}
+	for d, s := range g.Splits {
+		if len(add) > 0 && s.Broken == "" {
+			s.Broken = fmt.Sprintf("volume %s came into the group later", add[0])
+			g.Splits[d] = s
+		}
+	}
+	added := replication.Group{Volumes: add}
+	for d, s := range added.NotInSync(cfgs, time.Now().UTC()) {
+		g.Splits[d] = s
+	}
+	return g
 }
 
 // DeleteGroup removes a group, not its volumes. None is nil.

@@ -320,18 +320,33 @@ func (r *Reconciler) report(ctx context.Context, e *Entry, mod kvdb.Revision, pr
 	return err == nil && res.Succeeded, err
 }
 
-// finish writes READY and the first configuration.
+// finish writes READY and the first configuration, with which the volume comes into the group that it joins.
 func (r *Reconciler) finish(ctx context.Context, e *Entry, mod kvdb.Revision) error {
+	for last := kvdb.Revision(-1); ; {
+		group, done, err := r.tryFinish(ctx, e, mod)
+		switch {
+		case errors.Is(err, ErrGroupFull):
+			_, err = r.c.toDeleting(ctx, e.ID, err.Error(), nil)
+			return err
+		case err != nil || done || e.Joins == "" || group == last:
+			return err // not done: another node was faster, or it was deleted
+		}
+		last = group // another volume has come into the group, maybe
+	}
+}
+
+// tryFinish tries once to finish, with the record of the group, if there is one, as it was at the revision returned.
+func (r *Reconciler) tryFinish(ctx context.Context, e *Entry, mod kvdb.Revision) (group kvdb.Revision, done bool, _ error) {
 	c := r.c
 	s, cfg := e.Spec, firstConfig(&e.Spec)
 	s.State = Ready
 	spec, err := put(c.keys.spec(e.ID), s)
 	if err != nil {
-		return err
+		return 0, false, err
 	}
 	config, err := put(c.keys.config(e.ID), cfg)
 	if err != nil {
-		return err
+		return 0, false, err
 	}
 	t := kvdb.Txn{
 		If: []kvdb.Cmp{
@@ -344,11 +359,17 @@ func (r *Reconciler) finish(ctx context.Context, e *Entry, mod kvdb.Revision) er
 	for _, p := range e.Placed {
 		t.Then = append(t.Then, kvdb.Op{Kind: kvdb.OpDelete, Key: c.keys.made(e.ID) + p.Replica.String()})
 	}
-	res, err := c.store.Txn(ctx, t)
-	if err == nil && res.Succeeded {
-		r.lg.Info("volume created", zap.Stringer("volume-id", e.ID), zap.String("name", e.Name))
+	if s.Joins != "" {
+		if group, err = c.join(ctx, &t, &s, cfg); err != nil {
+			return 0, false, err
+		}
 	}
-	return err // not succeeded: another node was faster, or it was deleted
+	res, err := c.store.Txn(ctx, t)
+	if err != nil || !res.Succeeded {
+		return group, false, err
+	}
+	r.lg.Info("volume created", zap.Stringer("volume-id", e.ID), zap.String("name", e.Name), zap.String("group", s.Joins))
+	return group, true, nil
 }
 
 // remove removes this node's replicas of a volume that is DELETING at mod, and

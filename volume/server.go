@@ -132,6 +132,7 @@ func (s *Server) CreateVolume(ctx context.Context, r *volumepb.CreateVolumeReque
 		Name: r.Name, Size: r.SizeBytes, Replicas: int(min(r.Replicas, MaxReplicas+1)), Protection: prot, Labels: r.Labels, Domains: r.Domains,
 		Needs: parseNeeds(r.Needs), Failover: failoverOf(r.ManualFailover), Limits: parseLimits(r.Limits), Placing: parsePlacing(r.Placing), Thick: r.Thick,
 		NearNode: replication.NodeID(r.NearNode),
+		Joins:    r.Group,
 	})
 	if err != nil {
 		return nil, err

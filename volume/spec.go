@@ -56,6 +56,8 @@ type Request struct {
 	Thick    bool     `json:"thick,omitempty"` // all its space is taken when it is made, and when it grows
 	// NearNode has a replica if one may lie there, "": none before others. It is a wish of the moment, and no part of the record.
 	NearNode replication.NodeID `json:"-"`
+	// Joins is the consistency group that it is in from its first configuration on, made for it if there is none; "": none. It may be taken out later.
+	Joins string `json:"joins,omitempty"`
 	// From is the snapshot that it begins with, nil: none, and it is blank.
 	From *Source `json:"from,omitempty"`
 }
@@ -115,6 +117,7 @@ var (
 	ErrGroupNotFound   = errors.New("volume: no such group")
 	ErrGroupExists     = errors.New("volume: a group of this name exists already, and is different")
 	ErrInGroup         = errors.New("volume: the volume is in a group")
+	ErrGroupFull       = errors.New("volume: as many volumes as a group can have")
 	ErrNotCut          = errors.New("volume: the group was not cut")
 	ErrNodeNotFound    = errors.New("volume: no such node")
 	ErrPublished       = errors.New("volume: published")
@@ -197,6 +200,11 @@ func (r Request) validate() error {
 		errs = append(errs, err)
 	}
 	r.Placing.validate(bad)
+	if r.Joins != "" {
+		if err := checkGroupName(r.Joins); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if r.Thick && r.From != nil {
 		bad("a volume that begins with a snapshot shares its space and cannot be thick")
 	}
@@ -214,7 +222,7 @@ func (r Request) validate() error {
 // equal reports whether r asks for the same volume as o. Both are normalised.
 func (r Request) equal(o Request) bool {
 	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) && r.Failover == o.Failover && r.From.equal(o.From) &&
-		r.Limits == o.Limits && r.Placing == o.Placing && r.Thick == o.Thick &&
+		r.Limits == o.Limits && r.Placing == o.Placing && r.Thick == o.Thick && r.Joins == o.Joins &&
 		maps.Equal(r.Labels, o.Labels) && slices.Equal(r.Domains, o.Domains)
 }
 

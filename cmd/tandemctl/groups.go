@@ -234,15 +234,3 @@ nothing was cut then, and writes go on.`,
 	order.add(cmd)
 	return cmd
 }
-
-// addToGroup puts a volume that was just made into a group.
-func (a *app) addToGroup(ctx context.Context, groupName, volume, reason string) error {
-	call := func(c pb.GroupsClient, ctx context.Context, q *pb.ChangeGroupRequest) (*pb.ChangeGroupResponse, error) {
-		return c.ChangeGroup(ctx, q)
-	}
-	if _, err := askGroup(ctx, a, call, &pb.ChangeGroupRequest{Group: groupName, AddVolumes: []string{volume}, Reason: reason, Actor: a.actor()}); err != nil {
-		f := a.failure(ctx, "", err)
-		return &cliError{exit: f.Exit, msg: fmt.Sprintf("volume %s is created, but not in group %s: %s", volume, groupName, f.Message), hint: f.Hint}
-	}
-	return nil
-}

@@ -88,16 +88,10 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 				Needs:          needsOrNil(&needs),
 				ManualFailover: failover == "manual",
 				Limits:         limitsOrNil(&limits),
-				Placing:        place.message(), Thick: place.thick,
+				Placing:        place.message(), Thick: place.thick, Group: groupName,
 			})
 			if err != nil {
 				return err
-			}
-			if groupName != "" {
-				if err := a.addToGroup(cmd.Context(), groupName, resp.GetVolume().GetId(), order.reason); err != nil {
-					return err
-				}
-				resp.Volume.Group = groupName
 			}
 			return a.print(resp, func(w io.Writer) {
 				fmt.Fprintf(w, "Volume successfully created: %s (id %s)\n", resp.GetVolume().GetName(), resp.GetVolume().GetId())
@@ -112,7 +106,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	place.register(f)
 	f.StringVar(&failover, "failover", "automatic", "`who` attaches it elsewhere when the domain is lost where it is attached: automatic, or manual for an operator")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
-	f.StringVar(&groupName, "group", "", "put the volume into this consistency `group`, which exists")
+	f.StringVar(&groupName, "group", "", "the consistency `group` that it is in until it is deleted; made with it, with its --failover, if there is none of that name")
 	f.StringToStringVarP(&labels, "label", "l", nil, "labels, as in `app=db,tier=1`")
 	order.add(cmd)
 	_ = cmd.MarkFlagRequired("size") // the flag is there: see above

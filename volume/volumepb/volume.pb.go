@@ -440,6 +440,7 @@ type Volume struct {
 	Limits            *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"`                                 // unset if there are none
 	Placing           *Placing               `protobuf:"bytes,43,opt,name=placing,proto3" json:"placing,omitempty"`                               // unset: replicas may lie anywhere in the domains
 	Thick             bool                   `protobuf:"varint,44,opt,name=thick,proto3" json:"thick,omitempty"`                                  // all its space is taken when it is made, and when it grows
+	JoinedGroup       string                 `protobuf:"bytes,31,opt,name=joined_group,json=joinedGroup,proto3" json:"joined_group,omitempty"`    // the group that it came into when it was made, "" = none; it may have been taken out since
 	FromSnapshot      string                 `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"` // id of the snapshot that it began with, which may be gone; "" = none, or it is a clone
 	FromVolume        string                 `protobuf:"bytes,51,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"`       // id of the volume that it is a clone of, which may be gone; "" = none
 	unknownFields     protoimpl.UnknownFields
@@ -663,6 +664,13 @@ func (x *Volume) GetThick() bool {
 		return x.Thick
 	}
 	return false
+}
+
+func (x *Volume) GetJoinedGroup() string {
+	if x != nil {
+		return x.JoinedGroup
+	}
+	return ""
 }
 
 func (x *Volume) GetFromSnapshot() string {
@@ -1304,6 +1312,9 @@ type CreateVolumeRequest struct {
 	Placing        *Placing               `protobuf:"bytes,43,opt,name=placing,proto3" json:"placing,omitempty"`                                      // unset: replicas may lie anywhere in the domains
 	Thick          bool                   `protobuf:"varint,44,opt,name=thick,proto3" json:"thick,omitempty"`                                         // take all its space when it is made, and when it grows; not with from_snapshot or from_volume
 	NearNode       string                 `protobuf:"bytes,45,opt,name=near_node,json=nearNode,proto3" json:"near_node,omitempty"`                    // have a replica on this node, where the volume will be attached, if one may lie there and has room; "" = on none before others
+	// The consistency group that it comes into as soon as it is made; "" = none. If there is no group of that name it is made too, with the failover of the volume. The
+	// volume is taken out of it when it is deleted, and with the last volume a group goes that was made so. RESOURCE_EXHAUSTED: the group has as many volumes as it can have.
+	Group string `protobuf:"bytes,31,opt,name=group,proto3" json:"group,omitempty"`
 	// Begin with what a snapshot has, by its id or name. The replicas are made where it is held, without copying: size_bytes is its size or 0, replicas at most as many
 	// as hold it, 0 = all. Such a volume is never BLANK. FAILED_PRECONDITION: too few hold it in the domains that were asked for.
 	FromSnapshot  string `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
@@ -1436,6 +1447,13 @@ func (x *CreateVolumeRequest) GetThick() bool {
 func (x *CreateVolumeRequest) GetNearNode() string {
 	if x != nil {
 		return x.NearNode
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
 	}
 	return ""
 }
@@ -5428,7 +5446,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05Needs\x12\x17\n" +
 	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
-	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\xe1\t\n" +
+	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\x84\n" +
+	"\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -5462,7 +5481,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\acontent\x18) \x01(\x0e2\x19.tandem.volume.v1.ContentR\acontent\x120\n" +
 	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x123\n" +
 	"\aplacing\x18+ \x01(\v2\x19.tandem.volume.v1.PlacingR\aplacing\x12\x14\n" +
-	"\x05thick\x18, \x01(\bR\x05thick\x12#\n" +
+	"\x05thick\x18, \x01(\bR\x05thick\x12!\n" +
+	"\fjoined_group\x18\x1f \x01(\tR\vjoinedGroup\x12#\n" +
 	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
 	"\vfrom_volume\x183 \x01(\tR\n" +
 	"fromVolume\x1a9\n" +
@@ -5531,7 +5551,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
 	"\asuspect\x18\x0f \x01(\bR\asuspect\x12!\n" +
 	"\fresync_waits\x18\x10 \x01(\bR\vresyncWaits\x120\n" +
-	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\xa8\x05\n" +
+	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\xbe\x05\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -5549,7 +5569,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x123\n" +
 	"\aplacing\x18+ \x01(\v2\x19.tandem.volume.v1.PlacingR\aplacing\x12\x14\n" +
 	"\x05thick\x18, \x01(\bR\x05thick\x12\x1b\n" +
-	"\tnear_node\x18- \x01(\tR\bnearNode\x12#\n" +
+	"\tnear_node\x18- \x01(\tR\bnearNode\x12\x14\n" +
+	"\x05group\x18\x1f \x01(\tR\x05group\x12#\n" +
 	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
 	"\vfrom_volume\x183 \x01(\tR\n" +
 	"fromVolume\x1a9\n" +

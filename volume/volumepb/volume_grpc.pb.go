@@ -54,7 +54,7 @@ const (
 type VolumesClient interface {
 	// CreateVolume returns when every replica is made. Idempotent by name: a second call with the same parameters returns the
 	// volume that exists. Errors: INVALID_ARGUMENT; ALREADY_EXISTS with other parameters; RESOURCE_EXHAUSTED no
-	// pool has room; FAILED_PRECONDITION too few nodes or domains can take a replica.
+	// pool has room, or the group is full; FAILED_PRECONDITION too few nodes or domains can take a replica.
 	CreateVolume(ctx context.Context, in *CreateVolumeRequest, opts ...grpc.CallOption) (*CreateVolumeResponse, error)
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
@@ -75,7 +75,7 @@ type VolumesClient interface {
 	// INVALID_ARGUMENT; FAILED_PRECONDITION it is being deleted.
 	LimitVolume(ctx context.Context, in *LimitVolumeRequest, opts ...grpc.CallOption) (*LimitVolumeResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
-	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
+	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached, or in a group that it did not come into when it was made.
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
 	// ReplaceReplica replaces a replica that is not in sync, because its disk failed or its node is lost, by a new, empty one
 	// in the same domain. The old one is no member any more from the moment that they are exchanged, and never again. The new one
@@ -362,7 +362,7 @@ func (c *volumesClient) SwitchOver(ctx context.Context, in *SwitchOverRequest, o
 type VolumesServer interface {
 	// CreateVolume returns when every replica is made. Idempotent by name: a second call with the same parameters returns the
 	// volume that exists. Errors: INVALID_ARGUMENT; ALREADY_EXISTS with other parameters; RESOURCE_EXHAUSTED no
-	// pool has room; FAILED_PRECONDITION too few nodes or domains can take a replica.
+	// pool has room, or the group is full; FAILED_PRECONDITION too few nodes or domains can take a replica.
 	CreateVolume(context.Context, *CreateVolumeRequest) (*CreateVolumeResponse, error)
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
 	// InspectVolume errors: NOT_FOUND.
@@ -383,7 +383,7 @@ type VolumesServer interface {
 	// INVALID_ARGUMENT; FAILED_PRECONDITION it is being deleted.
 	LimitVolume(context.Context, *LimitVolumeRequest) (*LimitVolumeResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
-	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached.
+	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached, or in a group that it did not come into when it was made.
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
 	// ReplaceReplica replaces a replica that is not in sync, because its disk failed or its node is lost, by a new, empty one
 	// in the same domain. The old one is no member any more from the moment that they are exchanged, and never again. The new one

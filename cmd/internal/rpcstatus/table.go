@@ -104,6 +104,7 @@ var table = []row{
 	{"volume.ErrGroupNotFound", volume.ErrGroupNotFound, codes.NotFound, "see \"tandemctl group list\""},
 	{"volume.ErrGroupExists", volume.ErrGroupExists, codes.AlreadyExists, "see \"tandemctl group inspect\"; \"tandemctl group add\" and \"remove\" change it"},
 	{"volume.ErrInGroup", volume.ErrInGroup, codes.FailedPrecondition, "take it out of its group first: \"tandemctl group remove\""},
+	{"volume.ErrGroupFull", volume.ErrGroupFull, codes.ResourceExhausted, "see \"tandemctl group list\""},
 	{"volume.ErrNodeNotFound", volume.ErrNodeNotFound, codes.NotFound, "see \"tandemctl cluster list\""},
 	{"volume.ErrPublishedOtherwise", volume.ErrPublishedOtherwise, codes.AlreadyExists, "unpublish it first"},
 	{"volume.ErrPublished", volume.ErrPublished, codes.FailedPrecondition, "it is unpublished there first, by whoever published it"},
