@@ -13,8 +13,9 @@ import (
 // snapshots are the arguments of helm by which the chart installs the snapshot controller, and classes to use it and to change volumes with.
 var snapshots = []string{
 	"--set", "snapshotController.enabled=true", "--set", "snapshotController.image.repository=registry.local/snapshot-controller",
-	"--set-string", "snapshotController.image.tag=1",
+	"--set-string", "snapshotController.image.tag=1", "--set", "controller.snapshotter.groups=true",
 	"--set-json", `volumeSnapshotClasses=[{"name":"tandem","default":true}]`,
+	"--set-json", `volumeGroupSnapshotClasses=[{"name":"tandem","default":true}]`,
 	"--set-json", `volumeAttributesClasses=[{"name":"slow","parameters":{"iops":"500","protection":"max-protection"}},{"name":"wrong","parameters":{"replicas":"1"}}]`,
 }
 
