@@ -123,6 +123,9 @@ func Parameters() []Parameter {
 	}
 }
 
+// sidecars is what parameters begin with that are not for a driver.
+const sidecars = "csi.storage.k8s.io/"
+
 // told are parameters that the external-provisioner adds; they become labels of the volume.
 var told = []string{"csi.storage.k8s.io/pv/name", "csi.storage.k8s.io/pvc/name", toldNamespace}
 

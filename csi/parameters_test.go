@@ -248,3 +248,23 @@ func TestGroupOfClass(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The external-provisioner asks for the capacity of a StorageClass with all that it says, also with what is for the sidecars, which it takes out of CreateVolume.
+func TestCapacityOfClass(t *testing.T) {
+	h := newHost(t)
+	for _, tc := range []struct {
+		params map[string]string
+		want   int64
+		code   codes.Code
+	}{
+		{nil, 80 << 30, codes.OK},
+		{map[string]string{"csi.storage.k8s.io/fstype": "ext4", "csi.storage.k8s.io/provisioner-secret-name": "s", "replicas": "1"}, 90 << 30, codes.OK},
+		{map[string]string{"fsType": "ext4"}, 80 << 30, codes.OK}, // as it was written before, and is still taken
+		{map[string]string{"csi.storage.k8s.io/fstype": "ext4", "replica": "1"}, 0, codes.InvalidArgument},
+	} {
+		resp, err := h.GetCapacity(t.Context(), &spec.GetCapacityRequest{Parameters: tc.params})
+		if status.Code(err) != tc.code || resp.GetAvailableCapacity() != tc.want {
+			t.Errorf("%v: %d bytes, %v; want %d, %s", tc.params, resp.GetAvailableCapacity(), err, tc.want, tc.code)
+		}
+	}
+}

@@ -3,7 +3,9 @@ package csi
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
+	"strings"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -94,7 +96,12 @@ func (d *Driver) GetCapacity(ctx context.Context, r *spec.GetCapacityRequest) (*
 		}
 	}
 	want := &volumepb.CreateVolumeRequest{}
-	if err := apply(want, r.GetParameters(), false); err != nil {
+	// Here the external-provisioner passes on all that a StorageClass says; of what it asks CreateVolume for it takes out first what is for itself and the other sidecars.
+	params := maps.Clone(r.GetParameters())
+	maps.DeleteFunc(params, func(name, _ string) bool {
+		return strings.HasPrefix(name, sidecars) || strings.EqualFold(name, "fstype")
+	})
+	if err := apply(want, params, false); err != nil {
 		return nil, err
 	}
 	s, err := d.o.Backend.GetStatus(ctx, &clusterdomainpb.GetStatusRequest{})

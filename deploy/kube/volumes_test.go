@@ -13,8 +13,9 @@ import (
 // snapshots are the arguments of helm by which the chart installs the snapshot controller, and classes to use it and to change volumes with.
 var snapshots = []string{
 	"--set", "snapshotController.enabled=true", "--set", "snapshotController.image.repository=registry.local/snapshot-controller",
-	"--set-string", "snapshotController.image.tag=1",
+	"--set-string", "snapshotController.image.tag=1", "--set", "controller.snapshotter.groups=true",
 	"--set-json", `volumeSnapshotClasses=[{"name":"tandem","default":true}]`,
+	"--set-json", `volumeGroupSnapshotClasses=[{"name":"tandem","default":true}]`,
 	"--set-json", `volumeAttributesClasses=[{"name":"slow","parameters":{"iops":"500","protection":"max-protection"}},{"name":"wrong","parameters":{"replicas":"1"}}]`,
 }
 
@@ -32,7 +33,7 @@ func withSnapshots(t *testing.T, prefix string, images ...Image) *stand {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.disk = 20 << 30
+	w.disk = 100 << 30 // for the 256 volumes that a node is said to take, 320 MiB each
 	c := cluster(t, w, "metro", prefix+"-w", prefix+"-a", prefix+"-b")
 	witness := c.Node(prefix + "-w")
 	s := &stand{t: t, c: c, a: c.Node(prefix + "-a"), b: c.Node(prefix + "-b"), more: snapshots}
