@@ -74,6 +74,8 @@ func (e *Entry) Progress() string {
 			s = "creation failed: " + e.Failure + "; " + s
 		}
 		return s
+	case e.Reverting != nil:
+		return e.Reverting.progress()
 	case e.Replacing != nil:
 		return e.replaceProgress()
 	case e.Damage != nil:

@@ -24,6 +24,7 @@ type Configs struct {
 	life       atomic.Pointer[life] // of the kvdb, see checkIncarnation
 	domains    sync.Map             // clusterdomain.Domain by replication.DomainID, as last read: what blind goes by
 	formatting sync.Map             // has each replication.VolumeID that this node attaches for mkfs, see Formatting
+	unshown    unshown              // volumes that this node attaches for nobody
 
 	// Resynced tells how much the resync of a replica that is under way, of a volume that is attached on this node, has to go through, in
 	// bytes; 0: not known. For the exposure ledger. It must not block. Set before the first change; nil: never known.
@@ -134,7 +135,7 @@ const (
 // into force later. The same call may be repeated to find out. ErrNotSent means that the kvdb is out of reach and this call changed nothing, and says nothing of
 // an earlier one. Every other error means that the change is not in force and will not be, whatever became of earlier calls:
 // ErrConflict (another is in force, which may have come on top of this one: Load and decide again), *DomainStateError, ErrIncarnation, ErrInvalidChange,
-// ErrDeleting, replication.ErrRolledBack (the volume waits for an import), replication.ErrVolumeNotFound.
+// ErrReverting, ErrDeleting, replication.ErrRolledBack (the volume waits for an import), replication.ErrVolumeNotFound.
 func (c *Configs) CompareAndSwap(ctx context.Context, rev kvdb.Revision, next *replication.Config, actor replication.DomainID) (kvdb.Revision, error) {
 	return c.CompareAndSwapFrom(ctx, nil, rev, next, actor)
 }
@@ -183,6 +184,9 @@ func (s *swap) blind() (t kvdb.Txn, ok bool) {
 	if prev == nil || !found || checkChange(prev, s.next) != nil || !slices.Equal(prev.ISR, s.next.ISR) {
 		return t, false // a ledger and a gate want to know of another in-sync set
 	}
+	if attaches(prev, s.next) && s.next.ForkGen == prev.ForkGen && s.c.unshown.has(s.next.Volume) {
+		return t, false // it may not be handed over
+	}
 	if takes(prev, s.next) || prev.Phase == replication.PhaseRecovering && !isHandover(prev) {
 		return t, false // the ledger has a receipt of a takeover
 	}
@@ -226,6 +230,7 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	look, err := s.c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{
 		{Kind: kvdb.OpGet, Key: k.config(s.next.Volume)}, {Kind: kvdb.OpGet, Key: domKey}, {Kind: kvdb.OpGet, Key: incKey},
 		{Kind: kvdb.OpGet, Key: k.rollback(s.next.Volume)}, {Kind: kvdb.OpGet, Key: k.exposure(s.next.Volume)},
+		{Kind: kvdb.OpGet, Key: k.spec(s.next.Volume)},
 	}})
 	if err != nil {
 		return 0, false, err
@@ -261,6 +266,10 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	if err := s.permitted(prev, d); err != nil {
 		return 0, true, err
 	}
+	unreverted, err := s.unreverted(prev, look.Gets[5])
+	if err != nil {
+		return 0, true, err
+	}
 	record, err := put(k.config(s.next.Volume), s.next)
 	if err != nil {
 		return 0, true, err
@@ -269,7 +278,9 @@ func (s *swap) attempt(ctx context.Context) (_ kvdb.Revision, done bool, _ error
 	if err != nil {
 		return 0, true, err
 	}
-	return s.send(ctx, s.txn(d.Mod, slices.Concat(s.c.shrunk(prev, s.next), s.c.written(prev, s.next), exposed, []kvdb.Op{record})))
+	t := s.txn(d.Mod, slices.Concat(s.c.shrunk(prev, s.next), s.c.written(prev, s.next), exposed, []kvdb.Op{record}))
+	t.If = append(t.If, unreverted...)
+	return s.send(ctx, t)
 }
 
 // send is the end of an attempt.

@@ -198,7 +198,7 @@ func (c *Catalogue) writeGroupSnapshot(ctx context.Context, g *GroupSnapshotReco
 			return nil, false, err
 		}
 		var at standing
-		if at.node, at.lend, err = c.snapshotNode(ctx, e); err != nil {
+		if at.node, at.lend, err = c.snapshotNode(ctx, e, replication.UUID{}); err != nil {
 			return nil, false, fmt.Errorf("volume %s: %w", e.Name, err)
 		}
 		where[v] = at
@@ -327,7 +327,7 @@ func (c *Catalogue) dropGroupSnapshot(ctx context.Context, id replication.UUID, 
 		}
 		var look kvdb.Txn
 		for _, s := range e.Members {
-			look.Then = append(look.Then, kvdb.Op{Kind: kvdb.OpGet, Key: c.keys.snapshotsOf(s.Volume)})
+			look.Then = append(look.Then, kvdb.Op{Kind: kvdb.OpGet, Key: c.keys.snapshotsOf(s.Volume)}, kvdb.Op{Kind: kvdb.OpGet, Key: c.keys.spec(s.Volume)})
 		}
 		lists, err := c.store.Txn(ctx, look)
 		if err != nil {
@@ -342,11 +342,17 @@ func (c *Catalogue) dropGroupSnapshot(ctx context.Context, id replication.UUID, 
 		for i, s := range e.Members {
 			next := *s
 			next.State, next.Failed = Deleting, from == Creating
-			ops, err := c.unlist(&next, lists.Gets[i])
+			list, spec := lists.Gets[2*i], lists.Gets[2*i+1]
+			if from == Ready {
+				if err := s.spares(spec); err != nil {
+					return nil, err
+				}
+			}
+			ops, err := c.unlist(&next, list)
 			if err != nil {
 				return nil, err
 			}
-			t.If = append(t.If, unchanged(c.keys.snapshotsOf(s.Volume), lists.Gets[i]))
+			t.If = append(t.If, unchanged(c.keys.snapshotsOf(s.Volume), list), unchanged(c.keys.spec(s.Volume), spec))
 			t.Then = append(t.Then, ops...)
 		}
 		if from == Ready {

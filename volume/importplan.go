@@ -82,6 +82,10 @@ func planImport(e *evidence) importPlan {
 		return p
 	}
 	p.spec = e.specFor(p.config, readable)
+	var err error
+	if p.spec.Reverting, err = e.revertOf(p.config, readable); err != nil {
+		return refusedImport(known, "%v", err)
+	}
 	return p
 }
 

@@ -52,6 +52,9 @@ func (c *Catalogue) Publish(ctx context.Context, id replication.VolumeID, node r
 		default:
 			return have, "", nil
 		}
+		if e.Reverting != nil {
+			return nil, "", e.Reverting.refuse()
+		}
 		if err := checkAttach(e.Config, v, node); err != nil {
 			return nil, "", err
 		}

@@ -143,6 +143,7 @@ type FoundReplica struct {
 	Missing     []replication.ReplicaID // other members then, if it was in sync itself
 	Incarnation replication.UUID        // zero: it was never attached
 	Spec        []byte                  // the volume's record in the catalogue as the node last saw it, nil if it has none
+	Revert      []byte                  // what it was told of a revert of the volume last (revertMark), nil: of none
 	Err         string                  // why it is not served: then only LocalReplica, Node and Domain are set
 }
 

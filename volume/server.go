@@ -266,6 +266,9 @@ func (s *Server) AttachVolume(ctx context.Context, r *volumepb.AttachVolumeReque
 	if e.State != Ready {
 		return nil, e.notReady()
 	}
+	if e.Reverting != nil {
+		return nil, fmt.Errorf("attach volume %s: %w", e.Name, e.Reverting.refuse())
+	}
 	// What comes between this and the takeover is found by TakeFrom.
 	if err := checkEpoch(e.Config, (*replication.Epoch)(r.ExpectedEpoch)); err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", e.Name, err)

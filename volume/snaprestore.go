@@ -73,7 +73,7 @@ func (c *Catalogue) Clone(ctx context.Context, taker SnapshotTaker, r Request, o
 		return nil, fmt.Errorf("%w: id %s is no clone of volume %s", ErrVolumeExists, old.ID, of)
 	}
 	sum := sha256.Sum256([]byte(r.Name))
-	s, err := c.createSnapshot(ctx, taker, "clone-"+hex.EncodeToString(sum[:8]), of, true, r.Name)
+	s, err := c.createSnapshot(ctx, taker, "clone-"+hex.EncodeToString(sum[:8]), of, true, r.Name, replication.UUID{})
 	if err != nil {
 		return nil, err
 	}

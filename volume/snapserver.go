@@ -16,13 +16,14 @@ type SnapshotServer struct {
 	c     *Catalogue
 	taker SnapshotTaker
 	space SnapshotSpace
+	run   RevertRunner
 }
 
 var _ volumepb.SnapshotsServer = (*SnapshotServer)(nil)
 
 // NewSnapshotServer returns the service over c.
-func NewSnapshotServer(c *Catalogue, taker SnapshotTaker, space SnapshotSpace) *SnapshotServer {
-	return &SnapshotServer{c: c, taker: taker, space: space}
+func NewSnapshotServer(c *Catalogue, taker SnapshotTaker, space SnapshotSpace, run RevertRunner) *SnapshotServer {
+	return &SnapshotServer{c: c, taker: taker, space: space, run: run}
 }
 
 // CreateSnapshot implements Snapshots.
@@ -52,10 +53,14 @@ func (s *SnapshotServer) ListSnapshots(ctx context.Context, r *volumepb.ListSnap
 		return nil, err
 	}
 	resp := &volumepb.ListSnapshotsResponse{}
+	var asked []*SnapshotRecord
 	for _, rec := range all {
 		if r.Volume == "" || rec.Volume == of {
-			resp.Snapshots = append(resp.Snapshots, snapshotPB(rec))
+			asked, resp.Snapshots = append(asked, rec), append(resp.Snapshots, snapshotPB(rec))
 		}
+	}
+	if r.Space {
+		measureAll(ctx, s.space, asked, resp.Snapshots)
 	}
 	return resp, nil
 }
@@ -86,6 +91,27 @@ func (s *SnapshotServer) DeleteSnapshot(ctx context.Context, r *volumepb.DeleteS
 		return nil, fmt.Errorf("delete snapshot %s: %w", r.Snapshot, err)
 	}
 	return &volumepb.DeleteSnapshotResponse{}, nil
+}
+
+// RevertVolume implements Snapshots.
+func (s *SnapshotServer) RevertVolume(ctx context.Context, r *volumepb.RevertVolumeRequest) (*volumepb.RevertVolumeResponse, error) {
+	if r.Abandon != (r.Snapshot == "") {
+		return nil, fmt.Errorf("%w: volume %s: name the snapshot, or abandon a revert that was begun", ErrInvalid, r.Volume)
+	}
+	v, err := s.c.Resolve(ctx, r.Volume)
+	if err != nil {
+		return nil, fmt.Errorf("revert volume %s: %w", r.Volume, err)
+	}
+	var done *Reverted
+	if ctx = by(ctx, r); r.Abandon {
+		done, err = s.c.AbandonRevert(ctx, s.run, v)
+	} else {
+		done, err = s.c.Revert(ctx, s.run, v, r.Snapshot)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("revert volume %s: %w", r.Volume, err)
+	}
+	return &volumepb.RevertVolumeResponse{Before: done.Before, WrittenBytes: uint64(done.Written)}, nil
 }
 
 var snapshotStates = map[State]volumepb.SnapshotState{
@@ -120,6 +146,8 @@ type LocalTaker interface {
 	TakeSnapshot(ctx context.Context, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error)
 	// TakeHeld takes one while op holds the writes of v here. ctx has a deadline. Errors: replication.ErrNotCoordinator; replication.ErrNotCut, also: op does not hold them.
 	TakeHeld(ctx context.Context, v replication.VolumeID, id replication.SnapshotID, op replication.UUID) ([]replication.ReplicaID, error)
+	// RevertHere carries a revert out, or what is left of it (Reverter).
+	RevertHere(ctx context.Context, v replication.VolumeID, id replication.UUID) (written int64, err error)
 	// Lend attaches v here without a device, if it is not attached here, has it used, and detaches it again. No other attach or detach goes on beside it.
 	Lend(ctx context.Context, v replication.VolumeID, use func() error) error
 }
@@ -166,6 +194,30 @@ func (s *SnapshotCoordinatorsServer) TakeSnapshot(ctx context.Context, r *volume
 		resp.Holders = append(resp.Holders, h[:])
 	}
 	return resp, err
+}
+
+// RunRevert implements SnapshotCoordinators.
+func (s *SnapshotCoordinatorsServer) RunRevert(ctx context.Context, r *volumepb.RunRevertRequest) (*volumepb.RunRevertResponse, error) {
+	v, err := parseIdentifier(r.VolumeId)
+	if err != nil {
+		return nil, err
+	}
+	id, err := parseIdentifier(r.RevertId)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.find()
+	if err != nil {
+		return nil, err
+	}
+	written, err := t.RevertHere(ctx, replication.VolumeID(v), id)
+	return &volumepb.RunRevertResponse{WrittenBytes: uint64(written)}, err
+}
+
+// RunRevertOn asks another node for RevertHere.
+func RunRevertOn(ctx context.Context, c volumepb.SnapshotCoordinatorsClient, v replication.VolumeID, id replication.UUID) (written int64, err error) {
+	resp, err := c.RunRevert(ctx, &volumepb.RunRevertRequest{VolumeId: v[:], RevertId: id[:]})
+	return int64(resp.GetWrittenBytes()), err
 }
 
 // TakeSnapshotOn asks another node for TakeSnapshot.

@@ -87,15 +87,16 @@ func snapshotObject(id replication.SnapshotID) string { return "snapshot/" + id.
 // Errors: ErrInvalid, replication.ErrVolumeNotFound, ErrNotReady (the volume; or another call is at the one of this name), ErrDeleting, ErrSnapshotExists (of another volume),
 // ErrTooManySnapshots, those of checkAttach and of the taker, those of the store.
 func (c *Catalogue) CreateSnapshot(ctx context.Context, taker SnapshotTaker, name string, id replication.VolumeID, frozen bool) (*SnapshotRecord, error) {
-	return c.createSnapshot(ctx, taker, name, id, frozen, "")
+	return c.createSnapshot(ctx, taker, name, id, frozen, "", replication.UUID{})
 }
 
-func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, name string, v replication.VolumeID, frozen bool, clone string) (*SnapshotRecord, error) {
+// createSnapshot is CreateSnapshot for a clone, or by a revert of the volume, zero if it is by none: others take no snapshots then.
+func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, name string, v replication.VolumeID, frozen bool, clone string, revert replication.UUID) (*SnapshotRecord, error) {
 	_, notID := replication.ParseSnapshotID(name)
 	if len(name) > MaxName || !nameSyntax.MatchString(name) || notID == nil {
 		return nil, fmt.Errorf("%w: snapshot %q: want at most %d letters, digits, '.', '_' or '-', the first and the last a letter or digit, and nothing that looks like an id", ErrInvalid, name, MaxName)
 	}
-	s, node, attach, err := c.beginSnapshot(ctx, name, v, clone)
+	s, node, attach, err := c.beginSnapshot(ctx, name, v, clone, revert)
 	if err != nil || s.State == Ready {
 		return s, err
 	}
@@ -122,7 +123,7 @@ func (c *Catalogue) createSnapshot(ctx context.Context, taker SnapshotTaker, nam
 }
 
 // beginSnapshot writes the record of a snapshot that is to be taken, and finds who can: a node, and whether it has to attach the volume for that.
-func (c *Catalogue) beginSnapshot(ctx context.Context, name string, v replication.VolumeID, clone string) (_ *SnapshotRecord, node replication.NodeID, attach bool, _ error) {
+func (c *Catalogue) beginSnapshot(ctx context.Context, name string, v replication.VolumeID, clone string, revert replication.UUID) (_ *SnapshotRecord, node replication.NodeID, attach bool, _ error) {
 	for {
 		old, err := c.snapshotByName(ctx, name)
 		switch {
@@ -146,7 +147,7 @@ func (c *Catalogue) beginSnapshot(ctx context.Context, name string, v replicatio
 		if err != nil {
 			return nil, "", false, err
 		}
-		if node, attach, err = c.snapshotNode(ctx, e); err != nil {
+		if node, attach, err = c.snapshotNode(ctx, e, revert); err != nil {
 			return nil, "", false, err
 		}
 		ids, err := parseSnapshotsOf(look.Gets[1])
@@ -186,9 +187,12 @@ func (c *Catalogue) beginSnapshot(ctx context.Context, name string, v replicatio
 }
 
 // snapshotNode finds who has a volume's replicas take a snapshot: its coordinator, or a node with an in-sync replica that may attach it.
-func (c *Catalogue) snapshotNode(ctx context.Context, e *Entry) (_ replication.NodeID, attach bool, _ error) {
+func (c *Catalogue) snapshotNode(ctx context.Context, e *Entry, revert replication.UUID) (_ replication.NodeID, attach bool, _ error) {
 	if e.State != Ready {
 		return "", false, e.notReady()
+	}
+	if r := e.Reverting; r != nil && r.ID != revert {
+		return "", false, r.refuse()
 	}
 	if e.Rollback != nil {
 		return "", false, fmt.Errorf("%w: %s", replication.ErrRolledBack, e.Rollback.describe(e.ID))
@@ -283,7 +287,7 @@ func (c *Catalogue) endSnapshot(ctx context.Context, s *SnapshotRecord, holders 
 	}
 }
 
-// DeleteSnapshot turns a snapshot to DELETING; its holders delete it. One that does not exist is no error. Errors: ErrNotReady (it is being taken), ErrInGroupSnapshot, those of the store.
+// DeleteSnapshot turns a snapshot to DELETING; its holders delete it. One that does not exist is no error. Errors: ErrNotReady (it is being taken), ErrInGroupSnapshot, ErrReverting (its volume is being put back to it), those of the store.
 func (c *Catalogue) DeleteSnapshot(ctx context.Context, id replication.SnapshotID) error {
 	s, err := c.snapshot(ctx, id)
 	if err == nil && s.State == Ready && !isNil(s.Group) {
@@ -319,9 +323,14 @@ func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID,
 		if err != nil || s.State != from {
 			return s, err
 		}
-		look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{{Kind: kvdb.OpGet, Key: c.keys.snapshotsOf(s.Volume)}}})
+		look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{{Kind: kvdb.OpGet, Key: c.keys.snapshotsOf(s.Volume)}, {Kind: kvdb.OpGet, Key: c.keys.spec(s.Volume)}}})
 		if err != nil {
 			return nil, err
+		}
+		if from == Ready {
+			if err := s.spares(look.Gets[1]); err != nil {
+				return nil, err
+			}
 		}
 		next := *s
 		next.State, next.Failed, next.Late = Deleting, why != deleted, why == late
@@ -330,7 +339,7 @@ func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID,
 			return nil, err
 		}
 		t := kvdb.Txn{
-			If:   []kvdb.Cmp{{Key: kv.Key, Target: kvdb.CmpMod, Revision: kv.Mod}, unchanged(c.keys.snapshotsOf(s.Volume), look.Gets[0]), c.configs.guard()},
+			If:   []kvdb.Cmp{{Key: kv.Key, Target: kvdb.CmpMod, Revision: kv.Mod}, unchanged(c.keys.snapshotsOf(s.Volume), look.Gets[0]), unchanged(c.keys.spec(s.Volume), look.Gets[1]), c.configs.guard()},
 			Then: ops,
 		}
 		if why == deleted {

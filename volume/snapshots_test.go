@@ -211,7 +211,7 @@ func TestSnapshotNotTaken(t *testing.T) {
 	}
 
 	// Its maker is at it, or has gone with its node: it is given up when it can have no maker any more.
-	_, _, _, err = c.beginSnapshot(ctx, "s", e.ID, "")
+	_, _, _, err = c.beginSnapshot(ctx, "s", e.ID, "", replication.UUID{})
 	must(t, err)
 	if _, err := c.CreateSnapshot(ctx, taker, "s", e.ID, true); !errors.Is(err, ErrNotReady) {
 		t.Errorf("beside another one: %v", err)

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/tandem-storage/tandem/replication"
 	"github.com/tandem-storage/tandem/volume/volumepb"
 )
@@ -37,6 +39,31 @@ func measure(ctx context.Context, space SnapshotSpace, s *SnapshotRecord, m *vol
 		})
 	}
 	wg.Wait()
+}
+
+// measureAllWait bounds how long the holders of a list are waited for, measureAtOnce how many snapshots are looked at at once. A holder looks at the files that a snapshot has itself, so that all of them together
+// are one look at each file.
+const (
+	measureAllWait = 25 * time.Second
+	measureAtOnce  = 4
+)
+
+// measureAll is measure for each of ss that is READY, of which ms tell.
+func measureAll(ctx context.Context, space SnapshotSpace, ss []*SnapshotRecord, ms []*volumepb.Snapshot) {
+	ctx, cancel := context.WithTimeout(ctx, measureAllWait)
+	defer cancel()
+	var g errgroup.Group
+	g.SetLimit(measureAtOnce)
+	for i, s := range ss {
+		if s.State != Ready {
+			continue
+		}
+		g.Go(func() error {
+			measure(ctx, space, s, ms[i])
+			return nil
+		})
+	}
+	_ = g.Wait() // of none that fails
 }
 
 // MeasureSnapshot implements SnapshotCoordinators.

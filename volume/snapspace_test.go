@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/tandem-storage/tandem/replication"
@@ -34,17 +35,21 @@ func TestSnapshotSpace(t *testing.T) {
 	if _, err := c.CreateSnapshot(t.Context(), taker, "s", e.ID, false); err != nil {
 		t.Fatal(err)
 	}
-	s := NewSnapshotServer(c, taker, diskSpace{w})
+	s := NewSnapshotServer(c, taker, diskSpace{w}, nil)
 	for _, asked := range []bool{false, true} {
 		resp, err := s.GetSnapshot(t.Context(), &volumepb.GetSnapshotRequest{Snapshot: "s", Space: asked})
 		if err != nil {
 			t.Fatal(err)
 		}
+		list, err := s.ListSnapshots(t.Context(), &volumepb.ListSnapshotsRequest{Space: asked})
+		if err != nil || len(list.Snapshots) != 1 {
+			t.Fatal(list, err)
+		}
 		want := map[string]*volumepb.SnapshotHolder{"n-a": {}, "n-b": {}}
 		if asked {
 			want["n-a"].FreesBytes, want["n-b"].FreesUnknown = 4096, "does not answer"
 		}
-		for _, h := range resp.Snapshot.Holders {
+		for _, h := range slices.Concat(resp.Snapshot.Holders, list.Snapshots[0].Holders) {
 			if h.FreesBytes != want[h.Node].FreesBytes || h.FreesUnknown != want[h.Node].FreesUnknown {
 				t.Errorf("asked %v: %v", asked, h)
 			}

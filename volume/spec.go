@@ -32,6 +32,8 @@ type Spec struct {
 	Placed  []Placement          `json:"placed"`
 	// Replacing is the replica that is being replaced, nil if none is.
 	Replacing *Replacement `json:"replacing,omitempty"`
+	// Reverting says that it is being put back to a snapshot, nil if it is not.
+	Reverting *Reverting `json:"reverting,omitempty"`
 	// Retired are replicas that are no members any more, or never became one, and may still be on disk.
 	Retired []Placement `json:"retired,omitempty"`
 	// Limited are the limits that are in force instead of the Request's, nil if they were never changed.
@@ -132,6 +134,9 @@ var (
 	ErrSnapshotNotHeld = errors.New("volume: the replica does not hold the snapshot")
 	ErrHoldersSilent   = errors.New("volume: no replica that holds the snapshot answers")
 	ErrHasSnapshots    = errors.New("volume: it has snapshots; delete them first")
+	// ErrReverting: and nobody may have the volume, or those snapshots go, before that has come to its end.
+	ErrReverting    = errors.New("volume: it is being put back to snapshot")
+	ErrNotReverting = errors.New("volume: it is not being put back to a snapshot")
 	// ErrGroupSnapshotExists: idempotent by name, for the same volumes only.
 	ErrGroupSnapshotExists   = errors.New("volume: a group snapshot of this name exists already, and is of other volumes")
 	ErrGroupSnapshotNotFound = errors.New("volume: no such group snapshot")

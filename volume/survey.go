@@ -15,13 +15,33 @@ import (
 type ReplicasServer struct {
 	volumepb.UnimplementedReplicasServer
 	report func() (*NodeReport, error)
+	mark   func(r LocalReplica, mark []byte) error
 }
 
 var _ volumepb.ReplicasServer = (*ReplicasServer)(nil)
 
-// NewReplicasServer returns the service that tells what report returns.
-func NewReplicasServer(report func() (*NodeReport, error)) *ReplicasServer {
-	return &ReplicasServer{report: report}
+// NewReplicasServer returns the service that tells what report returns, and keeps marks of reverts beside replicas by mark.
+func NewReplicasServer(report func() (*NodeReport, error), mark func(r LocalReplica, mark []byte) error) *ReplicasServer {
+	return &ReplicasServer{report: report, mark: mark}
+}
+
+// MarkReplica implements Replicas.
+func (s *ReplicasServer) MarkReplica(_ context.Context, r *volumepb.MarkReplicaRequest) (*volumepb.MarkReplicaResponse, error) {
+	v, err := parseIdentifier(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	id, err := parseIdentifier(r.Replica)
+	if err != nil {
+		return nil, err
+	}
+	return &volumepb.MarkReplicaResponse{}, s.mark(LocalReplica{Volume: replication.VolumeID(v), Replica: replication.ReplicaID(id), Pool: r.Pool}, r.Revert)
+}
+
+// MarkReplicaOn asks another node for ReplicaMarker.MarkReplica.
+func MarkReplicaOn(ctx context.Context, c volumepb.ReplicasClient, r LocalReplica, mark []byte) error {
+	_, err := c.MarkReplica(ctx, &volumepb.MarkReplicaRequest{Volume: r.Volume[:], Replica: r.Replica[:], Pool: r.Pool, Revert: mark})
+	return err
 }
 
 // ListReplicas implements Replicas.
@@ -73,7 +93,7 @@ func ParseReport(resp *volumepb.ListReplicasResponse) (*NodeReport, error) {
 func foundPB(f *FoundReplica) *volumepb.FoundReplica {
 	m := &volumepb.FoundReplica{
 		Volume: f.Volume[:], Replica: f.Replica[:], Pool: f.Pool, SizeBytes: f.Size, Epoch: uint64(f.Epoch), Gen: f.Gen, Term: uint64(f.Term),
-		State: string(f.State), Incarnation: f.Incarnation[:], Spec: f.Spec, Error: f.Err,
+		State: string(f.State), Incarnation: f.Incarnation[:], Spec: f.Spec, Error: f.Err, Revert: f.Revert,
 	}
 	for _, r := range f.ISR {
 		m.Isr = append(m.Isr, r[:])
@@ -110,7 +130,7 @@ func parseFound(m *volumepb.FoundReplica) (*FoundReplica, error) {
 		LocalReplica: LocalReplica{Volume: replication.VolumeID(id(m.Volume)), Replica: replication.ReplicaID(id(m.Replica)), Pool: m.Pool},
 		Size:         m.SizeBytes, Epoch: replication.Epoch(m.Epoch), Gen: m.Gen, Term: replication.Term(m.Term),
 		State: replication.MemberState(m.State), ISR: ids(m.Isr), Missing: ids(m.Missing), Incarnation: id(m.Incarnation),
-		Spec: m.Spec, Err: m.Error,
+		Spec: m.Spec, Err: m.Error, Revert: m.Revert,
 	}
 	return f, bad
 }

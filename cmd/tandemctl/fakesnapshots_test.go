@@ -38,6 +38,11 @@ func (f *fakeDaemon) DeleteSnapshot(_ context.Context, r *volumepb.DeleteSnapsho
 	return &volumepb.DeleteSnapshotResponse{}, f.err
 }
 
+func (f *fakeDaemon) RevertVolume(_ context.Context, r *volumepb.RevertVolumeRequest) (*volumepb.RevertVolumeResponse, error) {
+	f.note(r)
+	return &volumepb.RevertVolumeResponse{Before: "before-revert-5a000000", WrittenBytes: 3 << 20}, f.err
+}
+
 func (f *fakeDaemon) ListBlocks(r *volumepb.ListBlocksRequest, stream grpc.ServerStreamingServer[volumepb.ListBlocksResponse]) error {
 	f.note(r)
 	for _, off := range []uint64{0, 1 << 20} {

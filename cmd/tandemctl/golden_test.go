@@ -140,6 +140,15 @@ func TestGolden(t *testing.T) {
 			f.err = fmt.Errorf("%w: node b1: %w", replication.ErrNotCut, replication.ErrSnapshotUnsupported)
 		}},
 		{name: "snapshot-list", args: "volume snapshot list"},
+		{name: "snapshot-list-space", args: "volume snapshot list --space"},
+		{name: "snapshot-revert", args: "volume snapshot revert data before-upgrade -y"},
+		{name: "snapshot-revert-abandon", args: "volume snapshot revert data --abandon -y"},
+		{name: "snapshot-revert-unasked", args: "volume snapshot revert data before-upgrade"},
+		{name: "snapshot-revert-what", args: "volume snapshot revert data"},
+		{name: "snapshot-revert-both", args: "volume snapshot revert data before-upgrade --abandon"},
+		{name: "snapshot-revert-attached", args: "volume snapshot revert data before-upgrade -y", fake: func(f *fakeDaemon) {
+			f.err = fmt.Errorf("revert volume data: %w on node a1: unmount and detach it there first, its consumer would not see that it changes", volume.ErrAttached)
+		}},
 		{name: "snapshot-inspect", args: "volume snapshot inspect before-upgrade"},
 		{name: "snapshot-inspect-json", args: "volume snapshot inspect before-upgrade -o json"},
 		{name: "snapshot-inspect-none", args: "volume snapshot inspect s", fake: func(f *fakeDaemon) { f.err = fmt.Errorf("%w: s", volume.ErrSnapshotNotFound) }},

@@ -73,7 +73,7 @@ func (a *app) rootCommand() *cobra.Command {
 		group("volume", "Create, look at and delete volumes",
 			a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(), a.volumeUpdateCommand(), a.volumeResizeCommand(), a.volumeExposureCommand(), a.volumeDeleteCommand(), a.volumeCloneCommand(),
 			group("snapshot", "What volumes had at a moment",
-				a.snapshotCreateCommand(), a.snapshotListCommand(), a.snapshotInspectCommand(), a.snapshotBlocksCommand(), a.snapshotDeleteCommand(), a.snapshotRestoreCommand(),
+				a.snapshotCreateCommand(), a.snapshotListCommand(), a.snapshotInspectCommand(), a.snapshotBlocksCommand(), a.snapshotDeleteCommand(), a.snapshotRestoreCommand(), a.snapshotRevertCommand(),
 				a.groupSnapshotCreateCommand(), a.groupSnapshotListCommand(), a.groupSnapshotInspectCommand(), a.groupSnapshotDeleteCommand()),
 			group("replica", "The replicas of a volume", a.replicaReplaceCommand(), a.replicaForceCommand()),
 			group("verify", "Compare the replicas of a volume while it is in use", a.verifyStartCommand(), a.verifyStatusCommand(), a.verifyStopCommand())),

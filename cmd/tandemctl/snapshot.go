@@ -61,6 +61,28 @@ func freesText(h *pb.SnapshotHolder) string {
 	return bytesText(uint64(h.GetFreesBytes()))
 }
 
+// allFreesText is what the deletion of a snapshot would give back everywhere, or on how many of its holders that is known.
+func allFreesText(s *pb.Snapshot) string {
+	if s.GetState() != pb.SnapshotState_SNAPSHOT_STATE_READY {
+		return "-"
+	}
+	var sum int64
+	known := 0
+	for _, h := range s.GetHolders() {
+		if h.GetFreesUnknown() == "" {
+			sum, known = sum+h.GetFreesBytes(), known+1
+		}
+	}
+	switch all := len(s.GetHolders()); known {
+	case all:
+		return bytesText(uint64(sum))
+	case 0:
+		return "unknown"
+	default:
+		return fmt.Sprintf("%s on %d of %d", bytesText(uint64(sum)), known, all)
+	}
+}
+
 func (a *app) snapshotCreateCommand() *cobra.Command {
 	var order orderFlags
 	var freeze bool
@@ -100,7 +122,9 @@ func (a *app) snapshotListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the snapshots",
-		Args:  cobra.NoArgs,
+		Long: `List the snapshots. With --space, FREES is what the deletion of each one alone would give back at this moment, on all its holders together: their nodes take a look at each chunk, which may take
+seconds. That of two together may be more than the sum.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			call := func(c pb.SnapshotsClient, ctx context.Context, q *pb.ListSnapshotsRequest) (*pb.ListSnapshotsResponse, error) {
 				return c.ListSnapshots(ctx, q)
@@ -111,15 +135,23 @@ func (a *app) snapshotListCommand() *cobra.Command {
 			}
 			return a.print(l, func(w io.Writer) {
 				rows := [][]string{{"VOLUME", "SNAPSHOT", "ID", "SIZE", "CREATED", "STATE", "HELD BY"}}
+				if req.Space {
+					rows[0] = append(rows[0], "FREES")
+				}
 				for _, s := range l.GetSnapshots() {
-					rows = append(rows, []string{s.GetVolumeName(), s.GetName(), s.GetId(), bytesText(s.GetSizeBytes()), timeText(s.GetCreatedUnixMs()),
-						enumText(s.GetState(), "SNAPSHOT_STATE_"), fmt.Sprint(len(s.GetHolders()))})
+					row := []string{s.GetVolumeName(), s.GetName(), s.GetId(), bytesText(s.GetSizeBytes()), timeText(s.GetCreatedUnixMs()),
+						enumText(s.GetState(), "SNAPSHOT_STATE_"), fmt.Sprint(len(s.GetHolders()))}
+					if req.Space {
+						row = append(row, allFreesText(s))
+					}
+					rows = append(rows, row)
 				}
 				table(w, rows...)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&req.Volume, "volume", "", "only those of this `volume`")
+	cmd.Flags().BoolVar(&req.Space, "space", false, "ask the holders what the deletion of each would give back")
 	return cmd
 }
 
@@ -179,6 +211,68 @@ give the space back soon, those on nodes that are away when these return.`,
 			return a.print(resp, func(w io.Writer) { fmt.Fprintf(w, "Snapshot %s is deleted\n", args[0]) })
 		},
 	}
+	order.add(cmd)
+	addYes(cmd, &yes)
+	return cmd
+}
+
+func (a *app) snapshotRevertCommand() *cobra.Command {
+	var yes, abandon bool
+	var order orderFlags
+	cmd := &cobra.Command{
+		Use:   "revert VOLUME [SNAPSHOT]",
+		Short: "Put a volume back to what one of its snapshots has",
+		Long: `Put a volume back to what one of its snapshots has, after asking, on all its replicas, and return when that is done. The volume has to be detached, and is nobody's until the end: it can be neither attached nor
+snapshotted. First a snapshot is taken of what it has, named before-revert-..., to revert to if this was a mistake; delete it when it is not needed any more. Snapshots that are newer than the one named stay. The volume keeps its size.
+
+What differs is copied, so it takes a time and, in the pools, space for that. If it ends in the middle, by whatever it is, the same command goes on with it, asked of any node; the time limit of --timeout counts
+only if it is given.
+
+If no replica in sync holds the snapshot any more the revert cannot go on. --abandon ends it: the volume can be attached again, and is partly what the snapshot has and partly what it had before. Revert it to another snapshot then.`,
+		Example: `  tandemctl host detach data
+  tandemctl volume snapshot revert data before-upgrade`,
+		Args: func(_ *cobra.Command, args []string) error {
+			want := 2
+			if abandon {
+				want = 1
+			}
+			if len(args) != want || args[0] == "" || args[len(args)-1] == "" {
+				return usageError("want VOLUME and SNAPSHOT, or VOLUME and --abandon")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req := &pb.RevertVolumeRequest{Volume: args[0], Abandon: abandon, Reason: order.reason, Actor: a.actor()}
+			question := fmt.Sprintf("Volume %s will be partly what the snapshot has and partly what it had before. Give the revert up?", args[0])
+			if !abandon {
+				req.Snapshot = args[1]
+				question = fmt.Sprintf("Volume %s will be put back to snapshot %s; what was written since is kept in a snapshot only. Go on with it?", args[0], args[1])
+			}
+			if !yes {
+				if err := a.confirm(question); err != nil {
+					return err
+				}
+			}
+			client, err := a.snapshots()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := a.forWaiting(cmd.Context())
+			defer cancel()
+			resp, err := client.RevertVolume(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(resp, func(w io.Writer) {
+				if abandon {
+					fmt.Fprintf(w, "The revert of volume %s is given up; it is partly what it was put back to and partly what it had before\n", args[0])
+					return
+				}
+				fmt.Fprintf(w, "Volume %s is put back to snapshot %s, %s were copied; what it had before is snapshot %s\n", args[0], args[1], bytesText(resp.GetWrittenBytes()), resp.GetBefore())
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&abandon, "abandon", false, "give up a revert that was begun and cannot go on")
 	order.add(cmd)
 	addYes(cmd, &yes)
 	return cmd

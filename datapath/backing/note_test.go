@@ -35,6 +35,19 @@ func TestNote(t *testing.T) {
 			t.Errorf("note %q, %v, want %q", b, err, want)
 		}
 	}
+	// The other note is another one.
+	if b, err := p.Reverting(testVolume, testReplica); err != nil || b != nil {
+		t.Errorf("the other note is %q, %v", b, err)
+	}
+	if err := p.SetReverting(testVolume, testReplica, []byte("to a snapshot")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := p.Reverting(testVolume, testReplica); err != nil || string(b) != "to a snapshot" {
+		t.Errorf("the other note is %q, %v", b, err)
+	}
+	if b, err := p.Note(testVolume, testReplica); err != nil || string(b) != "a longer one" {
+		t.Errorf("note %q, %v", b, err)
+	}
 	if err := p.SetNote(testVolume, meta.UUID{77}, nil); !errors.Is(err, ErrNotFound) {
 		t.Errorf("note of no replica: %v", err)
 	}

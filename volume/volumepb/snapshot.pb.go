@@ -411,6 +411,7 @@ func (x *CreateSnapshotResponse) GetSnapshot() *Snapshot {
 type ListSnapshotsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"` // only of this one; "" = all
+	Space         bool                   `protobuf:"varint,2,opt,name=space,proto3" json:"space,omitempty"`  // ask the holders what the deletion of each would give back, as in GetSnapshotRequest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -450,6 +451,13 @@ func (x *ListSnapshotsRequest) GetVolume() string {
 		return x.Volume
 	}
 	return ""
+}
+
+func (x *ListSnapshotsRequest) GetSpace() bool {
+	if x != nil {
+		return x.Space
+	}
+	return false
 }
 
 type ListSnapshotsResponse struct {
@@ -1184,6 +1192,231 @@ func (x *MeasureSnapshotResponse) GetFreesBytes() int64 {
 	return 0
 }
 
+type RevertVolumeRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Volume   string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // one of its snapshots; "" only with abandon
+	// End a revert that cannot go on, because no replica in sync holds the snapshot any more: the volume can be attached again, with what it has then, which is partly from the snapshot and partly from before.
+	Abandon       bool   `protobuf:"varint,3,opt,name=abandon,proto3" json:"abandon,omitempty"`
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit trail, in the actor's words
+	Actor         string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`   // "" = the caller's certificate name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevertVolumeRequest) Reset() {
+	*x = RevertVolumeRequest{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevertVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevertVolumeRequest) ProtoMessage() {}
+
+func (x *RevertVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevertVolumeRequest.ProtoReflect.Descriptor instead.
+func (*RevertVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RevertVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *RevertVolumeRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *RevertVolumeRequest) GetAbandon() bool {
+	if x != nil {
+		return x.Abandon
+	}
+	return false
+}
+
+func (x *RevertVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RevertVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type RevertVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Before        string                 `protobuf:"bytes,1,opt,name=before,proto3" json:"before,omitempty"`                                  // name of the snapshot of what the volume had before; "" = none was taken
+	WrittenBytes  uint64                 `protobuf:"varint,2,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"` // to each replica, by this request: at most what differed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevertVolumeResponse) Reset() {
+	*x = RevertVolumeResponse{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevertVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevertVolumeResponse) ProtoMessage() {}
+
+func (x *RevertVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevertVolumeResponse.ProtoReflect.Descriptor instead.
+func (*RevertVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RevertVolumeResponse) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *RevertVolumeResponse) GetWrittenBytes() uint64 {
+	if x != nil {
+		return x.WrittenBytes
+	}
+	return 0
+}
+
+type RunRevertRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      []byte                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	RevertId      []byte                 `protobuf:"bytes,2,opt,name=revert_id,json=revertId,proto3" json:"revert_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunRevertRequest) Reset() {
+	*x = RunRevertRequest{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunRevertRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunRevertRequest) ProtoMessage() {}
+
+func (x *RunRevertRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunRevertRequest.ProtoReflect.Descriptor instead.
+func (*RunRevertRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RunRevertRequest) GetVolumeId() []byte {
+	if x != nil {
+		return x.VolumeId
+	}
+	return nil
+}
+
+func (x *RunRevertRequest) GetRevertId() []byte {
+	if x != nil {
+		return x.RevertId
+	}
+	return nil
+}
+
+type RunRevertResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WrittenBytes  uint64                 `protobuf:"varint,1,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunRevertResponse) Reset() {
+	*x = RunRevertResponse{}
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunRevertResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunRevertResponse) ProtoMessage() {}
+
+func (x *RunRevertResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_snapshot_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunRevertResponse.ProtoReflect.Descriptor instead.
+func (*RunRevertResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_snapshot_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RunRevertResponse) GetWrittenBytes() uint64 {
+	if x != nil {
+		return x.WrittenBytes
+	}
+	return 0
+}
+
 var File_volume_volumepb_snapshot_proto protoreflect.FileDescriptor
 
 const file_volume_volumepb_snapshot_proto_rawDesc = "" +
@@ -1220,9 +1453,10 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x1b\n" +
 	"\tno_freeze\x18\x05 \x01(\bR\bnoFreeze\"P\n" +
 	"\x16CreateSnapshotResponse\x126\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x1a.tandem.volume.v1.SnapshotR\bsnapshot\".\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x1a.tandem.volume.v1.SnapshotR\bsnapshot\"D\n" +
 	"\x14ListSnapshotsRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"Q\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
+	"\x05space\x18\x02 \x01(\bR\x05space\"Q\n" +
 	"\x15ListSnapshotsResponse\x128\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x1a.tandem.volume.v1.SnapshotR\tsnapshots\"F\n" +
 	"\x12GetSnapshotRequest\x12\x1a\n" +
@@ -1265,23 +1499,39 @@ const file_volume_volumepb_snapshot_proto_rawDesc = "" +
 	"snapshotId\":\n" +
 	"\x17MeasureSnapshotResponse\x12\x1f\n" +
 	"\vfrees_bytes\x18\x01 \x01(\x03R\n" +
-	"freesBytes*\x83\x01\n" +
+	"freesBytes\"\x91\x01\n" +
+	"\x13RevertVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x18\n" +
+	"\aabandon\x18\x03 \x01(\bR\aabandon\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\"S\n" +
+	"\x14RevertVolumeResponse\x12\x16\n" +
+	"\x06before\x18\x01 \x01(\tR\x06before\x12#\n" +
+	"\rwritten_bytes\x18\x02 \x01(\x04R\fwrittenBytes\"L\n" +
+	"\x10RunRevertRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\fR\bvolumeId\x12\x1b\n" +
+	"\trevert_id\x18\x02 \x01(\fR\brevertId\"8\n" +
+	"\x11RunRevertResponse\x12#\n" +
+	"\rwritten_bytes\x18\x01 \x01(\x04R\fwrittenBytes*\x83\x01\n" +
 	"\rSnapshotState\x12\x1e\n" +
 	"\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SNAPSHOT_STATE_CREATING\x10\x01\x12\x18\n" +
 	"\x14SNAPSHOT_STATE_READY\x10\x02\x12\x1b\n" +
-	"\x17SNAPSHOT_STATE_DELETING\x10\x032\x93\x03\n" +
+	"\x17SNAPSHOT_STATE_DELETING\x10\x032\xf2\x03\n" +
 	"\tSnapshots\x12c\n" +
 	"\x0eCreateSnapshot\x12'.tandem.volume.v1.CreateSnapshotRequest\x1a(.tandem.volume.v1.CreateSnapshotResponse\x12`\n" +
 	"\rListSnapshots\x12&.tandem.volume.v1.ListSnapshotsRequest\x1a'.tandem.volume.v1.ListSnapshotsResponse\x12Z\n" +
 	"\vGetSnapshot\x12$.tandem.volume.v1.GetSnapshotRequest\x1a%.tandem.volume.v1.GetSnapshotResponse\x12c\n" +
-	"\x0eDeleteSnapshot\x12'.tandem.volume.v1.DeleteSnapshotRequest\x1a(.tandem.volume.v1.DeleteSnapshotResponse2\xf2\x03\n" +
+	"\x0eDeleteSnapshot\x12'.tandem.volume.v1.DeleteSnapshotRequest\x1a(.tandem.volume.v1.DeleteSnapshotResponse\x12]\n" +
+	"\fRevertVolume\x12%.tandem.volume.v1.RevertVolumeRequest\x1a&.tandem.volume.v1.RevertVolumeResponse2\xc8\x04\n" +
 	"\x14SnapshotCoordinators\x12]\n" +
 	"\fTakeSnapshot\x12%.tandem.volume.v1.TakeSnapshotRequest\x1a&.tandem.volume.v1.TakeSnapshotResponse\x12]\n" +
 	"\fFreezeVolume\x12%.tandem.volume.v1.FreezeVolumeRequest\x1a&.tandem.volume.v1.FreezeVolumeResponse\x12W\n" +
 	"\n" +
 	"ThawVolume\x12#.tandem.volume.v1.ThawVolumeRequest\x1a$.tandem.volume.v1.ThawVolumeResponse\x12f\n" +
-	"\x0fMeasureSnapshot\x12(.tandem.volume.v1.MeasureSnapshotRequest\x1a).tandem.volume.v1.MeasureSnapshotResponse\x12[\n" +
+	"\x0fMeasureSnapshot\x12(.tandem.volume.v1.MeasureSnapshotRequest\x1a).tandem.volume.v1.MeasureSnapshotResponse\x12T\n" +
+	"\tRunRevert\x12\".tandem.volume.v1.RunRevertRequest\x1a#.tandem.volume.v1.RunRevertResponse\x12[\n" +
 	"\n" +
 	"LendVolume\x12#.tandem.volume.v1.LendVolumeRequest\x1a$.tandem.volume.v1.LendVolumeResponse(\x010\x01B2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
 
@@ -1298,7 +1548,7 @@ func file_volume_volumepb_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_volume_volumepb_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_volume_volumepb_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_volume_volumepb_snapshot_proto_goTypes = []any{
 	(SnapshotState)(0),              // 0: tandem.volume.v1.SnapshotState
 	(*Snapshot)(nil),                // 1: tandem.volume.v1.Snapshot
@@ -1321,6 +1571,10 @@ var file_volume_volumepb_snapshot_proto_goTypes = []any{
 	(*ThawVolumeResponse)(nil),      // 18: tandem.volume.v1.ThawVolumeResponse
 	(*MeasureSnapshotRequest)(nil),  // 19: tandem.volume.v1.MeasureSnapshotRequest
 	(*MeasureSnapshotResponse)(nil), // 20: tandem.volume.v1.MeasureSnapshotResponse
+	(*RevertVolumeRequest)(nil),     // 21: tandem.volume.v1.RevertVolumeRequest
+	(*RevertVolumeResponse)(nil),    // 22: tandem.volume.v1.RevertVolumeResponse
+	(*RunRevertRequest)(nil),        // 23: tandem.volume.v1.RunRevertRequest
+	(*RunRevertResponse)(nil),       // 24: tandem.volume.v1.RunRevertResponse
 }
 var file_volume_volumepb_snapshot_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Snapshot.state:type_name -> tandem.volume.v1.SnapshotState
@@ -1332,22 +1586,26 @@ var file_volume_volumepb_snapshot_proto_depIdxs = []int32{
 	5,  // 6: tandem.volume.v1.Snapshots.ListSnapshots:input_type -> tandem.volume.v1.ListSnapshotsRequest
 	7,  // 7: tandem.volume.v1.Snapshots.GetSnapshot:input_type -> tandem.volume.v1.GetSnapshotRequest
 	9,  // 8: tandem.volume.v1.Snapshots.DeleteSnapshot:input_type -> tandem.volume.v1.DeleteSnapshotRequest
-	11, // 9: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:input_type -> tandem.volume.v1.TakeSnapshotRequest
-	15, // 10: tandem.volume.v1.SnapshotCoordinators.FreezeVolume:input_type -> tandem.volume.v1.FreezeVolumeRequest
-	17, // 11: tandem.volume.v1.SnapshotCoordinators.ThawVolume:input_type -> tandem.volume.v1.ThawVolumeRequest
-	19, // 12: tandem.volume.v1.SnapshotCoordinators.MeasureSnapshot:input_type -> tandem.volume.v1.MeasureSnapshotRequest
-	13, // 13: tandem.volume.v1.SnapshotCoordinators.LendVolume:input_type -> tandem.volume.v1.LendVolumeRequest
-	4,  // 14: tandem.volume.v1.Snapshots.CreateSnapshot:output_type -> tandem.volume.v1.CreateSnapshotResponse
-	6,  // 15: tandem.volume.v1.Snapshots.ListSnapshots:output_type -> tandem.volume.v1.ListSnapshotsResponse
-	8,  // 16: tandem.volume.v1.Snapshots.GetSnapshot:output_type -> tandem.volume.v1.GetSnapshotResponse
-	10, // 17: tandem.volume.v1.Snapshots.DeleteSnapshot:output_type -> tandem.volume.v1.DeleteSnapshotResponse
-	12, // 18: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:output_type -> tandem.volume.v1.TakeSnapshotResponse
-	16, // 19: tandem.volume.v1.SnapshotCoordinators.FreezeVolume:output_type -> tandem.volume.v1.FreezeVolumeResponse
-	18, // 20: tandem.volume.v1.SnapshotCoordinators.ThawVolume:output_type -> tandem.volume.v1.ThawVolumeResponse
-	20, // 21: tandem.volume.v1.SnapshotCoordinators.MeasureSnapshot:output_type -> tandem.volume.v1.MeasureSnapshotResponse
-	14, // 22: tandem.volume.v1.SnapshotCoordinators.LendVolume:output_type -> tandem.volume.v1.LendVolumeResponse
-	14, // [14:23] is the sub-list for method output_type
-	5,  // [5:14] is the sub-list for method input_type
+	21, // 9: tandem.volume.v1.Snapshots.RevertVolume:input_type -> tandem.volume.v1.RevertVolumeRequest
+	11, // 10: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:input_type -> tandem.volume.v1.TakeSnapshotRequest
+	15, // 11: tandem.volume.v1.SnapshotCoordinators.FreezeVolume:input_type -> tandem.volume.v1.FreezeVolumeRequest
+	17, // 12: tandem.volume.v1.SnapshotCoordinators.ThawVolume:input_type -> tandem.volume.v1.ThawVolumeRequest
+	19, // 13: tandem.volume.v1.SnapshotCoordinators.MeasureSnapshot:input_type -> tandem.volume.v1.MeasureSnapshotRequest
+	23, // 14: tandem.volume.v1.SnapshotCoordinators.RunRevert:input_type -> tandem.volume.v1.RunRevertRequest
+	13, // 15: tandem.volume.v1.SnapshotCoordinators.LendVolume:input_type -> tandem.volume.v1.LendVolumeRequest
+	4,  // 16: tandem.volume.v1.Snapshots.CreateSnapshot:output_type -> tandem.volume.v1.CreateSnapshotResponse
+	6,  // 17: tandem.volume.v1.Snapshots.ListSnapshots:output_type -> tandem.volume.v1.ListSnapshotsResponse
+	8,  // 18: tandem.volume.v1.Snapshots.GetSnapshot:output_type -> tandem.volume.v1.GetSnapshotResponse
+	10, // 19: tandem.volume.v1.Snapshots.DeleteSnapshot:output_type -> tandem.volume.v1.DeleteSnapshotResponse
+	22, // 20: tandem.volume.v1.Snapshots.RevertVolume:output_type -> tandem.volume.v1.RevertVolumeResponse
+	12, // 21: tandem.volume.v1.SnapshotCoordinators.TakeSnapshot:output_type -> tandem.volume.v1.TakeSnapshotResponse
+	16, // 22: tandem.volume.v1.SnapshotCoordinators.FreezeVolume:output_type -> tandem.volume.v1.FreezeVolumeResponse
+	18, // 23: tandem.volume.v1.SnapshotCoordinators.ThawVolume:output_type -> tandem.volume.v1.ThawVolumeResponse
+	20, // 24: tandem.volume.v1.SnapshotCoordinators.MeasureSnapshot:output_type -> tandem.volume.v1.MeasureSnapshotResponse
+	24, // 25: tandem.volume.v1.SnapshotCoordinators.RunRevert:output_type -> tandem.volume.v1.RunRevertResponse
+	14, // 26: tandem.volume.v1.SnapshotCoordinators.LendVolume:output_type -> tandem.volume.v1.LendVolumeResponse
+	16, // [16:27] is the sub-list for method output_type
+	5,  // [5:16] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -1364,7 +1622,7 @@ func file_volume_volumepb_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_snapshot_proto_rawDesc), len(file_volume_volumepb_snapshot_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -27,6 +27,7 @@ const (
 	Snapshots_ListSnapshots_FullMethodName  = "/tandem.volume.v1.Snapshots/ListSnapshots"
 	Snapshots_GetSnapshot_FullMethodName    = "/tandem.volume.v1.Snapshots/GetSnapshot"
 	Snapshots_DeleteSnapshot_FullMethodName = "/tandem.volume.v1.Snapshots/DeleteSnapshot"
+	Snapshots_RevertVolume_FullMethodName   = "/tandem.volume.v1.Snapshots/RevertVolume"
 )
 
 // SnapshotsClient is the client API for Snapshots service.
@@ -45,6 +46,11 @@ type SnapshotsClient interface {
 	GetSnapshot(ctx context.Context, in *GetSnapshotRequest, opts ...grpc.CallOption) (*GetSnapshotResponse, error)
 	// DeleteSnapshot deletes a snapshot, in any order with others; its holders give the space back soon. What was made from it stays. One that does not exist is no error.
 	DeleteSnapshot(ctx context.Context, in *DeleteSnapshotRequest, opts ...grpc.CallOption) (*DeleteSnapshotResponse, error)
+	// RevertVolume puts a volume that is detached back to what one of its snapshots has, on all its replicas, and returns when that is done. What was written since is lost, but for a snapshot that is taken of it
+	// first, if not abandon is said. From its beginning to its end nobody can attach the volume, take snapshots of it, or delete those two. If it ends in the middle, however that is, the same request goes on with it, of
+	// any node. Errors: NOT_FOUND; FAILED_PRECONDITION it is attached, or published, or no node with a replica that holds the snapshot and is in sync may attach it (nothing is changed), or it is being put back to another snapshot, or it was abandoned
+	// meanwhile; RESOURCE_EXHAUSTED it has as many snapshots as it can have, or a pool is full; UNAVAILABLE and others: it is not known how far it has come.
+	RevertVolume(ctx context.Context, in *RevertVolumeRequest, opts ...grpc.CallOption) (*RevertVolumeResponse, error)
 }
 
 type snapshotsClient struct {
@@ -95,6 +101,16 @@ func (c *snapshotsClient) DeleteSnapshot(ctx context.Context, in *DeleteSnapshot
 	return out, nil
 }
 
+func (c *snapshotsClient) RevertVolume(ctx context.Context, in *RevertVolumeRequest, opts ...grpc.CallOption) (*RevertVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevertVolumeResponse)
+	err := c.cc.Invoke(ctx, Snapshots_RevertVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SnapshotsServer is the server API for Snapshots service.
 // All implementations must embed UnimplementedSnapshotsServer
 // for forward compatibility.
@@ -111,6 +127,11 @@ type SnapshotsServer interface {
 	GetSnapshot(context.Context, *GetSnapshotRequest) (*GetSnapshotResponse, error)
 	// DeleteSnapshot deletes a snapshot, in any order with others; its holders give the space back soon. What was made from it stays. One that does not exist is no error.
 	DeleteSnapshot(context.Context, *DeleteSnapshotRequest) (*DeleteSnapshotResponse, error)
+	// RevertVolume puts a volume that is detached back to what one of its snapshots has, on all its replicas, and returns when that is done. What was written since is lost, but for a snapshot that is taken of it
+	// first, if not abandon is said. From its beginning to its end nobody can attach the volume, take snapshots of it, or delete those two. If it ends in the middle, however that is, the same request goes on with it, of
+	// any node. Errors: NOT_FOUND; FAILED_PRECONDITION it is attached, or published, or no node with a replica that holds the snapshot and is in sync may attach it (nothing is changed), or it is being put back to another snapshot, or it was abandoned
+	// meanwhile; RESOURCE_EXHAUSTED it has as many snapshots as it can have, or a pool is full; UNAVAILABLE and others: it is not known how far it has come.
+	RevertVolume(context.Context, *RevertVolumeRequest) (*RevertVolumeResponse, error)
 	mustEmbedUnimplementedSnapshotsServer()
 }
 
@@ -132,6 +153,9 @@ func (UnimplementedSnapshotsServer) GetSnapshot(context.Context, *GetSnapshotReq
 }
 func (UnimplementedSnapshotsServer) DeleteSnapshot(context.Context, *DeleteSnapshotRequest) (*DeleteSnapshotResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteSnapshot not implemented")
+}
+func (UnimplementedSnapshotsServer) RevertVolume(context.Context, *RevertVolumeRequest) (*RevertVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevertVolume not implemented")
 }
 func (UnimplementedSnapshotsServer) mustEmbedUnimplementedSnapshotsServer() {}
 func (UnimplementedSnapshotsServer) testEmbeddedByValue()                   {}
@@ -226,6 +250,24 @@ func _Snapshots_DeleteSnapshot_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Snapshots_RevertVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevertVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).RevertVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_RevertVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).RevertVolume(ctx, req.(*RevertVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Snapshots_ServiceDesc is the grpc.ServiceDesc for Snapshots service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -249,6 +291,10 @@ var Snapshots_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "DeleteSnapshot",
 			Handler:    _Snapshots_DeleteSnapshot_Handler,
 		},
+		{
+			MethodName: "RevertVolume",
+			Handler:    _Snapshots_RevertVolume_Handler,
+		},
 	},
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "volume/volumepb/snapshot.proto",
@@ -259,6 +305,7 @@ const (
 	SnapshotCoordinators_FreezeVolume_FullMethodName    = "/tandem.volume.v1.SnapshotCoordinators/FreezeVolume"
 	SnapshotCoordinators_ThawVolume_FullMethodName      = "/tandem.volume.v1.SnapshotCoordinators/ThawVolume"
 	SnapshotCoordinators_MeasureSnapshot_FullMethodName = "/tandem.volume.v1.SnapshotCoordinators/MeasureSnapshot"
+	SnapshotCoordinators_RunRevert_FullMethodName       = "/tandem.volume.v1.SnapshotCoordinators/RunRevert"
 	SnapshotCoordinators_LendVolume_FullMethodName      = "/tandem.volume.v1.SnapshotCoordinators/LendVolume"
 )
 
@@ -278,6 +325,9 @@ type SnapshotCoordinatorsClient interface {
 	ThawVolume(ctx context.Context, in *ThawVolumeRequest, opts ...grpc.CallOption) (*ThawVolumeResponse, error)
 	// MeasureSnapshot tells what the deletion of a snapshot would give back there. Errors: NOT_FOUND; UNAVAILABLE the replica is not served.
 	MeasureSnapshot(ctx context.Context, in *MeasureSnapshotRequest, opts ...grpc.CallOption) (*MeasureSnapshotResponse, error)
+	// RunRevert carries a revert out, or what is left of it, by attaching the volume there without a device. Errors: NOT_FOUND the replica there does not hold the snapshot; FAILED_PRECONDITION it is attached elsewhere, or is not being
+	// put back any more.
+	RunRevert(ctx context.Context, in *RunRevertRequest, opts ...grpc.CallOption) (*RunRevertResponse, error)
 	// LendVolume attaches a detached volume there, without a device, and has it detached again when the stream of requests ends, however that is. There is one request, and one
 	// response, when it is attached; the call ends when it is detached. Errors: FAILED_PRECONDITION it is attached elsewhere, or may not be attached there.
 	LendVolume(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LendVolumeRequest, LendVolumeResponse], error)
@@ -331,6 +381,16 @@ func (c *snapshotCoordinatorsClient) MeasureSnapshot(ctx context.Context, in *Me
 	return out, nil
 }
 
+func (c *snapshotCoordinatorsClient) RunRevert(ctx context.Context, in *RunRevertRequest, opts ...grpc.CallOption) (*RunRevertResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RunRevertResponse)
+	err := c.cc.Invoke(ctx, SnapshotCoordinators_RunRevert_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *snapshotCoordinatorsClient) LendVolume(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LendVolumeRequest, LendVolumeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &SnapshotCoordinators_ServiceDesc.Streams[0], SnapshotCoordinators_LendVolume_FullMethodName, cOpts...)
@@ -360,6 +420,9 @@ type SnapshotCoordinatorsServer interface {
 	ThawVolume(context.Context, *ThawVolumeRequest) (*ThawVolumeResponse, error)
 	// MeasureSnapshot tells what the deletion of a snapshot would give back there. Errors: NOT_FOUND; UNAVAILABLE the replica is not served.
 	MeasureSnapshot(context.Context, *MeasureSnapshotRequest) (*MeasureSnapshotResponse, error)
+	// RunRevert carries a revert out, or what is left of it, by attaching the volume there without a device. Errors: NOT_FOUND the replica there does not hold the snapshot; FAILED_PRECONDITION it is attached elsewhere, or is not being
+	// put back any more.
+	RunRevert(context.Context, *RunRevertRequest) (*RunRevertResponse, error)
 	// LendVolume attaches a detached volume there, without a device, and has it detached again when the stream of requests ends, however that is. There is one request, and one
 	// response, when it is attached; the call ends when it is detached. Errors: FAILED_PRECONDITION it is attached elsewhere, or may not be attached there.
 	LendVolume(grpc.BidiStreamingServer[LendVolumeRequest, LendVolumeResponse]) error
@@ -384,6 +447,9 @@ func (UnimplementedSnapshotCoordinatorsServer) ThawVolume(context.Context, *Thaw
 }
 func (UnimplementedSnapshotCoordinatorsServer) MeasureSnapshot(context.Context, *MeasureSnapshotRequest) (*MeasureSnapshotResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MeasureSnapshot not implemented")
+}
+func (UnimplementedSnapshotCoordinatorsServer) RunRevert(context.Context, *RunRevertRequest) (*RunRevertResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RunRevert not implemented")
 }
 func (UnimplementedSnapshotCoordinatorsServer) LendVolume(grpc.BidiStreamingServer[LendVolumeRequest, LendVolumeResponse]) error {
 	return status.Error(codes.Unimplemented, "method LendVolume not implemented")
@@ -481,6 +547,24 @@ func _SnapshotCoordinators_MeasureSnapshot_Handler(srv interface{}, ctx context.
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SnapshotCoordinators_RunRevert_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RunRevertRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotCoordinatorsServer).RunRevert(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SnapshotCoordinators_RunRevert_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotCoordinatorsServer).RunRevert(ctx, req.(*RunRevertRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SnapshotCoordinators_LendVolume_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(SnapshotCoordinatorsServer).LendVolume(&grpc.GenericServerStream[LendVolumeRequest, LendVolumeResponse]{ServerStream: stream})
 }
@@ -510,6 +594,10 @@ var SnapshotCoordinators_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MeasureSnapshot",
 			Handler:    _SnapshotCoordinators_MeasureSnapshot_Handler,
+		},
+		{
+			MethodName: "RunRevert",
+			Handler:    _SnapshotCoordinators_RunRevert_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -4150,8 +4150,9 @@ type FoundReplica struct {
 	Isr           [][]byte               `protobuf:"bytes,9,rep,name=isr,proto3" json:"isr,omitempty"`
 	Missing       [][]byte               `protobuf:"bytes,10,rep,name=missing,proto3" json:"missing,omitempty"`
 	Incarnation   []byte                 `protobuf:"bytes,11,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Spec          []byte                 `protobuf:"bytes,12,opt,name=spec,proto3" json:"spec,omitempty"`   // the volume's record in the catalogue, as JSON, as the node last saw it; empty: not known
-	Error         string                 `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"` // why it is not served; then only volume, replica and pool are set
+	Spec          []byte                 `protobuf:"bytes,12,opt,name=spec,proto3" json:"spec,omitempty"`     // the volume's record in the catalogue, as JSON, as the node last saw it; empty: not known
+	Error         string                 `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`   // why it is not served; then only volume, replica and pool are set
+	Revert        []byte                 `protobuf:"bytes,14,opt,name=revert,proto3" json:"revert,omitempty"` // as MarkReplica was told last; empty: never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4277,6 +4278,117 @@ func (x *FoundReplica) GetError() string {
 	return ""
 }
 
+func (x *FoundReplica) GetRevert() []byte {
+	if x != nil {
+		return x.Revert
+	}
+	return nil
+}
+
+type MarkReplicaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Replica       []byte                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Pool          string                 `protobuf:"bytes,3,opt,name=pool,proto3" json:"pool,omitempty"`
+	Revert        []byte                 `protobuf:"bytes,4,opt,name=revert,proto3" json:"revert,omitempty"` // JSON
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarkReplicaRequest) Reset() {
+	*x = MarkReplicaRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarkReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarkReplicaRequest) ProtoMessage() {}
+
+func (x *MarkReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarkReplicaRequest.ProtoReflect.Descriptor instead.
+func (*MarkReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *MarkReplicaRequest) GetVolume() []byte {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *MarkReplicaRequest) GetReplica() []byte {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+func (x *MarkReplicaRequest) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *MarkReplicaRequest) GetRevert() []byte {
+	if x != nil {
+		return x.Revert
+	}
+	return nil
+}
+
+type MarkReplicaResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarkReplicaResponse) Reset() {
+	*x = MarkReplicaResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarkReplicaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarkReplicaResponse) ProtoMessage() {}
+
+func (x *MarkReplicaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarkReplicaResponse.ProtoReflect.Descriptor instead.
+func (*MarkReplicaResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
+}
+
 type ForceReplicaRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -4290,7 +4402,7 @@ type ForceReplicaRequest struct {
 
 func (x *ForceReplicaRequest) Reset() {
 	*x = ForceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4302,7 +4414,7 @@ func (x *ForceReplicaRequest) String() string {
 func (*ForceReplicaRequest) ProtoMessage() {}
 
 func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4315,7 +4427,7 @@ func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ForceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ForceReplicaRequest) GetVolume() string {
@@ -4364,7 +4476,7 @@ type ForceReplicaResponse struct {
 
 func (x *ForceReplicaResponse) Reset() {
 	*x = ForceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4376,7 +4488,7 @@ func (x *ForceReplicaResponse) String() string {
 func (*ForceReplicaResponse) ProtoMessage() {}
 
 func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4389,7 +4501,7 @@ func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ForceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ForceReplicaResponse) GetVolume() *Volume {
@@ -4422,7 +4534,7 @@ type GetExposureRequest struct {
 
 func (x *GetExposureRequest) Reset() {
 	*x = GetExposureRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4434,7 +4546,7 @@ func (x *GetExposureRequest) String() string {
 func (*GetExposureRequest) ProtoMessage() {}
 
 func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4447,7 +4559,7 @@ func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureRequest.ProtoReflect.Descriptor instead.
 func (*GetExposureRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetExposureRequest) GetVolume() string {
@@ -4469,7 +4581,7 @@ type GetExposureResponse struct {
 
 func (x *GetExposureResponse) Reset() {
 	*x = GetExposureResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4481,7 +4593,7 @@ func (x *GetExposureResponse) String() string {
 func (*GetExposureResponse) ProtoMessage() {}
 
 func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4494,7 +4606,7 @@ func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureResponse.ProtoReflect.Descriptor instead.
 func (*GetExposureResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetExposureResponse) GetVolumeId() string {
@@ -4542,7 +4654,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4554,7 +4666,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4567,7 +4679,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Exposure) GetOpen() *ExposedInterval {
@@ -4646,7 +4758,7 @@ type ExposedInterval struct {
 
 func (x *ExposedInterval) Reset() {
 	*x = ExposedInterval{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4658,7 +4770,7 @@ func (x *ExposedInterval) String() string {
 func (*ExposedInterval) ProtoMessage() {}
 
 func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4671,7 +4783,7 @@ func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExposedInterval.ProtoReflect.Descriptor instead.
 func (*ExposedInterval) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ExposedInterval) GetFromUnixMs() int64 {
@@ -4763,7 +4875,7 @@ type MissingReplica struct {
 
 func (x *MissingReplica) Reset() {
 	*x = MissingReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4775,7 +4887,7 @@ func (x *MissingReplica) String() string {
 func (*MissingReplica) ProtoMessage() {}
 
 func (x *MissingReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4788,7 +4900,7 @@ func (x *MissingReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingReplica.ProtoReflect.Descriptor instead.
 func (*MissingReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *MissingReplica) GetReplicaId() string {
@@ -4833,7 +4945,7 @@ type SwitchOverRequest struct {
 
 func (x *SwitchOverRequest) Reset() {
 	*x = SwitchOverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4845,7 +4957,7 @@ func (x *SwitchOverRequest) String() string {
 func (*SwitchOverRequest) ProtoMessage() {}
 
 func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4858,7 +4970,7 @@ func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverRequest.ProtoReflect.Descriptor instead.
 func (*SwitchOverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SwitchOverRequest) GetVolume() string {
@@ -4912,7 +5024,7 @@ type SwitchOverResponse struct {
 
 func (x *SwitchOverResponse) Reset() {
 	*x = SwitchOverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4924,7 +5036,7 @@ func (x *SwitchOverResponse) String() string {
 func (*SwitchOverResponse) ProtoMessage() {}
 
 func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4937,7 +5049,7 @@ func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverResponse.ProtoReflect.Descriptor instead.
 func (*SwitchOverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SwitchOverResponse) GetMove() *Move {
@@ -4968,7 +5080,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4980,7 +5092,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4993,7 +5105,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Move) GetVolumeId() string {
@@ -5090,7 +5202,7 @@ type SwitchOverList struct {
 
 func (x *SwitchOverList) Reset() {
 	*x = SwitchOverList{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5102,7 +5214,7 @@ func (x *SwitchOverList) String() string {
 func (*SwitchOverList) ProtoMessage() {}
 
 func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5115,7 +5227,7 @@ func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverList.ProtoReflect.Descriptor instead.
 func (*SwitchOverList) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SwitchOverList) GetMoves() []*Move {
@@ -5134,7 +5246,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5146,7 +5258,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5159,7 +5271,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *MoveVolumeRequest) GetRequest() *SwitchOverRequest {
@@ -5178,7 +5290,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5190,7 +5302,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5203,7 +5315,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{70}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *MoveVolumeResponse) GetMove() *Move {
@@ -5222,7 +5334,7 @@ type PrepareHandoverRequest struct {
 
 func (x *PrepareHandoverRequest) Reset() {
 	*x = PrepareHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5234,7 +5346,7 @@ func (x *PrepareHandoverRequest) String() string {
 func (*PrepareHandoverRequest) ProtoMessage() {}
 
 func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5247,7 +5359,7 @@ func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{71}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PrepareHandoverRequest) GetVolume() string {
@@ -5269,7 +5381,7 @@ type PrepareHandoverResponse struct {
 
 func (x *PrepareHandoverResponse) Reset() {
 	*x = PrepareHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5281,7 +5393,7 @@ func (x *PrepareHandoverResponse) String() string {
 func (*PrepareHandoverResponse) ProtoMessage() {}
 
 func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5294,7 +5406,7 @@ func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{72}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *PrepareHandoverResponse) GetAttachId() []byte {
@@ -5338,7 +5450,7 @@ type TakeHandoverRequest struct {
 
 func (x *TakeHandoverRequest) Reset() {
 	*x = TakeHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[73]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5350,7 +5462,7 @@ func (x *TakeHandoverRequest) String() string {
 func (*TakeHandoverRequest) ProtoMessage() {}
 
 func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[73]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5363,7 +5475,7 @@ func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverRequest.ProtoReflect.Descriptor instead.
 func (*TakeHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{73}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TakeHandoverRequest) GetVolume() string {
@@ -5403,7 +5515,7 @@ type TakeHandoverResponse struct {
 
 func (x *TakeHandoverResponse) Reset() {
 	*x = TakeHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[74]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5415,7 +5527,7 @@ func (x *TakeHandoverResponse) String() string {
 func (*TakeHandoverResponse) ProtoMessage() {}
 
 func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[74]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5428,7 +5540,7 @@ func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverResponse.ProtoReflect.Descriptor instead.
 func (*TakeHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{74}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *TakeHandoverResponse) GetPath() string {
@@ -5762,7 +5874,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12:\n" +
 	"\breplicas\x18\x02 \x03(\v2\x1e.tandem.volume.v1.FoundReplicaR\breplicas\x12\"\n" +
 	"\fcoordinators\x18\x03 \x03(\fR\fcoordinators\x12 \n" +
-	"\vincarnation\x18\x04 \x01(\fR\vincarnation\"\xbd\x02\n" +
+	"\vincarnation\x18\x04 \x01(\fR\vincarnation\"\xd5\x02\n" +
 	"\fFoundReplica\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +
@@ -5778,7 +5890,14 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	" \x03(\fR\amissing\x12 \n" +
 	"\vincarnation\x18\v \x01(\fR\vincarnation\x12\x12\n" +
 	"\x04spec\x18\f \x01(\fR\x04spec\x12\x14\n" +
-	"\x05error\x18\r \x01(\tR\x05error\"\xb4\x01\n" +
+	"\x05error\x18\r \x01(\tR\x05error\x12\x16\n" +
+	"\x06revert\x18\x0e \x01(\fR\x06revert\"r\n" +
+	"\x12MarkReplicaRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\fR\areplica\x12\x12\n" +
+	"\x04pool\x18\x03 \x01(\tR\x04pool\x12\x16\n" +
+	"\x06revert\x18\x04 \x01(\fR\x06revert\"\x15\n" +
+	"\x13MarkReplicaResponse\"\xb4\x01\n" +
 	"\x13ForceReplicaRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\tR\areplica\x12*\n" +
@@ -5943,9 +6062,10 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\rProtectVolume\x12&.tandem.volume.v1.ProtectVolumeRequest\x1a'.tandem.volume.v1.ProtectVolumeResponse\x12f\n" +
 	"\x0fPrepareHandover\x12(.tandem.volume.v1.PrepareHandoverRequest\x1a).tandem.volume.v1.PrepareHandoverResponse\x12]\n" +
 	"\fTakeHandover\x12%.tandem.volume.v1.TakeHandoverRequest\x1a&.tandem.volume.v1.TakeHandoverResponse\x12`\n" +
-	"\rEndAttachment\x12&.tandem.volume.v1.EndAttachmentRequest\x1a'.tandem.volume.v1.EndAttachmentResponse2i\n" +
+	"\rEndAttachment\x12&.tandem.volume.v1.EndAttachmentRequest\x1a'.tandem.volume.v1.EndAttachmentResponse2\xc5\x01\n" +
 	"\bReplicas\x12]\n" +
-	"\fListReplicas\x12%.tandem.volume.v1.ListReplicasRequest\x1a&.tandem.volume.v1.ListReplicasResponseB2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
+	"\fListReplicas\x12%.tandem.volume.v1.ListReplicasRequest\x1a&.tandem.volume.v1.ListReplicasResponse\x12Z\n" +
+	"\vMarkReplica\x12$.tandem.volume.v1.MarkReplicaRequest\x1a%.tandem.volume.v1.MarkReplicaResponseB2Z0github.com/tandem-storage/tandem/volume/volumepbb\x06proto3"
 
 var (
 	file_volume_volumepb_volume_proto_rawDescOnce sync.Once
@@ -5960,7 +6080,7 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 }
 
 var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                  // 0: tandem.volume.v1.Protection
 	(Phase)(0),                       // 1: tandem.volume.v1.Phase
@@ -6026,32 +6146,34 @@ var file_volume_volumepb_volume_proto_goTypes = []any{
 	(*ListReplicasRequest)(nil),      // 61: tandem.volume.v1.ListReplicasRequest
 	(*ListReplicasResponse)(nil),     // 62: tandem.volume.v1.ListReplicasResponse
 	(*FoundReplica)(nil),             // 63: tandem.volume.v1.FoundReplica
-	(*ForceReplicaRequest)(nil),      // 64: tandem.volume.v1.ForceReplicaRequest
-	(*ForceReplicaResponse)(nil),     // 65: tandem.volume.v1.ForceReplicaResponse
-	(*GetExposureRequest)(nil),       // 66: tandem.volume.v1.GetExposureRequest
-	(*GetExposureResponse)(nil),      // 67: tandem.volume.v1.GetExposureResponse
-	(*Exposure)(nil),                 // 68: tandem.volume.v1.Exposure
-	(*ExposedInterval)(nil),          // 69: tandem.volume.v1.ExposedInterval
-	(*MissingReplica)(nil),           // 70: tandem.volume.v1.MissingReplica
-	(*SwitchOverRequest)(nil),        // 71: tandem.volume.v1.SwitchOverRequest
-	(*SwitchOverResponse)(nil),       // 72: tandem.volume.v1.SwitchOverResponse
-	(*Move)(nil),                     // 73: tandem.volume.v1.Move
-	(*SwitchOverList)(nil),           // 74: tandem.volume.v1.SwitchOverList
-	(*MoveVolumeRequest)(nil),        // 75: tandem.volume.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),       // 76: tandem.volume.v1.MoveVolumeResponse
-	(*PrepareHandoverRequest)(nil),   // 77: tandem.volume.v1.PrepareHandoverRequest
-	(*PrepareHandoverResponse)(nil),  // 78: tandem.volume.v1.PrepareHandoverResponse
-	(*TakeHandoverRequest)(nil),      // 79: tandem.volume.v1.TakeHandoverRequest
-	(*TakeHandoverResponse)(nil),     // 80: tandem.volume.v1.TakeHandoverResponse
-	nil,                              // 81: tandem.volume.v1.Volume.LabelsEntry
-	nil,                              // 82: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                              // 83: tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	(*clusterdomainpb.Verified)(nil), // 84: tandem.clusterdomain.v1.Verified
-	(*clusterdomainpb.Receipt)(nil),  // 85: tandem.clusterdomain.v1.Receipt
+	(*MarkReplicaRequest)(nil),       // 64: tandem.volume.v1.MarkReplicaRequest
+	(*MarkReplicaResponse)(nil),      // 65: tandem.volume.v1.MarkReplicaResponse
+	(*ForceReplicaRequest)(nil),      // 66: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),     // 67: tandem.volume.v1.ForceReplicaResponse
+	(*GetExposureRequest)(nil),       // 68: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),      // 69: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),                 // 70: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),          // 71: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),           // 72: tandem.volume.v1.MissingReplica
+	(*SwitchOverRequest)(nil),        // 73: tandem.volume.v1.SwitchOverRequest
+	(*SwitchOverResponse)(nil),       // 74: tandem.volume.v1.SwitchOverResponse
+	(*Move)(nil),                     // 75: tandem.volume.v1.Move
+	(*SwitchOverList)(nil),           // 76: tandem.volume.v1.SwitchOverList
+	(*MoveVolumeRequest)(nil),        // 77: tandem.volume.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),       // 78: tandem.volume.v1.MoveVolumeResponse
+	(*PrepareHandoverRequest)(nil),   // 79: tandem.volume.v1.PrepareHandoverRequest
+	(*PrepareHandoverResponse)(nil),  // 80: tandem.volume.v1.PrepareHandoverResponse
+	(*TakeHandoverRequest)(nil),      // 81: tandem.volume.v1.TakeHandoverRequest
+	(*TakeHandoverResponse)(nil),     // 82: tandem.volume.v1.TakeHandoverResponse
+	nil,                              // 83: tandem.volume.v1.Volume.LabelsEntry
+	nil,                              // 84: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                              // 85: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*clusterdomainpb.Verified)(nil), // 86: tandem.clusterdomain.v1.Verified
+	(*clusterdomainpb.Receipt)(nil),  // 87: tandem.clusterdomain.v1.Receipt
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	81, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	83, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
 	12, // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
 	13, // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
@@ -6063,19 +6185,19 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	3,  // 10: tandem.volume.v1.Volume.content:type_name -> tandem.volume.v1.Content
 	8,  // 11: tandem.volume.v1.Volume.limits:type_name -> tandem.volume.v1.Limits
 	16, // 12: tandem.volume.v1.Volume.placing:type_name -> tandem.volume.v1.Placing
-	84, // 13: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
+	86, // 13: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
 	2,  // 14: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
 	0,  // 15: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	82, // 16: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	84, // 16: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
 	6,  // 17: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
 	8,  // 18: tandem.volume.v1.CreateVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
 	16, // 19: tandem.volume.v1.CreateVolumeRequest.placing:type_name -> tandem.volume.v1.Placing
 	7,  // 20: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	83, // 21: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	85, // 21: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
 	7,  // 22: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
 	20, // 23: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
 	7,  // 24: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	68, // 25: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	70, // 25: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
 	0,  // 26: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
 	6,  // 27: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
 	7,  // 28: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
@@ -6098,22 +6220,22 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	4,  // 45: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
 	63, // 46: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
 	7,  // 47: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	68, // 48: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	85, // 49: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
-	69, // 50: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
-	69, // 51: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
-	70, // 52: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
-	73, // 53: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	70, // 48: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	87, // 49: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
+	71, // 50: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	71, // 51: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	72, // 52: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	75, // 53: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
 	5,  // 54: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
-	73, // 55: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
-	71, // 56: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
-	73, // 57: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	75, // 55: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	73, // 56: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	75, // 57: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
 	15, // 58: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
 	18, // 59: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
 	21, // 60: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
 	23, // 61: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
 	27, // 62: tandem.volume.v1.Volumes.ResizeVolume:input_type -> tandem.volume.v1.ResizeVolumeRequest
-	66, // 63: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	68, // 63: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
 	25, // 64: tandem.volume.v1.Volumes.LimitVolume:input_type -> tandem.volume.v1.LimitVolumeRequest
 	35, // 65: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
 	37, // 66: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
@@ -6127,45 +6249,47 @@ var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	51, // 74: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
 	53, // 75: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
 	57, // 76: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	64, // 77: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	71, // 78: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
-	75, // 79: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	66, // 77: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	73, // 78: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	77, // 79: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
 	29, // 80: tandem.volume.v1.Handovers.GrowVolume:input_type -> tandem.volume.v1.GrowVolumeRequest
 	33, // 81: tandem.volume.v1.Handovers.ProtectVolume:input_type -> tandem.volume.v1.ProtectVolumeRequest
-	77, // 82: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
-	79, // 83: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	79, // 82: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	81, // 83: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
 	31, // 84: tandem.volume.v1.Handovers.EndAttachment:input_type -> tandem.volume.v1.EndAttachmentRequest
 	61, // 85: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	17, // 86: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	19, // 87: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	22, // 88: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	24, // 89: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
-	28, // 90: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
-	67, // 91: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
-	26, // 92: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
-	36, // 93: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	38, // 94: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	40, // 95: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	42, // 96: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	44, // 97: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
-	46, // 98: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
-	48, // 99: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
-	56, // 100: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	50, // 101: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	52, // 102: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	54, // 103: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	58, // 104: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	65, // 105: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	72, // 106: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
-	76, // 107: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
-	30, // 108: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
-	34, // 109: tandem.volume.v1.Handovers.ProtectVolume:output_type -> tandem.volume.v1.ProtectVolumeResponse
-	78, // 110: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
-	80, // 111: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
-	32, // 112: tandem.volume.v1.Handovers.EndAttachment:output_type -> tandem.volume.v1.EndAttachmentResponse
-	62, // 113: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	86, // [86:114] is the sub-list for method output_type
-	58, // [58:86] is the sub-list for method input_type
+	64, // 86: tandem.volume.v1.Replicas.MarkReplica:input_type -> tandem.volume.v1.MarkReplicaRequest
+	17, // 87: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	19, // 88: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	22, // 89: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	24, // 90: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	28, // 91: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
+	69, // 92: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	26, // 93: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
+	36, // 94: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	38, // 95: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	40, // 96: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	42, // 97: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	44, // 98: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
+	46, // 99: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
+	48, // 100: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
+	56, // 101: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	50, // 102: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	52, // 103: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	54, // 104: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	58, // 105: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	67, // 106: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	74, // 107: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	78, // 108: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	30, // 109: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
+	34, // 110: tandem.volume.v1.Handovers.ProtectVolume:output_type -> tandem.volume.v1.ProtectVolumeResponse
+	80, // 111: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	82, // 112: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	32, // 113: tandem.volume.v1.Handovers.EndAttachment:output_type -> tandem.volume.v1.EndAttachmentResponse
+	62, // 114: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	65, // 115: tandem.volume.v1.Replicas.MarkReplica:output_type -> tandem.volume.v1.MarkReplicaResponse
+	87, // [87:116] is the sub-list for method output_type
+	58, // [58:87] is the sub-list for method input_type
 	58, // [58:58] is the sub-list for extension type_name
 	58, // [58:58] is the sub-list for extension extendee
 	0,  // [0:58] is the sub-list for field type_name
@@ -6182,14 +6306,14 @@ func file_volume_volumepb_volume_proto_init() {
 	file_volume_volumepb_volume_proto_msgTypes[33].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[35].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[43].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[58].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[60].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   78,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -1308,6 +1308,7 @@ var Handovers_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Replicas_ListReplicas_FullMethodName = "/tandem.volume.v1.Replicas/ListReplicas"
+	Replicas_MarkReplica_FullMethodName  = "/tandem.volume.v1.Replicas/MarkReplica"
 )
 
 // ReplicasClient is the client API for Replicas service.
@@ -1318,6 +1319,8 @@ const (
 type ReplicasClient interface {
 	// ListReplicas tells what the node's replicas and coordinators know of their volumes.
 	ListReplicas(ctx context.Context, in *ListReplicasRequest, opts ...grpc.CallOption) (*ListReplicasResponse, error)
+	// MarkReplica keeps beside a replica that its volume is being put back to a snapshot, or was, durably. For an import. Errors: NOT_FOUND.
+	MarkReplica(ctx context.Context, in *MarkReplicaRequest, opts ...grpc.CallOption) (*MarkReplicaResponse, error)
 }
 
 type replicasClient struct {
@@ -1338,6 +1341,16 @@ func (c *replicasClient) ListReplicas(ctx context.Context, in *ListReplicasReque
 	return out, nil
 }
 
+func (c *replicasClient) MarkReplica(ctx context.Context, in *MarkReplicaRequest, opts ...grpc.CallOption) (*MarkReplicaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MarkReplicaResponse)
+	err := c.cc.Invoke(ctx, Replicas_MarkReplica_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ReplicasServer is the server API for Replicas service.
 // All implementations must embed UnimplementedReplicasServer
 // for forward compatibility.
@@ -1346,6 +1359,8 @@ func (c *replicasClient) ListReplicas(ctx context.Context, in *ListReplicasReque
 type ReplicasServer interface {
 	// ListReplicas tells what the node's replicas and coordinators know of their volumes.
 	ListReplicas(context.Context, *ListReplicasRequest) (*ListReplicasResponse, error)
+	// MarkReplica keeps beside a replica that its volume is being put back to a snapshot, or was, durably. For an import. Errors: NOT_FOUND.
+	MarkReplica(context.Context, *MarkReplicaRequest) (*MarkReplicaResponse, error)
 	mustEmbedUnimplementedReplicasServer()
 }
 
@@ -1358,6 +1373,9 @@ type UnimplementedReplicasServer struct{}
 
 func (UnimplementedReplicasServer) ListReplicas(context.Context, *ListReplicasRequest) (*ListReplicasResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListReplicas not implemented")
+}
+func (UnimplementedReplicasServer) MarkReplica(context.Context, *MarkReplicaRequest) (*MarkReplicaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MarkReplica not implemented")
 }
 func (UnimplementedReplicasServer) mustEmbedUnimplementedReplicasServer() {}
 func (UnimplementedReplicasServer) testEmbeddedByValue()                  {}
@@ -1398,6 +1416,24 @@ func _Replicas_ListReplicas_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Replicas_MarkReplica_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MarkReplicaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReplicasServer).MarkReplica(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Replicas_MarkReplica_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReplicasServer).MarkReplica(ctx, req.(*MarkReplicaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Replicas_ServiceDesc is the grpc.ServiceDesc for Replicas service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1408,6 +1444,10 @@ var Replicas_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListReplicas",
 			Handler:    _Replicas_ListReplicas_Handler,
+		},
+		{
+			MethodName: "MarkReplica",
+			Handler:    _Replicas_MarkReplica_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

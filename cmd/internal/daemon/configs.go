@@ -36,7 +36,7 @@ func (s configStore) Swap(ctx context.Context, prev *replication.Config, rev uin
 		return 0, err
 	case errors.Is(err, volume.ErrIncarnation):
 		return 0, errors.Join(replication.ErrRolledBack, err)
-	case errors.Is(err, volume.ErrDomainNotActive):
+	case errors.Is(err, volume.ErrDomainNotActive), errors.Is(err, volume.ErrReverting):
 		return 0, errors.Join(replvolume.ErrRefused, err)
 	case errors.Is(err, volume.ErrNotSent):
 		return 0, errors.Join(replvolume.ErrNotSent, err)

@@ -72,6 +72,7 @@ type daemon struct {
 	groups     *volume.GroupKeeper
 	runtime    *runtime
 	service    *volume.Server
+	coords     *cutCoordinators
 	recheck    chan struct{} // has room for one: checkReplicas is due
 }
 
@@ -79,6 +80,7 @@ type daemon struct {
 // order, or with the error because of which the node cannot run.
 func Run(ctx context.Context, c *config.Config, version string, lg *zap.Logger) (err error) {
 	d := &daemon{c: c, version: version, lg: lg, node: replication.NodeID(c.NodeID), domain: replication.DomainID(c.Domain), recheck: make(chan struct{}, 1)}
+	d.coords = &cutCoordinators{d: d}
 	lg.Info("tandemd starting", zap.String("version", version), zap.Any("config", c.Effective()))
 	var stops stopper
 	g, ctx := errgroup.WithContext(ctx)
@@ -189,7 +191,7 @@ func (d *daemon) startTransport(stops *stopper) error {
 		grpc.ChainStreamInterceptor(rpcstatus.StreamServerInterceptor(d.lg)))
 	d.peerSrv = grpc.NewServer(opts...)
 	srv.Register(d.peerSrv)
-	volumepb.RegisterReplicasServer(d.peerSrv, volume.NewReplicasServer(d.report))
+	volumepb.RegisterReplicasServer(d.peerSrv, volume.NewReplicasServer(d.report, d.markReplica))
 	volumepb.RegisterGroupCoordinatorsServer(d.peerSrv, volume.NewGroupCoordinatorsServer(d.cutTarget))
 	volumepb.RegisterSnapshotCoordinatorsServer(d.peerSrv, volume.NewSnapshotCoordinatorsServer(d.localTaker))
 	volumepb.RegisterSnapshotHoldersServer(d.peerSrv, volume.NewSnapshotHoldersServer(d.localBlocks))
@@ -268,7 +270,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 	if d.runtime, err = newRuntime(d.c, d.volumes, d.security, d.boot, d.suspect, d.lg); err != nil {
 		return err
 	}
-	d.runtime.formatting, d.runtime.frees = d.configs.Formatting, d.pools.frees
+	d.runtime.formatting, d.runtime.unshown, d.runtime.reverting, d.runtime.frees = d.configs.Formatting, d.configs.Unshown, d.configs.CheckReverting, d.pools.frees
 	stops.push(d.runtime.close)
 	return nil
 }

@@ -104,12 +104,12 @@ func (d *daemon) rtts() []clusterdomain.RTT {
 // startAPI serves operators.
 func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	cs := clusterdomain.NewServer(d.domains, clusterdomain.ServerOptions{Version: d.version, RTTs: d.rtts, Kvdb: d.kvdbInfo, RemoveKvdbMember: d.kvdbRemove})
-	coords := &cutCoordinators{d: d}
+	coords := d.coords
 	stops.push(coords.close)
 	d.service = volume.NewServer(d.catalogue, volume.ServerOptions{
 		Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher(), Snapshots: coords, Logger: d.lg,
 	})
-	ss := volume.NewSnapshotServer(d.catalogue, coords, coords)
+	ss := volume.NewSnapshotServer(d.catalogue, coords, coords, coords)
 	blocks := volume.NewSnapshotBlocksServer(d.catalogue, d.node, d.pools, coords)
 	gss := volume.NewGroupSnapshotServer(d.catalogue, coords)
 	gs := volume.NewGroupServer(d.catalogue, coords, d.lg)

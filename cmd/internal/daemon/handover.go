@@ -164,6 +164,7 @@ func (r *runtime) endAttachment(ctx context.Context, id replication.VolumeID, de
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
 	defer cancel()
 	defer r.formatting(id)() // nobody can write to it
+	defer r.unshown(id)()
 	_, err = r.volumes.Attach(ctx, id, replvolume.AttachOptions{TakeFrom: &dead, Still: true})
 	switch {
 	case errors.Is(err, replication.ErrNotCoordinator): // somebody else has ended it

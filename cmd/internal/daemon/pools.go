@@ -196,6 +196,15 @@ func (l *localReplicas) Note(r volume.LocalReplica, spec []byte) error {
 	return pool.SetNote(meta.UUID(r.Volume), meta.UUID(r.Replica), spec)
 }
 
+// markReverting keeps beside a replica here that its volume is being put back to a snapshot, or was.
+func (p *pools) markReverting(r volume.LocalReplica, mark []byte) error {
+	pool := p.find(r.Pool)
+	if pool == nil {
+		return fmt.Errorf("%w: pool %s is not on this node", backing.ErrNotFound, r.Pool)
+	}
+	return pool.SetReverting(meta.UUID(r.Volume), meta.UUID(r.Replica), mark)
+}
+
 // List implements volume.Replicas.
 func (l *localReplicas) List(context.Context) ([]volume.LocalReplica, error) {
 	var all []volume.LocalReplica

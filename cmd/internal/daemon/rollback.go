@@ -123,6 +123,9 @@ func (p *pools) survey() []volume.FoundReplica {
 				if f.Spec, err = pool.Note(e.Volume, e.Replica); err != nil {
 					p.lg.Warn("record of a volume beside its replica cannot be read", zap.String("directory", e.Dir), zap.Error(err))
 				}
+				if f.Revert, err = pool.Reverting(e.Volume, e.Replica); err != nil {
+					f.Err = fmt.Sprintf("whether its volume was being put back to a snapshot cannot be read: %v", err)
+				}
 			}
 			all = append(all, f)
 		}

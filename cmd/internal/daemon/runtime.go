@@ -38,6 +38,9 @@ type runtime struct {
 	suspect func() // the kvdb was found to know less than a replica
 	// formatting lets the attachments of a volume that begin until done is called keep the mark of a blank volume.
 	formatting func(replication.VolumeID) (done func())
+	// unshown lets them go on though the volume is being put back to a snapshot, which reverting tells of.
+	unshown   func(replication.VolumeID) (done func())
+	reverting func(context.Context, replication.VolumeID) error
 	// frees is what the deletion of a snapshot of a replica on this node would give back, bytes.
 	frees func(volume.LocalReplica, replication.SnapshotID) (int64, error)
 	lg    *zap.Logger
@@ -56,6 +59,7 @@ type runtime struct {
 	resuming map[attachment]context.CancelFunc      // those that are to go on, and are not decided yet
 	prepared map[replication.VolumeID]*prepared     // to follow other nodes
 	limits   map[replication.VolumeID]volume.Limits // as of the last look at the catalogue
+	borrowed map[replication.VolumeID]struct{}      // attached for nobody but who puts it back to a snapshot
 }
 
 // showing is a volume shown by a front end.
@@ -90,7 +94,7 @@ func newRuntime(c *config.Config, m *replvolume.Manager, sec *transport.Security
 	r := &runtime{
 		c: c, volumes: m, suspect: suspect, lg: lg, shown: make(map[replication.VolumeID]*showing),
 		busy: make(map[replication.VolumeID]chan struct{}), resuming: make(map[attachment]context.CancelFunc),
-		prepared: make(map[replication.VolumeID]*prepared), boot: boot,
+		prepared: make(map[replication.VolumeID]*prepared), borrowed: make(map[replication.VolumeID]struct{}), boot: boot,
 	}
 	var err error
 	if r.freezer, err = freeze.New(filepath.Join(c.DataDir, "frozen"), freeze.System{System: mount.System{Helper: mountHelper}}, lg); err != nil {
@@ -217,6 +221,9 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 	}
 	fe, err := r.frontend(o.Frontend)
 	if err != nil {
+		return "", err
+	}
+	if err := r.reverting(ctx, id); err != nil {
 		return "", err
 	}
 	if o.Format {

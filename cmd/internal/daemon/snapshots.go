@@ -31,6 +31,9 @@ const (
 func (r *runtime) TakeSnapshot(ctx context.Context, id replication.VolumeID, snap replication.SnapshotID, attach bool) ([]replication.ReplicaID, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
+	if err := r.snapshots(id); err != nil {
+		return nil, err
+	}
 	if v := r.volumes.Volume(id); v != nil {
 		return v.Snapshot(ctx, snap, snapshotWait, snapshotHold)
 	}
@@ -50,6 +53,9 @@ func (r *runtime) TakeHeld(ctx context.Context, id replication.VolumeID, snap re
 	v := r.volumes.Volume(id)
 	if v == nil {
 		return nil, replication.ErrNotCoordinator
+	}
+	if err := r.snapshots(id); err != nil {
+		return nil, err
 	}
 	if _, held, err := v.Cut(ctx, op); err != nil || !held {
 		return nil, fmt.Errorf("%w: operation %s does not hold its writes any more: %w", replication.ErrNotCut, op, errors.Join(err, replication.ErrStalled))
@@ -90,6 +96,9 @@ func (r *runtime) lend(ctx context.Context, id replication.VolumeID, use func(v 
 		return fmt.Errorf("%w: %w", replication.ErrNotCut, err)
 	}
 	defer unlock()
+	if err := r.reverting(attach, id); err != nil {
+		return fmt.Errorf("%w: %w", replication.ErrNotCut, err)
+	}
 	if r.showing(id) == nil {
 		defer r.formatting(id)()
 		defer func() {
@@ -115,7 +124,7 @@ func (d *daemon) localTaker() (volume.LocalTaker, error) {
 	if _, err := d.late.get(); err != nil {
 		return nil, err
 	}
-	return d.runtime, nil
+	return taker{d.runtime, d.reverter()}, nil
 }
 
 // Take implements volume.SnapshotTaker.
@@ -194,7 +203,7 @@ func inWords(err error) error {
 // Lend implements volume.GroupTaker.
 func (c *cutCoordinators) Lend(ctx context.Context, n replication.NodeID, v replication.VolumeID) (giveBack func(), err error) {
 	if n == c.d.node {
-		return volume.LendHere(ctx, c.d.runtime, v)
+		return volume.LendHere(ctx, taker{c.d.runtime, c.d.reverter()}, v)
 	}
 	cc, err := c.conn(n)
 	if err != nil {

@@ -31,12 +31,17 @@ var exempt = map[string]string{
 	"csi/freeze.ErrSlow":  freezeWhy,
 	"csi/mount.ErrFrozen": freezeWhy,
 
+	"internal/loopdev.ErrNoControl": loopWhy,
+	"internal/loopdev.ErrRace":      loopWhy,
+
 	"replication/transport/pki.ErrFile": "pki runs inside tandemctl and is asked by no request",
 }
 
 const csiWhy = "the CSI services answer with statuses of their own; the daemon's API knows nothing of them"
 
 const freezeWhy = "between nodes it is volume.ErrNotFrozen, and it becomes the words in a snapshot's record"
+
+const loopWhy = "fuseloop gives them other names, and csi/mount has them in a process of its own"
 
 const raftkvWhy = "of the daemon's start, or the daemon gives it another name; and tandemctl, which shares the table, must not link raft"
 

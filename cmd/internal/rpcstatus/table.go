@@ -119,6 +119,8 @@ var table = []row{
 	{"volume.ErrTooManySnapshots", volume.ErrTooManySnapshots, codes.ResourceExhausted, ""},
 	{"volume.ErrSnapshotNotHeld", volume.ErrSnapshotNotHeld, codes.NotFound, ""},
 	{"volume.ErrHoldersSilent", volume.ErrHoldersSilent, codes.Unavailable, "start a node that holds it, \"tandemctl volume snapshot inspect\" names them, and ask again behind the last range"},
+	{"volume.ErrReverting", volume.ErrReverting, codes.FailedPrecondition, ""},
+	{"volume.ErrNotReverting", volume.ErrNotReverting, codes.FailedPrecondition, hintSeeVolume + " whether it can be attached"},
 	{"volume.ErrHasSnapshots", volume.ErrHasSnapshots, codes.FailedPrecondition, ""},
 	{"volume.ErrNotCut", volume.ErrNotCut, codes.Aborted, "nothing was cut and writes go on: try again (\"group cut\" takes a longer --hold)"},
 
