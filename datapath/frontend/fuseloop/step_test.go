@@ -119,7 +119,7 @@ func TestKilledInTheKernel(t *testing.T) {
 }
 
 // dirty leaves blocks of a device in the page cache, and the device open: the last close would write them.
-func dirty(t *testing.T, path string) (close func()) {
+func dirty(t *testing.T, path string) (let func()) {
 	t.Helper()
 	hold, err := os.Open(path)
 	if err != nil {
