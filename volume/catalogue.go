@@ -170,12 +170,6 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	if source != nil { // it is what somebody has written, whatever that is: never to be formatted
 		begin, guards = nil, append(guards, unchanged(source.Key, source))
 	}
-	entry, err := c.trail.Stage(ctx, audit.Record{
-		Verb: "volume create", Object: object(id), Outcome: fmt.Sprintf("%s, %d bytes, %d replicas", r.Name, r.Size, len(placed)),
-	})
-	if err != nil {
-		return nil, err
-	}
 	t := kvdb.Txn{
 		If: guards,
 		Then: append([]kvdb.Op{
@@ -183,8 +177,9 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 			record,
 		}, begin...),
 	}
-	entry.AddTo(&t)
-	res, err := c.store.Txn(ctx, t)
+	res, err := c.trail.Txn(ctx, t, audit.Record{
+		Verb: "volume create", Object: object(id), Outcome: fmt.Sprintf("%s, %d bytes, %d replicas", r.Name, r.Size, len(placed)),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -533,11 +528,6 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 		t.Then, rec.Epoch = append(t.Then, next), uint64(deleting.Epoch)
 	}
 	t.If = append(t.If, guard)
-	entry, err := c.trail.Stage(ctx, rec)
-	if err != nil {
-		return false, err
-	}
-	entry.AddTo(&t)
-	res, err := c.store.Txn(ctx, t)
+	res, err := c.trail.Txn(ctx, t, rec)
 	return err == nil && res.Succeeded, err
 }
