@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -314,46 +315,54 @@ func TestSince(t *testing.T) {
 	}
 }
 
-// counted is a store that counts writing transactions.
-type counted struct {
+// far is a store with a way to it, that counts writing transactions.
+type far struct {
 	kvdb.Store
 	txns atomic.Int64
 }
 
-func (c *counted) Txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
+func (f *far) Get(ctx context.Context, key string) (kvdb.KV, error) {
+	kvdb.Pause(ctx, time.Millisecond)
+	return f.Store.Get(ctx, key)
+}
+
+func (f *far) Txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
+	kvdb.Pause(ctx, time.Millisecond)
 	if !t.ReadOnly() {
-		c.txns.Add(1)
+		f.txns.Add(1)
 	}
-	return c.Store.Txn(ctx, t)
+	return f.Store.Txn(ctx, t)
 }
 
 // Many changes at once, by goroutines of several processes: none fails because of the others' entries, and those of one process do not get into each other's way.
 func TestTxn(t *testing.T) {
 	const each = 50
 	for _, nodes := range []int{1, 3} {
-		s := &counted{Store: memStore(t)}
-		var wg sync.WaitGroup
-		for n := range nodes {
-			l := trail(s, fmt.Sprint("n", n), Keep)
-			for i := range each {
-				wg.Go(func() {
-					key := fmt.Sprintf("x/%d/%d", n, i)
-					res, err := l.Txn(t.Context(), kvdb.Txn{
-						If: []kvdb.Cmp{{Key: key, Target: kvdb.CmpAbsent}}, Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: key}, {Kind: kvdb.OpGet, Key: key}},
-					}, Record{Verb: "change", Object: key})
-					if err != nil || !res.Succeeded || len(res.Gets) != 1 || res.Gets[0].Key != key {
-						t.Errorf("%s: %+v, %v", key, res, err)
-					}
-				})
+		synctest.Test(t, func(t *testing.T) {
+			s := &far{Store: memStore(t)}
+			var wg sync.WaitGroup
+			for n := range nodes {
+				l := trail(s, fmt.Sprint("n", n), Keep)
+				for i := range each {
+					wg.Go(func() {
+						key := fmt.Sprintf("x/%d/%d", n, i)
+						res, err := l.Txn(t.Context(), kvdb.Txn{
+							If: []kvdb.Cmp{{Key: key, Target: kvdb.CmpAbsent}}, Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: key}, {Kind: kvdb.OpGet, Key: key}},
+						}, Record{Verb: "change", Object: key})
+						if err != nil || !res.Succeeded || len(res.Gets) != 1 || res.Gets[0].Key != key {
+							t.Errorf("%s: %+v, %v", key, res, err)
+						}
+					})
+				}
 			}
-		}
-		wg.Wait()
-		if r := verify(t, trail(s, "n", Keep)); !r.Intact() || r.Last != uint64(nodes*each) {
-			t.Errorf("%+v", r)
-		}
-		if n := s.txns.Load(); nodes == 1 && n != each {
-			t.Errorf("%d changes took %d transactions", each, n)
-		}
+			wg.Wait()
+			if r := verify(t, trail(s, "n", Keep)); !r.Intact() || r.Last != uint64(nodes*each) {
+				t.Errorf("%+v", r)
+			}
+			if n := s.txns.Load(); nodes == 1 && n != each || n > int64(nodes*nodes*each) {
+				t.Errorf("%d changes by %d processes took %d transactions", nodes*each, nodes, n)
+			}
+		})
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -170,7 +171,7 @@ func (v *stormVolume) on(ctx context.Context, node, id string, f func(path strin
 				return err
 			}},
 			{"use", func(context.Context) error {
-				failed = f(target)
+				failed = v.held(id, target, f)
 				return nil
 			}},
 			{"hide", func(ctx context.Context) error {
@@ -195,6 +196,31 @@ func (v *stormVolume) on(ctx context.Context, node, id string, f func(path strin
 		}
 		v.s.repeated("use")
 	}
+}
+
+// held calls f with the path while a raw device is held open, as a kubelet does: it stays what it is then, whatever becomes of the daemon behind it, and no other
+// program of this machine gets its loop device.
+func (v *stormVolume) held(id, path string, f func(path string) error) error {
+	if v.as.GetBlock() == nil {
+		return f(path)
+	}
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = d.Close() }() // nothing was written through it
+	var st unix.Stat_t
+	if err := unix.Fstat(int(d.Fd()), &st); err != nil {
+		return err
+	}
+	behind, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/loop/backing_file", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
+	if err == nil && !strings.Contains(string(behind), "/"+id+".") {
+		err = fmt.Errorf("the device of %s went before it was opened, there is %q", v.name, behind)
+	}
+	if err != nil {
+		return err
+	}
+	return f(path)
 }
 
 // errLost means that what was confirmed is not there, or something that is not to be there.
@@ -410,8 +436,11 @@ func (s *storm) kills(ctx context.Context, t *testing.T, rng *rand.Rand, every i
 // kill kills these nodes, or for none the leader of the kvdb, and starts them again.
 func (s *storm) kill(t *testing.T, victims []string, killed map[string]int) error {
 	if len(victims) == 0 {
-		site, err := s.c.KVDBLeader(t.Context())
-		if err != nil {
+		var site string
+		if err := lab.Until(t.Context(), "somebody leads the kvdb", 2*time.Minute, 100*time.Millisecond, func() (_ bool, err error) {
+			site, err = s.c.KVDBLeader(t.Context())
+			return err == nil, err
+		}); err != nil {
 			return err
 		}
 		p, err := s.c.KVDB(site)
