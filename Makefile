@@ -108,6 +108,11 @@ test-nemesis: KVDB = etcd
 test-nemesis: deps ## break a living cluster again and again and check all answers (CYCLES=200 SEED=another each time KVDB=etcd|raft FAILOVER=50 per cent by arbiters; a quarter of an hour)
 	$(GO) test -count=1 -v -timeout 24h -run TestNemesis ./deploy/nemesis -cycles $(CYCLES) -kvdb $(KVDB) -failover $(FAILOVER) $(if $(SEED),-seed $(SEED)) $(NEMESISFLAGS)
 
+.PHONY: test-storm
+test-storm: VOLUMES = 200
+test-storm: deps ## create, attach, snapshot and delete many volumes at once while daemons are killed (VOLUMES=200 SEED=another each time; root; a quarter of an hour)
+	TANDEM_SEED=$(or $(SEED),random) $(GO) test -count=1 -v -timeout 1h -run 'TestStorm$$' ./deploy/e2e -volumes $(VOLUMES) $(STORMFLAGS)
+
 .PHONY: mutants
 mutants: ## break one rule of the replication core at a time and see what catches it (a quarter of an hour; MUTANT=regexp for some)
 	$(GO) test -tags mutants -run TestMutants -v -timeout 4h ./replication/core $(if $(MUTANT),-mutant.only='$(MUTANT)')

@@ -20,6 +20,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,11 +103,12 @@ type Log struct {
 	cluster, node string
 	keep          uint64
 	now           func() time.Time
+	turn          chan struct{} // holds a token while somebody of this process is at the end of the trail
 }
 
 // New returns the trail of a cluster; entries say that node made them.
 func New(store kvdb.Store, cluster, node string) *Log {
-	return &Log{store: store, cluster: cluster, node: node, keep: Keep, now: time.Now}
+	return &Log{store: store, cluster: cluster, node: node, keep: Keep, now: time.Now, turn: make(chan struct{}, 1)}
 }
 
 // whoKey is the key under which a context says who asks.
@@ -182,6 +184,55 @@ func (l *Log) Stage(ctx context.Context, rs ...Record) (*Staged, error) {
 	return s, nil
 }
 
+// turnWait is how long somebody waits for others of this process, who may wait for the store.
+const turnWait = time.Second
+
+// takeTurn waits until no other goroutine is about to add to the trail, or until that has taken too long: of those that try at once all but one have to try again,
+// each with what it has read for it.
+func (l *Log) takeTurn(ctx context.Context) (giveBack func()) {
+	t := time.NewTimer(turnWait)
+	defer t.Stop()
+	select {
+	case l.turn <- struct{}{}:
+		return func() { <-l.turn }
+	case <-t.C:
+	case <-ctx.Done(): // whoever comes to the store finds out
+	}
+	return func() {}
+}
+
+// Txn executes t with entries for what it does as part of it, again as long as only other entries come first. The result is as if it had been that of t alone. Errors: those of the store.
+func (l *Log) Txn(ctx context.Context, t kvdb.Txn, rs ...Record) (kvdb.TxnResult, error) {
+	defer l.takeTurn(ctx)()
+	for {
+		s, err := l.Stage(ctx, rs...)
+		if err != nil {
+			return kvdb.TxnResult{}, err
+		}
+		with := kvdb.Txn{If: slices.Clone(t.If), Then: slices.Clone(t.Then), Else: append(slices.Clone(t.Else), kvdb.Op{Kind: kvdb.OpGet, Key: l.headKey()})}
+		s.AddTo(&with)
+		res, err := l.store.Txn(ctx, with)
+		if err != nil || res.Succeeded {
+			return res, err
+		}
+		head := res.Gets[len(res.Gets)-1]
+		res.Gets = res.Gets[:len(res.Gets)-1]
+		if now := modOf(head); now == s.conds[0].Revision {
+			return res, nil // so it was something of t that did not hold
+		}
+		if err := ctx.Err(); err != nil {
+			return kvdb.TxnResult{}, err
+		}
+	}
+}
+
+func modOf(kv *kvdb.KV) kvdb.Revision {
+	if kv == nil {
+		return 0
+	}
+	return kv.Mod
+}
+
 // normal is r as it can be stored.
 func (r Record) normal() Record {
 	for _, s := range []*string{&r.Actor, &r.Verb, &r.Object} {
@@ -244,6 +295,7 @@ func (l *Log) Append(ctx context.Context, r Record) (Entry, error) {
 
 // attempt tries once. Neither done nor an error: another entry came first.
 func (l *Log) attempt(ctx context.Context, r Record, sent *[]Entry) (_ Entry, done bool, _ error) {
+	defer l.takeTurn(ctx)()
 	s, err := l.Stage(ctx, r)
 	if err != nil {
 		return Entry{}, false, err

@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -310,5 +312,77 @@ func TestSince(t *testing.T) {
 	es, unreadable, err := l.Entries(t.Context(), all[3].Time)
 	if err != nil || unreadable != 0 || len(es) != 2 || es[0].Seq != 4 {
 		t.Errorf("%v %d %v", es, unreadable, err)
+	}
+}
+
+// far is a store with a way to it, that counts writing transactions.
+type far struct {
+	kvdb.Store
+	txns atomic.Int64
+}
+
+func (f *far) Get(ctx context.Context, key string) (kvdb.KV, error) {
+	kvdb.Pause(ctx, time.Millisecond)
+	return f.Store.Get(ctx, key)
+}
+
+func (f *far) Txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
+	kvdb.Pause(ctx, time.Millisecond)
+	if !t.ReadOnly() {
+		f.txns.Add(1)
+	}
+	return f.Store.Txn(ctx, t)
+}
+
+// Many changes at once, by goroutines of several processes: none fails because of the others' entries, and those of one process do not get into each other's way.
+func TestTxn(t *testing.T) {
+	const each = 50
+	for _, nodes := range []int{1, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &far{Store: memStore(t)}
+			var wg sync.WaitGroup
+			for n := range nodes {
+				l := trail(s, fmt.Sprint("n", n), Keep)
+				for i := range each {
+					wg.Go(func() {
+						key := fmt.Sprintf("x/%d/%d", n, i)
+						res, err := l.Txn(t.Context(), kvdb.Txn{
+							If: []kvdb.Cmp{{Key: key, Target: kvdb.CmpAbsent}}, Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: key}, {Kind: kvdb.OpGet, Key: key}},
+						}, Record{Verb: "change", Object: key})
+						if err != nil || !res.Succeeded || len(res.Gets) != 1 || res.Gets[0].Key != key {
+							t.Errorf("%s: %+v, %v", key, res, err)
+						}
+					})
+				}
+			}
+			wg.Wait()
+			if r := verify(t, trail(s, "n", Keep)); !r.Intact() || r.Last != uint64(nodes*each) {
+				t.Errorf("%+v", r)
+			}
+			if n := s.txns.Load(); nodes == 1 && n != each || n > int64(nodes*nodes*each) {
+				t.Errorf("%d changes by %d processes took %d transactions", nodes*each, nodes, n)
+			}
+		})
+	}
+}
+
+// What does not hold of the change itself is told, with what the change reads then, and leaves no entry.
+func TestTxnRefused(t *testing.T) {
+	l := trail(memStore(t), "n", Keep)
+	txn := kvdb.Txn{
+		If: []kvdb.Cmp{{Key: "x", Target: kvdb.CmpAbsent}}, Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: "x", Value: []byte("v")}}, Else: []kvdb.Op{{Kind: kvdb.OpGet, Key: "x"}},
+	}
+	for i := range 2 {
+		res, err := l.Txn(t.Context(), txn, Record{Verb: "change"})
+		if err != nil || res.Succeeded != (i == 0) || i == 1 && (len(res.Gets) != 1 || string(res.Gets[0].Value) != "v") {
+			t.Errorf("%d: %+v, %v", i, res, err)
+		}
+	}
+	if r := verify(t, l); !r.Intact() || r.Last != 1 {
+		t.Errorf("%+v", r)
+	}
+	l.turn <- struct{}{} // somebody waits for a store that does not answer
+	if _, err := l.Txn(t.Context(), kvdb.Txn{Then: []kvdb.Op{{Kind: kvdb.OpPut, Key: "y"}}}, Record{Verb: "change"}); err != nil {
+		t.Errorf("kept by another one: %v", err)
 	}
 }

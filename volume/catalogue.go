@@ -186,10 +186,6 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 	if r.Joins != "" {
 		outcome += ", for group " + r.Joins
 	}
-	entry, err := c.trail.Stage(ctx, audit.Record{Verb: "volume create", Object: object(id), Outcome: outcome})
-	if err != nil {
-		return nil, err
-	}
 	t := kvdb.Txn{
 		If: guards,
 		Then: append([]kvdb.Op{
@@ -197,8 +193,7 @@ func (c *Catalogue) create(ctx context.Context, id replication.VolumeID, r Reque
 			record,
 		}, begin...),
 	}
-	entry.AddTo(&t)
-	res, err := c.store.Txn(ctx, t)
+	res, err := c.trail.Txn(ctx, t, audit.Record{Verb: "volume create", Object: object(id), Outcome: outcome})
 	if err != nil {
 		return nil, err
 	}
@@ -546,11 +541,6 @@ func (c *Catalogue) toDeleting(ctx context.Context, id replication.VolumeID, fai
 		t.Then, rec.Epoch = append(t.Then, next), uint64(deleting.Epoch)
 	}
 	t.If = append(t.If, guard)
-	entry, err := c.trail.Stage(ctx, rec)
-	if err != nil {
-		return false, err
-	}
-	entry.AddTo(&t)
-	res, err := c.store.Txn(ctx, t)
+	res, err := c.trail.Txn(ctx, t, rec)
 	return err == nil && res.Succeeded, err
 }

@@ -179,6 +179,37 @@ func (s *Server) orEndDead(ctx context.Context, id replication.VolumeID, f func(
 	return f(&after)
 }
 
+// orEndUnserved takes a snapshot of volumes with take, and does it again if nothing was taken and one of them was attached at a node that answers and does not serve it: that
+// attachment is ended. One at a node that does not answer is left to who wants the volume elsewhere: a consumer may be served there, and loses its device for no snapshot.
+func (s *Switcher) orEndUnserved(ctx context.Context, vs []replication.VolumeID, take func() error) error {
+	err := take()
+	if !errors.Is(err, replication.ErrNotCut) && !errors.Is(err, replication.ErrNotCoordinator) && !errors.Is(err, ErrNotCut) {
+		return err
+	}
+	if s.Catalogue.cluster.Refresh(ctx) != nil {
+		return err
+	}
+	view, ended := s.Catalogue.cluster.View(), false
+	for _, v := range vs {
+		e, gerr := s.Catalogue.Get(ctx, v)
+		if gerr != nil || e.Config == nil || e.Config.Coord == nil {
+			continue
+		}
+		if n, _ := view.Node(string(e.Config.Coord.Node)); !n.Online || !view.State(n.Domain).MayAttach() {
+			continue
+		}
+		if _, eerr := s.endDead(ctx, v); eerr == nil {
+			ended = true
+		} else if !errors.Is(eerr, ErrAttached) { // that is the usual: it is served, and why there is no snapshot has been said
+			err = fmt.Errorf("%w; %w", err, eerr)
+		}
+	}
+	if !ended {
+		return err
+	}
+	return take()
+}
+
 // endOwnWait is how long a detach waits for the end of an attachment that this node does not serve.
 const endOwnWait = 15 * time.Second
 

@@ -256,3 +256,47 @@ func TestDetachOfADeadAttachment(t *testing.T) {
 type idle struct{ Runtime }
 
 func (idle) Detach(context.Context, replication.VolumeID) error { return nil }
+
+// gone takes snapshots where a volume is attached, unless its node has nothing of it.
+type gone struct {
+	*fakeTaker
+	n *enders
+}
+
+func (g gone) Take(ctx context.Context, n replication.NodeID, v replication.VolumeID, id replication.SnapshotID, attach bool) ([]replication.ReplicaID, error) {
+	if !attach && !g.n.serves[n] {
+		return nil, fmt.Errorf("%w: %w", replication.ErrNotCut, replication.ErrNotCoordinator)
+	}
+	return g.fakeTaker.Take(ctx, n, v, id, attach)
+}
+
+// TestSnapshotOfADeadAttachment: a volume that counts as attached at a node that has nothing of it any more is detached for a snapshot. One whose node does not answer is not.
+func TestSnapshotOfADeadAttachment(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		serves  bool
+		silent  bool
+		ended   int
+		refused error
+	}{
+		{name: "served", serves: true},
+		{name: "came back without it", ended: 1},
+		{name: "silent", silent: true, refused: replication.ErrNotCut},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t, "a", "b")
+			w.follows = true
+			e := w.create(Request{Name: "v", Size: gib, Replicas: 2})
+			c, n := w.catalogue(w.store), endersOf(w)
+			c.attachAs(t, e.ID, "a")
+			n.serves["n-a"] = tc.serves
+			w.view.Nodes[0].Online = !tc.silent
+			s := NewSnapshotServer(c, gone{&fakeTaker{w: w}, n}, diskSpace{w}, nil, n.switcher("n-b"))
+			r, err := s.CreateSnapshot(t.Context(), &volumepb.CreateSnapshotRequest{Volume: "v", Name: "s"})
+			wantErr(t, err, tc.refused)
+			if len(n.ended) != tc.ended || err == nil && r.Snapshot.State != volumepb.SnapshotState_SNAPSHOT_STATE_READY {
+				t.Errorf("ended by %v, %v", n.ended, r)
+			}
+		})
+	}
+}

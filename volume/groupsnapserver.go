@@ -16,13 +16,14 @@ type GroupSnapshotServer struct {
 	volumepb.UnimplementedGroupSnapshotsServer
 	c     *Catalogue
 	taker GroupTaker
+	ends  *Switcher
 }
 
 var _ volumepb.GroupSnapshotsServer = (*GroupSnapshotServer)(nil)
 
-// NewGroupSnapshotServer returns the service over c.
-func NewGroupSnapshotServer(c *Catalogue, taker GroupTaker) *GroupSnapshotServer {
-	return &GroupSnapshotServer{c: c, taker: taker}
+// NewGroupSnapshotServer returns the service over c. ends ends attachments that nobody serves.
+func NewGroupSnapshotServer(c *Catalogue, taker GroupTaker, ends *Switcher) *GroupSnapshotServer {
+	return &GroupSnapshotServer{c: c, taker: taker, ends: ends}
 }
 
 // CreateGroupSnapshot implements GroupSnapshots.
@@ -38,7 +39,20 @@ func (s *GroupSnapshotServer) CreateGroupSnapshot(ctx context.Context, r *volume
 		}
 		req.Volumes = append(req.Volumes, v)
 	}
-	e, err := s.c.CreateGroupSnapshot(by(ctx, r), s.taker, req)
+	ctx = by(ctx, r)
+	vs := req.Volumes
+	if req.Group != "" {
+		g, err := s.c.Group(ctx, req.Group)
+		if err != nil {
+			return nil, err
+		}
+		vs = g.Volumes
+	}
+	var e *GroupSnapshotEntry
+	err := s.ends.orEndUnserved(ctx, vs, func() (err error) {
+		e, err = s.c.CreateGroupSnapshot(ctx, s.taker, req)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -124,12 +124,7 @@ func (c *Catalogue) publication(ctx context.Context, id replication.VolumeID, ch
 		if next == nil {
 			verb = "volume unpublish"
 		}
-		entry, err := c.trail.Stage(ctx, audit.Record{Verb: verb, Object: object(id), Outcome: outcome})
-		if err != nil {
-			return err
-		}
-		entry.AddTo(&t)
-		res, err := c.store.Txn(ctx, t)
+		res, err := c.trail.Txn(ctx, t, audit.Record{Verb: verb, Object: object(id), Outcome: outcome})
 		if err != nil || res.Succeeded {
 			return err
 		}

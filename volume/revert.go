@@ -230,15 +230,13 @@ func (c *Catalogue) putReverting(ctx context.Context, kv *kvdb.KV, s *Spec, guar
 		return false, err
 	}
 	t := kvdb.Txn{If: append(guards, unchanged(c.keys.spec(s.ID), kv), c.configs.guard()), Then: []kvdb.Op{record}}
-	if r.Verb != "" {
+	var res kvdb.TxnResult
+	if r.Verb == "" {
+		res, err = c.store.Txn(ctx, t)
+	} else {
 		r.Object = object(s.ID)
-		entry, err := c.trail.Stage(ctx, r)
-		if err != nil {
-			return false, err
-		}
-		entry.AddTo(&t)
+		res, err = c.trail.Txn(ctx, t, r)
 	}
-	res, err := c.store.Txn(ctx, t)
 	return err == nil && res.Succeeded, err
 }
 

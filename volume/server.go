@@ -152,7 +152,12 @@ func (s *Server) create(ctx context.Context, r *volumepb.CreateVolumeRequest, q 
 		if err != nil {
 			return nil, fmt.Errorf("clone volume %s: %w", r.FromVolume, err)
 		}
-		return s.c.Clone(ctx, s.o.Snapshots, q, v)
+		var e *Entry
+		err = s.o.Switcher.orEndUnserved(ctx, []replication.VolumeID{v}, func() (err error) {
+			e, err = s.c.Clone(ctx, s.o.Snapshots, q, v)
+			return err
+		})
+		return e, err
 	default:
 		return s.c.Create(ctx, q)
 	}

@@ -17,13 +17,14 @@ type SnapshotServer struct {
 	taker SnapshotTaker
 	space SnapshotSpace
 	run   RevertRunner
+	ends  *Switcher
 }
 
 var _ volumepb.SnapshotsServer = (*SnapshotServer)(nil)
 
-// NewSnapshotServer returns the service over c.
-func NewSnapshotServer(c *Catalogue, taker SnapshotTaker, space SnapshotSpace, run RevertRunner) *SnapshotServer {
-	return &SnapshotServer{c: c, taker: taker, space: space, run: run}
+// NewSnapshotServer returns the service over c. ends ends attachments that nobody serves.
+func NewSnapshotServer(c *Catalogue, taker SnapshotTaker, space SnapshotSpace, run RevertRunner, ends *Switcher) *SnapshotServer {
+	return &SnapshotServer{c: c, taker: taker, space: space, run: run, ends: ends}
 }
 
 // CreateSnapshot implements Snapshots.
@@ -32,7 +33,12 @@ func (s *SnapshotServer) CreateSnapshot(ctx context.Context, r *volumepb.CreateS
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of volume %s: %w", r.Volume, err)
 	}
-	rec, err := s.c.CreateSnapshot(by(ctx, r), s.taker, r.Name, v, !r.NoFreeze)
+	ctx = by(ctx, r)
+	var rec *SnapshotRecord
+	err = s.ends.orEndUnserved(ctx, []replication.VolumeID{v}, func() (err error) {
+		rec, err = s.c.CreateSnapshot(ctx, s.taker, r.Name, v, !r.NoFreeze)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s of volume %s: %w", r.Name, r.Volume, err)
 	}

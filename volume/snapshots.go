@@ -270,14 +270,9 @@ func (c *Catalogue) endSnapshot(ctx context.Context, s *SnapshotRecord, holders 
 			return nil, fmt.Errorf("%w: it took so long that it was given up", replication.ErrNotCut)
 		}
 		t := kvdb.Txn{If: []kvdb.Cmp{{Key: kv.Key, Target: kvdb.CmpMod, Revision: kv.Mod}, c.configs.guard()}, Then: []kvdb.Op{record}}
-		entry, err := c.trail.Stage(ctx, audit.Record{
+		res, err := c.trail.Txn(ctx, t, audit.Record{
 			Verb: "snapshot create", Object: snapshotObject(s.ID), Outcome: fmt.Sprintf("%s of volume %s, held by %d replicas", s.Name, s.VolumeName, len(holders)),
 		})
-		if err != nil {
-			return nil, err
-		}
-		entry.AddTo(&t)
-		res, err := c.store.Txn(ctx, t)
 		if err != nil {
 			return nil, err
 		}
@@ -342,14 +337,12 @@ func (c *Catalogue) dropSnapshot(ctx context.Context, id replication.SnapshotID,
 			If:   []kvdb.Cmp{{Key: kv.Key, Target: kvdb.CmpMod, Revision: kv.Mod}, unchanged(c.keys.snapshotsOf(s.Volume), look.Gets[0]), unchanged(c.keys.spec(s.Volume), look.Gets[1]), c.configs.guard()},
 			Then: ops,
 		}
+		var res kvdb.TxnResult
 		if why == deleted {
-			entry, err := c.trail.Stage(ctx, audit.Record{Verb: "snapshot delete", Object: snapshotObject(id), Outcome: s.Name + " of volume " + s.VolumeName})
-			if err != nil {
-				return nil, err
-			}
-			entry.AddTo(&t)
+			res, err = c.trail.Txn(ctx, t, audit.Record{Verb: "snapshot delete", Object: snapshotObject(id), Outcome: s.Name + " of volume " + s.VolumeName})
+		} else {
+			res, err = c.store.Txn(ctx, t)
 		}
-		res, err := c.store.Txn(ctx, t)
 		if err != nil || res.Succeeded {
 			return s, err
 		}

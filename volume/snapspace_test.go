@@ -35,7 +35,7 @@ func TestSnapshotSpace(t *testing.T) {
 	if _, err := c.CreateSnapshot(t.Context(), taker, "s", e.ID, false); err != nil {
 		t.Fatal(err)
 	}
-	s := NewSnapshotServer(c, taker, diskSpace{w}, nil)
+	s := NewSnapshotServer(c, taker, diskSpace{w}, nil, endersOf(w).switcher("n-a"))
 	for _, asked := range []bool{false, true} {
 		resp, err := s.GetSnapshot(t.Context(), &volumepb.GetSnapshotRequest{Snapshot: "s", Space: asked})
 		if err != nil {

@@ -45,6 +45,12 @@ func needDisks(t *testing.T, mkfs string) {
 // disks gives every node with a pool a disk of its own, with a file system that mkfs makes.
 func disks(t *testing.T, u *lab.Undo, c *cluster, mkfs ...string) map[string]*disk {
 	t.Helper()
+	return disksOf(t, u, c, diskSize, mkfs...)
+}
+
+// disksOf is disks of another size.
+func disksOf(t *testing.T, u *lab.Undo, c *cluster, size int64, mkfs ...string) map[string]*disk {
+	t.Helper()
 	front, err := fuseloop.New(fuseloop.Options{Dir: filepath.Join(c.dir, "disks")})
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +59,7 @@ func disks(t *testing.T, u *lab.Undo, c *cluster, mkfs ...string) map[string]*di
 	all := map[string]*disk{}
 	for _, n := range []string{"a1", "a2", "b1", "b2"} {
 		d := &disk{undo: u, pool: c.Node(n).Pool()}
-		d.hang = blocktest.NewDelay(blocktest.NewMem(blocktest.MemOptions{Size: diskSize}))
+		d.hang = blocktest.NewDelay(blocktest.NewMem(blocktest.MemOptions{Size: size}))
 		d.inject = blocktest.NewInject(d.hang)
 		shown, err := front.Attach(t.Context(), n, d.inject)
 		if err != nil {

@@ -13,9 +13,10 @@ import (
 )
 
 var (
-	seedFlag = flag.Int64("seed", 0, "seed of what is random; 0: another one each time, printed")
-	kvdbFlag = flag.String("kvdb", "raft", "kvdb of the clusters of which the test chooses none: raft or etcd")
-	keepFlag = flag.Bool("keep", false, "leave the directories of the clusters, with all logs, for a look")
+	seedFlag    = flag.Int64("seed", 0, "seed of what is random; 0: another one each time, printed")
+	kvdbFlag    = flag.String("kvdb", "raft", "kvdb of the clusters of which the test chooses none: raft or etcd")
+	volumesFlag = flag.Int("volumes", 16, "how many volumes TestStorm has")
+	keepFlag    = flag.Bool("keep", false, "leave the directories of the clusters, with all logs, for a look")
 
 	bin  string   // what TestMain built
 	root string   // below which the clusters have their directories

@@ -138,6 +138,14 @@ func (c *Cluster) Node(name string) *Node {
 	return c.nodes[slices.IndexFunc(c.nodes, func(n *Node) bool { return n.Name == name })]
 }
 
+// Etcd returns the client URLs of the etcd servers, none with another KVDB.
+func (c *Cluster) Etcd() (urls []string) {
+	for _, e := range c.etcd {
+		urls = append(urls, e.clientURL)
+	}
+	return urls
+}
+
 // SiteDir is where everything of a site is.
 func (c *Cluster) SiteDir(site string) string { return filepath.Join(c.spec.Work, site) }
 

@@ -1,10 +1,15 @@
 package lab
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 )
 
 // kvdbMember is a process that is a member of the kvdb: an etcd server, or the daemon of a node.
@@ -114,4 +119,50 @@ func (c *Cluster) LoseKVDB() error {
 		}
 	}
 	return nil
+}
+
+// KVDBLeader returns the site of the etcd server that leads, as the first one that answers tells.
+func (c *Cluster) KVDBLeader(ctx context.Context) (site string, err error) {
+	type status struct {
+		Header struct {
+			Member string `json:"member_id"`
+		} `json:"header"`
+		Leader string `json:"leader"`
+	}
+	ids, leader := map[string]string{}, ""
+	errs := []error{errors.New("no etcd server answers that knows the leader")}
+	for _, e := range c.etcd {
+		var s status
+		if err := askEtcd(ctx, e.clientURL+"/v3/maintenance/status", &s); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		ids[s.Header.Member] = e.site
+		if s.Leader != "" && s.Leader != "0" {
+			leader = s.Leader
+		}
+	}
+	if site = ids[leader]; site == "" {
+		return "", errors.Join(errs...)
+	}
+	return site, nil
+}
+
+// askEtcd sends an empty request to the JSON gateway of an etcd server.
+func askEtcd(ctx context.Context, url string, answer any) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader("{}"))
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	return json.NewDecoder(resp.Body).Decode(answer)
 }

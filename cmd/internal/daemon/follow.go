@@ -109,9 +109,9 @@ func (d *daemon) startAPI(g *errgroup.Group, stops *stopper) error {
 	d.service = volume.NewServer(d.catalogue, volume.ServerOptions{
 		Node: d.node, Runtime: d.runtime, Orphans: d.reconciler.Orphans, Import: d.importer(), Switcher: d.switcher(), Snapshots: coords, Logger: d.lg,
 	})
-	ss := volume.NewSnapshotServer(d.catalogue, coords, coords, coords)
+	ss := volume.NewSnapshotServer(d.catalogue, coords, coords, coords, d.switcher())
 	blocks := volume.NewSnapshotBlocksServer(d.catalogue, d.node, d.pools, coords)
-	gss := volume.NewGroupSnapshotServer(d.catalogue, coords)
+	gss := volume.NewGroupSnapshotServer(d.catalogue, coords, d.switcher())
 	gs := volume.NewGroupServer(d.catalogue, coords, d.lg)
 	as := audit.NewServer(audit.New(d.store, d.c.ClusterName, d.c.NodeID))
 	ds := d.doctor()
