@@ -72,7 +72,8 @@ type daemon struct {
 	groups     *volume.GroupKeeper
 	runtime    *runtime
 	service    *volume.Server
-	recheck    chan struct{} // has room for one: checkReplicas is due
+	recheck    chan struct{}          // has room for one: checkReplicas is due
+	told       map[string]domainState // the domains when the volumes were told of them last; by clusterChanged
 }
 
 // Run is tandemd: it returns when ctx ends, after everything was closed in

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 
 	"go.uber.org/zap"
@@ -83,7 +84,27 @@ func (d *daemon) clusterChanged(v *clusterdomain.View) {
 	if err := d.peers.SetNodes(addrs); err != nil {
 		d.lg.Error("address of a node cannot be used", zap.Error(err))
 	}
-	d.volumes.DomainsChanged()
+	// Nodes register anew all the time, with how full their pools are, and there may be thousands of volumes. What those are told
+	// is as new as this view or newer, and a domain that changes gets another epoch.
+	if told := domainStates(v); !maps.Equal(told, d.told) {
+		d.told = told
+		d.volumes.DomainsChanged()
+	}
+}
+
+// domainState is the state of a domain, and the epoch in which it came to it.
+type domainState struct {
+	state clusterdomain.State
+	epoch uint64
+}
+
+// domainStates are those of the domains in a view, by name.
+func domainStates(v *clusterdomain.View) map[string]domainState {
+	m := make(map[string]domainState, len(v.Domains))
+	for i := range v.Domains {
+		m[v.Domains[i].Name] = domainState{v.Domains[i].State, v.Domains[i].Epoch}
+	}
+	return m
 }
 
 // rtts are the round-trip times to the other nodes.

@@ -200,7 +200,7 @@ func (l *localReplicas) Note(r volume.LocalReplica, spec []byte) error {
 func (l *localReplicas) List(context.Context) ([]volume.LocalReplica, error) {
 	var all []volume.LocalReplica
 	for _, pool := range l.pools.all {
-		entries, err := pool.List()
+		entries, err := pool.ListKnown()
 		if err != nil {
 			return nil, err
 		}
