@@ -82,6 +82,8 @@ type Manager struct {
 	assuming assuming // what is being attached here after a failover
 
 	refreshing chan struct{} // has a value while somebody reads and publishes: views never go back
+	urgent     atomic.Int64  // calls of Refresh
+	polling    atomic.Pointer[context.CancelFunc]
 
 	subs struct {
 		sync.Mutex
@@ -162,22 +164,29 @@ func (m *Manager) follow(ctx context.Context) {
 	nodes := Signal(ctx, m.store, nodePrefix(m.o.Cluster))
 	tick := time.NewTicker(m.o.Poll)
 	defer tick.Stop()
+	polled := make(chan error, 1)
+	polling := false
+	err := m.Refresh(ctx)
 	for failing := false; ; {
-		if err := m.Refresh(ctx); err != nil && ctx.Err() == nil {
-			if !failing {
-				m.lg.Warn("cluster state not readable", zap.Error(err))
-			}
-			failing = true
-		} else {
-			failing = false
+		if err != nil && ctx.Err() == nil && !failing {
+			m.lg.Warn("cluster state not readable", zap.Error(err))
 		}
+		failing = err != nil
 		ok := true
 		select {
 		case <-ctx.Done():
 			return
 		case _, ok = <-domains:
+			err = m.Refresh(ctx)
 		case _, ok = <-nodes:
+			err = m.Refresh(ctx)
+		case err = <-polled:
+			polling = false
 		case <-tick.C:
+			if !polling {
+				polling = true
+				go func() { polled <- m.poll(ctx) }() // a change does not wait for it
+			}
 		}
 		if !ok {
 			return // the store was closed
@@ -189,6 +198,31 @@ func (m *Manager) follow(ctx context.Context) {
 // then not older than the call. The view is kept current without it; it is for
 // decisions that an operator expects to follow a change made on another node.
 func (m *Manager) Refresh(ctx context.Context) error {
+	m.urgent.Add(1)
+	defer m.urgent.Add(-1)
+	if cancel := m.polling.Load(); cancel != nil {
+		(*cancel)()
+	}
+	return m.refresh(ctx)
+}
+
+// poll is Refresh without haste. It gives way to one that is called meanwhile, which does as well.
+func (m *Manager) poll(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(kvdb.Patient(ctx, kvdb.Background))
+	defer cancel()
+	m.polling.Store(&cancel)
+	defer m.polling.Store(nil)
+	if m.urgent.Load() > 0 {
+		return nil
+	}
+	err := m.refresh(ctx)
+	if err != nil && ctx.Err() != nil {
+		return nil // it gave way, or all ends
+	}
+	return err
+}
+
+func (m *Manager) refresh(ctx context.Context) error {
 	select {
 	case m.refreshing <- struct{}{}:
 		defer func() { <-m.refreshing }()

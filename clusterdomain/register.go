@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -56,14 +57,15 @@ func (m *Manager) hold(ctx context.Context) error {
 			m.lg.Warn("registration not taken back, it expires by itself", zap.Error(err))
 		}
 	}()
+	var at time.Time
 	for written, failing := (Node{}), false; ; {
 		n := m.o.Node
 		n.Pools, n.Fragile = m.o.Pools(), m.o.Fragile()
 		wait := m.o.Refresh
-		if !reflect.DeepEqual(n, written) {
+		if !n.nearly(written) || time.Since(at) >= usedAfter && !reflect.DeepEqual(n, written) {
 			switch err := m.write(ctx, n, lease.ID()); {
 			case err == nil:
-				written, failing = n, false
+				written, failing, at = n, false, time.Now()
 			case errors.Is(err, ErrNodeDomain), errors.Is(err, kvdb.ErrClosed):
 				return err
 			case errors.Is(err, kvdb.ErrLeaseGone):
@@ -86,6 +88,28 @@ func (m *Manager) hold(ctx context.Context) error {
 		case <-t.C:
 		}
 	}
+}
+
+// How full a pool is changes all the time, if only by the log of the kvdb beside it, and every node reads the cluster anew when a registration
+// changes. By less than a part in usedPart of the pool it is told only every usedAfter.
+const (
+	usedPart  = 256
+	usedAfter = time.Minute
+)
+
+// nearly reports whether a registration says the same as another one, but for how full pools are, and that nearly.
+func (n Node) nearly(o Node) bool {
+	if len(n.Pools) != len(o.Pools) {
+		return false
+	}
+	n.Pools = slices.Clone(n.Pools)
+	for i := range n.Pools {
+		p, q := &n.Pools[i], &o.Pools[i]
+		if d := p.Used - q.Used; max(d, -d) <= p.Total/usedPart {
+			p.Used = q.Used
+		}
+	}
+	return reflect.DeepEqual(n, o)
 }
 
 // bootstrap makes the records that the first node of a cluster or of a domain finds missing.

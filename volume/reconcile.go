@@ -227,13 +227,17 @@ func (r *Reconciler) noteOrphans(local []LocalReplica, es map[replication.Volume
 // noteSpecs keeps the records of volumes that are READY beside this node's replicas of them: the name, the protection and the labels are
 // nowhere else when the kvdb is lost. It is no harm if one is old.
 func (r *Reconciler) noteSpecs(local []LocalReplica, kvs []kvdb.KV, es map[replication.VolumeID]*Entry) {
+	here := make(map[replication.VolumeID][]LocalReplica, len(local))
+	for _, l := range local {
+		here[l.Volume] = append(here[l.Volume], l)
+	}
 	for _, kv := range kvs {
 		e := es[r.c.keys.specOf(kv.Key)]
 		if e == nil || e.State != Ready {
 			continue
 		}
-		for _, l := range local {
-			if l.Volume != e.ID || !e.claims(l, r.o.Node) || r.noted[l] == kv.Mod {
+		for _, l := range here[e.ID] {
+			if !e.claims(l, r.o.Node) || r.noted[l] == kv.Mod {
 				continue
 			}
 			if err := r.o.Replicas.Note(l, kv.Value); err != nil {
@@ -244,7 +248,7 @@ func (r *Reconciler) noteSpecs(local []LocalReplica, kvs []kvdb.KV, es map[repli
 		}
 	}
 	for l := range r.noted {
-		if !slices.Contains(local, l) {
+		if !slices.Contains(here[l.Volume], l) {
 			delete(r.noted, l)
 		}
 	}

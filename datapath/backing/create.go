@@ -220,7 +220,22 @@ type Entry struct {
 // List tells every replica in the pool, and everything else that lies among them
 // as an entry with Err. It reads the mirrored superblocks and opens no file, so
 // that it can be done at any time; Open looks closer.
-func (p *Pool) List() ([]Entry, error) {
+func (p *Pool) List() ([]Entry, error) { return p.list(func(key) bool { return false }) }
+
+// ListKnown is List, but of a replica that is open here only the directory's name is read: it was looked at
+// when it was opened, and its entry has neither Superblock nor Err. For who looks often.
+func (p *Pool) ListKnown() ([]Entry, error) {
+	p.mu.Lock()
+	open := make(map[key]bool, len(p.mu.open))
+	for k := range p.mu.open {
+		open[k] = true
+	}
+	p.mu.Unlock()
+	return p.list(func(k key) bool { return open[k] })
+}
+
+// list is List that does not read the replicas that are known.
+func (p *Pool) list(known func(key) bool) ([]Entry, error) {
 	names, err := os.ReadDir(p.path(replicasDir))
 	if err != nil {
 		return nil, err
@@ -230,9 +245,10 @@ func (p *Pool) List() ([]Entry, error) {
 		e := Entry{Dir: p.path(replicasDir, n.Name())}
 		k, ok := parseDirName(n.Name())
 		e.Volume, e.Replica = k.volume, k.replica
-		if !ok {
+		switch {
+		case !ok:
 			e.Err = fmt.Errorf("%w: %s is not the name of a replica", ErrIdentityMissing, e.Dir)
-		} else {
+		case !known(k):
 			e.Superblock, e.Err = p.readMirror(e.Dir, k)
 		}
 		list = append(list, e)

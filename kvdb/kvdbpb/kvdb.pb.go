@@ -302,8 +302,9 @@ func (x *Failure) GetMessage() string {
 // Origin says who asks, so that a request is passed on once at most.
 type Origin struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Forwarded     bool                   `protobuf:"varint,1,opt,name=forwarded,proto3" json:"forwarded,omitempty"`                 // a member passed it on: answer as leader or refuse
-	ClusterId     string                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"` // refused when set and not the receiver's
+	Forwarded     bool                   `protobuf:"varint,1,opt,name=forwarded,proto3" json:"forwarded,omitempty"`                     // a member passed it on: answer as leader or refuse
+	ClusterId     string                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`     // refused when set and not the receiver's
+	PatienceMs    int64                  `protobuf:"varint,3,opt,name=patience_ms,json=patienceMs,proto3" json:"patience_ms,omitempty"` // how long the answer to a read may wait for others
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -350,6 +351,13 @@ func (x *Origin) GetClusterId() string {
 		return x.ClusterId
 	}
 	return ""
+}
+
+func (x *Origin) GetPatienceMs() int64 {
+	if x != nil {
+		return x.PatienceMs
+	}
+	return 0
 }
 
 type KeyValue struct {
@@ -2103,11 +2111,13 @@ const file_kvdb_kvdbpb_kvdb_proto_rawDesc = "" +
 	"\fCODE_INVALID\x10\x04\x12\x12\n" +
 	"\x0eCODE_COMPACTED\x10\x05\x12\x11\n" +
 	"\rCODE_CONFLICT\x10\x06\x12\x12\n" +
-	"\x0eCODE_NOT_FOUND\x10\a\"E\n" +
+	"\x0eCODE_NOT_FOUND\x10\a\"f\n" +
 	"\x06Origin\x12\x1c\n" +
 	"\tforwarded\x18\x01 \x01(\bR\tforwarded\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x02 \x01(\tR\tclusterId\"t\n" +
+	"cluster_id\x18\x02 \x01(\tR\tclusterId\x12\x1f\n" +
+	"\vpatience_ms\x18\x03 \x01(\x03R\n" +
+	"patienceMs\"t\n" +
 	"\bKeyValue\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x18\n" +

@@ -2,12 +2,17 @@ package raftkv
 
 import (
 	"errors"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/tandem-storage/tandem/kvdb"
+	"github.com/tandem-storage/tandem/kvdb/kvdbpb"
 )
 
 // countingPipeline counts what goes out.
@@ -123,4 +128,62 @@ func TestQuietTransport(t *testing.T) {
 	}
 	follower.CloseStreams()
 	ask(3, true, raft.AppendEntriesResponse{Term: 3, Success: true})
+}
+
+// TestBatcherPatience: who is patient waits for others, no longer than he said, and nobody for him.
+func TestBatcherPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var runs []time.Duration
+		began := time.Now()
+		b := batcher{do: func() error {
+			runs = append(runs, time.Since(began))
+			<-time.After(10 * time.Millisecond)
+			return nil
+		}}
+		const ms = time.Millisecond
+		var wg sync.WaitGroup
+		ask := func(at, patience, answered time.Duration) {
+			wg.Go(func() {
+				<-time.After(at)
+				ctx := t.Context()
+				if patience > 0 {
+					ctx = kvdb.Patient(ctx, patience)
+				}
+				if err := b.wait(ctx); err != nil {
+					t.Error(err)
+				}
+				if d := time.Since(began); d != answered {
+					t.Errorf("asked at %v with a patience of %v it was answered at %v, want %v", at, patience, d, answered)
+				}
+			})
+		}
+		ask(0, 500*ms, 110*ms) // with the next one, who is in less of a hurry than the third
+		ask(50*ms, 400*ms, 110*ms)
+		ask(100*ms, 0, 110*ms)
+		ask(105*ms, 300*ms, 410*ms) // while it runs: it does not run again for him at once
+		ask(200*ms, 200*ms, 410*ms) // who is due first
+		ask(1000*ms, 0, 1010*ms)
+		ask(1005*ms, 0, 1020*ms)
+		ask(2000*ms, time.Hour, 2000*ms+mostPatient+10*ms)
+		wg.Wait()
+		if want := []time.Duration{100 * ms, 400 * ms, 1000 * ms, 1010 * ms, 2000*ms + mostPatient}; !slices.Equal(runs, want) {
+			t.Errorf("it ran at %v, want %v", runs, want)
+		}
+	})
+}
+
+// TestPatienceFromElsewhere: what another node asks for is bounded.
+func TestPatienceFromElsewhere(t *testing.T) {
+	for ms, want := range map[int64]time.Duration{0: 0, -1: 0, 20: 20 * time.Millisecond, 1 << 62: mostPatient, -1 << 62: 0} {
+		if d := kvdb.Patience(patient(t.Context(), &kvdbpb.Origin{PatienceMs: ms})); d != want {
+			t.Errorf("%d ms become %v, want %v", ms, d, want)
+		}
+	}
+	r := newRemote(nil, "", true, "c")
+	if o := r.from(kvdb.Patient(t.Context(), 20*time.Millisecond)); o.GetPatienceMs() != 20 || !o.GetForwarded() || o.GetClusterId() != "c" {
+		t.Errorf("a patient request comes from %v", o)
+	}
+	if o := r.from(t.Context()); o.GetPatienceMs() != 0 || r.origin.GetPatienceMs() != 0 {
+		t.Errorf("one in a hurry comes from %v", o)
+	}
 }

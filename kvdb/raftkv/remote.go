@@ -136,6 +136,15 @@ func newRemote(conn grpc.ClientConnInterface, address string, forwarded bool, cl
 	}
 }
 
+// from is the origin of a request under ctx.
+func (r *remote) from(ctx context.Context) *kvdbpb.Origin {
+	d := kvdb.Patience(ctx)
+	if d <= 0 {
+		return r.origin
+	}
+	return &kvdbpb.Origin{Forwarded: r.origin.GetForwarded(), ClusterId: r.origin.GetClusterId(), PatienceMs: d.Milliseconds()}
+}
+
 // failing is what all replies have in common.
 type failing interface{ GetFailure() *kvdbpb.Failure }
 
@@ -151,7 +160,7 @@ func (r *remote) check(ctx context.Context, reply failing, err error) error {
 }
 
 func (r *remote) txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
-	reply, err := r.kv.Txn(ctx, &kvdbpb.TxnRequest{Origin: r.origin, Txn: txnToProto(t)})
+	reply, err := r.kv.Txn(ctx, &kvdbpb.TxnRequest{Origin: r.from(ctx), Txn: txnToProto(t)})
 	if err := r.check(ctx, reply, err); err != nil {
 		return kvdb.TxnResult{}, err
 	}
@@ -161,7 +170,7 @@ func (r *remote) txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
 func (r *remote) list(ctx context.Context, prefix string) ([]kvdb.KV, kvdb.Revision, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := r.kv.List(ctx, &kvdbpb.ListRequest{Origin: r.origin, Prefix: prefix})
+	stream, err := r.kv.List(ctx, &kvdbpb.ListRequest{Origin: r.from(ctx), Prefix: prefix})
 	if err != nil {
 		return nil, 0, r.check(ctx, nil, err)
 	}
@@ -189,7 +198,7 @@ func (r *remote) grant(ctx context.Context, id kvdb.LeaseID, ttl time.Duration) 
 }
 
 func (r *remote) keepAlive(ctx context.Context, id kvdb.LeaseID) error {
-	reply, err := r.kv.KeepAlive(ctx, &kvdbpb.KeepAliveRequest{Origin: r.origin, Id: int64(id)})
+	reply, err := r.kv.KeepAlive(ctx, &kvdbpb.KeepAliveRequest{Origin: r.from(ctx), Id: int64(id)})
 	return r.check(ctx, reply, err)
 }
 

@@ -41,6 +41,15 @@ func (s kvServer) route(ctx context.Context, o *kvdbpb.Origin) (backend, error) 
 	return b, nil
 }
 
+// patient is ctx for a request from o.
+func patient(ctx context.Context, o *kvdbpb.Origin) context.Context {
+	d := time.Duration(min(max(o.GetPatienceMs(), 0), mostPatient.Milliseconds())) * time.Millisecond
+	if d == 0 {
+		return ctx
+	}
+	return kvdb.Patient(ctx, d)
+}
+
 func (m *LocalMember) checkOrigin(o *kvdbpb.Origin) error {
 	if want, is := o.GetClusterId(), m.clusterID(); want != "" && want != is {
 		return fmt.Errorf("%w: the request is for cluster %s, this member is of %q", kvdb.ErrNoLeader, want, is)
@@ -53,7 +62,7 @@ func (s kvServer) Txn(ctx context.Context, r *kvdbpb.TxnRequest) (*kvdbpb.TxnRep
 	if err != nil {
 		return &kvdbpb.TxnReply{Failure: toFailure(err)}, nil
 	}
-	res, err := b.txn(ctx, txnFromProto(r.GetTxn()))
+	res, err := b.txn(patient(ctx, r.GetOrigin()), txnFromProto(r.GetTxn()))
 	if err != nil {
 		return &kvdbpb.TxnReply{Failure: toFailure(err)}, nil
 	}
@@ -69,7 +78,7 @@ func (s kvServer) List(r *kvdbpb.ListRequest, stream grpc.ServerStreamingServer[
 	var rev kvdb.Revision
 	b, err := s.route(ctx, r.GetOrigin())
 	if err == nil {
-		kvs, rev, err = b.list(ctx, r.GetPrefix())
+		kvs, rev, err = b.list(patient(ctx, r.GetOrigin()), r.GetPrefix())
 	}
 	if err != nil {
 		return stream.Send(&kvdbpb.ListReply{Failure: toFailure(err)})
@@ -156,7 +165,7 @@ func (s kvServer) Grant(ctx context.Context, r *kvdbpb.GrantRequest) (*kvdbpb.Gr
 func (s kvServer) KeepAlive(ctx context.Context, r *kvdbpb.KeepAliveRequest) (*kvdbpb.KeepAliveReply, error) {
 	b, err := s.route(ctx, r.GetOrigin())
 	if err == nil {
-		err = b.keepAlive(ctx, kvdb.LeaseID(r.GetId()))
+		err = b.keepAlive(patient(ctx, r.GetOrigin()), kvdb.LeaseID(r.GetId()))
 	}
 	return &kvdbpb.KeepAliveReply{Failure: toFailure(err)}, nil
 }

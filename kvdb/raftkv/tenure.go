@@ -242,30 +242,35 @@ func (t *tenure) revoke(ctx context.Context, id kvdb.LeaseID) error {
 }
 
 // batcher runs do for any number of waiters at once: whoever waits is served by
-// a do that began after it came.
+// a do that began after it came, which is at once, unless all that wait are patient (kvdb.Patient).
 type batcher struct {
 	do func() error
 
 	mu      sync.Mutex
 	running bool
-	next    *batch // of those who came while do runs
+	next    *batch // of those who came while do runs, or wait for others
 }
 
 type batch struct {
 	done chan struct{}
 	err  error
+	due  time.Time   // when do is to begin
+	wake *time.Timer // then; nil if it is not waited for
 }
+
+// mostPatient bounds what somebody on another node asks for.
+const mostPatient = time.Second
 
 func (b *batcher) wait(ctx context.Context) error {
 	b.mu.Lock()
+	due := time.Now().Add(min(kvdb.Patience(ctx), mostPatient))
 	if b.next == nil {
-		b.next = &batch{done: make(chan struct{})}
+		b.next = &batch{done: make(chan struct{}), due: due}
+	} else if due.Before(b.next.due) {
+		b.next.due = due
 	}
 	mine := b.next
-	if !b.running {
-		b.running = true
-		go b.run()
-	}
+	b.beginLocked()
 	b.mu.Unlock()
 
 	select {
@@ -276,16 +281,40 @@ func (b *batcher) wait(ctx context.Context) error {
 	}
 }
 
+// beginLocked has do run for those who wait, now or when they are due, unless it runs.
+func (b *batcher) beginLocked() {
+	if b.running || b.next == nil {
+		return
+	}
+	next := b.next
+	if next.wake != nil {
+		next.wake.Stop()
+	}
+	if wait := time.Until(next.due); wait > 0 {
+		next.wake = time.AfterFunc(wait, func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if b.next == next {
+				b.beginLocked()
+			}
+		})
+		return
+	}
+	b.running = true
+	go b.run()
+}
+
 func (b *batcher) run() {
 	for {
 		b.mu.Lock()
 		current := b.next
-		b.next = nil
-		if current == nil {
+		if current == nil || time.Until(current.due) > 0 {
 			b.running = false
+			b.beginLocked()
 			b.mu.Unlock()
 			return
 		}
+		b.next = nil
 		b.mu.Unlock()
 		if err := b.do(); err != nil {
 			current.err = notServed(err) // a barrier changes nothing, whatever became of it

@@ -83,7 +83,7 @@ func (d *daemon) clusterChanged(v *clusterdomain.View) {
 	if err := d.peers.SetNodes(addrs); err != nil {
 		d.lg.Error("address of a node cannot be used", zap.Error(err))
 	}
-	d.volumes.DomainsChanged()
+	d.volumes.DomainsChanged() // also if none has: whoever missed a change hears of it now
 }
 
 // rtts are the round-trip times to the other nodes.

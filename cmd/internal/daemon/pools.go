@@ -209,7 +209,7 @@ func (p *pools) markReverting(r volume.LocalReplica, mark []byte) error {
 func (l *localReplicas) List(context.Context) ([]volume.LocalReplica, error) {
 	var all []volume.LocalReplica
 	for _, pool := range l.pools.all {
-		entries, err := pool.List()
+		entries, err := pool.ListKnown()
 		if err != nil {
 			return nil, err
 		}

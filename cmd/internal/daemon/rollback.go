@@ -67,7 +67,7 @@ func (d *daemon) report() (*volume.NodeReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &volume.NodeReport{Node: d.node, Domain: d.domain, Replicas: d.pools.survey()}
+	r := &volume.NodeReport{Node: d.node, Domain: d.domain, Replicas: d.pools.look(true)}
 	r.Incarnation, _ = d.configs.Incarnation()
 	for _, v := range m.Volumes() {
 		if cfg := v.InForce(); cfg != nil {
@@ -100,10 +100,13 @@ func (d *daemon) askReport(ctx context.Context, n clusterdomain.Node) (_ *volume
 }
 
 // survey tells what the superblocks of this node's replicas say.
-func (p *pools) survey() []volume.FoundReplica {
+func (p *pools) survey() []volume.FoundReplica { return p.look(false) }
+
+// look is survey, with the records that lie beside the replicas if an import wants them.
+func (p *pools) look(records bool) []volume.FoundReplica {
 	var all []volume.FoundReplica
 	for _, pool := range p.all {
-		entries, err := pool.List()
+		entries, err := pool.ListKnown()
 		if err != nil {
 			p.lg.Error("replicas of a pool cannot be listed", zap.String("path", pool.Path()), zap.Error(err))
 			continue
@@ -120,6 +123,9 @@ func (p *pools) survey() []volume.FoundReplica {
 				f.Err = "it is not served: the daemon's log says why"
 			default:
 				found(&f, r.Superblock())
+				if !records {
+					break
+				}
 				if f.Spec, err = pool.Note(e.Volume, e.Replica); err != nil {
 					p.lg.Warn("record of a volume beside its replica cannot be read", zap.String("directory", e.Dir), zap.Error(err))
 				}

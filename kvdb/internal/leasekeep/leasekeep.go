@@ -107,12 +107,15 @@ func (l *Lease) run(ctx context.Context) {
 	}
 }
 
+// patience is how long a renewal may wait for others: two thirds of the TTL are left then, and a twentieth of it is little of that.
+const patience = 500 * time.Millisecond
+
 func (l *Lease) renew(ctx context.Context) error {
 	sent := time.Now()
 	// One attempt may not use up the time that another has to succeed in.
 	ctx, cancel := context.WithTimeout(ctx, min(l.c.TTL/3, max(time.Until(l.Expires()), time.Millisecond)))
 	defer cancel()
-	if err := l.c.Renew(ctx); err != nil {
+	if err := l.c.Renew(kvdb.Patient(ctx, min(l.c.TTL/20, patience))); err != nil {
 		return err
 	}
 	l.mu.Lock()
