@@ -26,7 +26,7 @@ func TestReference(t *testing.T) {
 	}
 	fmt.Fprintf(&b, "\n`csi.storage.k8s.io/fstype` is `xfs` (the default, 300 MiB at least) or `ext4`. What `--extra-create-metadata` adds (`%s`) becomes labels of the volume.\n", strings.Join(told, "`, `"))
 	b.WriteString("\nA VolumeSnapshotClass and a VolumeGroupSnapshotClass have `freeze`: `true` (the default) freezes the file system, where it is mounted, for the moment of the cut, so that what was written to files is in the snapshot; `false` does not, and it has what a power cut would leave. So it has where the file system cannot be frozen within 10 seconds: `tandemctl volume snapshot inspect` tells. A volume that is made from a snapshot or another volume has its size or more, and its replicas lie where that is held, in pools on XFS with reflink; it is never formatted.\n")
-	fmt.Fprintf(&b, "\n## Topology\n\nA node has `%s` and `%s`. A volume is to be used in the domains that have a replica, on any node there.\n", TopologyDomain, TopologyNode)
+	fmt.Fprintf(&b, "\n## Topology\n\nA node has `%s` and `%s`. A volume is to be used in the domains that have a replica, on any node there. `allowedTopologies` of a StorageClass says where one of its replicas has to be at least: where a volume has one in each domain, as by default, it can be used in each, and only the first pod of a volume that waits for it is kept to them.\n", TopologyDomain, TopologyNode)
 	b.WriteString("\n## Capabilities\n\n")
 	d := New(Options{})
 	ctrl, _ := d.ControllerGetCapabilities(t.Context(), nil)

@@ -137,6 +137,9 @@ state = "/run/containerd"
 	return nil
 }
 
+// kubeletOff is a file as long as which exists the kubelet is not started.
+func (n *Node) kubeletOff() string { return filepath.Join(n.dir, "kubelet.off") }
+
 // program is one of the node, with its log.
 func (n *Node) program(name string, argv ...string) nodeplan.Program {
 	return nodeplan.Program{Name: name, Argv: argv, Log: filepath.Join(n.dir, "log", name+".log")}
@@ -161,7 +164,7 @@ func (n *Node) Start(ctx context.Context) error {
 	kubelet := "kubelet-" + n.Name
 	plan.Programs = append(plan.Programs,
 		n.program("containerd", "/usr/bin/containerd", "--config", filepath.Join(n.dir, "containerd.toml")),
-		n.program("kubelet", c.bin("kubelet"), "--config", filepath.Join(n.dir, "kubelet.json"), "--kubeconfig", c.conf(kubelet),
+		n.program("kubelet", "/bin/sh", "-c", `while [ -e "$0" ]; do sleep 0.2; done; exec "$@"`, n.kubeletOff(), c.bin("kubelet"), "--config", filepath.Join(n.dir, "kubelet.json"), "--kubeconfig", c.conf(kubelet),
 			"--hostname-override", n.Name, "--node-ip", n.Address, "--root-dir", "/var/lib/kubelet"),
 		n.program("kube-proxy", c.bin("kube-proxy"), "--kubeconfig", c.conf("proxy"), "--proxy-mode", "iptables", "--hostname-override", n.Name,
 			"--cluster-cidr", n.podRange(), "--conntrack-max-per-core", "0", "--bind-address", n.Address),
@@ -208,11 +211,20 @@ func (n *Node) importImages(ctx context.Context) error {
 
 // Run runs a command in the node, as one who is logged in there does, and returns its standard output.
 func (n *Node) Run(ctx context.Context, argv ...string) (string, error) {
-	pid, err := n.first()
+	inside, err := n.inside(argv...)
 	if err != nil {
 		return "", err
 	}
-	return lab.Run(ctx, append([]string{"nsenter", "-t", pid, "-m", "-n", "-p", "-u", "-i", "--"}, argv...)...)
+	return lab.Run(ctx, inside...)
+}
+
+// inside is a command that runs argv in the node.
+func (n *Node) inside(argv ...string) ([]string, error) {
+	pid, err := n.first()
+	if err != nil {
+		return nil, err
+	}
+	return append([]string{"nsenter", "-t", pid, "-m", "-n", "-p", "-u", "-i", "--"}, argv...), nil
 }
 
 // first is the process id, here, of the node's first process.

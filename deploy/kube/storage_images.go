@@ -9,10 +9,11 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// BuildStorageTests makes Kubernetes' own tests of CSI drivers, and what their pods run, in dir: e2e.test and agnhost. See Build, which comes first.
+// BuildStorageTests makes Kubernetes' own tests of CSI drivers, what their pods run, and how they come into nodes, in dir: e2e.test, agnhost and nodeshell. See Build,
+// which comes first.
 func BuildStorageTests(ctx context.Context, top, dir string) error {
 	module := filepath.Join(top, "deploy", "kube", "tools", "e2e")
-	_, err := lab.Run(ctx, "env", "CGO_ENABLED=0", "nice", "go", "-C", module, "build", "-trimpath", "-ldflags", linked(), "-o", dir+"/", "k8s.io/kubernetes/test/images/agnhost")
+	_, err := lab.Run(ctx, "env", "CGO_ENABLED=0", "nice", "go", "-C", module, "build", "-trimpath", "-ldflags", linked(), "-o", dir+"/", "k8s.io/kubernetes/test/images/agnhost", "./nodeshell")
 	if err != nil {
 		return err
 	}

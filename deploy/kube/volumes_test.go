@@ -33,7 +33,7 @@ func withSnapshots(t *testing.T, prefix string, images ...Image) *stand {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.disk = 20 << 30
+	w.disk = 100 << 30 // for the 256 volumes that a node is said to take, 320 MiB each
 	c := cluster(t, w, "metro", prefix+"-w", prefix+"-a", prefix+"-b")
 	witness := c.Node(prefix + "-w")
 	s := &stand{t: t, c: c, a: c.Node(prefix + "-a"), b: c.Node(prefix + "-b"), more: snapshots}

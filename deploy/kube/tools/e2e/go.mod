@@ -8,7 +8,10 @@ godebug default=go1.26
 // of its own, because the tests need more than the programs.
 tool k8s.io/kubernetes/test/images/agnhost
 
-require k8s.io/kubernetes v1.36.3
+require (
+	golang.org/x/crypto v0.54.0
+	k8s.io/kubernetes v1.36.3
+)
 
 require (
 	cel.dev/expr v0.25.2 // indirect
@@ -122,7 +125,6 @@ require (
 	go.uber.org/zap v1.28.0 // indirect
 	go.yaml.in/yaml/v2 v2.4.4 // indirect
 	go.yaml.in/yaml/v3 v3.0.4 // indirect
-	golang.org/x/crypto v0.54.0 // indirect
 	golang.org/x/exp v0.0.0-20260218203240-3dfff04db8fa // indirect
 	golang.org/x/mod v0.37.0 // indirect
 	golang.org/x/net v0.57.0 // indirect
