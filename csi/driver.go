@@ -28,7 +28,7 @@ const (
 	TopologyNode   = "topology.tandem.storage/node"
 )
 
-// maxVolumes is how many volumes a node is asked to take. No harder bound is known: each costs a loop device and a FUSE mount.
+// maxVolumes is how many volumes a node is asked to take. No harder bound is known: each costs a loop device and a FUSE mount. A pod had so many: docs/reference/external-storage.md.
 const maxVolumes = 256
 
 // actor is who asks, in the audit trail.

@@ -32,9 +32,9 @@ var (
 	specLog    = flag.String("specs", "", "file to which it adds a line for each spec: number, what became of it, seconds, name")
 )
 
-// notHere are specs for what no driver of this kind has (Windows, ext3, volumes without a claim, volumes that the test makes by itself), or that want 256 volumes on a
-// node, or the images of a volume populator. docs/reference/external-storage.md.
-const notHere = `any volume data source|\[Feature:Windows\]|Inline-volume|CSI Ephemeral|Pre-provisioned PV|\(ext3\)|volumeLimits should support volume limits`
+// notHere are specs for what no driver of this kind has (Windows, ext3, volumes without a claim, volumes that the test makes by itself), or that want the images of a volume
+// populator. docs/reference/external-storage.md.
+const notHere = `any volume data source|\[Feature:Windows\]|Inline-volume|CSI Ephemeral|Pre-provisioned PV|\(ext3\)`
 
 // spec is what became of one.
 type spec struct {

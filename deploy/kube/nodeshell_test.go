@@ -14,7 +14,7 @@ import (
 	"github.com/tandem-storage/tandem/deploy/lab"
 )
 
-// systemctl is what Kubernetes' tests ask systemd for: the kubelet. %s is the file that keeps it from being started.
+// systemctl is what Kubernetes' tests ask systemd for: the kubelet. %q is the file that keeps it from being started.
 const systemctl = `#!/bin/sh
 off=%q
 case "$*" in
