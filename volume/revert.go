@@ -84,6 +84,9 @@ func (c *Catalogue) Revert(ctx context.Context, run RevertRunner, v replication.
 		if ctx.Err() != nil {
 			break
 		}
+		if _, _, err := c.reverting(ctx, v, r.ID); errors.Is(err, ErrNotReverting) { // another call was faster, or it was abandoned
+			return nil, err
+		}
 	}
 	return nil, fmt.Errorf("the volume cannot be attached until the revert has come to its end, repeat it when the cause is removed: %w", errors.Join(failed...))
 }
@@ -251,7 +254,7 @@ func (c *Catalogue) reverting(ctx context.Context, v replication.VolumeID, id re
 	}
 	s, err := parseSpec(kv)
 	if err == nil && (s.Reverting == nil || s.Reverting.ID != id) {
-		err = fmt.Errorf("%w: volume %s, revert %s has ended", ErrNotReverting, s.Name, id)
+		err = fmt.Errorf("%w: volume %s, revert %s has ended, \"tandemctl audit list\" tells how", ErrNotReverting, s.Name, id)
 	}
 	return &kv, &s, err
 }
@@ -273,6 +276,9 @@ func (c *Catalogue) changeReverting(ctx context.Context, v replication.VolumeID,
 // AbandonRevert ends a revert that cannot go on: the volume can be attached with what it has, which is partly from the snapshot and partly from before. Errors: ErrNotReverting,
 // ErrAttached (a node is at it), those of the store.
 func (c *Catalogue) AbandonRevert(ctx context.Context, marker ReplicaMarker, v replication.VolumeID) (*Reverted, error) {
+	if err := c.cluster.Refresh(ctx); err != nil {
+		return nil, err
+	}
 	e, err := c.Get(ctx, v)
 	if err != nil {
 		return nil, err

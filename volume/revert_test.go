@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -372,6 +371,34 @@ func TestRevert(t *testing.T) {
 	}
 }
 
+// dying ends its process with the first call that does not get through.
+type dying struct {
+	*filter
+	end func()
+}
+
+func (d dying) Get(ctx context.Context, key string) (kvdb.KV, error) {
+	kv, err := d.filter.Get(ctx, key)
+	return kv, d.died(err)
+}
+
+func (d dying) List(ctx context.Context, prefix string) ([]kvdb.KV, kvdb.Revision, error) {
+	kvs, rev, err := d.filter.List(ctx, prefix)
+	return kvs, rev, d.died(err)
+}
+
+func (d dying) Txn(ctx context.Context, t kvdb.Txn) (kvdb.TxnResult, error) {
+	res, err := d.filter.Txn(ctx, t)
+	return res, d.died(err)
+}
+
+func (d dying) died(err error) error {
+	if errors.Is(err, kvdb.ErrUnavailable) {
+		d.end()
+	}
+	return err
+}
+
 // Whoever does it dies before each of its steps, and each of its calls of the kvdb, once with the call carried out and once without; the command is repeated, on the same node or the other.
 func TestRevertDies(t *testing.T) {
 	was := contents{9, 2, 0, 0, 5, 0, 7, 6}
@@ -385,9 +412,11 @@ func TestRevertDies(t *testing.T) {
 				w := newRevertWorld(t)
 				w.begin(was)
 				f := &filter{Store: w.store}
+				ctx, cancel := context.WithCancel(t.Context())
 				steps := int64(0)
 				step := func(string) error {
 					if steps++; !kv && steps >= at {
+						cancel()
 						return errDied
 					}
 					return nil
@@ -395,9 +424,7 @@ func TestRevertDies(t *testing.T) {
 				if kv {
 					f.cutAt, f.cutLate = at, late
 				}
-				n := &revertNode{w, "n-b", NewCatalogue(&Configs{store: f, cluster: "c", keys: newKeys("c")}, fixedView{w.view, nil}), step}
-				n.c.configs.life.Store(w.configs(w.store).life.Load())
-				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // a process without a kvdb tries again until it ends
+				n := w.node("n-b", dying{f, cancel}, step)
 				_, err := n.c.Revert(ctx, n, w.id, "monday")
 				cancel()
 				if err == nil {
@@ -512,13 +539,16 @@ func TestRevertRaces(t *testing.T) {
 			return nil
 		}
 		if left := rng.IntN(20); left > 0 { // it was begun by somebody who has died
+			ctx, cancel := context.WithCancel(t.Context())
 			first := w.node("n-b", w.store, func(string) error {
 				if left--; left == 0 {
+					cancel()
 					return errDied
 				}
 				return nil
 			})
-			_, _ = first.c.Revert(t.Context(), first, w.id, "monday")
+			_, _ = first.c.Revert(ctx, first, w.id, "monday")
+			cancel()
 		}
 		n = w.node("n-b", w.store, step)
 		_, err := n.c.Revert(t.Context(), n, w.id, "monday")

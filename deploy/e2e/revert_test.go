@@ -106,8 +106,10 @@ func TestRevert(t *testing.T) {
 		c.isImage(t, v.home, v.name, old)
 		c.attach(t, v.home, v.name)
 		c.inSync(t, v.home, v.name, time.Minute, both...)
-		if s := c.verify(t, v); strings.Contains(fmt.Sprint(s), "differ") {
-			t.Errorf("verify: %+v", s)
+		m := c.mark(t, v.home)
+		c.verify(t, v)
+		if e := m.await(t, "verify complete", time.Minute); !strings.Contains(e.raw, `"equal":true`) {
+			t.Errorf("verify: %s", e.raw)
 		}
 		c.detach(t, v.home, v.name)
 		c.identical(t, v.name)

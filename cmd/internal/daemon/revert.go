@@ -45,7 +45,6 @@ func (b borrower) Borrow(ctx context.Context, id replication.VolumeID, from *rep
 		return fmt.Errorf("%w on node %s: detach it there first", volume.ErrAttached, r.c.NodeID)
 	}
 	r.borrow(id, true)
-	defer r.borrow(id, false)
 	defer r.unshown(id)() // as long as nobody else on this node can attach it
 	// An attach that is given up in the middle would leave the volume promised to this node.
 	attach, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
@@ -55,7 +54,9 @@ func (b borrower) Borrow(ctx context.Context, id replication.VolumeID, from *rep
 		defer cancel()
 		if detachErr := r.volumes.Detach(ctx, id); detachErr != nil {
 			err = errors.Join(err, fmt.Errorf("it stays attached on node %s: %w", r.c.NodeID, detachErr))
+			return
 		}
+		r.borrow(id, false)
 	}()
 	v, err := r.volumes.Attach(attach, id, replvolume.AttachOptions{TakeFrom: from})
 	if errors.Is(err, replication.ErrRolledBack) {
@@ -71,7 +72,7 @@ func (b borrower) Borrow(ctx context.Context, id replication.VolumeID, from *rep
 	return use(borrowed{b.d, v})
 }
 
-// borrow notes whether a volume is attached here for nobody but who puts it back.
+// borrow notes whether a volume is attached here for nobody but who puts it back, or was left attached by that.
 func (r *runtime) borrow(id replication.VolumeID, is bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,8 +83,8 @@ func (r *runtime) borrow(id replication.VolumeID, is bool) {
 	}
 }
 
-// snapshots returns nil if snapshots may be taken of a volume that is attached here: not of one that is partly a snapshot and partly not.
-func (r *runtime) snapshots(id replication.VolumeID) error {
+// mayCut returns nil if snapshots may be taken of a volume that was found attached here before: not of one that is partly a snapshot and partly not.
+func (r *runtime) mayCut(id replication.VolumeID) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, is := r.borrowed[id]; is {

@@ -226,6 +226,7 @@ func (r *runtime) Attach(ctx context.Context, id replication.VolumeID, o volume.
 	if err := r.reverting(ctx, id); err != nil {
 		return "", err
 	}
+	r.borrow(id, false)
 	if o.Format {
 		defer r.formatting(id)()
 	}
@@ -315,7 +316,11 @@ func (r *runtime) Detach(ctx context.Context, id replication.VolumeID) error {
 			defer r.drop(s.id)
 		}
 	}
-	return r.volumes.Detach(ctx, id)
+	if err := r.volumes.Detach(ctx, id); err != nil {
+		return err
+	}
+	r.borrow(id, false)
+	return nil
 }
 
 // Status implements volume.Runtime.

@@ -31,10 +31,11 @@ const (
 func (r *runtime) TakeSnapshot(ctx context.Context, id replication.VolumeID, snap replication.SnapshotID, attach bool) ([]replication.ReplicaID, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
-	if err := r.snapshots(id); err != nil {
+	v := r.volumes.Volume(id)
+	if err := r.mayCut(id); err != nil {
 		return nil, err
 	}
-	if v := r.volumes.Volume(id); v != nil {
+	if v != nil {
 		return v.Snapshot(ctx, snap, snapshotWait, snapshotHold)
 	}
 	if !attach {
@@ -54,7 +55,7 @@ func (r *runtime) TakeHeld(ctx context.Context, id replication.VolumeID, snap re
 	if v == nil {
 		return nil, replication.ErrNotCoordinator
 	}
-	if err := r.snapshots(id); err != nil {
+	if err := r.mayCut(id); err != nil {
 		return nil, err
 	}
 	if _, held, err := v.Cut(ctx, op); err != nil || !held {
