@@ -16,6 +16,7 @@ type Backend interface {
 	ListVolumes(context.Context, *volumepb.ListVolumesRequest, ...grpc.CallOption) (*volumepb.ListVolumesResponse, error)
 	UpdateVolume(context.Context, *volumepb.UpdateVolumeRequest, ...grpc.CallOption) (*volumepb.UpdateVolumeResponse, error)
 	LimitVolume(context.Context, *volumepb.LimitVolumeRequest, ...grpc.CallOption) (*volumepb.LimitVolumeResponse, error)
+	PrioritiseVolume(context.Context, *volumepb.PrioritiseVolumeRequest, ...grpc.CallOption) (*volumepb.PrioritiseVolumeResponse, error)
 	ResizeVolume(context.Context, *volumepb.ResizeVolumeRequest, ...grpc.CallOption) (*volumepb.ResizeVolumeResponse, error)
 	DeleteVolume(context.Context, *volumepb.DeleteVolumeRequest, ...grpc.CallOption) (*volumepb.DeleteVolumeResponse, error)
 	PublishVolume(context.Context, *volumepb.PublishVolumeRequest, ...grpc.CallOption) (*volumepb.PublishVolumeResponse, error)

@@ -79,7 +79,7 @@ func (c *cluster) CreateVolume(_ context.Context, r *volumepb.CreateVolumeReques
 	c.near = r.NearNode
 	v := &volumepb.Volume{
 		Id: fmt.Sprintf("%08x-0000-4000-8000-%012x", c.made, 7), Name: r.Name, SizeBytes: uint64(r.SizeBytes), Phase: volumepb.Phase_PHASE_DETACHED,
-		Protection: r.Protection, Needs: r.Needs, Labels: r.Labels, ManualFailover: r.ManualFailover, Group: r.Group, JoinedGroup: r.Group, Epoch: 1, Content: volumepb.Content_CONTENT_BLANK,
+		Protection: r.Protection, Needs: r.Needs, Labels: r.Labels, ManualFailover: r.ManualFailover, Group: r.Group, JoinedGroup: r.Group, ResyncPriority: r.ResyncPriority, Epoch: 1, Content: volumepb.Content_CONTENT_BLANK,
 		ReplicasWanted: uint32(len(domains)), InSync: uint32(len(domains)),
 	}
 	for _, d := range domains {
@@ -133,6 +133,17 @@ func (c *cluster) LimitVolume(_ context.Context, r *volumepb.LimitVolumeRequest,
 	}
 	v.Limits = r.Limits
 	return &volumepb.LimitVolumeResponse{Volume: proto.CloneOf(v)}, nil
+}
+
+func (c *cluster) PrioritiseVolume(_ context.Context, r *volumepb.PrioritiseVolumeRequest, _ ...grpc.CallOption) (*volumepb.PrioritiseVolumeResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, err := c.find(r.Volume)
+	if err != nil {
+		return nil, err
+	}
+	v.ResyncPriority = r.ResyncPriority
+	return &volumepb.PrioritiseVolumeResponse{Volume: proto.CloneOf(v)}, nil
 }
 
 func (c *cluster) ResizeVolume(_ context.Context, r *volumepb.ResizeVolumeRequest, _ ...grpc.CallOption) (*volumepb.ResizeVolumeResponse, error) {

@@ -349,12 +349,17 @@ func (d *Driver) ControllerModifyVolume(ctx context.Context, r *spec.ControllerM
 	if err != nil {
 		return nil, err
 	}
-	want := &volumepb.CreateVolumeRequest{Protection: v.GetProtection(), Needs: proto.CloneOf(v.GetNeeds()), Limits: proto.CloneOf(v.GetLimits())}
+	want := &volumepb.CreateVolumeRequest{Protection: v.GetProtection(), Needs: proto.CloneOf(v.GetNeeds()), Limits: proto.CloneOf(v.GetLimits()), ResyncPriority: v.GetResyncPriority()}
 	if err := apply(want, r.GetMutableParameters(), true); err != nil {
 		return nil, err
 	}
 	if w, l := want.Limits, v.GetLimits(); w.GetIops() != l.GetIops() || w.GetBandwidthBytesPerSecond() != l.GetBandwidthBytesPerSecond() {
 		if _, err := d.o.Backend.LimitVolume(ctx, &volumepb.LimitVolumeRequest{Volume: id.String(), Limits: want.Limits, Actor: actor}); err != nil {
+			return nil, err
+		}
+	}
+	if want.ResyncPriority != v.GetResyncPriority() {
+		if _, err := d.o.Backend.PrioritiseVolume(ctx, &volumepb.PrioritiseVolumeRequest{Volume: id.String(), ResyncPriority: want.ResyncPriority, Actor: actor}); err != nil {
 			return nil, err
 		}
 	}

@@ -112,6 +112,12 @@ func Parameters() []Parameter {
 			r.Replicas, ok = number(v, 1, 3)
 			return ok
 		}},
+		{"resyncPriority", true, "`low`, `normal`, `high`", "`normal`", "How resyncs of the volume stand to those of others, on nodes and pools that have more to resync than at once, or a rate that they share: a higher one begins before those that came up to ten minutes earlier, and above what each has in any case they share as 1 to 4 to 16.", func(r *volumepb.CreateVolumeRequest, v string) bool {
+			r.ResyncPriority = map[string]volumepb.ResyncPriority{
+				"low": volumepb.ResyncPriority_RESYNC_PRIORITY_LOW, "normal": volumepb.ResyncPriority_RESYNC_PRIORITY_NORMAL, "high": volumepb.ResyncPriority_RESYNC_PRIORITY_HIGH,
+			}[v]
+			return r.ResyncPriority != volumepb.ResyncPriority_RESYNC_PRIORITY_UNSPECIFIED
+		}},
 		{"space", false, "`thin`, `thick`", "`thin`", "When a replica takes space of its pool: as it is written, or all of it when it is made. What is made from a snapshot or another volume is thin.", func(r *volumepb.CreateVolumeRequest, v string) bool {
 			r.Thick = v == spaceThick
 			return v == spaceThin || v == spaceThick

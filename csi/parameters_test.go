@@ -15,24 +15,25 @@ import (
 // Each parameter has values that it takes and values that it does not, and what is unknown is refused with all that are known.
 func TestParameters(t *testing.T) {
 	values := map[string]struct{ good, bad []string }{
-		"bandwidth":   {[]string{"1MiB", "100Mi", "1048576", "0", "1024TiB"}, []string{"", "1023KiB", "1MB", "-1", "1.5GiB", "1025TiB", "9999999999999999TiB", "99999999999999999"}},
-		"iops":        {[]string{"10", "0", "100000"}, []string{"", "9", "-10", "1k", "99999999999"}},
-		"group":       {[]string{"db", "k1-${pvc.namespace}", "${pvc.namespace}", strings.Repeat("x", 128)}, []string{"", "-db", "a b", "../x", "${pvc.name}", "${pvc.namespace", strings.Repeat("x", 129)}},
-		"domains":     {[]string{"a", "b,a", "a, b"}, []string{"", "A", "a,,b", "../x"}},
-		"failover":    {[]string{"manual", "automatic"}, []string{"", "never"}},
-		"apart":       {[]string{"app=db", "tier in (1,2)"}, []string{"", "==", strings.Repeat("x", 1025)}},
-		"near":        {[]string{"app=db,!old"}, []string{"", "=x"}},
-		"nodes":       {[]string{"disk=nvme,rack!=r7"}, []string{" ", "a=b=c"}},
-		"labels":      {[]string{"app=db,tier=1", "x="}, []string{"", "app", "=db", told[0] + "=x", "a=" + strings.Repeat("x", 256)}},
-		"poolClass":   {[]string{"fast"}, []string{"", strings.Repeat("x", 256)}},
-		"space":       {[]string{"thin", "thick"}, []string{"", "THICK"}},
-		"spread":      {[]string{"rack"}, []string{""}},
-		"mkfsOptions": {[]string{"-m reflink=1", "-i size=512 -O ^has_journal", ""}, []string{"/dev/sda", "-f;reboot", "$(x)", "'a b'", "../x", "--help"}},
-		"needDomains": {[]string{"a"}, []string{"a b"}},
-		"needInSync":  {[]string{"0", "3"}, []string{"", "4", "-1", "00", "x"}},
-		"needStall":   {[]string{"0s", "30s"}, []string{"30", "-1s", ""}},
-		"protection":  {[]string{"max-availability", "max-protection"}, []string{"", "MAX"}},
-		"replicas":    {[]string{"1", "3"}, []string{"0", "4", "", "1.5"}},
+		"bandwidth":      {[]string{"1MiB", "100Mi", "1048576", "0", "1024TiB"}, []string{"", "1023KiB", "1MB", "-1", "1.5GiB", "1025TiB", "9999999999999999TiB", "99999999999999999"}},
+		"iops":           {[]string{"10", "0", "100000"}, []string{"", "9", "-10", "1k", "99999999999"}},
+		"group":          {[]string{"db", "k1-${pvc.namespace}", "${pvc.namespace}", strings.Repeat("x", 128)}, []string{"", "-db", "a b", "../x", "${pvc.name}", "${pvc.namespace", strings.Repeat("x", 129)}},
+		"domains":        {[]string{"a", "b,a", "a, b"}, []string{"", "A", "a,,b", "../x"}},
+		"failover":       {[]string{"manual", "automatic"}, []string{"", "never"}},
+		"apart":          {[]string{"app=db", "tier in (1,2)"}, []string{"", "==", strings.Repeat("x", 1025)}},
+		"near":           {[]string{"app=db,!old"}, []string{"", "=x"}},
+		"nodes":          {[]string{"disk=nvme,rack!=r7"}, []string{" ", "a=b=c"}},
+		"labels":         {[]string{"app=db,tier=1", "x="}, []string{"", "app", "=db", told[0] + "=x", "a=" + strings.Repeat("x", 256)}},
+		"poolClass":      {[]string{"fast"}, []string{"", strings.Repeat("x", 256)}},
+		"space":          {[]string{"thin", "thick"}, []string{"", "THICK"}},
+		"spread":         {[]string{"rack"}, []string{""}},
+		"mkfsOptions":    {[]string{"-m reflink=1", "-i size=512 -O ^has_journal", ""}, []string{"/dev/sda", "-f;reboot", "$(x)", "'a b'", "../x", "--help"}},
+		"needDomains":    {[]string{"a"}, []string{"a b"}},
+		"needInSync":     {[]string{"0", "3"}, []string{"", "4", "-1", "00", "x"}},
+		"needStall":      {[]string{"0s", "30s"}, []string{"30", "-1s", ""}},
+		"protection":     {[]string{"max-availability", "max-protection"}, []string{"", "MAX"}},
+		"resyncPriority": {[]string{"low", "normal", "high"}, []string{"", "HIGH", "1"}},
+		"replicas":       {[]string{"1", "3"}, []string{"0", "4", "", "1.5"}},
 	}
 	for _, p := range Parameters() {
 		if p.Name == paramEncryption {
@@ -266,5 +267,41 @@ func TestCapacityOfClass(t *testing.T) {
 		if status.Code(err) != tc.code || resp.GetAvailableCapacity() != tc.want {
 			t.Errorf("%v: %d bytes, %v; want %d, %s", tc.params, resp.GetAvailableCapacity(), err, tc.want, tc.code)
 		}
+	}
+}
+
+// A volume is made with a resync priority, or gets another one while it is used; what a class does not name stays, and what a class names that is so already asks for nothing.
+func TestModifyPriority(t *testing.T) {
+	const low, normal, high = volumepb.ResyncPriority_RESYNC_PRIORITY_LOW, volumepb.ResyncPriority_RESYNC_PRIORITY_NORMAL, volumepb.ResyncPriority_RESYNC_PRIORITY_HIGH
+	c := newCluster()
+	d := New(Options{Backend: c, Node: "node-a"})
+	resp, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{
+		Name: "v", VolumeCapabilities: []*spec.VolumeCapability{raw()}, Parameters: map[string]string{"resyncPriority": "low"}, MutableParameters: map[string]string{"iops": "100"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := resp.GetVolume().GetVolumeId()
+	if got := c.volumes[id].ResyncPriority; got != low {
+		t.Errorf("made with priority %v", got)
+	}
+	for _, tc := range []struct {
+		params map[string]string
+		want   volumepb.ResyncPriority
+		code   codes.Code
+	}{
+		{map[string]string{"resyncPriority": "high"}, high, codes.OK},
+		{map[string]string{"resyncPriority": "high"}, high, codes.OK},
+		{map[string]string{"protection": "max-protection"}, high, codes.OK},
+		{map[string]string{"resyncPriority": "normal", "iops": "50"}, normal, codes.OK},
+		{map[string]string{"resyncPriority": "urgent", "iops": "20"}, normal, codes.InvalidArgument},
+	} {
+		_, err := d.ControllerModifyVolume(t.Context(), &spec.ControllerModifyVolumeRequest{VolumeId: id, MutableParameters: tc.params})
+		if got := c.volumes[id].ResyncPriority; status.Code(err) != tc.code || got != tc.want {
+			t.Errorf("%v: %v, %v", tc.params, got, err)
+		}
+	}
+	if v := c.volumes[id]; v.GetLimits().GetIops() != 50 || v.GetProtection() != volumepb.Protection_PROTECTION_MAX_PROTECTION || v.GetEpoch() != 2 {
+		t.Errorf("%v", v)
 	}
 }

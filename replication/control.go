@@ -115,6 +115,19 @@ type DirtyResult struct {
 // RegionSize is the unit of the activity log, in bytes.
 const RegionSize = 4 << 20
 
+// ResyncPriority is how the resyncs of a volume stand to those of others wherever they need a turn.
+type ResyncPriority string
+
+// Priorities.
+const (
+	ResyncLow    ResyncPriority = "low"
+	ResyncNormal ResyncPriority = ""
+	ResyncHigh   ResyncPriority = "high"
+)
+
+// Valid reports whether p is one of them.
+func (p ResyncPriority) Valid() bool { return p == ResyncLow || p == ResyncNormal || p == ResyncHigh }
+
 // TurnRequest asks the node of a replica that is to be resynced for its turn: a bounded number of resyncs write to a disk at once,
 // and share what it, and the way from the other domain, may carry (protocol.md 9.3). It is no part of the volume's safety. A turn is
 // to be asked for again every second; after five without it is lost.

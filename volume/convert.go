@@ -41,6 +41,7 @@ func volumePB(e *Entry, live Live, online map[replication.NodeID]bool) *volumepb
 	v.Unprotected = live.Unprotected
 	v.Content, v.Limits = blankPB(e.Blank), limitsPB(e.limits())
 	v.Placing, v.Thick, v.JoinedGroup = placingPB(e.Placing), e.Thick, e.Joins
+	v.ResyncPriority = resyncPriorityPB(e.resyncPriority())
 	switch s := e.From; {
 	case s == nil:
 	case s.Clone:

@@ -46,6 +46,18 @@ func (c *Catalogue) Limit(ctx context.Context, id replication.VolumeID, l Limits
 	if err := l.validate(); err != nil {
 		return err
 	}
+	return c.amend(ctx, id, func(s *Spec) *audit.Record {
+		if s.limits() == l {
+			return nil
+		}
+		s.Limited = &l
+		return &audit.Record{Verb: "volume limit", Outcome: fmt.Sprintf("%d IOPS, %d bytes per second; 0 is no limit", l.IOPS, l.Bandwidth)}
+	})
+}
+
+// amend changes the spec of a volume as f says, which may be called more than once, and returns what is to stand in the audit trail of that, or nil: there is nothing to change. Errors: ErrDeleting,
+// replication.ErrVolumeNotFound, those of the store.
+func (c *Catalogue) amend(ctx context.Context, id replication.VolumeID, f func(s *Spec) *audit.Record) error {
 	for {
 		look, err := c.store.Txn(ctx, kvdb.Txn{Then: []kvdb.Op{{Kind: kvdb.OpGet, Key: c.keys.spec(id)}}})
 		switch {
@@ -60,17 +72,17 @@ func (c *Catalogue) Limit(ctx context.Context, id replication.VolumeID, l Limits
 			return err
 		case s.State == Deleting:
 			return ErrDeleting
-		case s.limits() == l:
+		}
+		rec := f(&s)
+		if rec == nil {
 			return nil
 		}
-		s.Limited = &l
 		record, err := put(c.keys.spec(id), s)
 		if err != nil {
 			return err
 		}
-		entry, err := c.trail.Stage(ctx, audit.Record{
-			Verb: "volume limit", Object: object(id), Outcome: fmt.Sprintf("%d IOPS, %d bytes per second; 0 is no limit", l.IOPS, l.Bandwidth),
-		})
+		rec.Object = object(id)
+		entry, err := c.trail.Stage(ctx, *rec)
 		if err != nil {
 			return err
 		}

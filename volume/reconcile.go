@@ -53,6 +53,8 @@ type ReconcilerOptions struct {
 	Replicas Replicas
 	// Limits is told the limits in force of all volumes that have any, again with each Reconcile. May be nil.
 	Limits func(map[replication.VolumeID]Limits)
+	// Priorities is told the resync priorities in force of all volumes that are not normal, again with each Reconcile. May be nil.
+	Priorities func(map[replication.VolumeID]replication.ResyncPriority)
 
 	CreateTimeout  time.Duration // after which a volume that is still CREATING is given up; default 2 min
 	OpTimeout      time.Duration // of one Make or Remove; default 1 min
@@ -160,6 +162,7 @@ func (r *Reconciler) Reconcile(ctx context.Context) error {
 	r.noteOrphans(local, es)
 	r.noteSpecs(local, kvs, es)
 	r.tellLimits(es)
+	r.tellPriorities(es)
 	for id := range r.creating {
 		if e := es[id]; e == nil || e.State != Creating {
 			delete(r.creating, id)

@@ -128,11 +128,14 @@ func (s *Server) CreateVolume(ctx context.Context, r *volumepb.CreateVolumeReque
 	if err != nil {
 		return nil, err
 	}
+	priority, err := parseResyncPriority(r.ResyncPriority)
+	if err != nil {
+		return nil, err
+	}
 	e, err := s.create(ctx, r, Request{
 		Name: r.Name, Size: r.SizeBytes, Replicas: int(min(r.Replicas, MaxReplicas+1)), Protection: prot, Labels: r.Labels, Domains: r.Domains,
 		Needs: parseNeeds(r.Needs), Failover: failoverOf(r.ManualFailover), Limits: parseLimits(r.Limits), Placing: parsePlacing(r.Placing), Thick: r.Thick,
-		NearNode: replication.NodeID(r.NearNode),
-		Joins:    r.Group,
+		NearNode: replication.NodeID(r.NearNode), Joins: r.Group, ResyncPriority: priority,
 	})
 	if err != nil {
 		return nil, err

@@ -38,6 +38,8 @@ type Spec struct {
 	Retired []Placement `json:"retired,omitempty"`
 	// Limited are the limits that are in force instead of the Request's, nil if they were never changed.
 	Limited *Limits `json:"limited,omitempty"`
+	// Prioritised is the priority that is in force instead of the Request's, nil if it was never changed.
+	Prioritised *replication.ResyncPriority `json:"prioritised,omitempty"`
 	// Failure says why it went from CREATING to DELETING by itself.
 	Failure string `json:"failure,omitempty"`
 }
@@ -58,6 +60,8 @@ type Request struct {
 	Thick    bool     `json:"thick,omitempty"` // all its space is taken when it is made, and when it grows
 	// NearNode has a replica if one may lie there, "": none before others. It is a wish of the moment, and no part of the record.
 	NearNode replication.NodeID `json:"-"`
+	// ResyncPriority is how its resyncs stand to those of other volumes.
+	ResyncPriority replication.ResyncPriority `json:"resyncPriority,omitempty"`
 	// Joins is the consistency group that it is in from its first configuration on, made for it if there is none; "": none. It may be taken out later.
 	Joins string `json:"joins,omitempty"`
 	// From is the snapshot that it begins with, nil: none, and it is blank.
@@ -204,6 +208,9 @@ func (r Request) validate() error {
 	if err := r.Limits.validate(); err != nil {
 		errs = append(errs, err)
 	}
+	if !r.ResyncPriority.Valid() {
+		errs = append(errs, badPriority(r.ResyncPriority))
+	}
 	r.Placing.validate(bad)
 	if r.Joins != "" {
 		if err := checkGroupName(r.Joins); err != nil {
@@ -227,7 +234,7 @@ func (r Request) validate() error {
 // equal reports whether r asks for the same volume as o. Both are normalised.
 func (r Request) equal(o Request) bool {
 	return r.Name == o.Name && r.Size == o.Size && r.Replicas == o.Replicas && r.policy().Equal(o.policy()) && r.Failover == o.Failover && r.From.equal(o.From) &&
-		r.Limits == o.Limits && r.Placing == o.Placing && r.Thick == o.Thick && r.Joins == o.Joins &&
+		r.Limits == o.Limits && r.Placing == o.Placing && r.Thick == o.Thick && r.Joins == o.Joins && r.ResyncPriority == o.ResyncPriority &&
 		maps.Equal(r.Labels, o.Labels) && slices.Equal(r.Domains, o.Domains)
 }
 

@@ -197,6 +197,13 @@ func (f *fakeDaemon) LimitVolume(_ context.Context, r *volumepb.LimitVolumeReque
 	return &volumepb.LimitVolumeResponse{Volume: v}, f.err
 }
 
+func (f *fakeDaemon) PrioritiseVolume(_ context.Context, r *volumepb.PrioritiseVolumeRequest) (*volumepb.PrioritiseVolumeResponse, error) {
+	f.note(r)
+	v := proto.CloneOf(attached())
+	v.ResyncPriority = r.ResyncPriority
+	return &volumepb.PrioritiseVolumeResponse{Volume: v}, f.err
+}
+
 func (f *fakeDaemon) ResizeVolume(_ context.Context, r *volumepb.ResizeVolumeRequest) (*volumepb.ResizeVolumeResponse, error) {
 	f.note(r)
 	v := proto.CloneOf(attached())

@@ -39,6 +39,37 @@ func (l *limitFlags) apply(f *pflag.FlagSet, p *pb.Limits) error {
 	return nil
 }
 
+// priorityFlag is how resyncs of a volume stand to those of others.
+type priorityFlag string
+
+const priorityFlagName = "resync-priority"
+
+func (p *priorityFlag) register(f *pflag.FlagSet) {
+	f.StringVar((*string)(p), priorityFlagName, "normal", "how its resyncs stand to those of other volumes: `low`, normal or high")
+}
+
+func (p *priorityFlag) given(f *pflag.FlagSet) bool { return f.Changed(priorityFlagName) }
+
+// value is what the flag says, not specified if it was not given.
+func (p *priorityFlag) value(f *pflag.FlagSet) (pb.ResyncPriority, error) {
+	if !p.given(f) {
+		return pb.ResyncPriority_RESYNC_PRIORITY_UNSPECIFIED, nil
+	}
+	v, ok := pb.ResyncPriority_value["RESYNC_PRIORITY_"+strings.ToUpper(string(*p))]
+	if !ok || v == 0 || strings.ToLower(string(*p)) != string(*p) {
+		return 0, usageError("--%s %q: use low, normal or high", priorityFlagName, *p)
+	}
+	return pb.ResyncPriority(v), nil
+}
+
+// priorityText is normal also for what an older daemon tells.
+func priorityText(p pb.ResyncPriority) string {
+	if p == pb.ResyncPriority_RESYNC_PRIORITY_UNSPECIFIED {
+		p = pb.ResyncPriority_RESYNC_PRIORITY_NORMAL
+	}
+	return strings.ToLower(enumText(p, "RESYNC_PRIORITY_"))
+}
+
 // limitsOrNil leaves out what bounds nothing.
 func limitsOrNil(l *pb.Limits) *pb.Limits {
 	if l.GetIops() == 0 && l.GetBandwidthBytesPerSecond() == 0 {

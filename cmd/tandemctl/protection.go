@@ -102,10 +102,11 @@ func policyText(v *pb.Volume) string {
 func (a *app) volumeUpdateCommand() *cobra.Command {
 	var p protectionFlags
 	var l limitFlags
+	var priority priorityFlag
 	var order orderFlags
 	cmd := &cobra.Command{
 		Use:   "update VOLUME",
-		Short: "Change the protection or the limits of a volume",
+		Short: "Change the protection, the limits or the resync priority of a volume",
 		Long: `Change what has to be in sync for a write of the volume to be acknowledged, while it is in use, on any node: it asks the one where the
 volume is attached. What is not given stays as it is. When the command returns without an error the new protection is in force, and no write is acknowledged against it
 from then on. Asking for less lets writes go on that wait.
@@ -114,16 +115,22 @@ The change is made of the configuration that the command has read, or that --exp
 meanwhile, nothing is done.
 
 With --iops and --bandwidth change what consumers get of the volume in a second, on any node; the node where it is attached
-follows within moments.`,
+follows within moments. So do all nodes with --resync-priority: where more is to be resynced than at once, or shares a rate, a higher priority begins before what
+came up to ten minutes earlier, and has four times as much of what is left above replication.resyncFloor for each.`,
 		Example: `  tandemctl volume update ledger --protection max-protection --stall-for 30s
   tandemctl volume update ledger --protection max-availability --reason "site B is down until Monday"
   tandemctl volume update batch --iops 500 --bandwidth 50MiB
+  tandemctl volume update ledger --resync-priority high
   tandemctl volume update data --min-in-sync 2 --require-domains dr-site --expect-epoch 17`,
 		Args: oneName("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f := cmd.Flags()
-			if !p.given(f) && !l.given(f) {
-				return usageError("nothing to change: give --protection, --min-in-sync, --require-domains, --stall-for, --iops or --bandwidth")
+			if !p.given(f) && !l.given(f) && !priority.given(f) {
+				return usageError("nothing to change: give --protection, --min-in-sync, --require-domains, --stall-for, --iops, --bandwidth or --resync-priority")
+			}
+			resyncs, err := priority.value(f)
+			if err != nil {
+				return err
 			}
 			now, err := a.inspect(cmd.Context(), args[0])
 			if err != nil {
@@ -163,6 +170,13 @@ follows within moments.`,
 				}
 				v = resp.GetVolume()
 			}
+			if priority.given(f) {
+				resp, err := client.PrioritiseVolume(ctx, &pb.PrioritiseVolumeRequest{Volume: v.GetId(), ResyncPriority: resyncs, Reason: order.reason, Actor: a.actor()})
+				if err != nil {
+					return err
+				}
+				v = resp.GetVolume()
+			}
 			return a.print(&pb.UpdateVolumeResponse{Volume: v}, func(w io.Writer) {
 				if p.given(f) {
 					fmt.Fprintf(w, "Protection of volume %s in force: %s (epoch %d)\n", v.GetName(), policyText(v), v.GetEpoch())
@@ -170,11 +184,15 @@ follows within moments.`,
 				if l.given(f) {
 					fmt.Fprintf(w, "Limits of volume %s: %s\n", v.GetName(), limitsText(v.GetLimits()))
 				}
+				if priority.given(f) {
+					fmt.Fprintf(w, "Resync priority of volume %s: %s\n", v.GetName(), priorityText(v.GetResyncPriority()))
+				}
 			})
 		},
 	}
 	p.register(cmd.Flags())
 	l.register(cmd.Flags())
+	priority.register(cmd.Flags())
 	order.add(cmd)
 	order.addEpoch(cmd, "volume", "inspect")
 	return cmd

@@ -83,3 +83,32 @@ func TestPolicyText(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
+
+// A resync priority is changed alone, or with limits as one request more.
+func TestVolumePriority(t *testing.T) {
+	was := attached()
+	for _, tc := range []struct {
+		args, says string
+		want       volumepb.ResyncPriority
+		requests   int
+		exit       rpcstatus.Exit
+	}{
+		{"--resync-priority high", "Resync priority of volume " + was.GetName() + ": high\n", volumepb.ResyncPriority_RESYNC_PRIORITY_HIGH, 2, rpcstatus.ExitOK},
+		{"--resync-priority normal --iops 20", ": normal\n", volumepb.ResyncPriority_RESYNC_PRIORITY_NORMAL, 3, rpcstatus.ExitOK},
+		{"--resync-priority urgent --iops 20", "", 0, 0, rpcstatus.ExitUsage},
+		{"--resync-priority HIGH", "", 0, 0, rpcstatus.ExitUsage},
+		{"--resync-priority unspecified", "", 0, 0, rpcstatus.ExitUsage},
+	} {
+		f := fixture()
+		h := newHarness(t, f)
+		code := h.run(t.Context(), strings.Fields("volume update --endpoint 127.0.0.1:1 "+was.GetName()+" --reason why "+tc.args))
+		if code != tc.exit || len(f.requests) != tc.requests || !strings.HasSuffix(h.out.String(), tc.says) {
+			t.Errorf("%s: exit code %d, says %q %q, asked %v", tc.args, code, h.out.String(), h.err.String(), f.requests)
+			continue
+		}
+		want := &volumepb.PrioritiseVolumeRequest{Volume: was.GetId(), ResyncPriority: tc.want, Reason: "why"}
+		if tc.exit == rpcstatus.ExitOK && !proto.Equal(f.requests[tc.requests-1], want) {
+			t.Errorf("%s: asked %v, want %v last", tc.args, f.requests, want)
+		}
+	}
+}

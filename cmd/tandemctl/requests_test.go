@@ -63,6 +63,9 @@ func TestRequests(t *testing.T) {
 			Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY}},
 		{"volume clone v w -l x=1", &volumepb.CreateVolumeRequest{Name: "w", FromVolume: "v", Labels: map[string]string{"x": "1"}, Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY}},
 		{"volume create v -s 4Ki --group g", &volumepb.CreateVolumeRequest{Name: "v", SizeBytes: 4096, Group: "g", Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY}},
+		{"volume create v -s 4Ki --resync-priority high", &volumepb.CreateVolumeRequest{
+			Name: "v", SizeBytes: 4096, ResyncPriority: volumepb.ResyncPriority_RESYNC_PRIORITY_HIGH, Protection: volumepb.Protection_PROTECTION_MAX_AVAILABILITY,
+		}},
 		{"volume verify start v", &volumepb.StartVerifyRequest{Volume: "v"}},
 		{"volume verify start v --rate 2Mi", &volumepb.StartVerifyRequest{Volume: "v", RateBytesPerSecond: proto.Int64(2 << 20)}},
 		{"volume verify start v --rate 0", &volumepb.StartVerifyRequest{Volume: "v", RateBytesPerSecond: proto.Int64(0)}},

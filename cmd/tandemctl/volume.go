@@ -35,6 +35,7 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 	var p protectionFlags
 	var l limitFlags
 	var place placingFlags
+	var priority priorityFlag
 	var replicas uint32
 	var labels map[string]string
 	var order orderFlags
@@ -69,6 +70,10 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 			if err := l.apply(cmd.Flags(), &limits); err != nil {
 				return err
 			}
+			resyncs, err := priority.value(cmd.Flags())
+			if err != nil {
+				return err
+			}
 			if failover != "automatic" && failover != "manual" {
 				return usageError("--failover %q: use automatic or manual", failover)
 			}
@@ -88,7 +93,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 				Needs:          needsOrNil(&needs),
 				ManualFailover: failover == "manual",
 				Limits:         limitsOrNil(&limits),
-				Placing:        place.message(), Thick: place.thick, Group: groupName,
+				Placing:        place.message(), Thick: place.thick, Group: groupName, ResyncPriority: resyncs,
 			})
 			if err != nil {
 				return err
@@ -104,6 +109,7 @@ Creating a volume that exists with the same parameters succeeds and changes noth
 	p.register(f)
 	l.register(f)
 	place.register(f)
+	priority.register(f)
 	f.StringVar(&failover, "failover", "automatic", "`who` attaches it elsewhere when the domain is lost where it is attached: automatic, or manual for an operator")
 	f.StringVar(&domains, "domains", "", "place replicas in these `domains` only, with commas")
 	f.StringVar(&groupName, "group", "", "the consistency `group` that it is in until it is deleted; made with it, with its --failover, if there is none of that name")
@@ -241,6 +247,7 @@ func inspectTable(w io.Writer, v *pb.Volume, x *pb.Exposure) {
 		"Protection", policyText(v),
 		"Failover", failoverText(v),
 		"Limits", limitsText(v.GetLimits()),
+		"Resync priority", priorityText(v.GetResyncPriority()),
 		"Space", spaceText(v),
 		"Labels", labelsText(v.GetLabels()),
 		"Created", timeText(v.GetCreatedUnixMs()),

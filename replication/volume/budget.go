@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tandem-storage/tandem/replication"
@@ -18,6 +19,22 @@ type budget struct {
 	mu    sync.Mutex
 	pools map[string]*turns
 	links map[replication.DomainID]*turns
+
+	priorities atomic.Pointer[map[replication.VolumeID]replication.ResyncPriority]
+}
+
+// priority is that of a volume.
+func (b *budget) priority(v replication.VolumeID) replication.ResyncPriority {
+	if m := b.priorities.Load(); m != nil {
+		return (*m)[v]
+	}
+	return replication.ResyncNormal
+}
+
+// SetResyncPriorities says how the resyncs of volumes stand to each other in the turns of this node, whether they are attached here or have a replica
+// here; those that are not named are normal. In force with the next second of each resync, of those that run too. in is the manager's from then on.
+func (m *Manager) SetResyncPriorities(in map[replication.VolumeID]replication.ResyncPriority) {
+	m.budget.priorities.Store(&in)
 }
 
 // turnSpread is how far those apart begin that come to need a resync at the same moment, for each that came before.
@@ -25,6 +42,7 @@ const turnSpread = int64(100 * time.Millisecond)
 
 func (b *budget) init(t *Timing) {
 	b.t = t
+	b.node.priority = b.priority
 	b.node.most, b.node.rate, b.node.floor, b.node.spread = t.Resyncs, t.ResyncRate, t.ResyncFloor, turnSpread
 	b.pools = make(map[string]*turns)
 	b.links = make(map[replication.DomainID]*turns)
@@ -36,7 +54,7 @@ func (b *budget) pool(name string) *turns {
 	defer b.mu.Unlock()
 	s := b.pools[name]
 	if s == nil {
-		s = &turns{most: b.t.PoolResyncs, rate: b.t.PoolResyncRate, floor: b.t.ResyncFloor}
+		s = &turns{most: b.t.PoolResyncs, rate: b.t.PoolResyncRate, floor: b.t.ResyncFloor, priority: b.priority}
 		b.pools[name] = s
 	}
 	return s
@@ -48,7 +66,7 @@ func (b *budget) link(d replication.DomainID) *turns {
 	defer b.mu.Unlock()
 	s := b.links[d]
 	if s == nil {
-		s = &turns{rate: b.t.LinkResyncRate, floor: b.t.ResyncFloor}
+		s = &turns{rate: b.t.LinkResyncRate, floor: b.t.ResyncFloor, priority: b.priority}
 		b.links[d] = s
 	}
 	return s
@@ -73,7 +91,7 @@ func takeAll(t int64, runs bool, claims []claim) (rate int64, ok bool) {
 		}
 	}
 	for _, c := range claims {
-		rate = lesser(rate, c.s.share())
+		rate = lesser(rate, c.s.share(c.of))
 	}
 	return rate, true
 }

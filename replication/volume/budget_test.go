@@ -143,11 +143,16 @@ func TestBudgetConverges(t *testing.T) {
 			}
 		}
 		w := newBudgetWorld(t, timings...)
+		priorities := map[replication.VolumeID]replication.ResyncPriority{}
+		for i := range w.nodes {
+			w.nodes[i].priorities.Store(&priorities)
+		}
 		var all int64
 		for range 40 {
 			c := rng.IntN(4)
 			v := w.add(c, (c+1+rng.IntN(3))%4, rng.Int64N(256<<20))
 			all += v.left
+			priorities[v.of.vol] = []replication.ResyncPriority{replication.ResyncLow, replication.ResyncNormal, replication.ResyncHigh}[rng.IntN(3)]
 		}
 		window := make([][20]int64, 4)
 		steps := 0
@@ -286,4 +291,37 @@ func TestBudgetAllOrNothing(t *testing.T) {
 	if !free.take(1, rs[2], false) {
 		t.Error("who waits for a turn elsewhere keeps its place against one who could begin")
 	}
+}
+
+// What a manager is told of priorities counts in all the turns of its node: its own, those of a pool, and those of the way from another domain; again when it is told anew.
+func TestBudgetPriorities(t *testing.T) {
+	timing := Timing{ResyncRate: 210 << 20, PoolResyncRate: 210 << 20, LinkResyncRate: 210 << 20}
+	m := new(Manager)
+	timing.ensureDefaults()
+	timing.ResyncFloor = 0
+	m.budget.init(&timing)
+	rs := resyncs(3)
+	m.SetResyncPriorities(map[replication.VolumeID]replication.ResyncPriority{rs[0].vol: replication.ResyncLow, rs[2].vol: replication.ResyncHigh})
+	check := func(want ...int64) {
+		t.Helper()
+		for name, s := range map[string]*turns{"node": &m.budget.node, "pool": m.budget.pool("p"), "link": m.budget.link("a")} {
+			for _, of := range rs {
+				s.take(1, of, true)
+			}
+			for i, of := range rs {
+				if got := s.share(of); got != want[i]<<20 {
+					t.Errorf("%s: %d has %d bytes a second, want %d MiB", name, i, got, want[i])
+				}
+			}
+		}
+	}
+	check(10, 40, 160)
+	for i, want := range []int64{10, 40, 160} {
+		a := m.budget.turn(1, "p", true, "a", replication.TurnRequest{Volume: rs[i].vol, Replica: rs[i].id, Runs: true})
+		if !a.Granted || a.Rate != want<<20 {
+			t.Errorf("%d is answered %+v, want %d MiB a second", i, a, want)
+		}
+	}
+	m.SetResyncPriorities(nil)
+	check(70, 70, 70)
 }

@@ -5,16 +5,21 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/tandem-storage/tandem/replication"
 )
 
 // turns shares one thing that resyncs need out among them: a disk, the way from another domain, or this node's part in the
 // resyncs of what is attached here. So many have a turn at once, in the order in which they came to ask, and share its rate
-// (protocol.md 9.3). Nobody waits in here: who is refused asks again.
+// (protocol.md 9.3). Nobody waits in here: who is refused asks again. The priority of a volume moves its place in that order by a
+// bounded time, and weighs what its share is above the floor.
 type turns struct {
 	most   int   // at once; 0 any number
 	rate   int64 // bytes a second of all together; 0 unlimited
 	floor  int64 // what each may copy at least, if rate has room for one: there are no more turns than that leaves
 	spread int64 // what each of those that ask already adds to the time within which another one begins, ns
+
+	priority func(replication.VolumeID) replication.ResyncPriority // nil: all are normal
 
 	mu   sync.Mutex
 	asks []*turn // oldest first
@@ -24,8 +29,28 @@ type turns struct {
 type turn struct {
 	of      hostKey // the replica that is read or written
 	granted bool
+	since   int64 // it came to ask
 	from    int64 // not before, as now tells it
 	seen    int64 // when it was last asked for
+}
+
+// headStart is by how much a resync goes before those of the next lower priority that came at the same moment, ns: it is before those that came so much earlier, and no
+// others, so that nobody waits without end.
+const headStart = int64(10 * time.Minute)
+
+// standing is what a priority is worth: the weight of the share above the floor, and the head start.
+func (s *turns) standing(v replication.VolumeID) (weight, start int64) {
+	if s.priority == nil {
+		return 4, 0
+	}
+	switch s.priority(v) {
+	case replication.ResyncLow:
+		return 1, -headStart
+	case replication.ResyncHigh:
+		return 16, headStart
+	default:
+		return 4, 0
+	}
 }
 
 // Who has not asked for so long, in nanoseconds, is forgotten: who has a turn, so that a coordinator that died frees it, and who has
@@ -43,7 +68,7 @@ func (s *turns) take(t int64, of hostKey, runs bool) bool {
 	s.forget(t)
 	a := s.find(of)
 	if a == nil {
-		a = &turn{of: of, from: t}
+		a = &turn{of: of, since: t, from: t}
 		if n := int64(len(s.asks)); n > 0 && s.spread > 0 {
 			a.from += rand.Int64N(n * s.spread)
 		}
@@ -79,14 +104,24 @@ func (s *turns) waiting() int {
 	return len(s.asks) - s.granted()
 }
 
-// share is what one of those that have a turn may copy in a second, 0 unlimited.
-func (s *turns) share() int64 {
+// share is what one that has a turn may copy in a second, 0 unlimited: a floor, as far as rate has one for each, and by its weight of what is left.
+func (s *turns) share(of hostKey) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.rate <= 0 {
 		return 0
 	}
-	return max(s.rate/int64(max(s.granted(), 1)), 1)
+	var n, weights int64
+	for _, a := range s.asks {
+		if a.granted {
+			w, _ := s.standing(a.of.vol)
+			n, weights = n+1, weights+w
+		}
+	}
+	w, _ := s.standing(of.vol)
+	n, weights = max(n, 1), max(weights, w)
+	least := min(s.floor, s.rate/n)
+	return max(least+(s.rate-n*least)*w/weights, 1)
 }
 
 // limit is how many may have a turn.
@@ -110,12 +145,18 @@ func (s *turns) find(of hostKey) *turn {
 }
 
 // first is who is next to have a turn, nil if nobody is.
-func (s *turns) first(t int64) *turn {
-	i := slices.IndexFunc(s.asks, func(a *turn) bool { return !a.granted && t >= a.from })
-	if i < 0 {
-		return nil
+func (s *turns) first(t int64) (next *turn) {
+	var best int64
+	for _, a := range s.asks {
+		if a.granted || t < a.from {
+			continue
+		}
+		_, start := s.standing(a.of.vol)
+		if came := a.since - start; next == nil || came < best {
+			next, best = a, came
+		}
 	}
-	return s.asks[i]
+	return next
 }
 
 // granted counts those that have a turn.

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -50,8 +51,8 @@ func TestTurns(t *testing.T) {
 			t.Errorf("%d of those that asked has a turn: %v", i, ok)
 		}
 	}
-	if s.share() != 50 || s.waiting() != 3 {
-		t.Errorf("two of 100 bytes a second have %d each, %d wait", s.share(), s.waiting())
+	if s.share(rs[0]) != 50 || s.share(rs[1]) != 50 || s.waiting() != 3 {
+		t.Errorf("two of 100 bytes a second have %d and %d, %d wait", s.share(rs[0]), s.share(rs[1]), s.waiting())
 	}
 	s.leave(rs[0])
 	if may(4, false) || may(3, false) || !may(2, false) {
@@ -66,7 +67,7 @@ func TestTurns(t *testing.T) {
 	if may(4, false) || !may(2, false) {
 		t.Error("who passed has lost its place")
 	}
-	if !may(4, true) || s.granted() != 3 || s.share() != 33 {
+	if !may(4, true) || s.granted() != 3 || s.share(rs[4]) != 33 || s.share(rs[2]) != 33 {
 		t.Error("what copies already has no turn")
 	}
 }
@@ -101,14 +102,16 @@ func TestTurnsFloor(t *testing.T) {
 		want        int
 		share       int64
 	}{{4, 0, 16, 4, 0}, {4, 64, 16, 4, 16}, {4, 40, 16, 2, 20}, {4, 10, 16, 1, 10}, {0, 160, 16, 10, 16}, {0, 0, 16, 20, 0}, {1, 0, 0, 1, 0}} {
-		s, n := turns{most: tc.most, rate: tc.rate, floor: tc.floor}, 0
+		s, have := turns{most: tc.most, rate: tc.rate, floor: tc.floor}, []hostKey{}
 		for _, of := range resyncs(20) {
 			if s.take(1, of, false) {
-				n++
+				have = append(have, of)
 			}
 		}
-		if n != tc.want || s.share() != tc.share {
-			t.Errorf("%d at most, %d bytes a second, at least %d each: %d have a turn and %d each, want %d and %d", tc.most, tc.rate, tc.floor, n, s.share(), tc.want, tc.share)
+		for _, of := range have {
+			if len(have) != tc.want || s.share(of) != tc.share {
+				t.Errorf("%d at most, %d bytes a second, at least %d each: %d have a turn and %d each, want %d and %d", tc.most, tc.rate, tc.floor, len(have), s.share(of), tc.want, tc.share)
+			}
 		}
 	}
 }
@@ -127,5 +130,115 @@ func TestTurnsSpread(t *testing.T) {
 	}
 	if len(spread) < 15 {
 		t.Errorf("20 that come at once begin at %d moments", len(spread))
+	}
+}
+
+// prioritised are turns of resyncs of which each has a priority.
+func prioritised(s *turns, rs []hostKey, ps ...replication.ResyncPriority) *turns {
+	s.priority = func(v replication.VolumeID) replication.ResyncPriority {
+		for i, of := range rs {
+			if of.vol == v {
+				return ps[i]
+			}
+		}
+		return replication.ResyncNormal
+	}
+	return s
+}
+
+// A higher priority goes before those that wait, and before nobody who has waited for longer than it is worth. What runs is not stopped.
+func TestTurnsPriority(t *testing.T) {
+	const low, normal, high = replication.ResyncLow, replication.ResyncNormal, replication.ResyncHigh
+	for _, tc := range []struct {
+		name  string
+		ps    []replication.ResyncPriority
+		after []time.Duration // that each asks, the first has the turn
+		want  []int           // the order in which the others get it
+	}{
+		{"all alike", []replication.ResyncPriority{low, normal, normal, normal}, []time.Duration{0, 0, 1, 2}, []int{1, 2, 3}},
+		{"at once", []replication.ResyncPriority{low, low, normal, high}, []time.Duration{0, 0, 0, 0}, []int{3, 2, 1}},
+		{"within what it is worth", []replication.ResyncPriority{low, normal, high}, []time.Duration{0, 0, time.Duration(headStart) - 1}, []int{2, 1}},
+		{"no more than that", []replication.ResyncPriority{low, normal, high}, []time.Duration{0, 0, time.Duration(headStart) + 1}, []int{1, 2}},
+		{"low behind high", []replication.ResyncPriority{normal, low, high}, []time.Duration{0, 0, time.Duration(2*headStart) + 1}, []int{1, 2}},
+	} {
+		rs := resyncs(len(tc.ps))
+		s, now := prioritised(&turns{most: 1}, rs, tc.ps...), int64(1)
+		ask := func(which []int) {
+			for _, i := range which {
+				if now >= 1+int64(tc.after[i]) {
+					s.take(now, rs[i], false)
+				}
+			}
+		}
+		all := append([]int{0}, tc.want...)
+		slices.Sort(all)
+		last := int64(tc.after[len(tc.after)-1])
+		for ask(all); now < 1+last; ask(all) { // as takeTurn does
+			now = min(now+turnWaiting/2, 1+last)
+		}
+		if len(s.asks) != len(rs) || s.granted() != 1 || !s.find(rs[0]).granted {
+			t.Fatalf("%s: %d ask, %d have a turn", tc.name, len(s.asks), s.granted())
+		}
+		var got []int
+		s.leave(rs[0])
+		for range tc.want {
+			for _, i := range tc.want {
+				if !slices.Contains(got, i) && s.take(now, rs[i], false) {
+					got = append(got, i)
+					s.leave(rs[i])
+					break
+				}
+			}
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%s: in the order %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}
+
+// Above the floor a rate is shared by weight; nobody has less than the floor for the sake of another one, and together they have no more than the rate. A priority that
+// is changed counts at once, also for what runs.
+func TestTurnsShareByPriority(t *testing.T) {
+	const low, normal, high = replication.ResyncLow, replication.ResyncNormal, replication.ResyncHigh
+	for _, tc := range []struct {
+		rate, floor int64
+		ps          []replication.ResyncPriority
+		want        []int64
+	}{
+		{210, 0, []replication.ResyncPriority{low, normal, high}, []int64{10, 40, 160}},
+		{210 + 3*16, 16, []replication.ResyncPriority{low, normal, high}, []int64{26, 56, 176}},
+		{48, 16, []replication.ResyncPriority{low, normal, high}, []int64{16, 16, 16}},
+		{100, 16, []replication.ResyncPriority{high, high}, []int64{50, 50}},
+		{100, 16, []replication.ResyncPriority{low}, []int64{100}},
+		{9, 16, []replication.ResyncPriority{low}, []int64{9}},
+		{0, 16, []replication.ResyncPriority{low, high}, []int64{0, 0}},
+	} {
+		rs := resyncs(len(tc.ps))
+		s := prioritised(&turns{rate: tc.rate, floor: tc.floor}, rs, tc.ps...)
+		check := func(want []int64) {
+			t.Helper()
+			var sum int64
+			for i, of := range rs {
+				if !s.take(1, of, false) {
+					t.Fatalf("%+v: %d has no turn", tc, i)
+				}
+			}
+			for i, of := range rs {
+				sum += s.share(of)
+				if got := s.share(of); got != want[i] {
+					t.Errorf("%+v: %d has %d bytes a second, want %d", tc, i, got, want[i])
+				}
+			}
+			if sum > tc.rate {
+				t.Errorf("%+v: %d together", tc, sum)
+			}
+		}
+		check(tc.want)
+		clear(tc.ps)
+		alike := make([]int64, len(rs))
+		for i := range alike {
+			alike[i] = tc.rate / int64(len(rs))
+		}
+		check(alike)
 	}
 }

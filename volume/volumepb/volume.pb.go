@@ -192,6 +192,60 @@ func (ReplicaState) EnumDescriptor() ([]byte, []int) {
 	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{2}
 }
 
+// ResyncPriority is how the resyncs of a volume stand to those of others where they wait for their turn, or share a rate: what each has above replication.resyncFloor is as 1 to 4 to 16,
+// and a higher one goes before those of the next lower that came up to ten minutes earlier.
+type ResyncPriority int32
+
+const (
+	ResyncPriority_RESYNC_PRIORITY_UNSPECIFIED ResyncPriority = 0 // default: normal
+	ResyncPriority_RESYNC_PRIORITY_LOW         ResyncPriority = 1
+	ResyncPriority_RESYNC_PRIORITY_NORMAL      ResyncPriority = 2
+	ResyncPriority_RESYNC_PRIORITY_HIGH        ResyncPriority = 3
+)
+
+// Enum value maps for ResyncPriority.
+var (
+	ResyncPriority_name = map[int32]string{
+		0: "RESYNC_PRIORITY_UNSPECIFIED",
+		1: "RESYNC_PRIORITY_LOW",
+		2: "RESYNC_PRIORITY_NORMAL",
+		3: "RESYNC_PRIORITY_HIGH",
+	}
+	ResyncPriority_value = map[string]int32{
+		"RESYNC_PRIORITY_UNSPECIFIED": 0,
+		"RESYNC_PRIORITY_LOW":         1,
+		"RESYNC_PRIORITY_NORMAL":      2,
+		"RESYNC_PRIORITY_HIGH":        3,
+	}
+)
+
+func (x ResyncPriority) Enum() *ResyncPriority {
+	p := new(ResyncPriority)
+	*p = x
+	return p
+}
+
+func (x ResyncPriority) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ResyncPriority) Descriptor() protoreflect.EnumDescriptor {
+	return file_volume_volumepb_volume_proto_enumTypes[3].Descriptor()
+}
+
+func (ResyncPriority) Type() protoreflect.EnumType {
+	return &file_volume_volumepb_volume_proto_enumTypes[3]
+}
+
+func (x ResyncPriority) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ResyncPriority.Descriptor instead.
+func (ResyncPriority) EnumDescriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{3}
+}
+
 // Content is whether a volume may hold data, by what the cluster has on record; it is not found out by reading.
 type Content int32
 
@@ -229,11 +283,11 @@ func (x Content) String() string {
 }
 
 func (Content) Descriptor() protoreflect.EnumDescriptor {
-	return file_volume_volumepb_volume_proto_enumTypes[3].Descriptor()
+	return file_volume_volumepb_volume_proto_enumTypes[4].Descriptor()
 }
 
 func (Content) Type() protoreflect.EnumType {
-	return &file_volume_volumepb_volume_proto_enumTypes[3]
+	return &file_volume_volumepb_volume_proto_enumTypes[4]
 }
 
 func (x Content) Number() protoreflect.EnumNumber {
@@ -242,7 +296,7 @@ func (x Content) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Content.Descriptor instead.
 func (Content) EnumDescriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{3}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{4}
 }
 
 type ImportAction int32
@@ -281,11 +335,11 @@ func (x ImportAction) String() string {
 }
 
 func (ImportAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_volume_volumepb_volume_proto_enumTypes[4].Descriptor()
+	return file_volume_volumepb_volume_proto_enumTypes[5].Descriptor()
 }
 
 func (ImportAction) Type() protoreflect.EnumType {
-	return &file_volume_volumepb_volume_proto_enumTypes[4]
+	return &file_volume_volumepb_volume_proto_enumTypes[5]
 }
 
 func (x ImportAction) Number() protoreflect.EnumNumber {
@@ -294,7 +348,7 @@ func (x ImportAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ImportAction.Descriptor instead.
 func (ImportAction) EnumDescriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{4}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{5}
 }
 
 type SwitchOverAction int32
@@ -333,11 +387,11 @@ func (x SwitchOverAction) String() string {
 }
 
 func (SwitchOverAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_volume_volumepb_volume_proto_enumTypes[5].Descriptor()
+	return file_volume_volumepb_volume_proto_enumTypes[6].Descriptor()
 }
 
 func (SwitchOverAction) Type() protoreflect.EnumType {
-	return &file_volume_volumepb_volume_proto_enumTypes[5]
+	return &file_volume_volumepb_volume_proto_enumTypes[6]
 }
 
 func (x SwitchOverAction) Number() protoreflect.EnumNumber {
@@ -346,7 +400,7 @@ func (x SwitchOverAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SwitchOverAction.Descriptor instead.
 func (SwitchOverAction) EnumDescriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{5}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{6}
 }
 
 // Needs is what has to be in sync for a write to be acknowledged, beside the protection. Nobody is evicted who may come back and without
@@ -437,9 +491,10 @@ type Volume struct {
 	ManualFailover    bool                   `protobuf:"varint,20,opt,name=manual_failover,json=manualFailover,proto3" json:"manual_failover,omitempty"`          // it is attached elsewhere by people only, not by an automatic failover
 	Publication       *Publication           `protobuf:"bytes,40,opt,name=publication,proto3" json:"publication,omitempty"`                                       // unset if there is none
 	Content           Content                `protobuf:"varint,41,opt,name=content,proto3,enum=tandem.volume.v1.Content" json:"content,omitempty"`
-	Limits            *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"`                                 // unset if there are none
-	Placing           *Placing               `protobuf:"bytes,43,opt,name=placing,proto3" json:"placing,omitempty"`                               // unset: replicas may lie anywhere in the domains
-	Thick             bool                   `protobuf:"varint,44,opt,name=thick,proto3" json:"thick,omitempty"`                                  // all its space is taken when it is made, and when it grows
+	Limits            *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"`   // unset if there are none
+	Placing           *Placing               `protobuf:"bytes,43,opt,name=placing,proto3" json:"placing,omitempty"` // unset: replicas may lie anywhere in the domains
+	Thick             bool                   `protobuf:"varint,44,opt,name=thick,proto3" json:"thick,omitempty"`    // all its space is taken when it is made, and when it grows
+	ResyncPriority    ResyncPriority         `protobuf:"varint,45,opt,name=resync_priority,json=resyncPriority,proto3,enum=tandem.volume.v1.ResyncPriority" json:"resync_priority,omitempty"`
 	JoinedGroup       string                 `protobuf:"bytes,31,opt,name=joined_group,json=joinedGroup,proto3" json:"joined_group,omitempty"`    // the group that it came into when it was made, "" = none; it may have been taken out since
 	FromSnapshot      string                 `protobuf:"bytes,50,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"` // id of the snapshot that it began with, which may be gone; "" = none, or it is a clone
 	FromVolume        string                 `protobuf:"bytes,51,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"`       // id of the volume that it is a clone of, which may be gone; "" = none
@@ -664,6 +719,13 @@ func (x *Volume) GetThick() bool {
 		return x.Thick
 	}
 	return false
+}
+
+func (x *Volume) GetResyncPriority() ResyncPriority {
+	if x != nil {
+		return x.ResyncPriority
+	}
+	return ResyncPriority_RESYNC_PRIORITY_UNSPECIFIED
 }
 
 func (x *Volume) GetJoinedGroup() string {
@@ -1311,7 +1373,8 @@ type CreateVolumeRequest struct {
 	Limits         *Limits                `protobuf:"bytes,42,opt,name=limits,proto3" json:"limits,omitempty"`                                        // unset: none
 	Placing        *Placing               `protobuf:"bytes,43,opt,name=placing,proto3" json:"placing,omitempty"`                                      // unset: replicas may lie anywhere in the domains
 	Thick          bool                   `protobuf:"varint,44,opt,name=thick,proto3" json:"thick,omitempty"`                                         // take all its space when it is made, and when it grows; not with from_snapshot or from_volume
-	NearNode       string                 `protobuf:"bytes,45,opt,name=near_node,json=nearNode,proto3" json:"near_node,omitempty"`                    // have a replica on this node, where the volume will be attached, if one may lie there and has room; "" = on none before others
+	ResyncPriority ResyncPriority         `protobuf:"varint,45,opt,name=resync_priority,json=resyncPriority,proto3,enum=tandem.volume.v1.ResyncPriority" json:"resync_priority,omitempty"`
+	NearNode       string                 `protobuf:"bytes,46,opt,name=near_node,json=nearNode,proto3" json:"near_node,omitempty"` // have a replica on this node, where the volume will be attached, if one may lie there and has room; "" = on none before others
 	// The consistency group that it comes into as soon as it is made; "" = none. If there is no group of that name it is made too, with the failover of the volume. The
 	// volume is taken out of it when it is deleted, and with the last volume a group goes that was made so. RESOURCE_EXHAUSTED: the group has as many volumes as it can have.
 	Group string `protobuf:"bytes,31,opt,name=group,proto3" json:"group,omitempty"`
@@ -1442,6 +1505,13 @@ func (x *CreateVolumeRequest) GetThick() bool {
 		return x.Thick
 	}
 	return false
+}
+
+func (x *CreateVolumeRequest) GetResyncPriority() ResyncPriority {
+	if x != nil {
+		return x.ResyncPriority
+	}
+	return ResyncPriority_RESYNC_PRIORITY_UNSPECIFIED
 }
 
 func (x *CreateVolumeRequest) GetNearNode() string {
@@ -2111,6 +2181,118 @@ func (x *LimitVolumeResponse) GetVolume() *Volume {
 	return nil
 }
 
+type PrioritiseVolumeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Volume         string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	ResyncPriority ResyncPriority         `protobuf:"varint,2,opt,name=resync_priority,json=resyncPriority,proto3,enum=tandem.volume.v1.ResyncPriority" json:"resync_priority,omitempty"`
+	Reason         string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // for the audit trail, in the actor's words
+	Actor          string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`   // "" = the caller's certificate name
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PrioritiseVolumeRequest) Reset() {
+	*x = PrioritiseVolumeRequest{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrioritiseVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrioritiseVolumeRequest) ProtoMessage() {}
+
+func (x *PrioritiseVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrioritiseVolumeRequest.ProtoReflect.Descriptor instead.
+func (*PrioritiseVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PrioritiseVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *PrioritiseVolumeRequest) GetResyncPriority() ResyncPriority {
+	if x != nil {
+		return x.ResyncPriority
+	}
+	return ResyncPriority_RESYNC_PRIORITY_UNSPECIFIED
+}
+
+func (x *PrioritiseVolumeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PrioritiseVolumeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type PrioritiseVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrioritiseVolumeResponse) Reset() {
+	*x = PrioritiseVolumeResponse{}
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrioritiseVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrioritiseVolumeResponse) ProtoMessage() {}
+
+func (x *PrioritiseVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrioritiseVolumeResponse.ProtoReflect.Descriptor instead.
+func (*PrioritiseVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PrioritiseVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
 type ResizeVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -2123,7 +2305,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2135,7 +2317,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[21]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2148,7 +2330,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{21}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResizeVolumeRequest) GetVolume() string {
@@ -2188,7 +2370,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2382,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[22]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2395,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{22}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *Volume {
@@ -2233,7 +2415,7 @@ type GrowVolumeRequest struct {
 
 func (x *GrowVolumeRequest) Reset() {
 	*x = GrowVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2245,7 +2427,7 @@ func (x *GrowVolumeRequest) String() string {
 func (*GrowVolumeRequest) ProtoMessage() {}
 
 func (x *GrowVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[23]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2258,7 +2440,7 @@ func (x *GrowVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GrowVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{23}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GrowVolumeRequest) GetVolume() string {
@@ -2283,7 +2465,7 @@ type GrowVolumeResponse struct {
 
 func (x *GrowVolumeResponse) Reset() {
 	*x = GrowVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2477,7 @@ func (x *GrowVolumeResponse) String() string {
 func (*GrowVolumeResponse) ProtoMessage() {}
 
 func (x *GrowVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[24]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2490,7 @@ func (x *GrowVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GrowVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{24}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
 }
 
 type EndAttachmentRequest struct {
@@ -2322,7 +2504,7 @@ type EndAttachmentRequest struct {
 
 func (x *EndAttachmentRequest) Reset() {
 	*x = EndAttachmentRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2516,7 @@ func (x *EndAttachmentRequest) String() string {
 func (*EndAttachmentRequest) ProtoMessage() {}
 
 func (x *EndAttachmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[25]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2529,7 @@ func (x *EndAttachmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndAttachmentRequest.ProtoReflect.Descriptor instead.
 func (*EndAttachmentRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{25}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EndAttachmentRequest) GetVolume() string {
@@ -2379,7 +2561,7 @@ type EndAttachmentResponse struct {
 
 func (x *EndAttachmentResponse) Reset() {
 	*x = EndAttachmentResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2573,7 @@ func (x *EndAttachmentResponse) String() string {
 func (*EndAttachmentResponse) ProtoMessage() {}
 
 func (x *EndAttachmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[26]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2586,7 @@ func (x *EndAttachmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndAttachmentResponse.ProtoReflect.Descriptor instead.
 func (*EndAttachmentResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{26}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
 }
 
 type ProtectVolumeRequest struct {
@@ -2416,7 +2598,7 @@ type ProtectVolumeRequest struct {
 
 func (x *ProtectVolumeRequest) Reset() {
 	*x = ProtectVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2610,7 @@ func (x *ProtectVolumeRequest) String() string {
 func (*ProtectVolumeRequest) ProtoMessage() {}
 
 func (x *ProtectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[27]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2623,7 @@ func (x *ProtectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ProtectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{27}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProtectVolumeRequest) GetRequest() *UpdateVolumeRequest {
@@ -2459,7 +2641,7 @@ type ProtectVolumeResponse struct {
 
 func (x *ProtectVolumeResponse) Reset() {
 	*x = ProtectVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2653,7 @@ func (x *ProtectVolumeResponse) String() string {
 func (*ProtectVolumeResponse) ProtoMessage() {}
 
 func (x *ProtectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[28]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2666,7 @@ func (x *ProtectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ProtectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{28}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
 }
 
 type DeleteVolumeRequest struct {
@@ -2500,7 +2682,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2694,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[29]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2707,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{29}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() string {
@@ -2572,7 +2754,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2766,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[30]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2779,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{30}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -2623,7 +2805,7 @@ type ReplaceReplicaRequest struct {
 
 func (x *ReplaceReplicaRequest) Reset() {
 	*x = ReplaceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2817,7 @@ func (x *ReplaceReplicaRequest) String() string {
 func (*ReplaceReplicaRequest) ProtoMessage() {}
 
 func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[31]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2830,7 @@ func (x *ReplaceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{31}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReplaceReplicaRequest) GetVolume() string {
@@ -2716,7 +2898,7 @@ type ReplaceReplicaResponse struct {
 
 func (x *ReplaceReplicaResponse) Reset() {
 	*x = ReplaceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2910,7 @@ func (x *ReplaceReplicaResponse) String() string {
 func (*ReplaceReplicaResponse) ProtoMessage() {}
 
 func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[32]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2923,7 @@ func (x *ReplaceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{32}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReplaceReplicaResponse) GetVolume() *Volume {
@@ -2767,7 +2949,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2961,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[33]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2974,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{33}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -2855,7 +3037,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2867,7 +3049,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[34]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2880,7 +3062,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{34}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AttachVolumeResponse) GetPath() string {
@@ -2916,7 +3098,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3110,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[35]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3123,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{35}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DetachVolumeRequest) GetVolume() string {
@@ -2981,7 +3163,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3175,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[36]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3188,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{36}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DetachVolumeResponse) GetVolume() *Volume {
@@ -3029,7 +3211,7 @@ type PublishVolumeRequest struct {
 
 func (x *PublishVolumeRequest) Reset() {
 	*x = PublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3041,7 +3223,7 @@ func (x *PublishVolumeRequest) String() string {
 func (*PublishVolumeRequest) ProtoMessage() {}
 
 func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[37]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3054,7 +3236,7 @@ func (x *PublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{37}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PublishVolumeRequest) GetVolume() string {
@@ -3101,7 +3283,7 @@ type PublishVolumeResponse struct {
 
 func (x *PublishVolumeResponse) Reset() {
 	*x = PublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3295,7 @@ func (x *PublishVolumeResponse) String() string {
 func (*PublishVolumeResponse) ProtoMessage() {}
 
 func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[38]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3308,7 @@ func (x *PublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{38}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PublishVolumeResponse) GetVolume() *Volume {
@@ -3148,7 +3330,7 @@ type UnpublishVolumeRequest struct {
 
 func (x *UnpublishVolumeRequest) Reset() {
 	*x = UnpublishVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3160,7 +3342,7 @@ func (x *UnpublishVolumeRequest) String() string {
 func (*UnpublishVolumeRequest) ProtoMessage() {}
 
 func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[39]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3173,7 +3355,7 @@ func (x *UnpublishVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{39}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *UnpublishVolumeRequest) GetVolume() string {
@@ -3212,7 +3394,7 @@ type UnpublishVolumeResponse struct {
 
 func (x *UnpublishVolumeResponse) Reset() {
 	*x = UnpublishVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3406,7 @@ func (x *UnpublishVolumeResponse) String() string {
 func (*UnpublishVolumeResponse) ProtoMessage() {}
 
 func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[40]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3419,7 @@ func (x *UnpublishVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishVolumeResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{40}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
 }
 
 type FinishFormatRequest struct {
@@ -3249,7 +3431,7 @@ type FinishFormatRequest struct {
 
 func (x *FinishFormatRequest) Reset() {
 	*x = FinishFormatRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3261,7 +3443,7 @@ func (x *FinishFormatRequest) String() string {
 func (*FinishFormatRequest) ProtoMessage() {}
 
 func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[41]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3274,7 +3456,7 @@ func (x *FinishFormatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatRequest.ProtoReflect.Descriptor instead.
 func (*FinishFormatRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{41}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FinishFormatRequest) GetVolume() string {
@@ -3293,7 +3475,7 @@ type FinishFormatResponse struct {
 
 func (x *FinishFormatResponse) Reset() {
 	*x = FinishFormatResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3305,7 +3487,7 @@ func (x *FinishFormatResponse) String() string {
 func (*FinishFormatResponse) ProtoMessage() {}
 
 func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[42]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3318,7 +3500,7 @@ func (x *FinishFormatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishFormatResponse.ProtoReflect.Descriptor instead.
 func (*FinishFormatResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{42}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FinishFormatResponse) GetVolume() *Volume {
@@ -3340,7 +3522,7 @@ type StartVerifyRequest struct {
 
 func (x *StartVerifyRequest) Reset() {
 	*x = StartVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3352,7 +3534,7 @@ func (x *StartVerifyRequest) String() string {
 func (*StartVerifyRequest) ProtoMessage() {}
 
 func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[43]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3365,7 +3547,7 @@ func (x *StartVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StartVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{43}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StartVerifyRequest) GetVolume() string {
@@ -3405,7 +3587,7 @@ type StartVerifyResponse struct {
 
 func (x *StartVerifyResponse) Reset() {
 	*x = StartVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3599,7 @@ func (x *StartVerifyResponse) String() string {
 func (*StartVerifyResponse) ProtoMessage() {}
 
 func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[44]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3612,7 @@ func (x *StartVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StartVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{44}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StartVerifyResponse) GetVolume() *Volume {
@@ -3451,7 +3633,7 @@ type StopVerifyRequest struct {
 
 func (x *StopVerifyRequest) Reset() {
 	*x = StopVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3463,7 +3645,7 @@ func (x *StopVerifyRequest) String() string {
 func (*StopVerifyRequest) ProtoMessage() {}
 
 func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[45]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3476,7 +3658,7 @@ func (x *StopVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyRequest.ProtoReflect.Descriptor instead.
 func (*StopVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{45}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StopVerifyRequest) GetVolume() string {
@@ -3509,7 +3691,7 @@ type StopVerifyResponse struct {
 
 func (x *StopVerifyResponse) Reset() {
 	*x = StopVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +3703,7 @@ func (x *StopVerifyResponse) String() string {
 func (*StopVerifyResponse) ProtoMessage() {}
 
 func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[46]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +3716,7 @@ func (x *StopVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVerifyResponse.ProtoReflect.Descriptor instead.
 func (*StopVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{46}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StopVerifyResponse) GetVolume() *Volume {
@@ -3553,7 +3735,7 @@ type GetVerifyRequest struct {
 
 func (x *GetVerifyRequest) Reset() {
 	*x = GetVerifyRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3565,7 +3747,7 @@ func (x *GetVerifyRequest) String() string {
 func (*GetVerifyRequest) ProtoMessage() {}
 
 func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[47]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3578,7 +3760,7 @@ func (x *GetVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyRequest.ProtoReflect.Descriptor instead.
 func (*GetVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{47}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetVerifyRequest) GetVolume() string {
@@ -3597,7 +3779,7 @@ type GetVerifyResponse struct {
 
 func (x *GetVerifyResponse) Reset() {
 	*x = GetVerifyResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3609,7 +3791,7 @@ func (x *GetVerifyResponse) String() string {
 func (*GetVerifyResponse) ProtoMessage() {}
 
 func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[48]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +3804,7 @@ func (x *GetVerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerifyResponse.ProtoReflect.Descriptor instead.
 func (*GetVerifyResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{48}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetVerifyResponse) GetVolume() *Volume {
@@ -3642,7 +3824,7 @@ type WatchVolumeRequest struct {
 
 func (x *WatchVolumeRequest) Reset() {
 	*x = WatchVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3654,7 +3836,7 @@ func (x *WatchVolumeRequest) String() string {
 func (*WatchVolumeRequest) ProtoMessage() {}
 
 func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[49]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3667,7 +3849,7 @@ func (x *WatchVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WatchVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{49}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *WatchVolumeRequest) GetVolume() string {
@@ -3693,7 +3875,7 @@ type WatchVolumeResponse struct {
 
 func (x *WatchVolumeResponse) Reset() {
 	*x = WatchVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3705,7 +3887,7 @@ func (x *WatchVolumeResponse) String() string {
 func (*WatchVolumeResponse) ProtoMessage() {}
 
 func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[50]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3718,7 +3900,7 @@ func (x *WatchVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WatchVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{50}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *WatchVolumeResponse) GetVolume() *Volume {
@@ -3742,7 +3924,7 @@ type ImportKvdbRequest struct {
 
 func (x *ImportKvdbRequest) Reset() {
 	*x = ImportKvdbRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3754,7 +3936,7 @@ func (x *ImportKvdbRequest) String() string {
 func (*ImportKvdbRequest) ProtoMessage() {}
 
 func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[51]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3767,7 +3949,7 @@ func (x *ImportKvdbRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbRequest.ProtoReflect.Descriptor instead.
 func (*ImportKvdbRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{51}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ImportKvdbRequest) GetVolumes() []string {
@@ -3823,7 +4005,7 @@ type ImportKvdbResponse struct {
 
 func (x *ImportKvdbResponse) Reset() {
 	*x = ImportKvdbResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3835,7 +4017,7 @@ func (x *ImportKvdbResponse) String() string {
 func (*ImportKvdbResponse) ProtoMessage() {}
 
 func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[52]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3848,7 +4030,7 @@ func (x *ImportKvdbResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKvdbResponse.ProtoReflect.Descriptor instead.
 func (*ImportKvdbResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{52}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ImportKvdbResponse) GetVolumes() []*ImportedVolume {
@@ -3889,7 +4071,7 @@ type ImportedVolume struct {
 
 func (x *ImportedVolume) Reset() {
 	*x = ImportedVolume{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3901,7 +4083,7 @@ func (x *ImportedVolume) String() string {
 func (*ImportedVolume) ProtoMessage() {}
 
 func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[53]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3914,7 +4096,7 @@ func (x *ImportedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedVolume.ProtoReflect.Descriptor instead.
 func (*ImportedVolume) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{53}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ImportedVolume) GetId() string {
@@ -3990,7 +4172,7 @@ type SilentNode struct {
 
 func (x *SilentNode) Reset() {
 	*x = SilentNode{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4002,7 +4184,7 @@ func (x *SilentNode) String() string {
 func (*SilentNode) ProtoMessage() {}
 
 func (x *SilentNode) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[54]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4015,7 +4197,7 @@ func (x *SilentNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilentNode.ProtoReflect.Descriptor instead.
 func (*SilentNode) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{54}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SilentNode) GetNode() string {
@@ -4040,7 +4222,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4052,7 +4234,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[55]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4065,7 +4247,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{55}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
 }
 
 type ListReplicasResponse struct {
@@ -4080,7 +4262,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4092,7 +4274,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[56]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4105,7 +4287,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{56}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListReplicasResponse) GetNode() string {
@@ -4159,7 +4341,7 @@ type FoundReplica struct {
 
 func (x *FoundReplica) Reset() {
 	*x = FoundReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4171,7 +4353,7 @@ func (x *FoundReplica) String() string {
 func (*FoundReplica) ProtoMessage() {}
 
 func (x *FoundReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[57]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4184,7 +4366,7 @@ func (x *FoundReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundReplica.ProtoReflect.Descriptor instead.
 func (*FoundReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{57}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *FoundReplica) GetVolume() []byte {
@@ -4297,7 +4479,7 @@ type MarkReplicaRequest struct {
 
 func (x *MarkReplicaRequest) Reset() {
 	*x = MarkReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4309,7 +4491,7 @@ func (x *MarkReplicaRequest) String() string {
 func (*MarkReplicaRequest) ProtoMessage() {}
 
 func (x *MarkReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[58]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4322,7 +4504,7 @@ func (x *MarkReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkReplicaRequest.ProtoReflect.Descriptor instead.
 func (*MarkReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{58}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *MarkReplicaRequest) GetVolume() []byte {
@@ -4361,7 +4543,7 @@ type MarkReplicaResponse struct {
 
 func (x *MarkReplicaResponse) Reset() {
 	*x = MarkReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4373,7 +4555,7 @@ func (x *MarkReplicaResponse) String() string {
 func (*MarkReplicaResponse) ProtoMessage() {}
 
 func (x *MarkReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[59]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4386,7 +4568,7 @@ func (x *MarkReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkReplicaResponse.ProtoReflect.Descriptor instead.
 func (*MarkReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{59}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
 }
 
 type ForceReplicaRequest struct {
@@ -4402,7 +4584,7 @@ type ForceReplicaRequest struct {
 
 func (x *ForceReplicaRequest) Reset() {
 	*x = ForceReplicaRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4414,7 +4596,7 @@ func (x *ForceReplicaRequest) String() string {
 func (*ForceReplicaRequest) ProtoMessage() {}
 
 func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[60]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4427,7 +4609,7 @@ func (x *ForceReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ForceReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{60}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ForceReplicaRequest) GetVolume() string {
@@ -4476,7 +4658,7 @@ type ForceReplicaResponse struct {
 
 func (x *ForceReplicaResponse) Reset() {
 	*x = ForceReplicaResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4488,7 +4670,7 @@ func (x *ForceReplicaResponse) String() string {
 func (*ForceReplicaResponse) ProtoMessage() {}
 
 func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[61]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4501,7 +4683,7 @@ func (x *ForceReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ForceReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{61}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ForceReplicaResponse) GetVolume() *Volume {
@@ -4534,7 +4716,7 @@ type GetExposureRequest struct {
 
 func (x *GetExposureRequest) Reset() {
 	*x = GetExposureRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4546,7 +4728,7 @@ func (x *GetExposureRequest) String() string {
 func (*GetExposureRequest) ProtoMessage() {}
 
 func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[62]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4559,7 +4741,7 @@ func (x *GetExposureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureRequest.ProtoReflect.Descriptor instead.
 func (*GetExposureRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{62}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetExposureRequest) GetVolume() string {
@@ -4581,7 +4763,7 @@ type GetExposureResponse struct {
 
 func (x *GetExposureResponse) Reset() {
 	*x = GetExposureResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4593,7 +4775,7 @@ func (x *GetExposureResponse) String() string {
 func (*GetExposureResponse) ProtoMessage() {}
 
 func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[63]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4606,7 +4788,7 @@ func (x *GetExposureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExposureResponse.ProtoReflect.Descriptor instead.
 func (*GetExposureResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{63}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetExposureResponse) GetVolumeId() string {
@@ -4654,7 +4836,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4666,7 +4848,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[64]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4679,7 +4861,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{64}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Exposure) GetOpen() *ExposedInterval {
@@ -4758,7 +4940,7 @@ type ExposedInterval struct {
 
 func (x *ExposedInterval) Reset() {
 	*x = ExposedInterval{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4770,7 +4952,7 @@ func (x *ExposedInterval) String() string {
 func (*ExposedInterval) ProtoMessage() {}
 
 func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[65]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4783,7 +4965,7 @@ func (x *ExposedInterval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExposedInterval.ProtoReflect.Descriptor instead.
 func (*ExposedInterval) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{65}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExposedInterval) GetFromUnixMs() int64 {
@@ -4875,7 +5057,7 @@ type MissingReplica struct {
 
 func (x *MissingReplica) Reset() {
 	*x = MissingReplica{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4887,7 +5069,7 @@ func (x *MissingReplica) String() string {
 func (*MissingReplica) ProtoMessage() {}
 
 func (x *MissingReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[66]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4900,7 +5082,7 @@ func (x *MissingReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingReplica.ProtoReflect.Descriptor instead.
 func (*MissingReplica) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{66}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *MissingReplica) GetReplicaId() string {
@@ -4945,7 +5127,7 @@ type SwitchOverRequest struct {
 
 func (x *SwitchOverRequest) Reset() {
 	*x = SwitchOverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4957,7 +5139,7 @@ func (x *SwitchOverRequest) String() string {
 func (*SwitchOverRequest) ProtoMessage() {}
 
 func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[67]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4970,7 +5152,7 @@ func (x *SwitchOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverRequest.ProtoReflect.Descriptor instead.
 func (*SwitchOverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{67}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SwitchOverRequest) GetVolume() string {
@@ -5024,7 +5206,7 @@ type SwitchOverResponse struct {
 
 func (x *SwitchOverResponse) Reset() {
 	*x = SwitchOverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5036,7 +5218,7 @@ func (x *SwitchOverResponse) String() string {
 func (*SwitchOverResponse) ProtoMessage() {}
 
 func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[68]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5049,7 +5231,7 @@ func (x *SwitchOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverResponse.ProtoReflect.Descriptor instead.
 func (*SwitchOverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{68}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SwitchOverResponse) GetMove() *Move {
@@ -5080,7 +5262,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5092,7 +5274,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[69]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5105,7 +5287,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{69}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Move) GetVolumeId() string {
@@ -5202,7 +5384,7 @@ type SwitchOverList struct {
 
 func (x *SwitchOverList) Reset() {
 	*x = SwitchOverList{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5214,7 +5396,7 @@ func (x *SwitchOverList) String() string {
 func (*SwitchOverList) ProtoMessage() {}
 
 func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[70]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5227,7 +5409,7 @@ func (x *SwitchOverList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchOverList.ProtoReflect.Descriptor instead.
 func (*SwitchOverList) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{70}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SwitchOverList) GetMoves() []*Move {
@@ -5246,7 +5428,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5258,7 +5440,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[71]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5271,7 +5453,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{71}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *MoveVolumeRequest) GetRequest() *SwitchOverRequest {
@@ -5290,7 +5472,7 @@ type MoveVolumeResponse struct {
 
 func (x *MoveVolumeResponse) Reset() {
 	*x = MoveVolumeResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5302,7 +5484,7 @@ func (x *MoveVolumeResponse) String() string {
 func (*MoveVolumeResponse) ProtoMessage() {}
 
 func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[72]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5315,7 +5497,7 @@ func (x *MoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{72}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *MoveVolumeResponse) GetMove() *Move {
@@ -5334,7 +5516,7 @@ type PrepareHandoverRequest struct {
 
 func (x *PrepareHandoverRequest) Reset() {
 	*x = PrepareHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[73]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5346,7 +5528,7 @@ func (x *PrepareHandoverRequest) String() string {
 func (*PrepareHandoverRequest) ProtoMessage() {}
 
 func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[73]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5359,7 +5541,7 @@ func (x *PrepareHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{73}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *PrepareHandoverRequest) GetVolume() string {
@@ -5381,7 +5563,7 @@ type PrepareHandoverResponse struct {
 
 func (x *PrepareHandoverResponse) Reset() {
 	*x = PrepareHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[74]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5393,7 +5575,7 @@ func (x *PrepareHandoverResponse) String() string {
 func (*PrepareHandoverResponse) ProtoMessage() {}
 
 func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[74]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5406,7 +5588,7 @@ func (x *PrepareHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PrepareHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{74}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *PrepareHandoverResponse) GetAttachId() []byte {
@@ -5450,7 +5632,7 @@ type TakeHandoverRequest struct {
 
 func (x *TakeHandoverRequest) Reset() {
 	*x = TakeHandoverRequest{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[75]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5462,7 +5644,7 @@ func (x *TakeHandoverRequest) String() string {
 func (*TakeHandoverRequest) ProtoMessage() {}
 
 func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[75]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5475,7 +5657,7 @@ func (x *TakeHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverRequest.ProtoReflect.Descriptor instead.
 func (*TakeHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{75}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *TakeHandoverRequest) GetVolume() string {
@@ -5515,7 +5697,7 @@ type TakeHandoverResponse struct {
 
 func (x *TakeHandoverResponse) Reset() {
 	*x = TakeHandoverResponse{}
-	mi := &file_volume_volumepb_volume_proto_msgTypes[76]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5527,7 +5709,7 @@ func (x *TakeHandoverResponse) String() string {
 func (*TakeHandoverResponse) ProtoMessage() {}
 
 func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_volumepb_volume_proto_msgTypes[76]
+	mi := &file_volume_volumepb_volume_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5540,7 +5722,7 @@ func (x *TakeHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeHandoverResponse.ProtoReflect.Descriptor instead.
 func (*TakeHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{76}
+	return file_volume_volumepb_volume_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *TakeHandoverResponse) GetPath() string {
@@ -5558,7 +5740,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x05Needs\x12\x17\n" +
 	"\ain_sync\x18\x01 \x01(\rR\x06inSync\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x12\x19\n" +
-	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\x84\n" +
+	"\bstall_ms\x18\x03 \x01(\x03R\astallMs\"\xcf\n" +
 	"\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -5593,7 +5775,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\acontent\x18) \x01(\x0e2\x19.tandem.volume.v1.ContentR\acontent\x120\n" +
 	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x123\n" +
 	"\aplacing\x18+ \x01(\v2\x19.tandem.volume.v1.PlacingR\aplacing\x12\x14\n" +
-	"\x05thick\x18, \x01(\bR\x05thick\x12!\n" +
+	"\x05thick\x18, \x01(\bR\x05thick\x12I\n" +
+	"\x0fresync_priority\x18- \x01(\x0e2 .tandem.volume.v1.ResyncPriorityR\x0eresyncPriority\x12!\n" +
 	"\fjoined_group\x18\x1f \x01(\tR\vjoinedGroup\x12#\n" +
 	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
 	"\vfrom_volume\x183 \x01(\tR\n" +
@@ -5663,7 +5846,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\rhealed_blocks\x18\x0e \x01(\x04R\fhealedBlocks\x12\x18\n" +
 	"\asuspect\x18\x0f \x01(\bR\asuspect\x12!\n" +
 	"\fresync_waits\x18\x10 \x01(\bR\vresyncWaits\x120\n" +
-	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\xbe\x05\n" +
+	"\x14resync_rests_seconds\x18\x11 \x01(\x04R\x12resyncRestsSeconds\"\x89\x06\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -5680,8 +5863,9 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x0fmanual_failover\x18\x14 \x01(\bR\x0emanualFailover\x120\n" +
 	"\x06limits\x18* \x01(\v2\x18.tandem.volume.v1.LimitsR\x06limits\x123\n" +
 	"\aplacing\x18+ \x01(\v2\x19.tandem.volume.v1.PlacingR\aplacing\x12\x14\n" +
-	"\x05thick\x18, \x01(\bR\x05thick\x12\x1b\n" +
-	"\tnear_node\x18- \x01(\tR\bnearNode\x12\x14\n" +
+	"\x05thick\x18, \x01(\bR\x05thick\x12I\n" +
+	"\x0fresync_priority\x18- \x01(\x0e2 .tandem.volume.v1.ResyncPriorityR\x0eresyncPriority\x12\x1b\n" +
+	"\tnear_node\x18. \x01(\tR\bnearNode\x12\x14\n" +
 	"\x05group\x18\x1f \x01(\tR\x05group\x12#\n" +
 	"\rfrom_snapshot\x182 \x01(\tR\ffromSnapshot\x12\x1f\n" +
 	"\vfrom_volume\x183 \x01(\tR\n" +
@@ -5736,6 +5920,13 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05actor\x18\x04 \x01(\tR\x05actor\"G\n" +
 	"\x13LimitVolumeResponse\x120\n" +
+	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"\xaa\x01\n" +
+	"\x17PrioritiseVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12I\n" +
+	"\x0fresync_priority\x18\x02 \x01(\x0e2 .tandem.volume.v1.ResyncPriorityR\x0eresyncPriority\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\"L\n" +
+	"\x18PrioritiseVolumeResponse\x120\n" +
 	"\x06volume\x18\x01 \x01(\v2\x18.tandem.volume.v1.VolumeR\x06volume\"z\n" +
 	"\x13ResizeVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1d\n" +
@@ -6013,7 +6204,12 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x15REPLICA_STATE_IN_SYNC\x10\x02\x12\x17\n" +
 	"\x13REPLICA_STATE_STALE\x10\x03\x12\x19\n" +
 	"\x15REPLICA_STATE_SYNCING\x10\x04\x12\x19\n" +
-	"\x15REPLICA_STATE_FAULTED\x10\x05*b\n" +
+	"\x15REPLICA_STATE_FAULTED\x10\x05*\x80\x01\n" +
+	"\x0eResyncPriority\x12\x1f\n" +
+	"\x1bRESYNC_PRIORITY_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13RESYNC_PRIORITY_LOW\x10\x01\x12\x1a\n" +
+	"\x16RESYNC_PRIORITY_NORMAL\x10\x02\x12\x18\n" +
+	"\x14RESYNC_PRIORITY_HIGH\x10\x03*b\n" +
 	"\aContent\x12\x17\n" +
 	"\x13CONTENT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fCONTENT_WRITTEN\x10\x01\x12\x11\n" +
@@ -6028,7 +6224,7 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\x1eSWITCH_OVER_ACTION_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SWITCH_OVER_ACTION_NONE\x10\x01\x12\x1b\n" +
 	"\x17SWITCH_OVER_ACTION_MOVE\x10\x02\x12\x1e\n" +
-	"\x1aSWITCH_OVER_ACTION_REFUSED\x10\x032\xc1\x0f\n" +
+	"\x1aSWITCH_OVER_ACTION_REFUSED\x10\x032\xac\x10\n" +
 	"\aVolumes\x12]\n" +
 	"\fCreateVolume\x12%.tandem.volume.v1.CreateVolumeRequest\x1a&.tandem.volume.v1.CreateVolumeResponse\x12Z\n" +
 	"\vListVolumes\x12$.tandem.volume.v1.ListVolumesRequest\x1a%.tandem.volume.v1.ListVolumesResponse\x12`\n" +
@@ -6036,7 +6232,8 @@ const file_volume_volumepb_volume_proto_rawDesc = "" +
 	"\fUpdateVolume\x12%.tandem.volume.v1.UpdateVolumeRequest\x1a&.tandem.volume.v1.UpdateVolumeResponse\x12]\n" +
 	"\fResizeVolume\x12%.tandem.volume.v1.ResizeVolumeRequest\x1a&.tandem.volume.v1.ResizeVolumeResponse\x12Z\n" +
 	"\vGetExposure\x12$.tandem.volume.v1.GetExposureRequest\x1a%.tandem.volume.v1.GetExposureResponse\x12Z\n" +
-	"\vLimitVolume\x12$.tandem.volume.v1.LimitVolumeRequest\x1a%.tandem.volume.v1.LimitVolumeResponse\x12]\n" +
+	"\vLimitVolume\x12$.tandem.volume.v1.LimitVolumeRequest\x1a%.tandem.volume.v1.LimitVolumeResponse\x12i\n" +
+	"\x10PrioritiseVolume\x12).tandem.volume.v1.PrioritiseVolumeRequest\x1a*.tandem.volume.v1.PrioritiseVolumeResponse\x12]\n" +
 	"\fDeleteVolume\x12%.tandem.volume.v1.DeleteVolumeRequest\x1a&.tandem.volume.v1.DeleteVolumeResponse\x12c\n" +
 	"\x0eReplaceReplica\x12'.tandem.volume.v1.ReplaceReplicaRequest\x1a(.tandem.volume.v1.ReplaceReplicaResponse\x12]\n" +
 	"\fAttachVolume\x12%.tandem.volume.v1.AttachVolumeRequest\x1a&.tandem.volume.v1.AttachVolumeResponse\x12]\n" +
@@ -6079,220 +6276,229 @@ func file_volume_volumepb_volume_proto_rawDescGZIP() []byte {
 	return file_volume_volumepb_volume_proto_rawDescData
 }
 
-var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
+var file_volume_volumepb_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_volume_volumepb_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_volume_volumepb_volume_proto_goTypes = []any{
 	(Protection)(0),                  // 0: tandem.volume.v1.Protection
 	(Phase)(0),                       // 1: tandem.volume.v1.Phase
 	(ReplicaState)(0),                // 2: tandem.volume.v1.ReplicaState
-	(Content)(0),                     // 3: tandem.volume.v1.Content
-	(ImportAction)(0),                // 4: tandem.volume.v1.ImportAction
-	(SwitchOverAction)(0),            // 5: tandem.volume.v1.SwitchOverAction
-	(*Needs)(nil),                    // 6: tandem.volume.v1.Needs
-	(*Volume)(nil),                   // 7: tandem.volume.v1.Volume
-	(*Limits)(nil),                   // 8: tandem.volume.v1.Limits
-	(*Publication)(nil),              // 9: tandem.volume.v1.Publication
-	(*Verify)(nil),                   // 10: tandem.volume.v1.Verify
-	(*Damage)(nil),                   // 11: tandem.volume.v1.Damage
-	(*Attachment)(nil),               // 12: tandem.volume.v1.Attachment
-	(*Stall)(nil),                    // 13: tandem.volume.v1.Stall
-	(*Replica)(nil),                  // 14: tandem.volume.v1.Replica
-	(*CreateVolumeRequest)(nil),      // 15: tandem.volume.v1.CreateVolumeRequest
-	(*Placing)(nil),                  // 16: tandem.volume.v1.Placing
-	(*CreateVolumeResponse)(nil),     // 17: tandem.volume.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),       // 18: tandem.volume.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),      // 19: tandem.volume.v1.ListVolumesResponse
-	(*Orphan)(nil),                   // 20: tandem.volume.v1.Orphan
-	(*InspectVolumeRequest)(nil),     // 21: tandem.volume.v1.InspectVolumeRequest
-	(*InspectVolumeResponse)(nil),    // 22: tandem.volume.v1.InspectVolumeResponse
-	(*UpdateVolumeRequest)(nil),      // 23: tandem.volume.v1.UpdateVolumeRequest
-	(*UpdateVolumeResponse)(nil),     // 24: tandem.volume.v1.UpdateVolumeResponse
-	(*LimitVolumeRequest)(nil),       // 25: tandem.volume.v1.LimitVolumeRequest
-	(*LimitVolumeResponse)(nil),      // 26: tandem.volume.v1.LimitVolumeResponse
-	(*ResizeVolumeRequest)(nil),      // 27: tandem.volume.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),     // 28: tandem.volume.v1.ResizeVolumeResponse
-	(*GrowVolumeRequest)(nil),        // 29: tandem.volume.v1.GrowVolumeRequest
-	(*GrowVolumeResponse)(nil),       // 30: tandem.volume.v1.GrowVolumeResponse
-	(*EndAttachmentRequest)(nil),     // 31: tandem.volume.v1.EndAttachmentRequest
-	(*EndAttachmentResponse)(nil),    // 32: tandem.volume.v1.EndAttachmentResponse
-	(*ProtectVolumeRequest)(nil),     // 33: tandem.volume.v1.ProtectVolumeRequest
-	(*ProtectVolumeResponse)(nil),    // 34: tandem.volume.v1.ProtectVolumeResponse
-	(*DeleteVolumeRequest)(nil),      // 35: tandem.volume.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),     // 36: tandem.volume.v1.DeleteVolumeResponse
-	(*ReplaceReplicaRequest)(nil),    // 37: tandem.volume.v1.ReplaceReplicaRequest
-	(*ReplaceReplicaResponse)(nil),   // 38: tandem.volume.v1.ReplaceReplicaResponse
-	(*AttachVolumeRequest)(nil),      // 39: tandem.volume.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),     // 40: tandem.volume.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),      // 41: tandem.volume.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),     // 42: tandem.volume.v1.DetachVolumeResponse
-	(*PublishVolumeRequest)(nil),     // 43: tandem.volume.v1.PublishVolumeRequest
-	(*PublishVolumeResponse)(nil),    // 44: tandem.volume.v1.PublishVolumeResponse
-	(*UnpublishVolumeRequest)(nil),   // 45: tandem.volume.v1.UnpublishVolumeRequest
-	(*UnpublishVolumeResponse)(nil),  // 46: tandem.volume.v1.UnpublishVolumeResponse
-	(*FinishFormatRequest)(nil),      // 47: tandem.volume.v1.FinishFormatRequest
-	(*FinishFormatResponse)(nil),     // 48: tandem.volume.v1.FinishFormatResponse
-	(*StartVerifyRequest)(nil),       // 49: tandem.volume.v1.StartVerifyRequest
-	(*StartVerifyResponse)(nil),      // 50: tandem.volume.v1.StartVerifyResponse
-	(*StopVerifyRequest)(nil),        // 51: tandem.volume.v1.StopVerifyRequest
-	(*StopVerifyResponse)(nil),       // 52: tandem.volume.v1.StopVerifyResponse
-	(*GetVerifyRequest)(nil),         // 53: tandem.volume.v1.GetVerifyRequest
-	(*GetVerifyResponse)(nil),        // 54: tandem.volume.v1.GetVerifyResponse
-	(*WatchVolumeRequest)(nil),       // 55: tandem.volume.v1.WatchVolumeRequest
-	(*WatchVolumeResponse)(nil),      // 56: tandem.volume.v1.WatchVolumeResponse
-	(*ImportKvdbRequest)(nil),        // 57: tandem.volume.v1.ImportKvdbRequest
-	(*ImportKvdbResponse)(nil),       // 58: tandem.volume.v1.ImportKvdbResponse
-	(*ImportedVolume)(nil),           // 59: tandem.volume.v1.ImportedVolume
-	(*SilentNode)(nil),               // 60: tandem.volume.v1.SilentNode
-	(*ListReplicasRequest)(nil),      // 61: tandem.volume.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),     // 62: tandem.volume.v1.ListReplicasResponse
-	(*FoundReplica)(nil),             // 63: tandem.volume.v1.FoundReplica
-	(*MarkReplicaRequest)(nil),       // 64: tandem.volume.v1.MarkReplicaRequest
-	(*MarkReplicaResponse)(nil),      // 65: tandem.volume.v1.MarkReplicaResponse
-	(*ForceReplicaRequest)(nil),      // 66: tandem.volume.v1.ForceReplicaRequest
-	(*ForceReplicaResponse)(nil),     // 67: tandem.volume.v1.ForceReplicaResponse
-	(*GetExposureRequest)(nil),       // 68: tandem.volume.v1.GetExposureRequest
-	(*GetExposureResponse)(nil),      // 69: tandem.volume.v1.GetExposureResponse
-	(*Exposure)(nil),                 // 70: tandem.volume.v1.Exposure
-	(*ExposedInterval)(nil),          // 71: tandem.volume.v1.ExposedInterval
-	(*MissingReplica)(nil),           // 72: tandem.volume.v1.MissingReplica
-	(*SwitchOverRequest)(nil),        // 73: tandem.volume.v1.SwitchOverRequest
-	(*SwitchOverResponse)(nil),       // 74: tandem.volume.v1.SwitchOverResponse
-	(*Move)(nil),                     // 75: tandem.volume.v1.Move
-	(*SwitchOverList)(nil),           // 76: tandem.volume.v1.SwitchOverList
-	(*MoveVolumeRequest)(nil),        // 77: tandem.volume.v1.MoveVolumeRequest
-	(*MoveVolumeResponse)(nil),       // 78: tandem.volume.v1.MoveVolumeResponse
-	(*PrepareHandoverRequest)(nil),   // 79: tandem.volume.v1.PrepareHandoverRequest
-	(*PrepareHandoverResponse)(nil),  // 80: tandem.volume.v1.PrepareHandoverResponse
-	(*TakeHandoverRequest)(nil),      // 81: tandem.volume.v1.TakeHandoverRequest
-	(*TakeHandoverResponse)(nil),     // 82: tandem.volume.v1.TakeHandoverResponse
-	nil,                              // 83: tandem.volume.v1.Volume.LabelsEntry
-	nil,                              // 84: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	nil,                              // 85: tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	(*clusterdomainpb.Verified)(nil), // 86: tandem.clusterdomain.v1.Verified
-	(*clusterdomainpb.Receipt)(nil),  // 87: tandem.clusterdomain.v1.Receipt
+	(ResyncPriority)(0),              // 3: tandem.volume.v1.ResyncPriority
+	(Content)(0),                     // 4: tandem.volume.v1.Content
+	(ImportAction)(0),                // 5: tandem.volume.v1.ImportAction
+	(SwitchOverAction)(0),            // 6: tandem.volume.v1.SwitchOverAction
+	(*Needs)(nil),                    // 7: tandem.volume.v1.Needs
+	(*Volume)(nil),                   // 8: tandem.volume.v1.Volume
+	(*Limits)(nil),                   // 9: tandem.volume.v1.Limits
+	(*Publication)(nil),              // 10: tandem.volume.v1.Publication
+	(*Verify)(nil),                   // 11: tandem.volume.v1.Verify
+	(*Damage)(nil),                   // 12: tandem.volume.v1.Damage
+	(*Attachment)(nil),               // 13: tandem.volume.v1.Attachment
+	(*Stall)(nil),                    // 14: tandem.volume.v1.Stall
+	(*Replica)(nil),                  // 15: tandem.volume.v1.Replica
+	(*CreateVolumeRequest)(nil),      // 16: tandem.volume.v1.CreateVolumeRequest
+	(*Placing)(nil),                  // 17: tandem.volume.v1.Placing
+	(*CreateVolumeResponse)(nil),     // 18: tandem.volume.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),       // 19: tandem.volume.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),      // 20: tandem.volume.v1.ListVolumesResponse
+	(*Orphan)(nil),                   // 21: tandem.volume.v1.Orphan
+	(*InspectVolumeRequest)(nil),     // 22: tandem.volume.v1.InspectVolumeRequest
+	(*InspectVolumeResponse)(nil),    // 23: tandem.volume.v1.InspectVolumeResponse
+	(*UpdateVolumeRequest)(nil),      // 24: tandem.volume.v1.UpdateVolumeRequest
+	(*UpdateVolumeResponse)(nil),     // 25: tandem.volume.v1.UpdateVolumeResponse
+	(*LimitVolumeRequest)(nil),       // 26: tandem.volume.v1.LimitVolumeRequest
+	(*LimitVolumeResponse)(nil),      // 27: tandem.volume.v1.LimitVolumeResponse
+	(*PrioritiseVolumeRequest)(nil),  // 28: tandem.volume.v1.PrioritiseVolumeRequest
+	(*PrioritiseVolumeResponse)(nil), // 29: tandem.volume.v1.PrioritiseVolumeResponse
+	(*ResizeVolumeRequest)(nil),      // 30: tandem.volume.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),     // 31: tandem.volume.v1.ResizeVolumeResponse
+	(*GrowVolumeRequest)(nil),        // 32: tandem.volume.v1.GrowVolumeRequest
+	(*GrowVolumeResponse)(nil),       // 33: tandem.volume.v1.GrowVolumeResponse
+	(*EndAttachmentRequest)(nil),     // 34: tandem.volume.v1.EndAttachmentRequest
+	(*EndAttachmentResponse)(nil),    // 35: tandem.volume.v1.EndAttachmentResponse
+	(*ProtectVolumeRequest)(nil),     // 36: tandem.volume.v1.ProtectVolumeRequest
+	(*ProtectVolumeResponse)(nil),    // 37: tandem.volume.v1.ProtectVolumeResponse
+	(*DeleteVolumeRequest)(nil),      // 38: tandem.volume.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),     // 39: tandem.volume.v1.DeleteVolumeResponse
+	(*ReplaceReplicaRequest)(nil),    // 40: tandem.volume.v1.ReplaceReplicaRequest
+	(*ReplaceReplicaResponse)(nil),   // 41: tandem.volume.v1.ReplaceReplicaResponse
+	(*AttachVolumeRequest)(nil),      // 42: tandem.volume.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),     // 43: tandem.volume.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),      // 44: tandem.volume.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),     // 45: tandem.volume.v1.DetachVolumeResponse
+	(*PublishVolumeRequest)(nil),     // 46: tandem.volume.v1.PublishVolumeRequest
+	(*PublishVolumeResponse)(nil),    // 47: tandem.volume.v1.PublishVolumeResponse
+	(*UnpublishVolumeRequest)(nil),   // 48: tandem.volume.v1.UnpublishVolumeRequest
+	(*UnpublishVolumeResponse)(nil),  // 49: tandem.volume.v1.UnpublishVolumeResponse
+	(*FinishFormatRequest)(nil),      // 50: tandem.volume.v1.FinishFormatRequest
+	(*FinishFormatResponse)(nil),     // 51: tandem.volume.v1.FinishFormatResponse
+	(*StartVerifyRequest)(nil),       // 52: tandem.volume.v1.StartVerifyRequest
+	(*StartVerifyResponse)(nil),      // 53: tandem.volume.v1.StartVerifyResponse
+	(*StopVerifyRequest)(nil),        // 54: tandem.volume.v1.StopVerifyRequest
+	(*StopVerifyResponse)(nil),       // 55: tandem.volume.v1.StopVerifyResponse
+	(*GetVerifyRequest)(nil),         // 56: tandem.volume.v1.GetVerifyRequest
+	(*GetVerifyResponse)(nil),        // 57: tandem.volume.v1.GetVerifyResponse
+	(*WatchVolumeRequest)(nil),       // 58: tandem.volume.v1.WatchVolumeRequest
+	(*WatchVolumeResponse)(nil),      // 59: tandem.volume.v1.WatchVolumeResponse
+	(*ImportKvdbRequest)(nil),        // 60: tandem.volume.v1.ImportKvdbRequest
+	(*ImportKvdbResponse)(nil),       // 61: tandem.volume.v1.ImportKvdbResponse
+	(*ImportedVolume)(nil),           // 62: tandem.volume.v1.ImportedVolume
+	(*SilentNode)(nil),               // 63: tandem.volume.v1.SilentNode
+	(*ListReplicasRequest)(nil),      // 64: tandem.volume.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),     // 65: tandem.volume.v1.ListReplicasResponse
+	(*FoundReplica)(nil),             // 66: tandem.volume.v1.FoundReplica
+	(*MarkReplicaRequest)(nil),       // 67: tandem.volume.v1.MarkReplicaRequest
+	(*MarkReplicaResponse)(nil),      // 68: tandem.volume.v1.MarkReplicaResponse
+	(*ForceReplicaRequest)(nil),      // 69: tandem.volume.v1.ForceReplicaRequest
+	(*ForceReplicaResponse)(nil),     // 70: tandem.volume.v1.ForceReplicaResponse
+	(*GetExposureRequest)(nil),       // 71: tandem.volume.v1.GetExposureRequest
+	(*GetExposureResponse)(nil),      // 72: tandem.volume.v1.GetExposureResponse
+	(*Exposure)(nil),                 // 73: tandem.volume.v1.Exposure
+	(*ExposedInterval)(nil),          // 74: tandem.volume.v1.ExposedInterval
+	(*MissingReplica)(nil),           // 75: tandem.volume.v1.MissingReplica
+	(*SwitchOverRequest)(nil),        // 76: tandem.volume.v1.SwitchOverRequest
+	(*SwitchOverResponse)(nil),       // 77: tandem.volume.v1.SwitchOverResponse
+	(*Move)(nil),                     // 78: tandem.volume.v1.Move
+	(*SwitchOverList)(nil),           // 79: tandem.volume.v1.SwitchOverList
+	(*MoveVolumeRequest)(nil),        // 80: tandem.volume.v1.MoveVolumeRequest
+	(*MoveVolumeResponse)(nil),       // 81: tandem.volume.v1.MoveVolumeResponse
+	(*PrepareHandoverRequest)(nil),   // 82: tandem.volume.v1.PrepareHandoverRequest
+	(*PrepareHandoverResponse)(nil),  // 83: tandem.volume.v1.PrepareHandoverResponse
+	(*TakeHandoverRequest)(nil),      // 84: tandem.volume.v1.TakeHandoverRequest
+	(*TakeHandoverResponse)(nil),     // 85: tandem.volume.v1.TakeHandoverResponse
+	nil,                              // 86: tandem.volume.v1.Volume.LabelsEntry
+	nil,                              // 87: tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	nil,                              // 88: tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	(*clusterdomainpb.Verified)(nil), // 89: tandem.clusterdomain.v1.Verified
+	(*clusterdomainpb.Receipt)(nil),  // 90: tandem.clusterdomain.v1.Receipt
 }
 var file_volume_volumepb_volume_proto_depIdxs = []int32{
 	0,  // 0: tandem.volume.v1.Volume.protection:type_name -> tandem.volume.v1.Protection
-	83, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
+	86, // 1: tandem.volume.v1.Volume.labels:type_name -> tandem.volume.v1.Volume.LabelsEntry
 	1,  // 2: tandem.volume.v1.Volume.phase:type_name -> tandem.volume.v1.Phase
-	12, // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
-	13, // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
-	14, // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
-	10, // 6: tandem.volume.v1.Volume.verify:type_name -> tandem.volume.v1.Verify
-	11, // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
-	6,  // 8: tandem.volume.v1.Volume.needs:type_name -> tandem.volume.v1.Needs
-	9,  // 9: tandem.volume.v1.Volume.publication:type_name -> tandem.volume.v1.Publication
-	3,  // 10: tandem.volume.v1.Volume.content:type_name -> tandem.volume.v1.Content
-	8,  // 11: tandem.volume.v1.Volume.limits:type_name -> tandem.volume.v1.Limits
-	16, // 12: tandem.volume.v1.Volume.placing:type_name -> tandem.volume.v1.Placing
-	86, // 13: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
-	2,  // 14: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
-	0,  // 15: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	84, // 16: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
-	6,  // 17: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
-	8,  // 18: tandem.volume.v1.CreateVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
-	16, // 19: tandem.volume.v1.CreateVolumeRequest.placing:type_name -> tandem.volume.v1.Placing
-	7,  // 20: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	85, // 21: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
-	7,  // 22: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
-	20, // 23: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
-	7,  // 24: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	70, // 25: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	0,  // 26: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
-	6,  // 27: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
-	7,  // 28: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	8,  // 29: tandem.volume.v1.LimitVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
-	7,  // 30: tandem.volume.v1.LimitVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 31: tandem.volume.v1.ResizeVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	23, // 32: tandem.volume.v1.ProtectVolumeRequest.request:type_name -> tandem.volume.v1.UpdateVolumeRequest
-	7,  // 33: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 34: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 35: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 36: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 37: tandem.volume.v1.PublishVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 38: tandem.volume.v1.FinishFormatResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 39: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 40: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 41: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
-	7,  // 42: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
-	59, // 43: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
-	60, // 44: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
-	4,  // 45: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
-	63, // 46: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
-	7,  // 47: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
-	70, // 48: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
-	87, // 49: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
-	71, // 50: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
-	71, // 51: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
-	72, // 52: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
-	75, // 53: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
-	5,  // 54: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
-	75, // 55: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
-	73, // 56: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
-	75, // 57: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
-	15, // 58: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
-	18, // 59: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
-	21, // 60: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
-	23, // 61: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
-	27, // 62: tandem.volume.v1.Volumes.ResizeVolume:input_type -> tandem.volume.v1.ResizeVolumeRequest
-	68, // 63: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
-	25, // 64: tandem.volume.v1.Volumes.LimitVolume:input_type -> tandem.volume.v1.LimitVolumeRequest
-	35, // 65: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
-	37, // 66: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
-	39, // 67: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
-	41, // 68: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
-	43, // 69: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
-	45, // 70: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
-	47, // 71: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
-	55, // 72: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
-	49, // 73: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
-	51, // 74: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
-	53, // 75: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
-	57, // 76: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
-	66, // 77: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
-	73, // 78: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
-	77, // 79: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
-	29, // 80: tandem.volume.v1.Handovers.GrowVolume:input_type -> tandem.volume.v1.GrowVolumeRequest
-	33, // 81: tandem.volume.v1.Handovers.ProtectVolume:input_type -> tandem.volume.v1.ProtectVolumeRequest
-	79, // 82: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
-	81, // 83: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
-	31, // 84: tandem.volume.v1.Handovers.EndAttachment:input_type -> tandem.volume.v1.EndAttachmentRequest
-	61, // 85: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
-	64, // 86: tandem.volume.v1.Replicas.MarkReplica:input_type -> tandem.volume.v1.MarkReplicaRequest
-	17, // 87: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
-	19, // 88: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
-	22, // 89: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
-	24, // 90: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
-	28, // 91: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
-	69, // 92: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
-	26, // 93: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
-	36, // 94: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
-	38, // 95: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
-	40, // 96: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
-	42, // 97: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
-	44, // 98: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
-	46, // 99: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
-	48, // 100: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
-	56, // 101: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
-	50, // 102: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
-	52, // 103: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
-	54, // 104: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
-	58, // 105: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
-	67, // 106: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
-	74, // 107: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
-	78, // 108: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
-	30, // 109: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
-	34, // 110: tandem.volume.v1.Handovers.ProtectVolume:output_type -> tandem.volume.v1.ProtectVolumeResponse
-	80, // 111: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
-	82, // 112: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
-	32, // 113: tandem.volume.v1.Handovers.EndAttachment:output_type -> tandem.volume.v1.EndAttachmentResponse
-	62, // 114: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
-	65, // 115: tandem.volume.v1.Replicas.MarkReplica:output_type -> tandem.volume.v1.MarkReplicaResponse
-	87, // [87:116] is the sub-list for method output_type
-	58, // [58:87] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	13, // 3: tandem.volume.v1.Volume.attachment:type_name -> tandem.volume.v1.Attachment
+	14, // 4: tandem.volume.v1.Volume.stall:type_name -> tandem.volume.v1.Stall
+	15, // 5: tandem.volume.v1.Volume.replicas:type_name -> tandem.volume.v1.Replica
+	11, // 6: tandem.volume.v1.Volume.verify:type_name -> tandem.volume.v1.Verify
+	12, // 7: tandem.volume.v1.Volume.damage:type_name -> tandem.volume.v1.Damage
+	7,  // 8: tandem.volume.v1.Volume.needs:type_name -> tandem.volume.v1.Needs
+	10, // 9: tandem.volume.v1.Volume.publication:type_name -> tandem.volume.v1.Publication
+	4,  // 10: tandem.volume.v1.Volume.content:type_name -> tandem.volume.v1.Content
+	9,  // 11: tandem.volume.v1.Volume.limits:type_name -> tandem.volume.v1.Limits
+	17, // 12: tandem.volume.v1.Volume.placing:type_name -> tandem.volume.v1.Placing
+	3,  // 13: tandem.volume.v1.Volume.resync_priority:type_name -> tandem.volume.v1.ResyncPriority
+	89, // 14: tandem.volume.v1.Verify.last:type_name -> tandem.clusterdomain.v1.Verified
+	2,  // 15: tandem.volume.v1.Replica.state:type_name -> tandem.volume.v1.ReplicaState
+	0,  // 16: tandem.volume.v1.CreateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	87, // 17: tandem.volume.v1.CreateVolumeRequest.labels:type_name -> tandem.volume.v1.CreateVolumeRequest.LabelsEntry
+	7,  // 18: tandem.volume.v1.CreateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	9,  // 19: tandem.volume.v1.CreateVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
+	17, // 20: tandem.volume.v1.CreateVolumeRequest.placing:type_name -> tandem.volume.v1.Placing
+	3,  // 21: tandem.volume.v1.CreateVolumeRequest.resync_priority:type_name -> tandem.volume.v1.ResyncPriority
+	8,  // 22: tandem.volume.v1.CreateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	88, // 23: tandem.volume.v1.ListVolumesRequest.labels:type_name -> tandem.volume.v1.ListVolumesRequest.LabelsEntry
+	8,  // 24: tandem.volume.v1.ListVolumesResponse.volumes:type_name -> tandem.volume.v1.Volume
+	21, // 25: tandem.volume.v1.ListVolumesResponse.orphans:type_name -> tandem.volume.v1.Orphan
+	8,  // 26: tandem.volume.v1.InspectVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	73, // 27: tandem.volume.v1.InspectVolumeResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	0,  // 28: tandem.volume.v1.UpdateVolumeRequest.protection:type_name -> tandem.volume.v1.Protection
+	7,  // 29: tandem.volume.v1.UpdateVolumeRequest.needs:type_name -> tandem.volume.v1.Needs
+	8,  // 30: tandem.volume.v1.UpdateVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	9,  // 31: tandem.volume.v1.LimitVolumeRequest.limits:type_name -> tandem.volume.v1.Limits
+	8,  // 32: tandem.volume.v1.LimitVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	3,  // 33: tandem.volume.v1.PrioritiseVolumeRequest.resync_priority:type_name -> tandem.volume.v1.ResyncPriority
+	8,  // 34: tandem.volume.v1.PrioritiseVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 35: tandem.volume.v1.ResizeVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	24, // 36: tandem.volume.v1.ProtectVolumeRequest.request:type_name -> tandem.volume.v1.UpdateVolumeRequest
+	8,  // 37: tandem.volume.v1.DeleteVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 38: tandem.volume.v1.ReplaceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 39: tandem.volume.v1.AttachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 40: tandem.volume.v1.DetachVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 41: tandem.volume.v1.PublishVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 42: tandem.volume.v1.FinishFormatResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 43: tandem.volume.v1.StartVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 44: tandem.volume.v1.StopVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 45: tandem.volume.v1.GetVerifyResponse.volume:type_name -> tandem.volume.v1.Volume
+	8,  // 46: tandem.volume.v1.WatchVolumeResponse.volume:type_name -> tandem.volume.v1.Volume
+	62, // 47: tandem.volume.v1.ImportKvdbResponse.volumes:type_name -> tandem.volume.v1.ImportedVolume
+	63, // 48: tandem.volume.v1.ImportKvdbResponse.silent_nodes:type_name -> tandem.volume.v1.SilentNode
+	5,  // 49: tandem.volume.v1.ImportedVolume.action:type_name -> tandem.volume.v1.ImportAction
+	66, // 50: tandem.volume.v1.ListReplicasResponse.replicas:type_name -> tandem.volume.v1.FoundReplica
+	8,  // 51: tandem.volume.v1.ForceReplicaResponse.volume:type_name -> tandem.volume.v1.Volume
+	73, // 52: tandem.volume.v1.GetExposureResponse.exposure:type_name -> tandem.volume.v1.Exposure
+	90, // 53: tandem.volume.v1.GetExposureResponse.receipts:type_name -> tandem.clusterdomain.v1.Receipt
+	74, // 54: tandem.volume.v1.Exposure.open:type_name -> tandem.volume.v1.ExposedInterval
+	74, // 55: tandem.volume.v1.Exposure.past:type_name -> tandem.volume.v1.ExposedInterval
+	75, // 56: tandem.volume.v1.ExposedInterval.missing:type_name -> tandem.volume.v1.MissingReplica
+	78, // 57: tandem.volume.v1.SwitchOverResponse.move:type_name -> tandem.volume.v1.Move
+	6,  // 58: tandem.volume.v1.Move.action:type_name -> tandem.volume.v1.SwitchOverAction
+	78, // 59: tandem.volume.v1.SwitchOverList.moves:type_name -> tandem.volume.v1.Move
+	76, // 60: tandem.volume.v1.MoveVolumeRequest.request:type_name -> tandem.volume.v1.SwitchOverRequest
+	78, // 61: tandem.volume.v1.MoveVolumeResponse.move:type_name -> tandem.volume.v1.Move
+	16, // 62: tandem.volume.v1.Volumes.CreateVolume:input_type -> tandem.volume.v1.CreateVolumeRequest
+	19, // 63: tandem.volume.v1.Volumes.ListVolumes:input_type -> tandem.volume.v1.ListVolumesRequest
+	22, // 64: tandem.volume.v1.Volumes.InspectVolume:input_type -> tandem.volume.v1.InspectVolumeRequest
+	24, // 65: tandem.volume.v1.Volumes.UpdateVolume:input_type -> tandem.volume.v1.UpdateVolumeRequest
+	30, // 66: tandem.volume.v1.Volumes.ResizeVolume:input_type -> tandem.volume.v1.ResizeVolumeRequest
+	71, // 67: tandem.volume.v1.Volumes.GetExposure:input_type -> tandem.volume.v1.GetExposureRequest
+	26, // 68: tandem.volume.v1.Volumes.LimitVolume:input_type -> tandem.volume.v1.LimitVolumeRequest
+	28, // 69: tandem.volume.v1.Volumes.PrioritiseVolume:input_type -> tandem.volume.v1.PrioritiseVolumeRequest
+	38, // 70: tandem.volume.v1.Volumes.DeleteVolume:input_type -> tandem.volume.v1.DeleteVolumeRequest
+	40, // 71: tandem.volume.v1.Volumes.ReplaceReplica:input_type -> tandem.volume.v1.ReplaceReplicaRequest
+	42, // 72: tandem.volume.v1.Volumes.AttachVolume:input_type -> tandem.volume.v1.AttachVolumeRequest
+	44, // 73: tandem.volume.v1.Volumes.DetachVolume:input_type -> tandem.volume.v1.DetachVolumeRequest
+	46, // 74: tandem.volume.v1.Volumes.PublishVolume:input_type -> tandem.volume.v1.PublishVolumeRequest
+	48, // 75: tandem.volume.v1.Volumes.UnpublishVolume:input_type -> tandem.volume.v1.UnpublishVolumeRequest
+	50, // 76: tandem.volume.v1.Volumes.FinishFormat:input_type -> tandem.volume.v1.FinishFormatRequest
+	58, // 77: tandem.volume.v1.Volumes.WatchVolume:input_type -> tandem.volume.v1.WatchVolumeRequest
+	52, // 78: tandem.volume.v1.Volumes.StartVerify:input_type -> tandem.volume.v1.StartVerifyRequest
+	54, // 79: tandem.volume.v1.Volumes.StopVerify:input_type -> tandem.volume.v1.StopVerifyRequest
+	56, // 80: tandem.volume.v1.Volumes.GetVerify:input_type -> tandem.volume.v1.GetVerifyRequest
+	60, // 81: tandem.volume.v1.Volumes.ImportKvdb:input_type -> tandem.volume.v1.ImportKvdbRequest
+	69, // 82: tandem.volume.v1.Volumes.ForceReplica:input_type -> tandem.volume.v1.ForceReplicaRequest
+	76, // 83: tandem.volume.v1.Volumes.SwitchOver:input_type -> tandem.volume.v1.SwitchOverRequest
+	80, // 84: tandem.volume.v1.Handovers.MoveVolume:input_type -> tandem.volume.v1.MoveVolumeRequest
+	32, // 85: tandem.volume.v1.Handovers.GrowVolume:input_type -> tandem.volume.v1.GrowVolumeRequest
+	36, // 86: tandem.volume.v1.Handovers.ProtectVolume:input_type -> tandem.volume.v1.ProtectVolumeRequest
+	82, // 87: tandem.volume.v1.Handovers.PrepareHandover:input_type -> tandem.volume.v1.PrepareHandoverRequest
+	84, // 88: tandem.volume.v1.Handovers.TakeHandover:input_type -> tandem.volume.v1.TakeHandoverRequest
+	34, // 89: tandem.volume.v1.Handovers.EndAttachment:input_type -> tandem.volume.v1.EndAttachmentRequest
+	64, // 90: tandem.volume.v1.Replicas.ListReplicas:input_type -> tandem.volume.v1.ListReplicasRequest
+	67, // 91: tandem.volume.v1.Replicas.MarkReplica:input_type -> tandem.volume.v1.MarkReplicaRequest
+	18, // 92: tandem.volume.v1.Volumes.CreateVolume:output_type -> tandem.volume.v1.CreateVolumeResponse
+	20, // 93: tandem.volume.v1.Volumes.ListVolumes:output_type -> tandem.volume.v1.ListVolumesResponse
+	23, // 94: tandem.volume.v1.Volumes.InspectVolume:output_type -> tandem.volume.v1.InspectVolumeResponse
+	25, // 95: tandem.volume.v1.Volumes.UpdateVolume:output_type -> tandem.volume.v1.UpdateVolumeResponse
+	31, // 96: tandem.volume.v1.Volumes.ResizeVolume:output_type -> tandem.volume.v1.ResizeVolumeResponse
+	72, // 97: tandem.volume.v1.Volumes.GetExposure:output_type -> tandem.volume.v1.GetExposureResponse
+	27, // 98: tandem.volume.v1.Volumes.LimitVolume:output_type -> tandem.volume.v1.LimitVolumeResponse
+	29, // 99: tandem.volume.v1.Volumes.PrioritiseVolume:output_type -> tandem.volume.v1.PrioritiseVolumeResponse
+	39, // 100: tandem.volume.v1.Volumes.DeleteVolume:output_type -> tandem.volume.v1.DeleteVolumeResponse
+	41, // 101: tandem.volume.v1.Volumes.ReplaceReplica:output_type -> tandem.volume.v1.ReplaceReplicaResponse
+	43, // 102: tandem.volume.v1.Volumes.AttachVolume:output_type -> tandem.volume.v1.AttachVolumeResponse
+	45, // 103: tandem.volume.v1.Volumes.DetachVolume:output_type -> tandem.volume.v1.DetachVolumeResponse
+	47, // 104: tandem.volume.v1.Volumes.PublishVolume:output_type -> tandem.volume.v1.PublishVolumeResponse
+	49, // 105: tandem.volume.v1.Volumes.UnpublishVolume:output_type -> tandem.volume.v1.UnpublishVolumeResponse
+	51, // 106: tandem.volume.v1.Volumes.FinishFormat:output_type -> tandem.volume.v1.FinishFormatResponse
+	59, // 107: tandem.volume.v1.Volumes.WatchVolume:output_type -> tandem.volume.v1.WatchVolumeResponse
+	53, // 108: tandem.volume.v1.Volumes.StartVerify:output_type -> tandem.volume.v1.StartVerifyResponse
+	55, // 109: tandem.volume.v1.Volumes.StopVerify:output_type -> tandem.volume.v1.StopVerifyResponse
+	57, // 110: tandem.volume.v1.Volumes.GetVerify:output_type -> tandem.volume.v1.GetVerifyResponse
+	61, // 111: tandem.volume.v1.Volumes.ImportKvdb:output_type -> tandem.volume.v1.ImportKvdbResponse
+	70, // 112: tandem.volume.v1.Volumes.ForceReplica:output_type -> tandem.volume.v1.ForceReplicaResponse
+	77, // 113: tandem.volume.v1.Volumes.SwitchOver:output_type -> tandem.volume.v1.SwitchOverResponse
+	81, // 114: tandem.volume.v1.Handovers.MoveVolume:output_type -> tandem.volume.v1.MoveVolumeResponse
+	33, // 115: tandem.volume.v1.Handovers.GrowVolume:output_type -> tandem.volume.v1.GrowVolumeResponse
+	37, // 116: tandem.volume.v1.Handovers.ProtectVolume:output_type -> tandem.volume.v1.ProtectVolumeResponse
+	83, // 117: tandem.volume.v1.Handovers.PrepareHandover:output_type -> tandem.volume.v1.PrepareHandoverResponse
+	85, // 118: tandem.volume.v1.Handovers.TakeHandover:output_type -> tandem.volume.v1.TakeHandoverResponse
+	35, // 119: tandem.volume.v1.Handovers.EndAttachment:output_type -> tandem.volume.v1.EndAttachmentResponse
+	65, // 120: tandem.volume.v1.Replicas.ListReplicas:output_type -> tandem.volume.v1.ListReplicasResponse
+	68, // 121: tandem.volume.v1.Replicas.MarkReplica:output_type -> tandem.volume.v1.MarkReplicaResponse
+	92, // [92:122] is the sub-list for method output_type
+	62, // [62:92] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_volume_volumepb_volume_proto_init() }
@@ -6301,19 +6507,19 @@ func file_volume_volumepb_volume_proto_init() {
 		return
 	}
 	file_volume_volumepb_volume_proto_msgTypes[17].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[29].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[31].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[33].OneofWrappers = []any{}
 	file_volume_volumepb_volume_proto_msgTypes[35].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[43].OneofWrappers = []any{}
-	file_volume_volumepb_volume_proto_msgTypes[60].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[37].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[45].OneofWrappers = []any{}
+	file_volume_volumepb_volume_proto_msgTypes[62].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_volumepb_volume_proto_rawDesc), len(file_volume_volumepb_volume_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   80,
+			NumEnums:      7,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -23,27 +23,28 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Volumes_CreateVolume_FullMethodName    = "/tandem.volume.v1.Volumes/CreateVolume"
-	Volumes_ListVolumes_FullMethodName     = "/tandem.volume.v1.Volumes/ListVolumes"
-	Volumes_InspectVolume_FullMethodName   = "/tandem.volume.v1.Volumes/InspectVolume"
-	Volumes_UpdateVolume_FullMethodName    = "/tandem.volume.v1.Volumes/UpdateVolume"
-	Volumes_ResizeVolume_FullMethodName    = "/tandem.volume.v1.Volumes/ResizeVolume"
-	Volumes_GetExposure_FullMethodName     = "/tandem.volume.v1.Volumes/GetExposure"
-	Volumes_LimitVolume_FullMethodName     = "/tandem.volume.v1.Volumes/LimitVolume"
-	Volumes_DeleteVolume_FullMethodName    = "/tandem.volume.v1.Volumes/DeleteVolume"
-	Volumes_ReplaceReplica_FullMethodName  = "/tandem.volume.v1.Volumes/ReplaceReplica"
-	Volumes_AttachVolume_FullMethodName    = "/tandem.volume.v1.Volumes/AttachVolume"
-	Volumes_DetachVolume_FullMethodName    = "/tandem.volume.v1.Volumes/DetachVolume"
-	Volumes_PublishVolume_FullMethodName   = "/tandem.volume.v1.Volumes/PublishVolume"
-	Volumes_UnpublishVolume_FullMethodName = "/tandem.volume.v1.Volumes/UnpublishVolume"
-	Volumes_FinishFormat_FullMethodName    = "/tandem.volume.v1.Volumes/FinishFormat"
-	Volumes_WatchVolume_FullMethodName     = "/tandem.volume.v1.Volumes/WatchVolume"
-	Volumes_StartVerify_FullMethodName     = "/tandem.volume.v1.Volumes/StartVerify"
-	Volumes_StopVerify_FullMethodName      = "/tandem.volume.v1.Volumes/StopVerify"
-	Volumes_GetVerify_FullMethodName       = "/tandem.volume.v1.Volumes/GetVerify"
-	Volumes_ImportKvdb_FullMethodName      = "/tandem.volume.v1.Volumes/ImportKvdb"
-	Volumes_ForceReplica_FullMethodName    = "/tandem.volume.v1.Volumes/ForceReplica"
-	Volumes_SwitchOver_FullMethodName      = "/tandem.volume.v1.Volumes/SwitchOver"
+	Volumes_CreateVolume_FullMethodName     = "/tandem.volume.v1.Volumes/CreateVolume"
+	Volumes_ListVolumes_FullMethodName      = "/tandem.volume.v1.Volumes/ListVolumes"
+	Volumes_InspectVolume_FullMethodName    = "/tandem.volume.v1.Volumes/InspectVolume"
+	Volumes_UpdateVolume_FullMethodName     = "/tandem.volume.v1.Volumes/UpdateVolume"
+	Volumes_ResizeVolume_FullMethodName     = "/tandem.volume.v1.Volumes/ResizeVolume"
+	Volumes_GetExposure_FullMethodName      = "/tandem.volume.v1.Volumes/GetExposure"
+	Volumes_LimitVolume_FullMethodName      = "/tandem.volume.v1.Volumes/LimitVolume"
+	Volumes_PrioritiseVolume_FullMethodName = "/tandem.volume.v1.Volumes/PrioritiseVolume"
+	Volumes_DeleteVolume_FullMethodName     = "/tandem.volume.v1.Volumes/DeleteVolume"
+	Volumes_ReplaceReplica_FullMethodName   = "/tandem.volume.v1.Volumes/ReplaceReplica"
+	Volumes_AttachVolume_FullMethodName     = "/tandem.volume.v1.Volumes/AttachVolume"
+	Volumes_DetachVolume_FullMethodName     = "/tandem.volume.v1.Volumes/DetachVolume"
+	Volumes_PublishVolume_FullMethodName    = "/tandem.volume.v1.Volumes/PublishVolume"
+	Volumes_UnpublishVolume_FullMethodName  = "/tandem.volume.v1.Volumes/UnpublishVolume"
+	Volumes_FinishFormat_FullMethodName     = "/tandem.volume.v1.Volumes/FinishFormat"
+	Volumes_WatchVolume_FullMethodName      = "/tandem.volume.v1.Volumes/WatchVolume"
+	Volumes_StartVerify_FullMethodName      = "/tandem.volume.v1.Volumes/StartVerify"
+	Volumes_StopVerify_FullMethodName       = "/tandem.volume.v1.Volumes/StopVerify"
+	Volumes_GetVerify_FullMethodName        = "/tandem.volume.v1.Volumes/GetVerify"
+	Volumes_ImportKvdb_FullMethodName       = "/tandem.volume.v1.Volumes/ImportKvdb"
+	Volumes_ForceReplica_FullMethodName     = "/tandem.volume.v1.Volumes/ForceReplica"
+	Volumes_SwitchOver_FullMethodName       = "/tandem.volume.v1.Volumes/SwitchOver"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -74,6 +75,8 @@ type VolumesClient interface {
 	// LimitVolume changes the limits of a volume; the node where it is attached follows within moments. May be asked of any node. Errors: NOT_FOUND;
 	// INVALID_ARGUMENT; FAILED_PRECONDITION it is being deleted.
 	LimitVolume(ctx context.Context, in *LimitVolumeRequest, opts ...grpc.CallOption) (*LimitVolumeResponse, error)
+	// PrioritiseVolume changes the resync priority of the volume; all nodes follow within moments, with resyncs that run too. May be asked of any node. Errors as LimitVolume.
+	PrioritiseVolume(ctx context.Context, in *PrioritiseVolumeRequest, opts ...grpc.CallOption) (*PrioritiseVolumeResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached, or in a group that it did not come into when it was made.
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
@@ -199,6 +202,16 @@ func (c *volumesClient) LimitVolume(ctx context.Context, in *LimitVolumeRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LimitVolumeResponse)
 	err := c.cc.Invoke(ctx, Volumes_LimitVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) PrioritiseVolume(ctx context.Context, in *PrioritiseVolumeRequest, opts ...grpc.CallOption) (*PrioritiseVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PrioritiseVolumeResponse)
+	err := c.cc.Invoke(ctx, Volumes_PrioritiseVolume_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -382,6 +395,8 @@ type VolumesServer interface {
 	// LimitVolume changes the limits of a volume; the node where it is attached follows within moments. May be asked of any node. Errors: NOT_FOUND;
 	// INVALID_ARGUMENT; FAILED_PRECONDITION it is being deleted.
 	LimitVolume(context.Context, *LimitVolumeRequest) (*LimitVolumeResponse, error)
+	// PrioritiseVolume changes the resync priority of the volume; all nodes follow within moments, with resyncs that run too. May be asked of any node. Errors as LimitVolume.
+	PrioritiseVolume(context.Context, *PrioritiseVolumeRequest) (*PrioritiseVolumeResponse, error)
 	// DeleteVolume returns when the volume is marked for deletion; with wait when its replicas are removed. Deleting a volume that
 	// does not exist succeeds. Errors: FAILED_PRECONDITION while attached, or in a group that it did not come into when it was made.
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
@@ -463,6 +478,9 @@ func (UnimplementedVolumesServer) GetExposure(context.Context, *GetExposureReque
 }
 func (UnimplementedVolumesServer) LimitVolume(context.Context, *LimitVolumeRequest) (*LimitVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method LimitVolume not implemented")
+}
+func (UnimplementedVolumesServer) PrioritiseVolume(context.Context, *PrioritiseVolumeRequest) (*PrioritiseVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PrioritiseVolume not implemented")
 }
 func (UnimplementedVolumesServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
@@ -649,6 +667,24 @@ func _Volumes_LimitVolume_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(VolumesServer).LimitVolume(ctx, req.(*LimitVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_PrioritiseVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PrioritiseVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).PrioritiseVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_PrioritiseVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).PrioritiseVolume(ctx, req.(*PrioritiseVolumeRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -932,6 +968,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "LimitVolume",
 			Handler:    _Volumes_LimitVolume_Handler,
+		},
+		{
+			MethodName: "PrioritiseVolume",
+			Handler:    _Volumes_PrioritiseVolume_Handler,
 		},
 		{
 			MethodName: "DeleteVolume",

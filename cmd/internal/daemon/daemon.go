@@ -265,7 +265,7 @@ func (d *daemon) startVolumes(ctx context.Context, stops *stopper) error {
 	}
 	d.reconciler = volume.NewReconciler(d.catalogue, volume.ReconcilerOptions{
 		Node: d.node, Replicas: &localReplicas{pools: d.pools, volumes: d.volumes}, Logger: d.lg,
-		Limits: func(in map[replication.VolumeID]volume.Limits) { d.runtime.limit(in) },
+		Limits: func(in map[replication.VolumeID]volume.Limits) { d.runtime.limit(in) }, Priorities: d.volumes.SetResyncPriorities,
 	})
 	if d.runtime, err = newRuntime(d.c, d.volumes, d.security, d.boot, d.suspect, d.lg); err != nil {
 		return err
