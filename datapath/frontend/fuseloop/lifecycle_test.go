@@ -435,6 +435,31 @@ func syncDir(path string) error {
 	return unix.Syncfs(int(d.Fd()))
 }
 
+// A mount point of a process that died before it mounted there, or after it had unmounted, goes with the next New; what is not of ours stays.
+func TestRecoverMountPoints(t *testing.T) {
+	if err := Available(); err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	for _, d := range []string{"left", "full/of", "not an id"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := New(Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	for name, there := range map[string]bool{"left": false, "full": true, "not an id": true} {
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != there {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestUnescape(t *testing.T) {
 	for in, want := range map[string]string{`/a\040b`: "/a b", `/a\134`: `/a\`, `/a\`: `/a\`, `/a\9`: `/a\9`, `\011x`: "\tx"} {
 		if got := unescape(in); got != want {

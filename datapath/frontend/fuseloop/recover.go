@@ -2,6 +2,7 @@ package fuseloop
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // recover takes away the mounts and loop devices below dir. We have the lock,
@@ -48,6 +50,24 @@ func (f *Frontend) recover() error {
 			return err
 		}
 		f.lg.Info("leftover mount removed", zap.String("volume-id", id), zap.String("path", m))
+	}
+	return f.removeMountPoints()
+}
+
+// removeMountPoints removes the mount points on which nothing is mounted: their process died between the two.
+func (f *Frontend) removeMountPoints() error {
+	entries, err := os.ReadDir(f.dir)
+	if err != nil {
+		return fmt.Errorf("fuseloop: find leftover mount points: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() || !validID.MatchString(e.Name()) {
+			continue
+		}
+		// One that is no empty directory is not of ours.
+		if err := unix.Rmdir(filepath.Join(f.dir, e.Name())); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("fuseloop: remove leftover mount point: %w", err)
+		}
 	}
 	return nil
 }
