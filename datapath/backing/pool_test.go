@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pkg/xattr"
+
 	"github.com/tandem-storage/tandem/datapath/block"
 	"github.com/tandem-storage/tandem/datapath/block/blocktest"
 	"github.com/tandem-storage/tandem/datapath/frontend/fuseloop"
@@ -101,6 +103,33 @@ func TestCreateListRemove(t *testing.T) {
 	}
 	if left, err := os.ReadDir(p.path(trashDir)); err != nil || len(left) != 0 {
 		t.Errorf("left in the trash: %v, %v", left, err)
+	}
+}
+
+// TestListKnown: what is open here is named without being read, as long as it is there; the rest is read as by List.
+func TestListKnown(t *testing.T) {
+	p, r := newTestReplica(t, 8<<20, EngineAuto)
+	if err := os.Mkdir(p.path(replicasDir, "stray"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := xattr.FRemove(r.d, xattrSuperblock); err != nil { // nobody may find that out
+		t.Fatal(err)
+	}
+	list, err := p.ListKnown()
+	if err != nil || len(list) != 2 {
+		t.Fatalf("list %+v, %v", list, err)
+	}
+	if e := list[0]; e.Err != nil || e.Superblock != nil || e.Volume != testVolume || e.Replica != testReplica {
+		t.Errorf("entry of what is open %+v", e)
+	}
+	if e := list[1]; !errors.Is(e.Err, ErrIdentityMissing) {
+		t.Errorf("stray entry %+v", e)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if list, err = p.ListKnown(); err != nil || len(list) != 2 || !errors.Is(list[0].Err, ErrIdentityMissing) {
+		t.Errorf("after it was closed %+v, %v", list, err)
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 	"github.com/tandem-storage/tandem/replication"
 )
 
-// Tick tells the time. It is due every few hundred milliseconds, while Resting every few seconds.
+// Tick tells the time. It is due every few hundred milliseconds, while Resting every ten seconds.
 func (c *Coordinator) Tick(now int64) {
 	c.now = now
 	c.proposeAgain()

@@ -38,6 +38,17 @@ func TestRest(t *testing.T) {
 		}
 	}
 	c.eventually("it rests", rests)
+	c.eventually("nobody tells it the time alone", func() bool {
+		v.clock.Lock()
+		defer v.clock.Unlock()
+		return !v.clock.runs
+	})
+	r := &a.m.resting
+	r.Lock()
+	if !r.volumes[v] || r.end == nil {
+		t.Errorf("nobody tells the time to those that rest: %v", r.volumes)
+	}
+	r.Unlock()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if err := b.m.Close(ctx); err != nil {
@@ -47,5 +58,10 @@ func TestRest(t *testing.T) {
 	if rests() {
 		t.Error("it rests without a replica")
 	}
+	r.Lock()
+	if len(r.volumes) != 0 || r.end != nil {
+		t.Errorf("still told to rest: %v", r.volumes)
+	}
+	r.Unlock()
 	detach(t, a)
 }

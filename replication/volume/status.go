@@ -32,7 +32,7 @@ type Status struct {
 	Health       map[replication.ReplicaID]Health
 }
 
-// Status returns what the volume is doing; at most tickInterval old.
+// Status returns what the volume is doing; at most tickInterval old, and at rest as of when it came to rest or later.
 func (v *Volume) Status() *Status { return v.status.Load() }
 
 // Sealed returns what the in-sync replicas told of themselves at the takeover; nil before it has come to that.
