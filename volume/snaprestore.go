@@ -134,7 +134,7 @@ func (c *Catalogue) placeFrom(ctx context.Context, r Request, by *rules) (placed
 		want = len(placed)
 	}
 	if len(placed) < want {
-		return nil, nil, fmt.Errorf("%w: snapshot %s of volume %s is held by %d replicas that may be copied%s, and a volume is made from it only where it is held: ask for so many, and add others later",
+		return nil, nil, fmt.Errorf("%w: snapshot %s of volume %s is held by %d replicas that may be copied%s, and a volume is made from it only where it is held: ask for at most so many",
 			ErrTooFewNodes, s.Name, s.VolumeName, len(placed), why.detail())
 	}
 	return placed, look.Gets[0], nil
