@@ -65,7 +65,7 @@ func volumeOf(name, driver, handle, claim string) *corev1.PersistentVolume {
 }
 
 // cluster is a Kubernetes of nodes n1 and n2, with pods of all kinds on n1. It answers as the API server does, but for preconditions: make
-// test-kube has a real one.
+// test-e2e has a real one.
 func cluster(t *testing.T) *fake.Clientset {
 	t.Helper()
 	daemonSet := in("db", "of-a-daemonset")
